@@ -1,0 +1,206 @@
+"""Where a run happens: device, rank, compute dtype, collectives, seeds, environment.
+
+This module, `adamw` and `muon` are the only ones that name `torch.distributed`; this one and
+`paths` are the only ones that read the environment. Every collective is a no-op on one rank.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nanochat.errors import UserError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # evaluation on one rank may keep the others waiting
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The place of one process in a run."""
+
+    device: torch.device
+    rank: int
+    local_rank: int
+    world_size: int
+    compute_dtype: torch.dtype
+    """What matrices are multiplied in; parameters stay float32."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes and prints."""
+        return self.rank == 0
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def start(device_type: str = "") -> Runtime:
+    """Find the device (CUDA, then Apple MPS, then CPU, unless told) and join the other ranks.
+
+    Raises UserError when the device asked for is not there.
+    """
+    device_type = device_type or best_device_type()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device(device_type, local_rank) if device_type == "cuda" else _plain(device_type)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device_id)
+    return Runtime(
+        device=device,
+        rank=int(os.environ.get("RANK", "0")),
+        local_rank=local_rank,
+        world_size=world_size,
+        compute_dtype=compute_dtype(device),
+    )
+
+
+def stop() -> None:
+    """Leave the group of ranks; nothing to do on one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def best_device_type() -> str:
+    """The fastest kind of device that is here: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _plain(device_type: str) -> torch.device:
+    if device_type not in ("cpu", "mps"):
+        raise UserError(f"--device_type={device_type} is not known; use cuda, mps or cpu")
+    if device_type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device_type=mps: this machine has no Apple GPU; use cpu")
+    return torch.device(device_type)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32; NANOCHAT_DTYPE overrides."""
+    asked = os.environ.get("NANOCHAT_DTYPE")
+    if asked:
+        if asked not in DTYPES:
+            raise UserError(f"NANOCHAT_DTYPE={asked} is not known; use {' or '.join(DTYPES)}")
+        return DTYPES[asked]
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if fast else torch.float32
+
+
+# ---- collectives: every rank calls every one
+
+
+def all_reduce_sum(values: list[float]) -> list[float]:
+    """The sum over ranks of each number, in float64, on every rank."""
+    return _all_reduce(values, "SUM")
+
+
+def all_reduce_max(values: list[float]) -> list[float]:
+    """The maximum over ranks of each number, in float64, on every rank."""
+    return _all_reduce(values, "MAX")
+
+
+def _all_reduce(values: list[float], operation: str) -> list[float]:
+    if not dist.is_initialized():
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation))
+    result: list[float] = tensor.tolist()
+    return result
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather_objects(mine: Any) -> list[Any]:
+    """Every rank's object, in the order of ranks, on every rank."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def on_main_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns on the main rank, on every rank; its UserError is raised everywhere."""
+    outcome: list[Any] = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+# ---- seeds
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from (run seed, step, example ...): equal parts, equal seed, everywhere."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+# ---- environment
+
+
+def tracker_run() -> str | None:
+    """The name of the run in the tracker, or None when nothing is to be tracked."""
+    name = os.environ.get("WANDB_RUN", "")
+    return None if name in ("", "dummy") else name
+
+
+def hub_endpoint() -> str:
+    """Where data sets are downloaded from, without a trailing slash."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def hub_offline() -> bool:
+    """True when HF_HUB_OFFLINE forbids any download."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], str | None]]:
+    """Within it, SIGTERM and SIGINT only leave a note: calling what is yielded names the signal.
+
+    The loop asks after each step, saves and leaves; a second SIGINT interrupts at once.
+    """
+    received: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    watched = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in watched}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
