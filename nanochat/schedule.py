@@ -1,0 +1,97 @@
+"""How long a run is, how large its steps are, and how its rates move: pure functions of numbers."""
+
+import math
+from dataclasses import dataclass
+
+from nanochat.errors import UserError
+
+REFERENCE_BATCH_TOKENS = 2**19  # at the token budget of depth 12; "Power Lines", arXiv 2505.13738
+REFERENCE_BUDGET_TOKENS = 20 * 110_000_000  # 20 tokens for each parameter of depth 12
+BATCH_EXPONENT = 0.383  # B ~ D^0.383, arXiv 2505.13738
+
+
+def horizon_tokens(
+    *,
+    num_parameters: int,
+    flops_per_token: float,
+    target_tokens: int = -1,
+    target_flops: float = -1.0,
+    tokens_per_parameter: float = 20.0,
+) -> int:
+    """Tokens to train on: as given, else from a FLOP budget, else tokens per parameter.
+
+    Negative means not given. Raises UserError when nothing positive remains.
+    """
+    if target_tokens > 0:
+        return target_tokens
+    if target_flops > 0:
+        return max(1, int(target_flops / flops_per_token))
+    if tokens_per_parameter <= 0:
+        raise UserError(
+            f"--tokens_per_parameter={tokens_per_parameter} gives no horizon; use a positive"
+            " number (20 is usual), or --num_iterations or --target_flops"
+        )
+    return int(tokens_per_parameter * num_parameters)
+
+
+def batch_tokens(budget_tokens: int, sequence_len: int, world_size: int) -> int:
+    """Tokens of one optimizer step that suit a token budget, a whole number of rows a rank.
+
+    The law is B ~ D^0.383; the result is the nearest power of two, at most a fiftieth of the
+    budget (a short run needs steps more than it needs large ones).
+    """
+    ideal = REFERENCE_BATCH_TOKENS * (budget_tokens / REFERENCE_BUDGET_TOKENS) ** BATCH_EXPONENT
+    ideal = min(ideal, budget_tokens / 50)
+    unit = sequence_len * world_size
+    rows = 2 ** round(math.log2(max(1.0, ideal / unit)))
+    return int(rows) * unit
+
+
+def global_rows(total_batch_tokens: int, sequence_len: int, world_size: int) -> int:
+    """Rows of `sequence_len` tokens in one step. Raises UserError naming a size that divides."""
+    unit = sequence_len * world_size
+    if total_batch_tokens <= 0 or total_batch_tokens % unit:
+        nearest = max(1, round(total_batch_tokens / unit)) * unit
+        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+        raise UserError(
+            f"--total_batch_size={total_batch_tokens} is not a positive multiple of {unit}"
+            f" (max_seq_len {sequence_len} x {ranks}); try {nearest}"
+        )
+    return total_batch_tokens // sequence_len
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rates over a run of `num_steps` steps, each a multiplier of the rate at the plateau."""
+
+    num_steps: int
+    warmup_steps: int = 0
+    warmdown_share: float = 0.5
+    """Share of the run in which the rate falls linearly, at its end."""
+    final: float = 0.0
+    """Where the fall ends."""
+    momentum_warmup_steps: int = 300
+
+    def learning_rate(self, step: int) -> float:
+        """Multiplier for step 0 <= step < num_steps: rises to 1, stays, falls towards `final`."""
+        left = self.num_steps - step
+        warmdown_steps = round(self.warmdown_share * self.num_steps)
+        rising = (step + 1) / (self.warmup_steps + 1)
+        falling = left / warmdown_steps if warmdown_steps > 0 else 1.0
+        return self.final + (1.0 - self.final) * min(1.0, rising, falling)
+
+    def momentum(self, step: int) -> float:
+        """Muon's momentum: from 0.85 up to 0.95 while the first gradients settle."""
+        # A short run would spend all its steps below 0.95: let the rise take a tenth of it at most.
+        rise = max(1, min(self.momentum_warmup_steps, self.num_steps // 10))
+        share = min(1.0, step / rise)
+        return 0.85 + 0.10 * share
+
+    def weight_decay(self, step: int) -> float:
+        """Multiplier of the weight decay: falls linearly to zero."""
+        return 1.0 - step / self.num_steps
+
+
+def scaled_weight_decay(weight_decay: float, n_embd: int) -> float:
+    """Weight decay given at width 768, scaled as 1 / width^2."""
+    return weight_decay * (768 / n_embd) ** 2
