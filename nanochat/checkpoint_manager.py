@@ -1,0 +1,300 @@
+"""Checkpoints: whole or absent, found again by tag and step, checked before they are believed.
+
+A checkpoint of step N in a folder is
+    model_{N:06d}.pt             tensors by parameter name
+    optim_{N:06d}_rank{r}.pt     each rank's share of the optimizers' state
+    meta_{N:06d}.json            everything else, with size and sha256 of the files above
+The meta is written last: a checkpoint exists when its meta does.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from nanochat import paths, runtime
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+META_NAME = re.compile(r"meta_(\d{6,})\.json")
+COMPILE_PREFIX = "_orig_mod."
+TRAINING_COMMANDS = {
+    "base": "scripts.base_train",
+    "mid": "scripts.mid_train",
+    "sft": "scripts.chat_sft",
+    "rl": "scripts.chat_rl",
+}
+
+Meta = dict[str, Any]
+
+
+# ---- where
+
+
+def default_tag(n_layer: int) -> str:
+    """The folder of a model that was given no `--model_tag`."""
+    return f"d{n_layer}"
+
+
+def find_directory(stage: str, tag: str | None = None) -> Path:
+    """The folder of a stage's checkpoints: of `tag`, else the one saved to last.
+
+    Raises UserError naming the command that makes one.
+    """
+    root = paths.checkpoints_dir(stage)
+    if tag:
+        candidates = [root / tag]
+    else:
+        candidates = list(root.iterdir()) if root.is_dir() else []
+    saved = [(path.stat().st_mtime, path) for c in candidates for path in c.glob("meta_*.json")]
+    if not saved:
+        where = root / tag if tag else root
+        raise UserError(
+            f"no checkpoint in {where}; run python -m {TRAINING_COMMANDS[stage]} first"
+        )
+    return max(saved)[1].parent
+
+
+def find_stage() -> str:
+    """The furthest stage that has a checkpoint. Raises UserError when none has."""
+    for stage in ("rl", "sft", "mid", "base"):
+        if any(paths.checkpoints_dir(stage).glob("*/meta_*.json")):
+            return stage
+    raise UserError(f"no model in {paths.base_dir()}; run bash speedrun.sh, or scripts.base_train")
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps that have a meta, newest first; foreign files do not disturb."""
+    names = (META_NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
+    return sorted((int(name[1]) for name in names if name), reverse=True)
+
+
+def _file(directory: Path, kind: str, step: int, rank: int | None = None) -> Path:
+    if kind == "meta":
+        return directory / f"meta_{step:06d}.json"
+    owner = "" if rank is None else f"_rank{rank}"
+    return directory / f"{kind}_{step:06d}{owner}.pt"
+
+
+# ---- save
+
+
+class _HashingWriter:
+    """A file that digests what goes through it, so that nothing is read back to be checked."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
+    with paths.whole_file(path) as file:
+        writer = _HashingWriter(file)
+        torch.save(content, cast(IO[bytes], writer))
+    return {"size": writer.size, "sha256": writer.digest.hexdigest()}
+
+
+def save(
+    directory: Path,
+    step: int,
+    model: GPT,
+    optimizers: list[Any],
+    meta: Meta,
+    *,
+    rank: int,
+    keep: int,
+) -> None:
+    """Write one checkpoint; every rank calls it. Older ones than the `keep` newest are removed.
+
+    `meta["loader"]` is this rank's loader state; the ranks' states are merged into one.
+    Raises UserError on every rank when one of them cannot write (full disk); the checkpoints
+    that were there stay.
+    """
+    files: dict[str, Any] = {}
+    failure = ""
+    try:
+        path = _file(directory, "optim", step, rank)
+        files[path.name] = _save_tensors(path, [o.state_dict() for o in optimizers])
+        if rank == 0:
+            path = _file(directory, "model", step)
+            files[path.name] = _save_tensors(path, model.state_dict())
+    except (UserError, OSError, RuntimeError) as error:
+        failure = f"checkpoint of step {step} was not saved: {error}"
+    everyone = runtime.gather_objects((failure, files, meta["loader"]))
+    failure = next((theirs for theirs, _, _ in everyone if theirs), "")
+    if failure:
+        _remove(directory, step)
+        raise UserError(failure)
+    runtime.on_main_first(lambda: _finish_save(directory, step, meta, everyone, keep))
+
+
+def _finish_save(directory: Path, step: int, meta: Meta, everyone: list[Any], keep: int) -> None:
+    whole = {
+        "version": FORMAT_VERSION,
+        "step": step,
+        **meta,
+        "files": {name: facts for _, files, _ in everyone for name, facts in files.items()},
+        "loader": merge_loader_states([state for _, _, state in everyone]),
+    }
+    paths.write_whole(_file(directory, "meta", step), json.dumps(whole, indent=1))
+    for old in saved_steps(directory)[max(1, keep) :]:
+        _remove(directory, old)
+
+
+def _remove(directory: Path, step: int) -> None:
+    _file(directory, "meta", step).unlink(missing_ok=True)
+    for path in directory.glob(f"*_{step:06d}*.pt"):
+        path.unlink(missing_ok=True)
+
+
+def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """One state from the ranks' states: folders of lanes are united, the rest is equal anyway."""
+    merged: dict[str, Any] = {}
+    for state in states:
+        for key, value in state.items():
+            if isinstance(value, dict):
+                merged[key] = {**merged.get(key, {}), **value}
+            else:
+                merged[key] = value
+    return merged
+
+
+# ---- load
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are all there with the sizes and digests that its meta names."""
+
+    directory: Path
+    step: int
+    meta: Meta
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits that change when the model does."""
+        return model_identity(self.meta)
+
+    def load_model_state(self, device: torch.device) -> dict[str, Tensor]:
+        """Tensors by parameter name, prefixes of compiled modules taken off."""
+        path = _file(self.directory, "model", self.step)
+        state = torch.load(path, map_location=device, weights_only=True)
+        return {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in state.items()}
+
+    def load_optimizer_states(self, device: torch.device) -> list[list[Any]]:
+        """For each optimizer, the state dictionaries of all the ranks that saved."""
+        by_rank = [torch.load(path, map_location=device, weights_only=True) for path in self._optim()]
+        return [list(states) for states in zip(*by_rank, strict=True)]
+
+    def _optim(self) -> Iterator[Path]:
+        for rank in range(len(self.meta["files"]) - 1):
+            yield _file(self.directory, "optim", self.step, rank)
+
+
+def model_identity(meta: Meta) -> str:
+    """Sixteen hexadecimal digits that change when the model of this meta does."""
+    name = f"model_{meta['step']:06d}.pt"
+    return str(meta["files"][name]["sha256"])[:16]
+
+
+def read_meta(stage: str, tag: str | None = None, step: int | None = None) -> Meta:
+    """The meta of a stage's newest checkpoint (or of `step`), without opening its tensors."""
+    directory = find_directory(stage, tag)
+    steps = [step] if step is not None else saved_steps(directory)
+    for candidate in steps:
+        meta = _read_meta(directory, candidate)
+        if meta:
+            return meta
+    raise UserError(f"no readable checkpoint of step {step or 'any'} in {directory}")
+
+
+def _read_meta(directory: Path, step: int) -> Meta | None:
+    try:
+        meta = json.loads(_file(directory, "meta", step).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) and meta.get("version") == FORMAT_VERSION else None
+
+
+def newest_whole(directory: Path, step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint (or that of `step`) that passes its digests; damaged ones are named."""
+    for candidate in saved_steps(directory) if step is None else [step]:
+        meta = _read_meta(directory, candidate)
+        damage = "its meta cannot be read" if meta is None else _damage(directory, meta)
+        if meta is not None and not damage:
+            return Checkpoint(directory, candidate, meta)
+        logger.warning("checkpoint of step %d in %s is passed over: %s", candidate, directory, damage)
+    return None
+
+
+def _damage(directory: Path, meta: Meta) -> str:
+    for name, facts in meta["files"].items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["size"]:
+            return f"{name} has {path.stat().st_size} bytes and not {facts['size']}"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                return f"{name} has been changed (its sha256 differs)"
+    return ""
+
+
+def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
+    """The model that a meta describes, on `device`, its weights not yet set."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig.from_dict(meta["model"]), compute_dtype=compute_dtype)
+    model.to_empty(device=device)
+    model.init_weights(seed=0)
+    return model
+
+
+def refuse_other_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
+    """Raises UserError when the model of `meta` was trained with another tokenizer."""
+    if meta["tokenizer"] != tokenizer.content_hash:
+        raise UserError(
+            f"the checkpoint was trained with tokenizer {meta['tokenizer'][:12]}, but"
+            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; put the first one back"
+            " or train the model again with --fresh"
+        )
+
+
+def load_model(
+    stage: str, place: Runtime, model_tag: str | None = None, step: int | None = None
+) -> tuple[GPT, RustBPETokenizer, Meta]:
+    """A stage's model in evaluation mode, its tokenizer and its meta.
+
+    Raises UserError when there is none, when its files are damaged or the tokenizer is another.
+    """
+    directory = find_directory(stage, model_tag)
+    checkpoint = newest_whole(directory, step)
+    if checkpoint is None:
+        wanted = "whole checkpoint" if step is None else f"whole checkpoint of step {step}"
+        have = ", ".join(map(str, saved_steps(directory)))
+        raise UserError(f"no {wanted} in {directory} (steps there: {have}); train that stage again")
+    tokenizer = get_tokenizer()
+    refuse_other_tokenizer(checkpoint.meta, tokenizer)
+    model = build_model(checkpoint.meta, place.device, place.compute_dtype)
+    model.load_state_dict(checkpoint.load_model_state(place.device))
+    return model.eval(), tokenizer, checkpoint.meta
