@@ -162,6 +162,13 @@ def _finish_save(directory: Path, step: int, meta: Meta, everyone: list[Any], ke
         _remove(directory, old)
 
 
+def update_meta(directory: Path, step: int, **changes: Any) -> None:
+    """Replace facts in the meta of a checkpoint that is there; its tensors stay as they are."""
+    path = _file(directory, "meta", step)
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    paths.write_whole(path, json.dumps({**meta, **changes}, indent=1))
+
+
 def _remove(directory: Path, step: int) -> None:
     _file(directory, "meta", step).unlink(missing_ok=True)
     for path in directory.glob(f"*_{step:06d}*.pt"):

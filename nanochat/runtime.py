@@ -106,6 +106,11 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 # ---- collectives: every rank calls every one
 
 
+def world_size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def all_reduce_sum(values: list[float]) -> list[float]:
     """The sum over ranks of each number, in float64, on every rank."""
     return _all_reduce(values, "SUM")

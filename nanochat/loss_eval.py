@@ -1,0 +1,113 @@
+"""Bits per byte: a loss that does not depend on the tokenizer."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nanochat import dataset, runtime
+from nanochat.batch import Batch
+from nanochat.chat_data import masked_conversations
+from nanochat.dataloader import tokenizing_distributed_data_loader
+from nanochat.errors import UserError
+from nanochat.gpt import GPT
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import RustBPETokenizer, get_token_bytes
+
+ROWS_PER_PASS = 16
+
+
+class Conversations(Protocol):
+    """Any indexable source of conversations."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def text_bpb(
+    model: GPT,
+    tokenizer: RustBPETokenizer,
+    place: Runtime,
+    source: str,
+    num_tokens: int,
+    split: Literal["train", "val"] = "val",
+) -> float:
+    """Bits per byte on the first `num_tokens` tokens of a split of a source's text.
+
+    Raises UserError when that is not a positive number.
+    """
+    if num_tokens <= 0:
+        raise UserError(f"--eval_tokens={num_tokens} measures nothing; use 1 or more")
+    length = model.config.sequence_len
+    rows = ROWS_PER_PASS * place.world_size
+    batches = tokenizing_distributed_data_loader(
+        dataset.Documents(dataset.shard_paths(source, split)),
+        tokenizer,
+        rows=rows,
+        sequence_len=length,
+        rank=place.rank,
+        world_size=place.world_size,
+        num_steps=max(1, num_tokens // (rows * length)),
+    )
+    return _bpb(model, batches, place)
+
+
+def chat_bpb(
+    model: GPT, tokenizer: RustBPETokenizer, place: Runtime, held_out: Conversations
+) -> float:
+    """Bits per byte on the assistant's side of held-out conversations."""
+    batches = masked_conversations(
+        held_out,
+        tokenizer,
+        rows=ROWS_PER_PASS * place.world_size,
+        sequence_len=model.config.sequence_len,
+        rank=place.rank,
+        world_size=place.world_size,
+        num_epochs=1,
+        seed=0,
+    )
+    return _bpb(model, batches, place)
+
+
+def _bpb(model: GPT, batches: Iterable[Batch], place: Runtime) -> float:
+    token_bytes = get_token_bytes(place.device)
+    return evaluate_bpb(model, batches, token_bytes, device_batch_size=ROWS_PER_PASS)
+
+
+@torch.inference_mode()
+def evaluate_bpb(
+    model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, *, device_batch_size: int
+) -> float:
+    """Bits per UTF-8 byte of the batches' targets, over all ranks; every rank calls it.
+
+    token_bytes: (V,) bytes of each token, 0 for special tokens, which are left out of both sums.
+    Infinity when no byte was counted. Raises UserError when there is no batch at all.
+    """
+    was_training = model.training
+    model.eval()
+    nats, num_bytes, num_batches = 0.0, 0, 0
+    for batch in batches:
+        num_batches += 1
+        for first in range(0, batch.inputs.size(0), device_batch_size):
+            rows = slice(first, first + device_batch_size)
+            more_nats, more_bytes = _sums(model, batch.inputs[rows], batch.targets[rows], token_bytes)
+            nats, num_bytes = nats + more_nats, num_bytes + more_bytes
+    model.train(was_training)
+    total_nats, total_bytes, total_batches = runtime.all_reduce_sum(
+        [nats, float(num_bytes), float(num_batches)]
+    )
+    if total_batches == 0:
+        raise UserError("bits per byte over 0 steps is undefined; evaluate at least one step")
+    return total_nats / (math.log(2) * total_bytes) if total_bytes else math.inf
+
+
+def _sums(
+    model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor
+) -> tuple[float, int]:
+    inputs, targets = inputs.to(token_bytes.device), targets.to(token_bytes.device)
+    nll = model(inputs, targets)
+    sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
+    return float((nll * (sizes > 0)).sum(dtype=torch.float64)), int(sizes.sum())

@@ -1,0 +1,136 @@
+"""Reinforcement: sample answers, score them, and hand the loop batches weighted by advantage.
+
+The method is REINFORCE with the group's mean as baseline, on-policy, on sampled tokens only
+(GRPO of arXiv 2402.03300 without its clipping, its trust region and its division by the
+standard deviation; normalised over tokens as in DAPO, arXiv 2503.14476).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from nanochat import runtime
+from nanochat.batch import Batch
+from nanochat.chat import render_for_completion
+from nanochat.engine import Completion, Engine
+from nanochat.tokenizer import RustBPETokenizer
+
+
+class ScoredTask(Protocol):
+    """What reinforcement asks of a task."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def reward(self, conversation: dict[str, Any], completion: str) -> float: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    prompts_per_step: int
+    """Over all ranks."""
+    num_samples: int
+    """Answers to each prompt; their mean reward is the baseline."""
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer to one prompt."""
+
+    prompt: list[int]
+    completion: Completion
+    reward: float
+    advantage: float
+
+
+def sample_and_score(
+    engine: Engine, tokenizer: RustBPETokenizer, task: ScoredTask, indices: list[int],
+    sampling: Sampling, step: int,
+) -> list[Scored]:
+    """`num_samples` answers to each conversation of `indices`, with advantages."""
+    conversations = [task[index] for index in indices]
+    prompts = [render_for_completion(conversation, tokenizer) for conversation in conversations]
+    completions = engine.complete(
+        prompts,
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        seed=[runtime.derive_seed(sampling.seed, "rollout", step, index) for index in indices],
+        num_samples=sampling.num_samples,
+    )
+    scored: list[Scored] = []
+    for number, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
+        first = number * sampling.num_samples
+        group = completions[first : first + sampling.num_samples]
+        rewards = [task.reward(conversation, tokenizer.decode(one.tokens)) for one in group]
+        baseline = sum(rewards) / len(rewards)
+        for one, reward in zip(group, rewards, strict=True):
+            scored.append(Scored(prompt, one, reward, reward - baseline))
+    return scored
+
+
+def to_batch(scored: list[Scored], *, step: int, num_steps: int) -> Batch:
+    """One row an answer; targets are the sampled tokens, the stop token included.
+
+    Forced tokens (tool output) and the prompt are no targets. Every rank calls it, since the
+    norm counts the sampled targets of all ranks.
+    """
+    rows = [(one.prompt + one.completion.tokens) for one in scored]
+    length = -(-max(len(row) for row in rows) // 32) * 32  # few shapes, few allocations
+    inputs = torch.zeros(len(rows), length - 1, dtype=torch.int64)
+    targets = torch.full((len(rows), length - 1), -1, dtype=torch.int64)
+    weights = torch.zeros(len(rows), length - 1)
+    for i, (row, one) in enumerate(zip(rows, scored, strict=True)):
+        tokens = torch.tensor(row)
+        sampled = torch.tensor([0] * len(one.prompt) + one.completion.mask, dtype=torch.bool)
+        inputs[i, : len(row) - 1] = tokens[:-1]
+        targets[i, : len(row) - 1] = torch.where(sampled, tokens, -1)[1:]
+        weights[i] = one.advantage
+    num_targets = int((targets >= 0).sum())
+    (total,) = runtime.all_reduce_sum([float(num_targets)])
+    return Batch(
+        inputs=inputs,
+        targets=targets,
+        weights=weights,
+        norm=max(1.0, total / runtime.world_size()),
+        progress=(step + 1) / num_steps,
+        resume={"step": step + 1},
+    )
+
+
+def rollout_batches(
+    engine: Engine,
+    tokenizer: RustBPETokenizer,
+    task: ScoredTask,
+    sampling: Sampling,
+    *,
+    num_steps: int,
+    rank: int,
+    first_step: int = 0,
+    observe: Callable[[float, float], object] = lambda mean_reward, mean_length: None,
+) -> Iterator[Batch]:
+    """On-policy batches for the steps first_step ... num_steps; `observe` gets what was seen.
+
+    Step s takes prompts s * P ... of the task, P = prompts_per_step, dealt out over the ranks.
+    """
+    for step in range(first_step, num_steps):
+        first = step * sampling.prompts_per_step
+        prompts = range(first + rank, first + sampling.prompts_per_step, runtime.world_size())
+        indices = [index % len(task) for index in prompts]
+        scored = sample_and_score(engine, tokenizer, task, indices, sampling, step)
+        reward, length, count = runtime.all_reduce_sum([
+            sum(one.reward for one in scored),
+            float(sum(sum(one.completion.mask) for one in scored)),
+            float(len(scored)),
+        ])
+        observe(reward / count, length / count)
+        yield to_batch(scored, step=step, num_steps=num_steps)

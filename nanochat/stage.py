@@ -1,0 +1,432 @@
+"""What every training script does around the loop.
+
+A script says what its stage is (`Plan`); `run` finds out whether it is done already, resumes or
+begins, trains, saves, evaluates and writes the stage's section of the report.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from nanochat import (
+    checkpoint_manager,
+    loss_eval,
+    metrics,
+    optim,
+    paths,
+    report,
+    runtime,
+    trainer,
+)
+from nanochat.batch import Batch
+from nanochat.chat import render_for_completion
+from nanochat.checkpoint_manager import Checkpoint
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.gpt import GPT
+from nanochat.loss_eval import Conversations
+from nanochat.metrics import RunLog
+from nanochat.runtime import Runtime
+from nanochat.schedule import Schedule, scaled_weight_decay
+from nanochat.tokenizer import RustBPETokenizer
+from nanochat.trainer import Every, State
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = {"base": "BASE", "mid": "MID", "sft": "SFT", "rl": "RL"}
+TITLES = {
+    "base": "Pretraining",
+    "mid": "Midtraining",
+    "sft": "Supervised finetuning",
+    "rl": "Reinforcement learning",
+}
+SAMPLE_TOKENS = 64
+SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
+CPU_MICRO_BATCH_TOKENS = 4096  # larger ones only leave the cache, see dev/LOG.md
+CUDA_MICRO_BATCH_TOKENS = 65536  # where the search for the largest that fits begins
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Options that every training command has."""
+
+    model_tag: str = ""
+    """Folder of the checkpoints; empty means d<depth>."""
+    device_type: str = ""
+    """cuda, mps or cpu; empty means the fastest that is there."""
+    device_batch_size: int = -1
+    """Rows in one forward pass on one device; -1 means as many as fit. Does not change results."""
+    matrix_lr: float = 0.02
+    """Learning rate of the matrices (Muon)."""
+    embedding_lr: float = 0.2
+    """Learning rate of the token embedding (AdamW), scaled by (width / 768) ** -0.5."""
+    unembedding_lr: float = 0.004
+    """Learning rate of the unembedding (AdamW), scaled by (width / 768) ** -0.5."""
+    weight_decay: float = 0.0
+    """Decay of the matrices at width 768; scaled by 1 / width^2, falls to zero over the run."""
+    eval_every: int = 250
+    """Steps between evaluations; 0 means only after the last step."""
+    eval_tokens: int = 65536
+    """Validation tokens of each evaluation."""
+    save_every: int = 250
+    """Steps between checkpoints; 0 means only after the last step."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    fresh: bool = False
+    """Start from step 0 and replace what an earlier run of this stage saved."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the model; auto: on a GPU, and on a CPU not."""
+    seed: int = 42
+    """Of initial weights, data order and sampling."""
+
+
+# What may differ between a run and its continuation: it does not change what is learned.
+FREE_OPTIONS = {
+    "device_type", "device_batch_size", "eval_every", "eval_tokens", "save_every",
+    "keep_checkpoints", "fresh", "compile",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage of one run."""
+
+    stage: str
+    tag: str
+    options: LoopOptions
+    settings: dict[str, Any]
+    """What defines the run: an unfinished run goes on only with equal settings."""
+    source: str
+    """Whose validation text is read."""
+    tokenizer: RustBPETokenizer
+    model: GPT
+    """With the weights of step 0."""
+    schedule: Schedule
+    rows: int
+    """Of one optimizer step over all ranks."""
+    batches: Callable[[dict[str, Any] | None], Iterator[Batch]]
+    """From a loader state (None: from the start) to the batches that follow."""
+    samples: Callable[[], list[dict[str, str]]]
+    """A few texts of the trained model, for the report."""
+    held_out: Conversations | None = None
+    """Conversations that are not trained on."""
+    rate_scale: float = 1.0
+    """Share of the options' learning rates that is the plateau of this stage."""
+    prefetch: bool = True
+    observed: Callable[[], dict[str, float]] = dict
+    """Numbers that the maker of the batches wants logged with each step."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished stage that another one starts from."""
+
+    stage: str
+    tag: str
+    identity: str
+
+    def load(self, place: Runtime) -> tuple[GPT, RustBPETokenizer]:
+        """Its model, in training mode, and the tokenizer."""
+        model, tokenizer, _ = checkpoint_manager.load_model(self.stage, place, self.tag)
+        return model.train(), tokenizer
+
+
+def find_parent(stage: str, tag: str) -> Parent:
+    """The newest run of a stage (or the one of `tag`). Raises UserError when it is not done."""
+    meta = checkpoint_manager.read_meta(stage, tag or None)
+    tag = meta["settings"]["model_tag"]
+    if not meta["finished"]:
+        command = checkpoint_manager.TRAINING_COMMANDS[stage]
+        raise UserError(
+            f"{TITLES[stage]} of {tag} stands at step {meta['step']} and is not done;"
+            f" run python -m {command} again to go on"
+        )
+    return Parent(stage, tag, checkpoint_manager.model_identity(meta))
+
+
+@contextmanager
+def opened(device_type: str) -> Iterator[Runtime]:
+    """The runtime of a command, with words on stderr from the main rank; left again at the end."""
+    place = runtime.start(device_type)
+    level = logging.INFO if place.is_main else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        yield place
+    finally:
+        runtime.stop()
+
+
+def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
+    """The settings that define a run: options that change what is learned, and `more`."""
+    named = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
+    return {**named, **more}
+
+
+def finished(stage: str, tag: str, settings: dict[str, Any], fresh: bool) -> bool:
+    """True, and said so, when this very run is done. Raises UserError when another one is there."""
+    directory = paths.checkpoints_dir(stage) / tag
+    steps = [] if fresh else checkpoint_manager.saved_steps(directory)
+    if not steps:
+        return False
+    meta = checkpoint_manager.read_meta(stage, tag)
+    refuse_other_settings(directory, meta["settings"], settings)
+    if meta["finished"]:
+        logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
+    return bool(meta["finished"])
+
+
+def refuse_other_settings(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises UserError that names what differs."""
+    names = sorted(there.keys() | asked.keys())
+    differing = [name for name in names if there.get(name) != asked.get(name)]
+    if differing:
+        facts = "; ".join(f"{n}: {there.get(n)} there, {asked.get(n)} asked" for n in differing[:4])
+        raise UserError(
+            f"{directory} holds a run with other settings ({facts}); use --model_tag=NAME for a"
+            " second run beside it, or --fresh to replace it"
+        )
+
+
+def run(plan: Plan, place: Runtime) -> None:
+    """Train the stage to its end, from where it was left."""
+    directory = paths.checkpoints_dir(plan.stage) / plan.tag
+    options = plan.options
+    found = None if options.fresh else runtime.on_main_first(lambda: _find(directory, plan))
+    optimizers = optim.build_optimizers(
+        plan.model,
+        matrix_lr=options.matrix_lr * plan.rate_scale,
+        embedding_lr=options.embedding_lr * plan.rate_scale,
+        unembedding_lr=options.unembedding_lr * plan.rate_scale,
+        weight_decay=scaled_weight_decay(options.weight_decay, plan.model.config.n_embd),
+    )
+    start, resume = _begin(plan, optimizers, found, place)
+    log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, place.is_main)
+    log.truncate_after(start.step)
+    saver = _Saver(plan, directory, optimizers, place)
+    speed = measure_speed(plan.model, place)
+    _say_plan(plan, start, speed, place)
+
+    state, stopped = trainer.train(
+        compiled(plan.model, options.compile, place),
+        optimizers,
+        plan.batches(resume),
+        plan.schedule,
+        start,
+        device_batch_size=device_batch_size(plan, place),
+        every=[
+            Every(1, lambda _: plan.observed()),
+            Every(options.save_every, saver.save, at_end=False),
+            Every(options.eval_every, lambda _: evaluate(plan, place), at_end=False),
+        ],
+        save=saver.save,
+        place=place,
+        log=log,
+        speed=speed,
+        label=TITLES[plan.stage],
+        prefetch=plan.prefetch,
+        last_saved=lambda: saver.last or "none",
+    )
+    if stopped:
+        logger.warning(
+            "%s received: step %d is saved in %s; run the same command again to go on",
+            stopped.signal, state.step, directory,
+        )  # fmt: skip
+        log.close()
+        raise SystemExit(128 + {"SIGINT": 2, "SIGTERM": 15}[stopped.signal])
+    saver.save(state)  # before an evaluation that could fail
+    table = evaluate(plan, place)
+    if place.is_main:
+        log.log(state.step, **table)
+        report.write_section(plan.stage, _section(plan, state, table, log, speed, place))
+    saver.finish(state)
+    log.close()
+
+
+def _find(directory: Path, plan: Plan) -> tuple[Path, int] | None:
+    checkpoint = checkpoint_manager.newest_whole(directory)
+    if checkpoint is None:
+        return None
+    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings)
+    return directory, checkpoint.step
+
+
+def _begin(
+    plan: Plan, optimizers: list[Any], found: tuple[Path, int] | None, place: Runtime
+) -> tuple[State, dict[str, Any] | None]:
+    """The state before the next step and the loader's state, weights and moments restored."""
+    if found is None:
+        return State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False), None
+    directory, step = found
+    checkpoint = Checkpoint(directory, step, checkpoint_manager.read_meta(plan.stage, plan.tag, step))
+    plan.model.load_state_dict(checkpoint.load_model_state(place.device))
+    states = checkpoint.load_optimizer_states(place.device)
+    for optimizer, of_ranks in zip(optimizers, states, strict=True):
+        optimizer.load_merged(optim.merge_state_dicts(of_ranks))
+    meta = checkpoint.meta
+    logger.info("going on from step %d in %s", step, directory)
+    start = State(
+        step=step,
+        progress=meta["progress"],
+        loss=meta["loss"],
+        seconds=meta["train_seconds"],
+        tokens=meta["tokens"],
+        resume=meta["loader"],
+        is_last=step == plan.schedule.num_steps,
+    )
+    return start, meta["loader"]
+
+
+class _Saver:
+    """Writes checkpoints of one run and remembers the last."""
+
+    def __init__(self, plan: Plan, directory: Path, optimizers: list[Any], place: Runtime) -> None:
+        self.plan, self.directory, self.optimizers, self.place = plan, directory, optimizers, place
+        self.last = ""
+
+    def save(self, state: State) -> None:
+        self._write(state, is_finished=False)
+
+    def finish(self, state: State) -> None:
+        """Mark the run as done; only the meta changes."""
+        if self.place.is_main:
+            checkpoint_manager.update_meta(self.directory, state.step, finished=True)
+        runtime.barrier()
+
+    def _write(self, state: State, *, is_finished: bool) -> None:
+        meta = {
+            "stage": self.plan.stage,
+            "model": self.plan.model.config.to_dict(),
+            "tokenizer": self.plan.tokenizer.content_hash,
+            "settings": self.plan.settings,
+            "finished": is_finished,
+            "progress": state.progress,
+            "loss": state.loss,
+            "train_seconds": state.seconds,
+            "tokens": state.tokens,
+            "loader": state.resume,
+        }
+        checkpoint_manager.save(
+            self.directory, state.step, self.plan.model, self.optimizers, meta,
+            rank=self.place.rank, keep=self.plan.options.keep_checkpoints,
+        )  # fmt: skip
+        self.last = f"step {state.step} in {self.directory}"
+
+
+def compiled(model: GPT, wish: str, place: Runtime) -> nn.Module:
+    """The model compiled where that pays, else as it is; which one is said."""
+    if wish == "off" or (wish == "auto" and place.device.type != "cuda"):
+        logger.info("eager: torch.compile pays on long runs on a GPU (--compile=on to force it)")
+        return model
+    module: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return module
+
+
+def device_batch_size(plan: Plan, place: Runtime) -> int:
+    """Rows in one forward pass: as asked, else what suits the device, at most the rank's rows."""
+    rank_rows = plan.rows // place.world_size
+    if plan.options.device_batch_size > 0:
+        return min(plan.options.device_batch_size, rank_rows)
+    length = plan.model.config.sequence_len
+    tokens = CUDA_MICRO_BATCH_TOKENS if place.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
+    return max(1, min(rank_rows, tokens // length))
+
+
+def measure_speed(model: GPT, place: Runtime) -> trainer.Speed:
+    """What this device could do: from the table of known ones, else from a measured matmul."""
+    name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "CPU"
+    peak = metrics.peak_flops(name, place.compute_dtype)
+    if peak is None:
+        peak = metrics.measure_matmul_peak(place.device, place.compute_dtype)
+        logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
+    return trainer.Speed(model.flops_per_token(), peak)
+
+
+def _say_plan(plan: Plan, start: State, speed: trainer.Speed, place: Runtime) -> None:
+    config = plan.model.config
+    counts = plan.model.num_parameters()
+    logger.info(
+        "%s: depth %d, width %d, %d heads, vocabulary %d, context %d: %s parameters on %s x %d",
+        TITLES[plan.stage], config.n_layer, config.n_embd, config.n_head, config.vocab_size,
+        config.sequence_len, f"{counts['total']:,}", place.device.type, place.world_size,
+    )  # fmt: skip
+    logger.info("steps %d ... %d of %d rows", start.step + 1, plan.schedule.num_steps, plan.rows)
+
+
+def evaluate(plan: Plan, place: Runtime) -> dict[str, float]:
+    """Bits per byte of the plan's model by row of the report's table, printed as well."""
+    model, tokenizer = plan.model, plan.tokenizer
+    num_tokens = plan.options.eval_tokens
+    text = loss_eval.text_bpb(model, tokenizer, place, plan.source, num_tokens)
+    table = {"bits per byte, text": text}
+    if plan.held_out is not None:
+        chat = loss_eval.chat_bpb(model, tokenizer, place, plan.held_out)
+        table["bits per byte, answers"] = chat
+    logger.info("  %s", "  ".join(f"{label}: {value:.4f}" for label, value in table.items()))
+    return table
+
+
+def _section(
+    plan: Plan, state: State, table: dict[str, float], log: RunLog, speed: trainer.Speed,
+    place: Runtime,
+) -> dict[str, Any]:  # fmt: skip
+    history = log.history()
+    rate = state.tokens / state.seconds if state.seconds else math.nan
+    curves = {name: _curve(history, name) for name in ["loss", *table, *plan.observed()]}
+    share = speed.share_of_peak(rate, place.world_size)
+    return {
+        "title": TITLES[plan.stage],
+        "column": COLUMNS[plan.stage],
+        "order": list(COLUMNS).index(plan.stage),
+        "settings": plan.settings,
+        "metrics": {
+            "parameters": plan.model.num_parameters()["total"],
+            "steps": state.step,
+            "tokens": state.tokens,
+            "last loss": state.loss,
+            "tokens per second": rate,
+            "share of the device's peak": "n/a" if share is None else share,
+        },
+        "table": table,
+        "curves": {name: points for name, points in curves.items() if points},
+        "samples": plan.samples(),
+        "seconds": state.seconds,
+    }
+
+
+def continuations(engine: Engine, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """Greedy continuations of plain text, as samples for the report."""
+    tokenizer = engine.tokenizer
+    bos = tokenizer.get_bos_token_id()
+    completions = engine.complete(
+        [tokenizer.encode(prompt, prepend=bos) for prompt in prompts], max_tokens=SAMPLE_TOKENS
+    )
+    answers = [tokenizer.decode(one.tokens) for one in completions]
+    return _samples(prompts, answers)
+
+
+def answers(engine: Engine, questions: Sequence[str]) -> list[dict[str, str]]:
+    """Greedy answers to questions put in a chat, as samples for the report."""
+    tokenizer = engine.tokenizer
+    prompts = [
+        render_for_completion({"messages": [{"role": "user", "content": question}]}, tokenizer)
+        for question in questions
+    ]
+    completions = engine.complete(prompts, max_tokens=SAMPLE_TOKENS)
+    return _samples(questions, [tokenizer.decode(one.tokens) for one in completions])
+
+
+def _samples(prompts: Sequence[str], texts: list[str]) -> list[dict[str, str]]:
+    pairs = zip(prompts, texts, strict=True)
+    return [{"prompt": prompt, "answer": text} for prompt, text in pairs]
+
+
+def _curve(history: list[dict[str, Any]], name: str) -> list[list[float]]:
+    return [[line["step"], line[name]] for line in history if name in line]

@@ -1,0 +1,74 @@
+"""Bits per byte of a model on training and validation text.
+
+    python -m scripts.base_loss
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_loss
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat import checkpoint_manager, dataset, loss_eval, report, stage
+from nanochat.configurator import parse, run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Bits per byte of a model on training and validation text."""
+
+    source: Literal["base", "mid", "sft", "rl"] = "base"
+    """Stage whose model is measured."""
+    model_tag: str = ""
+    """Folder of the checkpoint; empty means the newest."""
+    step: int = -1
+    """Step of the checkpoint; -1 means the newest."""
+    eval_tokens: int = 262_144
+    """Tokens of each split; 0 is refused."""
+    device_type: str = ""
+    """cuda, mps or cpu; empty means the fastest that is there."""
+    fresh: bool = False
+    """Measure again what has been measured."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure both splits, or say that it is done."""
+    options = parse(Options, argv)
+    step = None if options.step == -1 else options.step
+    name = f"base_loss_{options.source}"
+    with stage.opened(options.device_type) as place:
+        meta = checkpoint_manager.read_meta(options.source, options.model_tag or None, step)
+        settings = {
+            "model": checkpoint_manager.model_identity(meta),
+            "tokens": options.eval_tokens,
+        }
+        done = report.read_section(name)
+        if done is not None and done["settings"] == settings and not options.fresh:
+            logger.info("bits per byte of %s are measured already: %s", options.source, done["metrics"])
+            return
+        tag = meta["settings"]["model_tag"]
+        model, tokenizer, meta = checkpoint_manager.load_model(options.source, place, tag, step)
+        measured = {
+            f"bits per byte, {words} text": loss_eval.text_bpb(
+                model, tokenizer, place, dataset.current_source(), options.eval_tokens, split
+            )
+            for split, words in (("train", "training"), ("val", "validation"))
+        }
+        for label, value in measured.items():
+            logger.info("%s: %.4f", label, value)
+        if place.is_main:
+            report.write_section(
+                name,
+                {
+                    "title": f"Bits per byte, {options.source} model",
+                    "column": None,
+                    "order": 10,
+                    "settings": settings,
+                    "metrics": measured,
+                },
+            )
+
+
+if __name__ == "__main__":
+    run(main)

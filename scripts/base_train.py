@@ -1,0 +1,133 @@
+"""Pretrain a model on the text of the current source.
+
+    python -m scripts.base_train --depth=4
+    torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat import dataset, schedule, stage
+from nanochat.batch import Batch
+from nanochat.checkpoint_manager import default_tag
+from nanochat.configurator import parse, run
+from nanochat.dataloader import tokenizing_distributed_data_loader
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import get_tokenizer
+
+SAMPLE_PROMPTS = ("The fox is", "Once upon a time", "Question: What day comes after Monday? Answer:")
+
+
+@dataclass(frozen=True)
+class Options(stage.LoopOptions):
+    """Pretrain a model on the text of the current source."""
+
+    depth: int = 20
+    """Layers; the width is 64 times as much, and everything else follows."""
+    head_dim: int = 128
+    """Width of an attention head; small depths take the nearest legal shape."""
+    max_seq_len: int = 2048
+    """Tokens of context."""
+    num_iterations: int = -1
+    """Optimizer steps; -1 means by --target_flops or --tokens_per_parameter."""
+    target_flops: float = -1.0
+    """FLOPs to spend; -1 means by --tokens_per_parameter."""
+    tokens_per_parameter: float = 20.0
+    """Training tokens for each parameter outside the embedding."""
+    total_batch_size: int = -1
+    """Tokens of one optimizer step over all ranks; -1 means by the token budget."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises."""
+    warmdown_share: float = 0.5
+    """Share of the run, at its end, in which the learning rate falls."""
+    final_lr: float = 0.0
+    """Where the learning rate ends, as a share of its plateau."""
+    source: str = ""
+    """Text to train on; empty means what nanochat.dataset chose last."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train to the end, or say that it is done."""
+    options = parse(Options, argv)
+    with stage.opened(options.device_type) as place:
+        pretrain(options, place)
+
+
+def pretrain(options: Options, place: Runtime) -> None:
+    """Everything between the options and the loop."""
+    tokenizer = get_tokenizer()
+    config = GPTConfig.from_depth(
+        options.depth,
+        vocab_size=tokenizer.get_vocab_size(),
+        sequence_len=options.max_seq_len,
+        head_dim=options.head_dim,
+    )
+    source = options.source or dataset.current_source()
+    tag = options.model_tag or default_tag(options.depth)
+    settings = stage.defining_settings(
+        options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash
+    )
+    if stage.finished("base", tag, settings, options.fresh):
+        return
+    model = GPT(config, compute_dtype=place.compute_dtype)
+    model.init_weights(options.seed)
+    model.to(place.device)
+    num_steps, rows = size(options, model, place.world_size)
+    documents = dataset.Documents(dataset.shard_paths(source, "train"))
+
+    def batches(resume: dict[str, Any] | None) -> Iterator[Batch]:
+        return tokenizing_distributed_data_loader(
+            documents,
+            tokenizer,
+            rows=rows,
+            sequence_len=options.max_seq_len,
+            rank=place.rank,
+            world_size=place.world_size,
+            num_steps=num_steps,
+            resume=resume,
+        )
+
+    plan = stage.Plan(
+        stage="base",
+        tag=tag,
+        options=options,
+        settings=settings,
+        source=source,
+        tokenizer=tokenizer,
+        model=model,
+        schedule=schedule.Schedule(
+            num_steps, options.warmup_steps, options.warmdown_share, options.final_lr
+        ),
+        rows=rows,
+        batches=batches,
+        samples=lambda: stage.continuations(Engine(model, tokenizer), SAMPLE_PROMPTS),
+    )
+    stage.run(plan, place)
+
+
+def size(options: Options, model: GPT, world_size: int) -> tuple[int, int]:
+    """Optimizer steps and rows of one step."""
+    if options.num_iterations == 0:
+        raise UserError("--num_iterations=0 trains nothing; use 1 or more, or -1 for the horizon")
+    counts = model.num_parameters()
+    budget = schedule.horizon_tokens(
+        num_parameters=counts["total"] - counts["embedding"],
+        flops_per_token=model.flops_per_token(),
+        target_flops=options.target_flops,
+        tokens_per_parameter=options.tokens_per_parameter,
+    )
+    length = options.max_seq_len
+    step_tokens = options.total_batch_size
+    if step_tokens == -1:
+        step_tokens = schedule.batch_tokens(budget, length, world_size)
+    rows = schedule.global_rows(step_tokens, length, world_size)
+    num_steps = options.num_iterations if options.num_iterations > 0 else budget // step_tokens
+    return max(1, num_steps), rows
+
+
+if __name__ == "__main__":
+    run(main)
