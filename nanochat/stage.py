@@ -269,7 +269,7 @@ def _begin(
     plan.model.load_state_dict(checkpoint.load_model_state(place.device))
     states = checkpoint.load_optimizer_states(place.device)
     for optimizer, of_ranks in zip(optimizers, states, strict=True):
-        optimizer.load_merged(optim.merge_state_dicts(of_ranks))
+        optimizer.load_merged(of_ranks)
     meta = checkpoint.meta
     logger.info("going on from step %d in %s", step, directory)
     start = State(

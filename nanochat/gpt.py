@@ -1,0 +1,317 @@
+"""The model, classic recipe: rotary, QK-norm, weightless RMSNorm, ReLU^2, grouped queries, soft cap.
+
+Parameters are float32; matrices are multiplied in the compute dtype, without autocast.
+
+B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.errors import UserError
+
+CHANNELS_PER_LAYER = 64
+
+
+class AttentionCache(Protocol):
+    """What the model asks of a cache of keys and values; storage and masks are the cache's."""
+
+    def positions(self, num_new: int) -> Tensor:
+        """(B, T) int64 positions of the next `num_new` tokens of each row."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v (B, K, T, D); attention of q (B, H, T, D) over all kept: (B, H, T, D)."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape and constants of a model; every field goes into its checkpoints."""
+
+    sequence_len: int = 2048
+    vocab_size: int = 65536
+    n_layer: int = 20
+    n_head: int = 10
+    n_kv_head: int = 10
+    n_embd: int = 1280
+    rope_base: float = 10_000.0
+    rms_eps: float = 1e-6
+    softcap: float = 15.0
+    """Logits are bent to +- this; Gemma 2, arXiv 2408.00118."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name}={value} must be 1 or more")
+        if self.n_embd % self.n_head or self.head_dim % 2:
+            raise UserError(
+                f"n_head={self.n_head} must divide n_embd={self.n_embd} into heads of even width"
+            )
+        if self.n_head % self.n_kv_head:
+            raise UserError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_depth(
+        cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128
+    ) -> "GPTConfig":
+        """The model of a depth: 64 channels a layer, heads of `head_dim` or the nearest legal width.
+
+        Raises UserError when the depth is not 1 or more.
+        """
+        if depth < 1:
+            raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 a node of GPUs")
+        if head_dim < 2:
+            raise UserError(f"--head_dim={head_dim} must be 2 or more; 128 is usual")
+        n_embd = CHANNELS_PER_LAYER * depth
+        legal = [n for n in range(1, n_embd // 2 + 1) if n_embd % (2 * n) == 0]
+        n_head = min(legal, key=lambda n: (abs(n_embd / n - head_dim), n))
+        return cls(
+            sequence_len=sequence_len,
+            vocab_size=vocab_size,
+            n_layer=depth,
+            n_head=n_head,
+            n_kv_head=n_head,
+            n_embd=n_embd,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "GPTConfig":
+        """The config of a checkpoint; fields it lacks get their default.
+
+        Raises UserError on a field that this version does not know.
+        """
+        unknown = saved.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(
+                f"the checkpoint's model has {', '.join(sorted(unknown))}, which this version does"
+                " not know; use the version that trained it"
+            )
+        return cls(**saved)
+
+
+class Linear(nn.Linear):
+    """A matrix kept in float32 and multiplied in the dtype of what comes in; no bias."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Rotary(nn.Module):
+    """Rotary embeddings, arXiv 2104.09864: halves of the head, turned by minus theta."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = config.sequence_len, config.head_dim // 2
+        self.register_buffer("cos", torch.empty(shape), persistent=False)
+        self.register_buffer("sin", torch.empty(shape), persistent=False)
+
+    def init_tables(self) -> None:
+        """Fill cos and sin, (sequence_len, D / 2) float32, one row a position."""
+        length, half = self.cos.shape
+        rates = self.config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), rates)
+        self.cos.copy_(angles.cos())
+        self.sin.copy_(angles.sin())
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, T, D / 2) at positions (B, T) or (T,)."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        return cos.unsqueeze(-3), sin.unsqueeze(-3)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, T, D) turned to its positions."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def norm(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension, without weights; arXiv 1910.07467."""
+    return F.rms_norm(x, (x.size(-1),), eps=eps)
+
+
+class Attention(nn.Module):
+    """Causal attention with QK-norm (arXiv 2010.04245) and grouped queries (arXiv 2305.13245)."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        kv_width = config.n_kv_head * config.head_dim
+        self.query = Linear(config.n_embd, config.n_embd)
+        self.key = Linear(config.n_embd, kv_width)
+        self.value = Linear(config.n_embd, kv_width)
+        self.output = Linear(config.n_embd, config.n_embd)
+
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], cache: AttentionCache | None
+    ) -> Tensor:
+        B, T, C = x.shape
+        D, eps = self.config.head_dim, self.config.rms_eps
+        q, k, v = (
+            matrix(x).view(B, T, -1, D).transpose(1, 2)
+            for matrix in (self.query, self.key, self.value)
+        )
+        q, k = norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps)
+        if cache is None:
+            y = attend_causally(q, k, v)
+        else:
+            y = cache.attend(self.layer, q, k, v)
+        return self.output(y.transpose(1, 2).reshape(B, T, C))
+
+
+def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q (B, H, T, D) over k, v (B, K, T, D), each token over itself and the past."""
+    is_grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, ReLU^2 (arXiv 2109.08668)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.down(F.relu(self.up(x)).square())
+        return hidden
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normed stream and added to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.eps = config.rms_eps
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], cache: AttentionCache | None
+    ) -> Tensor:
+        x = x + self.attention(norm(x, self.eps), turn, cache)
+        mixed: Tensor = x + self.mlp(norm(x, self.eps))
+        return mixed
+
+
+class GPT(nn.Module):
+    """Token ids to logits, or with targets to the loss of each of them."""
+
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.compute_dtype = config, compute_dtype
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.unembedding = Linear(config.n_embd, config.vocab_size)
+        self.rotary = Rotary(config)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter and table; equal seeds give equal weights on every device.
+
+        Matrices are uniform with standard deviation 1 / sqrt(fan in); what is added to the
+        stream begins at zero (arXiv 2203.03466), the unembedding nearly so.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.output.weight", "mlp.down.weight")):
+                parameter.zero_()
+                continue
+            draw = torch.empty(parameter.shape)
+            if parameter is self.embedding.weight:
+                draw.normal_(0.0, 1.0, generator=generator)
+            elif parameter is self.unembedding.weight:
+                draw.normal_(0.0, 0.001, generator=generator)
+            else:
+                bound = (3 / parameter.size(1)) ** 0.5
+                draw.uniform_(-bound, bound, generator=generator)
+            parameter.copy_(draw)
+        self.rotary.init_tables()
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        kv_cache: AttentionCache | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
+
+        idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
+        logits_at: (B,) int64, the one position of each row whose logits are wanted: (B, 1, V).
+        With a cache, idx continues what it holds. Raises UserError past `sequence_len`.
+        """
+        turn = self.rotary.at(self._positions(idx, kv_cache))
+        x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
+        for block in self.blocks:
+            x = block(x, turn, kv_cache)
+        x = norm(x, self.config.rms_eps)
+        if logits_at is not None:
+            x = x[torch.arange(x.size(0), device=x.device), logits_at].unsqueeze(1)
+        if targets is None:
+            return self._logits(x)
+        return self._nll(x, targets)
+
+    def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
+        T, limit = idx.size(1), self.config.sequence_len
+        if kv_cache is not None:
+            return kv_cache.positions(T)  # the cache refuses what is past its end
+        if T > limit:
+            raise UserError(f"{T} tokens are more than the model's context of {limit}; send fewer")
+        return torch.arange(T, device=idx.device)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.unembedding(x).float()
+        capped: Tensor = self.config.softcap * torch.tanh(logits / self.config.softcap)
+        return capped
+
+    def _nll(self, x: Tensor, targets: Tensor) -> Tensor:
+        flat = targets.flatten()
+        logits = self._logits(x).flatten(0, 1)
+        return F.cross_entropy(logits, flat, ignore_index=-1, reduction="none").view_as(targets)
+
+    def matrices(self) -> Iterator[nn.Parameter]:
+        """The weights of all blocks: what Muon moves."""
+        return self.blocks.parameters()
+
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters by group, and their "total"."""
+        counts = {
+            "embedding": self.embedding.weight.numel(),
+            "unembedding": self.unembedding.weight.numel(),
+            "matrices": sum(parameter.numel() for parameter in self.matrices()),
+        }
+        return {**counts, "total": sum(counts.values())}
+
+    def flops_per_token(self) -> float:
+        """Model FLOPs of training on one token of a full row, forward and backward.
+
+        6 for each weight that is multiplied, and 12 L H D T for attention: PaLM,
+        arXiv 2204.02311, appendix B.
+        """
+        counts, config = self.num_parameters(), self.config
+        attention = 12 * config.n_layer * config.n_embd * config.sequence_len
+        return float(6 * (counts["total"] - counts["embedding"]) + attention)

@@ -1,0 +1,38 @@
+"""Which optimizer moves which parameter, and how fast."""
+
+from nanochat import runtime
+from nanochat.adamw import DistAdamW
+from nanochat.gpt import GPT
+from nanochat.muon import DistMuon, Muon
+
+REFERENCE_WIDTH = 768  # rates of AdamW are given at this width
+
+
+def build_optimizers(
+    model: GPT,
+    *,
+    matrix_lr: float = 0.02,
+    embedding_lr: float = 0.2,
+    unembedding_lr: float = 0.004,
+    weight_decay: float = 0.0,
+) -> list[DistAdamW | Muon]:
+    """AdamW for embedding and unembedding, Muon for the matrices of the blocks.
+
+    AdamW's rates are scaled by (width / 768) ** -0.5; `weight_decay` is that of the matrices.
+    """
+    scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
+    adamw = DistAdamW(
+        [
+            {
+                "params": [("embedding.weight", model.embedding.weight)],
+                "lr": embedding_lr * scale,
+            },
+            {
+                "params": [("unembedding.weight", model.unembedding.weight)],
+                "lr": unembedding_lr * scale,
+            },
+        ]
+    )
+    kind = DistMuon if runtime.world_size() > 1 else Muon
+    matrices = [(f"blocks.{name}", matrix) for name, matrix in model.blocks.named_parameters()]
+    return [adamw, kind(matrices, lr=matrix_lr, weight_decay=weight_decay)]

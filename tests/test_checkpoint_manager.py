@@ -1,0 +1,155 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import checkpoint_manager as checkpoints
+from nanochat import paths
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+
+META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False, "loader": {"step": 1}}
+
+
+class PlainOptimizer:
+    """Stands for any optimizer: the checkpoint only asks for its state."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"moment": torch.full((3,), self.value)}
+
+
+@pytest.fixture
+def model() -> GPT:
+    config = GPTConfig.from_depth(1, vocab_size=32, sequence_len=8)
+    model = GPT(config)
+    model.init_weights(seed=1)
+    return model
+
+
+def save(directory: Path, step: int, model: GPT, keep: int = 5, **meta: object) -> None:
+    whole = {**META, "model": model.config.to_dict(), **meta}
+    optimizers = [PlainOptimizer(float(step))]
+    checkpoints.save(directory, step, model, optimizers, whole, rank=0, keep=keep)
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 7, model)
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 7
+    state = found.load_model_state(torch.device("cpu"))
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    [[optimizer]] = found.load_optimizer_states(torch.device("cpu"))
+    assert optimizer["moment"].tolist() == [7.0] * 3
+    rebuilt = checkpoints.build_model(found.meta, torch.device("cpu"), torch.float32)
+    assert rebuilt.config == model.config
+
+
+def test_prefixes_of_compiled_modules_are_taken_off_as_prefixes() -> None:
+    name = "_orig_mod.blocks.0._orig_mod.weight"
+    assert name.removeprefix(checkpoints.COMPILE_PREFIX) == "blocks.0._orig_mod.weight"
+
+
+def test_foreign_files_do_not_disturb_the_look_up(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 3, model)
+    for name in ("meta_latest.json", "meta_12.json", "model_000999.pt", "notes.txt", "meta_x.json"):
+        (tmp_path / name).write_text("{}")
+    assert checkpoints.saved_steps(tmp_path) == [3]
+
+
+def test_tags_need_not_look_like_a_depth(
+    tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    save(paths.checkpoints_dir("base") / "my run", 3, model)
+    assert checkpoints.find_directory("base").name == "my run"
+    assert checkpoints.find_stage() == "base"
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"no checkpoint in .*scripts\.chat_sft"):
+        checkpoints.find_directory("sft")
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, model: GPT) -> None:
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, model, keep=2)
+    assert checkpoints.saved_steps(tmp_path) == [10, 3]
+    assert len(list(tmp_path.glob("*.pt"))) == 4
+
+
+def test_a_checkpoint_without_meta_does_not_exist(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 1, model)
+    save(tmp_path, 2, model)
+    (tmp_path / "meta_000002.json").unlink()
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+
+
+@pytest.mark.parametrize("name", ["model_000002.pt", "optim_000002_rank0.pt"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_the_one_before_is_taken(
+    tmp_path: Path, model: GPT, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, model)
+    save(tmp_path, 2, model)
+    path = tmp_path / name
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[random.Random(0).randrange(len(data))] ^= 1
+        path.write_bytes(data)
+    elif how == "truncate":
+        path.write_bytes(data[:-1])
+    else:
+        path.unlink()
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+    assert name in caplog.text
+
+
+def test_a_failed_save_leaves_the_last_good_one(
+    tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, model)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="step 2 was not saved"):
+        save(tmp_path, 2, model)
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "meta_000001.json", "model_000001.pt", "optim_000001_rank0.pt",
+    }  # fmt: skip
+
+
+def test_the_meta_is_readable_and_can_be_updated(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 4, model)
+    checkpoints.update_meta(tmp_path, 4, finished=True)
+    meta = json.loads((tmp_path / "meta_000004.json").read_text())
+    assert meta["finished"] is True and meta["step"] == 4 and meta["loader"] == {"step": 1}
+
+
+def test_lanes_of_all_ranks_are_united() -> None:
+    merged = checkpoints.merge_loader_states(
+        [{"step": 3, "lanes": {"0": [1, 2]}}, {"step": 3, "lanes": {"1": [5, 6]}}]
+    )
+    assert merged == {"step": 3, "lanes": {"0": [1, 2], "1": [5, 6]}}
+
+
+def test_another_tokenizer_is_refused(model: GPT) -> None:
+    class Other:
+        content_hash = "another"
+
+    with pytest.raises(UserError, match="another tokenizer|trained with tokenizer"):
+        checkpoints.refuse_other_tokenizer({"tokenizer": "first"}, Other())  # type: ignore[arg-type]

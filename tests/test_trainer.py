@@ -1,0 +1,178 @@
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanochat import runtime, trainer
+from nanochat.batch import Batch
+from nanochat.errors import UserError
+from nanochat.metrics import RunLog
+from nanochat.schedule import Schedule
+from nanochat.trainer import Every, Speed, State
+
+VOCAB, ROWS, TIME = 11, 6, 5
+PLACE = runtime.Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
+START = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False)
+
+
+class TinyModel(nn.Module):
+    """Next token from the present one; gives nll (B, T) as GPT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, VOCAB)
+        nn.init.normal_(self.table.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = self.table(inputs).transpose(1, 2)
+        return nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+
+
+class PlainSGD:
+    def __init__(self, model: nn.Module, rate: float = 0.5) -> None:
+        parameters = list(model.parameters())
+        self.param_groups = [{"params": parameters, "lr": 0.0, "initial_lr": rate}]
+
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad, alpha=group["lr"])
+
+
+def batch(step: int, weights: bool = False, num_steps: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(VOCAB, (ROWS, TIME + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[step % ROWS, 2:] = -1
+    return Batch(
+        inputs=tokens[:, :-1],
+        targets=targets,
+        weights=torch.randn(ROWS, TIME, generator=generator) if weights else None,
+        norm=float((targets >= 0).sum()),
+        progress=(step + 1) / num_steps,
+        resume={"step": step + 1},
+    )
+
+
+def run(
+    tmp_path: Path,
+    batches: Iterator[Batch],
+    *,
+    model: nn.Module | None = None,
+    num_steps: int = 8,
+    **changes: object,
+) -> tuple[nn.Module, State, trainer.Stopped | None]:
+    model = model or TinyModel()
+    settings = {
+        "device_batch_size": ROWS,
+        "every": [],
+        "save": lambda state: None,
+        "place": PLACE,
+        "log": RunLog(tmp_path, "test", {}, True),
+        "speed": Speed(1.0, None),
+        "label": "test",
+        **changes,
+    }
+    schedule = Schedule(num_steps, warmdown_share=0.0)
+    state, stopped = trainer.train(model, [PlainSGD(model)], batches, schedule, START, **settings)
+    return model, state, stopped
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("device_batch_size", [1, 2, 4, 5])
+def test_the_parameters_do_not_depend_on_the_micro_batch(
+    tmp_path: Path, device_batch_size: int, weights: bool
+) -> None:
+    def batches() -> Iterator[Batch]:
+        return (batch(step, weights) for step in range(8))
+
+    whole, *_ = run(tmp_path, batches())
+    cut, *_ = run(tmp_path, batches(), device_batch_size=device_batch_size)
+    torch.testing.assert_close(cut.table.weight, whole.table.weight, atol=1e-6, rtol=1e-6)
+
+
+def test_the_first_loss_is_the_true_loss(tmp_path: Path) -> None:
+    model, first = TinyModel(), batch(0)
+    expected = float(model(first.inputs, first.targets).sum() / first.norm)
+    losses: list[float] = []
+    see = Every(1, lambda state: losses.append(state.loss))
+    run(tmp_path, (batch(step) for step in range(8)), every=[see], device_batch_size=4)
+    assert losses[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_batch_without_targets_moves_nothing(tmp_path: Path) -> None:
+    empty = dataclasses.replace(batch(0), targets=torch.full((ROWS, TIME), -1), norm=1.0)
+    model, state, _ = run(tmp_path, iter([empty]), num_steps=1)
+    assert state.loss == 0.0
+    assert torch.equal(model.table.weight, TinyModel().table.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    poisoned = dataclasses.replace(batch(3), norm=0.0)
+    batches = iter([batch(0), batch(1), poisoned])
+    model = TinyModel()
+    with pytest.raises(UserError, match=r"loss of step 3 is .*last good checkpoint: step 2"):
+        run(tmp_path, batches, model=model, last_saved=lambda: "step 2")
+    straight, *_ = run(tmp_path, iter([batch(0), batch(1)]), num_steps=2)
+    assert torch.equal(model.table.weight, straight.table.weight)
+
+
+def test_hooks_are_called_every_n_steps_and_after_the_last_one(tmp_path: Path) -> None:
+    called: dict[str, list[int]] = {"three": [], "never": [], "not at end": []}
+    every = [
+        Every(3, lambda state: called["three"].append(state.step)),
+        Every(0, lambda state: called["never"].append(state.step)),
+        Every(2, lambda state: called["not at end"].append(state.step), at_end=False),
+    ]
+    run(tmp_path, (batch(step) for step in range(8)), every=every)
+    assert called == {"three": [3, 6, 8], "never": [8], "not at end": [2, 4, 6]}
+
+
+def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
+    every = [Every(4, lambda state: {"bpb": state.step / 4})]
+    run(tmp_path, (batch(step) for step in range(8)), every=every, speed=Speed(2.0, 1e9))
+    history = RunLog(tmp_path, "test", {}, True).history()
+    assert [line["step"] for line in history] == list(range(1, 9))
+    assert [line["bpb"] for line in history if "bpb" in line] == [1.0, 2.0]
+    last = history[-1]
+    assert last["tokens"] == 8 * ROWS * TIME
+    assert last["mfu"] == pytest.approx(last["tokens_per_second"] * 2.0 / 1e9)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -> None:
+    saved: list[int] = []
+
+    def kick(state: State) -> None:
+        if state.step == 3:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    _, state, stopped = run(
+        tmp_path,
+        (batch(step) for step in range(8)),
+        every=[Every(1, kick)],
+        save=lambda state: saved.append(state.step),
+    )
+    assert stopped == trainer.Stopped(signal.Signals(number).name)
+    assert saved == [state.step] == [4]
+
+
+def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path) -> None:
+    plain, *_ = run(tmp_path, (batch(step) for step in range(8)), prefetch=False)
+    ahead, *_ = run(tmp_path, (batch(step) for step in range(8)), prefetch=True)
+    assert torch.equal(plain.table.weight, ahead.table.weight)
+
+    def broken() -> Iterator[Batch]:
+        yield batch(0)
+        raise UserError("shard_00003.parquet is damaged")
+
+    with pytest.raises(UserError, match="shard_00003"):
+        run(tmp_path, broken())
