@@ -1,0 +1,175 @@
+"""Numbers of a run: a live line, metrics.jsonl, the tracker; and what a device could do."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from nanochat import runtime
+from nanochat.errors import UserError
+
+# Dense bfloat16 FLOP/s by the vendors' data sheets; the first name that is part of the device's.
+PEAK_BFLOAT16 = {
+    "B200": 2.25e15,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+PLAIN_LINE_SECONDS = 10.0
+LINES_PER_SECOND = 4.0
+
+
+def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the maker of a known GPU claims for dense matrices; None when not known."""
+    if dtype != torch.bfloat16:
+        return None
+    return next((peak for name, peak in PEAK_BFLOAT16.items() if name in device_name), None)
+
+
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+    """FLOP/s of the best of a few square products on this device, in under a second."""
+    size = size or (1024 if device.type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+class RunLog:
+    """Appends numbers of each step to metrics.jsonl, and to the tracker when it names a run."""
+
+    def __init__(
+        self, directory: Path, name: str, settings: dict[str, Any], is_main: bool
+    ) -> None:
+        """Raises UserError when a tracker is asked for (WANDB_RUN) and not installed."""
+        self.path = directory / "metrics.jsonl"
+        self.is_main = is_main
+        self.tracker = _start_tracker(name, settings) if is_main else None
+
+    def log(self, step: int, **numbers: float) -> None:
+        """One line {"step": step, ...}; numbers that are not finite become null."""
+        if not self.is_main:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        if self.tracker is not None:
+            self.tracker.log(numbers, step=step)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All lines so far; one that was cut by a crash is left out."""
+        if not self.path.is_file():
+            return []
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def truncate_after(self, step: int) -> None:
+        """Drop lines of later steps, which a continued run is going to write again."""
+        if not self.is_main or not self.path.is_file():
+            return
+        kept = [line for line in self.history() if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Tell the tracker that the run has ended."""
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
+    run_name = runtime.tracker_run()
+    if run_name is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"WANDB_RUN={run_name} asks for a tracker that is not installed; install the extra"
+            " with uv sync --extra tracker, or unset WANDB_RUN"
+        ) from None
+    return wandb.init(project="nanochat", name=f"{run_name}-{name}", config=settings)
+
+
+class ProgressLine:
+    """Where long work stands: a live line on a terminal, now and then a plain line elsewhere."""
+
+    def __init__(self, total: int, label: str, is_main: bool) -> None:
+        self.total, self.label, self.is_main = total, label, is_main
+        self.console = Console(file=sys.stderr)
+        self.began = self.printed = time.monotonic()
+        self.first: int | None = None
+        self.live: Live | None = None
+
+    def __enter__(self) -> "ProgressLine":
+        if self.is_main and self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=LINES_PER_SECOND)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def update(self, done: int, **shown: str) -> None:
+        """Show that `done` of the total is done, with a few facts by name."""
+        if not self.is_main:
+            return
+        if self.first is None:
+            self.first = done - 1
+        now = time.monotonic()
+        line = self._line(done, now, shown)
+        if self.live is not None:
+            self.live.update(Text(line))
+        elif done == self.total or now - self.printed >= PLAIN_LINE_SECONDS:
+            self.printed = now
+            print(line, file=sys.stderr, flush=True)
+
+    def _line(self, done: int, now: float, shown: dict[str, str]) -> str:
+        assert self.first is not None
+        seconds_left = (now - self.began) / max(1, done - self.first) * (self.total - done)
+        facts = "  ".join(f"{name} {value}" for name, value in shown.items())
+        left = f"{clock(seconds_left)} left" if done < self.total else f"{clock(now - self.began)}"
+        return f"{self.label}  {done}/{self.total}  {facts}  {left}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 5 s, 3 min 20 s or 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

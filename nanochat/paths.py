@@ -1,0 +1,93 @@
+"""The base directory, every folder under it, and files that are whole or absent."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from nanochat.errors import UserError
+
+STAGE_FOLDERS = {
+    "base": "base_checkpoints",
+    "mid": "mid_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
+
+
+def base_dir() -> Path:
+    """Where everything that is made goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
+
+
+def data_dir(source: str) -> Path:
+    """Parquet shards of a source of text."""
+    return base_dir() / "data" / source
+
+
+def tokenizer_dir() -> Path:
+    """The trained tokenizer."""
+    return base_dir() / "tokenizer"
+
+
+def checkpoints_dir(stage: str) -> Path:
+    """Folders of checkpoints, one a tag, of stage base, mid, sft or rl."""
+    return base_dir() / STAGE_FOLDERS[stage]
+
+
+def report_dir() -> Path:
+    """The report and its sections."""
+    return base_dir() / "report"
+
+
+def eval_dir() -> Path:
+    """The bundle of the CORE metric."""
+    return base_dir() / "eval_bundle"
+
+
+def task_dir() -> Path:
+    """Files of chat tasks, by repository."""
+    return base_dir() / "task_data"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name only when all of it is on the disk.
+
+    Raises UserError on a full disk; what stood under the name before stays.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def disk_full(path: Path) -> UserError:
+    """The error of a disk without room for `path`."""
+    return UserError(
+        f"the disk is full: {path} was not written, and what was there stays; free some space or"
+        " set NANOCHAT_BASE_DIR to a larger disk, then run the command again"
+    )
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a small file that is whole or absent; text is UTF-8. Raises UserError as above."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
