@@ -1,6 +1,12 @@
-use pyo3::prelude::*;
+//! Byte-pair encoding: the split pattern, counting of words, merging, encoding.
+//!
+//! The algorithm knows no Python; `python.rs`, behind the feature `python`, is its face.
 
-#[pymodule]
-fn rustbpe(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
-}
+pub mod count;
+pub mod encode;
+pub mod error;
+pub mod merge;
+pub mod split;
+
+#[cfg(feature = "python")]
+mod python;

@@ -1,0 +1,295 @@
+"""Byte-pair encoding: trained by our Rust core, used through tiktoken or Hugging Face tokenizers.
+
+The vocabulary is 256 bytes, the merges in their order, then nine special tokens. Both backends are
+built from the same ranks and give the same ids. Text never becomes a special token.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self, overload
+
+import rustbpe
+import tiktoken
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+
+from nanochat import paths
+from nanochat.errors import UserError
+
+SPLIT_PATTERN: str = rustbpe.DEFAULT_PATTERN
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+FILE_NAME = "tokenizer.json"
+FORMAT = "nanochat tokenizer"
+FORMAT_VERSION = 1
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+
+
+class RustBPETokenizer:
+    """Text to ids and back; trained by rustbpe, encoded by tiktoken."""
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
+        """ranks: id of each token that is not special, by its bytes."""
+        self.ranks, self.pattern = ranks, pattern
+        self._special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self._bytes = sorted(ranks, key=lambda token: ranks[token])
+        self._names = list(SPECIAL_TOKENS)
+        self._build()
+
+    def _build(self) -> None:
+        """Make the encoder of this backend."""
+        self._tiktoken = tiktoken.Encoding(
+            "nanochat",
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
+            special_tokens=self._special,
+        )
+
+    @classmethod
+    def train_from_iterator(
+        cls, texts: Iterable[str], vocab_size: int, pattern: str = SPLIT_PATTERN
+    ) -> Self:
+        """Learn merges until there are `vocab_size` tokens, the nine special ones included.
+
+        There are fewer when the texts have no pair left to merge. Raises UserError on a
+        vocabulary below 265, on no text and on a bad pattern.
+        """
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(
+                f"--vocab_size={vocab_size} is below {MIN_VOCAB_SIZE} (256 bytes and"
+                f" {len(SPECIAL_TOKENS)} special tokens); use {MIN_VOCAB_SIZE} or more"
+            )
+        trainer = rustbpe.Tokenizer()
+        try:
+            trainer.train_from_iterator(
+                texts, vocab_size - len(SPECIAL_TOKENS), pattern=pattern
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return cls(dict(trainer.get_mergeable_ranks()), pattern)
+
+    # ---- the file
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json: readable, versioned, checksummed, whole or absent."""
+        content = self._content()
+        whole = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content), **content}
+        paths.write_whole(directory / FILE_NAME, json.dumps(whole, indent=0, ensure_ascii=True))
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Self:
+        """Read tokenizer.json. Raises UserError when it is missing, foreign or damaged."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"no tokenizer in {directory}; run python -m scripts.tok_train first")
+        remedy = "train it again with python -m scripts.tok_train --fresh"
+        try:
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            content = {name: whole[name] for name in ("pattern", "special_tokens", "merges")}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is not a tokenizer of ours; {remedy}") from None
+        if whole.get("format") != FORMAT or whole.get("version") != FORMAT_VERSION:
+            raise UserError(f"{path} has another format or version; {remedy}")
+        if whole.get("sha256") != _digest(content):
+            raise UserError(f"{path} is damaged (its checksum differs); {remedy}")
+        return cls(_ranks_of_merges(content["merges"]), content["pattern"])
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "pattern": self.pattern,
+            "special_tokens": list(SPECIAL_TOKENS),
+            "merges": _merges_of_ranks(self._bytes, self.ranks),
+        }
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of pattern, special tokens and merges: equal when the ids are."""
+        return _digest(self._content())
+
+    # ---- text to ids
+
+    @overload
+    def encode(
+        self, text: str, prepend: int | str | None = None, append: int | str | None = None,
+        num_threads: int = 8,
+    ) -> list[int]: ...  # fmt: skip
+
+    @overload
+    def encode(
+        self, text: list[str], prepend: int | str | None = None, append: int | str | None = None,
+        num_threads: int = 8,
+    ) -> list[list[int]]: ...  # fmt: skip
+
+    def encode(
+        self,
+        text: str | list[str],
+        prepend: int | str | None = None,
+        append: int | str | None = None,
+        num_threads: int = 8,
+    ) -> list[int] | list[list[int]]:
+        """Ids of a text, or of each text of a list; `prepend` and `append` are special tokens.
+
+        What looks like a special token in the text stays text. A lone surrogate, which is no
+        text, is encoded as U+FFFD.
+        """
+        before, after = self._special_ids(prepend), self._special_ids(append)
+        if isinstance(text, str):
+            return before + self._encode_batch([text], 1)[0] + after
+        return [before + ids + after for ids in self._encode_batch(text, num_threads)]
+
+    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        clean = [_without_lone_surrogates(text) for text in texts]
+        if len(clean) == 1:
+            return [self._tiktoken.encode_ordinary(clean[0])]
+        return self._tiktoken.encode_ordinary_batch(clean, num_threads=num_threads)
+
+    def _special_ids(self, token: int | str | None) -> list[int]:
+        if token is None:
+            return []
+        return [token if isinstance(token, int) else self.encode_special(token)]
+
+    def encode_special(self, name: str) -> int:
+        """The id of a special token. Raises KeyError when there is none of that name."""
+        return self._special[name]
+
+    # ---- ids to text
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        """Bytes of ids; special tokens give their names."""
+        return b"".join(map(self._token_bytes, ids))
+
+    def _token_bytes(self, token: int) -> bytes:
+        number = len(self._bytes)
+        return self._bytes[token] if token < number else self._names[token - number].encode()
+
+    def id_to_token(self, token: int) -> str:
+        """One token as text."""
+        return self.decode([token])
+
+    # ---- the vocabulary
+
+    def get_vocab_size(self) -> int:
+        """Number of ids, special tokens included: what a model's embedding must have."""
+        return len(self.ranks) + len(self._special)
+
+    def get_special_tokens(self) -> set[str]:
+        """Names of the special tokens."""
+        return set(self._special)
+
+    def get_bos_token_id(self) -> int:
+        """The token that every document and every row begins with."""
+        return self._special["<|bos|>"]
+
+    def token_bytes(self) -> list[int]:
+        """UTF-8 bytes of each id, 0 for special tokens: their sum over a text is its length."""
+        return [len(token) for token in self._bytes] + [0] * len(self._special)
+
+
+class HuggingFaceTokenizer(RustBPETokenizer):
+    """The same tokenizer on the backend of Hugging Face `tokenizers`."""
+
+    def _build(self) -> None:
+        self._tokenizer = huggingface_backend(self.ranks, self.pattern)
+
+    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        clean = [_without_lone_surrogates(text) for text in texts]
+        found = self._tokenizer.encode_batch(clean, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+
+def huggingface_backend(ranks: dict[bytes, int], pattern: str) -> tokenizers.Tokenizer:
+    """A `tokenizers.Tokenizer` with the same ids, without special tokens."""
+    order = sorted(ranks, key=lambda token: ranks[token])
+    letters = byte_letters()
+    names = ["".join(letters[byte] for byte in token) for token in order]
+    pairs = _merges_of_ranks(order, ranks)
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=[(names[left], names[right]) for left, right in pairs],
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def byte_letters() -> list[str]:
+    """The visible letter that stands for each byte in Hugging Face's byte-level vocabularies.
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    stand_ins = {byte: chr(0x100 + number) for number, byte in enumerate(hidden)}
+    return [stand_ins.get(byte, chr(byte)) for byte in range(256)]
+
+
+def _merges_of_ranks(order: list[bytes], ranks: dict[bytes, int]) -> list[list[int]]:
+    """[left id, right id] of each token after the 256 bytes.
+
+    A token's parts are what its bytes are merged to by the ranks below its own.
+    """
+    return [_parts(token, ranks) for token in order[256:]]
+
+
+def _parts(token: bytes, ranks: dict[bytes, int]) -> list[int]:
+    own = ranks[token]
+    pieces = [token[i : i + 1] for i in range(len(token))]
+    while len(pieces) > 2:
+        joined = [ranks.get(a + b, own) for a, b in zip(pieces, pieces[1:], strict=False)]
+        lowest = min(joined)
+        at = joined.index(lowest)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return [ranks[piece] for piece in pieces]
+
+
+def _ranks_of_merges(merges: list[list[int]]) -> dict[bytes, int]:
+    tokens = [bytes([byte]) for byte in range(256)]
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_lone_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def get_tokenizer() -> RustBPETokenizer:
+    """The tokenizer of this base directory. Raises UserError when it is not trained yet."""
+    return RustBPETokenizer.from_directory(paths.tokenizer_dir())
+
+
+def get_token_bytes(device: torch.device | str = "cpu") -> Tensor:
+    """(V,) int32 UTF-8 bytes of each token of this base directory's tokenizer."""
+    return torch.tensor(get_tokenizer().token_bytes(), dtype=torch.int32, device=device)
