@@ -1,0 +1,167 @@
+"""Conversation -> token ids and loss mask; the state machine of tool calls.
+
+    <|bos|><|user_start|>What is 3 + 4?<|user_end|>
+    <|assistant_start|><|python_start|>3 + 4<|python_end|><|output_start|>7<|output_end|>
+    3 + 4 is 7.<|assistant_end|>
+
+A conversation is {"messages": [{"role": "system" | "user" | "assistant", "content": ...}, ...]}
+with content a string or a list of parts {"type": "text" | "python" | "python_output", "text": ...}.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nanochat.errors import UserError
+
+Message = dict[str, Any]
+Conversation = dict[str, Any]
+
+
+class Tokenizer(Protocol):
+    """What the chat asks of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_special(self, name: str) -> int: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+def merge_system(messages: list[Message]) -> list[Message]:
+    """The messages with a leading system text put before the first user text, a blank line between.
+
+    Raises UserError when what remains is not user, assistant, user, ...
+    """
+    system = []
+    while messages and messages[0]["role"] == "system":
+        system.append(text_of(messages[0]["content"]))
+        messages = messages[1:]
+    if system:
+        if not messages or messages[0]["role"] != "user":
+            raise UserError("a system message must be followed by a user message")
+        first = "\n\n".join([*system, text_of(messages[0]["content"])])
+        messages = [{"role": "user", "content": first}, *messages[1:]]
+    for number, message in enumerate(messages):
+        expected = ("user", "assistant")[number % 2]
+        if message["role"] != expected:
+            raise UserError(
+                f"message {number + 1} is by {message['role']!r} where {expected!r} is expected;"
+                " user and assistant take turns, after at most one system text"
+            )
+    if not messages:
+        raise UserError("a conversation needs at least one message by the user")
+    return messages
+
+
+def text_of(content: str | list[dict[str, str]]) -> str:
+    """The text that a person reads: tool calls and their outputs are left out."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def render_conversation(
+    conversation: Conversation, tokenizer: Tokenizer, max_tokens: int | None = None
+) -> tuple[list[int], list[int]]:
+    """ids and mask of a conversation, cut at `max_tokens`.
+
+    mask: 1 on what the assistant samples (tool calls and the end token included), else 0.
+    """
+    ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
+    for message in merge_system(conversation["messages"]):
+        parts = _user(message) if message["role"] == "user" else _assistant(message)
+        for special, text, is_sampled in parts:
+            new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
+            ids += new
+            mask += [is_sampled] * len(new)
+    return ids[:max_tokens], mask[:max_tokens]
+
+
+# A piece of a rendered message: a special token or a text, and whether the assistant samples it.
+_Piece = tuple[str, str, int]
+
+
+def _user(message: Message) -> list[_Piece]:
+    text = text_of(message["content"])
+    return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
+
+
+def _assistant(message: Message) -> list[_Piece]:
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    pieces: list[_Piece] = [("<|assistant_start|>", "", 0)]
+    for part in parts:
+        kind, text = part["type"], part["text"]
+        if kind == "text":
+            pieces.append(("", text, 1))
+        elif kind == "python":
+            pieces += [("<|python_start|>", "", 1), ("", text, 1), ("<|python_end|>", "", 1)]
+        elif kind == "python_output":
+            pieces += [("<|output_start|>", "", 0), ("", text, 0), ("<|output_end|>", "", 0)]
+        else:
+            raise UserError(f"a part of type {kind!r}; use text, python or python_output")
+    return [*pieces, ("<|assistant_end|>", "", 1)]
+
+
+def render_for_completion(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """ids up to the point where the assistant is to speak; a trailing answer is dropped."""
+    messages = merge_system(conversation["messages"])
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    ids, _ = render_conversation({"messages": messages}, tokenizer)
+    return [*ids, tokenizer.encode_special("<|assistant_start|>")]
+
+
+def trim_to_fit(
+    messages: list[Message], tokenizer: Tokenizer, max_prompt_tokens: int
+) -> tuple[list[Message], int]:
+    """The last turns whose prompt fits, and how many messages were left out before them.
+
+    A system text stays. Raises UserError when even the last user message is too long.
+    """
+    num_system = sum(message["role"] == "system" for message in messages)
+    system, turns = messages[:num_system], messages[num_system:]
+    for dropped in range(0, max(1, len(turns)), 2):  # a user message and its answer at a time
+        kept = [*system, *turns[dropped:]]
+        num_tokens = len(render_for_completion({"messages": kept}, tokenizer))
+        if num_tokens <= max_prompt_tokens:
+            return kept, dropped
+    raise UserError(
+        f"the message has {num_tokens} tokens and the model's context has room for"
+        f" {max_prompt_tokens}; shorten it"
+    )
+
+
+class ToolCalls:
+    """Watches one answer: when a tool call ends, names the tokens that must follow.
+
+    >>> calls.feed(token)  # [] or <|output_start|> ... <|output_end|>
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, evaluate: Callable[[str], str | None], max_output_tokens: int
+    ) -> None:
+        self.tokenizer, self.evaluate = tokenizer, evaluate
+        self.max_output_tokens = max_output_tokens
+        self.start, self.end, self.output_start, self.output_end = (
+            tokenizer.encode_special(f"<|{name}|>")
+            for name in ("python_start", "python_end", "output_start", "output_end")
+        )
+        self.expression: list[int] | None = None
+
+    def feed(self, token: int) -> list[int]:
+        """Tokens forced after a sampled token: mostly none, the tool's output after a call.
+
+        A call that the tool refuses gets no output, as in the training data.
+        """
+        if token == self.start:
+            self.expression = []
+        elif token == self.end and self.expression is not None:
+            result = self.evaluate(self.tokenizer.decode(self.expression))
+            self.expression = None
+            if result is not None:
+                output = self.tokenizer.encode(result)[: self.max_output_tokens]
+                return [self.output_start, *output, self.output_end]
+        elif self.expression is not None:
+            self.expression.append(token)
+        return []
