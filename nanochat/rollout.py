@@ -29,7 +29,7 @@ class ScoredTask(Protocol):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RolloutPlan:
     """How answers are drawn."""
 
     prompts_per_step: int
@@ -54,23 +54,23 @@ class Scored:
 
 def sample_and_score(
     engine: Engine, tokenizer: RustBPETokenizer, task: ScoredTask, indices: list[int],
-    sampling: Sampling, step: int,
+    plan: RolloutPlan, step: int,
 ) -> list[Scored]:
     """`num_samples` answers to each conversation of `indices`, with advantages."""
     conversations = [task[index] for index in indices]
     prompts = [render_for_completion(conversation, tokenizer) for conversation in conversations]
     completions = engine.complete(
         prompts,
-        max_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        seed=[runtime.derive_seed(sampling.seed, "rollout", step, index) for index in indices],
-        num_samples=sampling.num_samples,
+        max_tokens=plan.max_new_tokens,
+        temperature=plan.temperature,
+        top_k=plan.top_k,
+        seed=[runtime.derive_seed(plan.seed, "rollout", step, index) for index in indices],
+        num_samples=plan.num_samples,
     )
     scored: list[Scored] = []
     for number, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
-        first = number * sampling.num_samples
-        group = completions[first : first + sampling.num_samples]
+        first = number * plan.num_samples
+        group = completions[first : first + plan.num_samples]
         rewards = [task.reward(conversation, tokenizer.decode(one.tokens)) for one in group]
         baseline = sum(rewards) / len(rewards)
         for one, reward in zip(group, rewards, strict=True):
@@ -111,7 +111,7 @@ def rollout_batches(
     engine: Engine,
     tokenizer: RustBPETokenizer,
     task: ScoredTask,
-    sampling: Sampling,
+    plan: RolloutPlan,
     *,
     num_steps: int,
     rank: int,
@@ -123,10 +123,10 @@ def rollout_batches(
     Step s takes prompts s * P ... of the task, P = prompts_per_step, dealt out over the ranks.
     """
     for step in range(first_step, num_steps):
-        first = step * sampling.prompts_per_step
-        prompts = range(first + rank, first + sampling.prompts_per_step, runtime.world_size())
+        first = step * plan.prompts_per_step
+        prompts = range(first + rank, first + plan.prompts_per_step, runtime.world_size())
         indices = [index % len(task) for index in prompts]
-        scored = sample_and_score(engine, tokenizer, task, indices, sampling, step)
+        scored = sample_and_score(engine, tokenizer, task, indices, plan, step)
         reward, length, count = runtime.all_reduce_sum([
             sum(one.reward for one in scored),
             float(sum(sum(one.completion.mask) for one in scored)),

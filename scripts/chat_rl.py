@@ -75,7 +75,7 @@ def reinforce(options: Options, place: Runtime) -> None:
     if num_steps == -1:
         num_steps = max(1, options.num_epochs * len(task) // options.prompts_per_step)
     engine = Engine(model, tokenizer)
-    sampling = rollout.Sampling(
+    plan_of_rollouts = rollout.RolloutPlan(
         prompts_per_step=options.prompts_per_step,
         num_samples=options.num_samples,
         max_new_tokens=options.max_new_tokens,
@@ -90,7 +90,7 @@ def reinforce(options: Options, place: Runtime) -> None:
             engine,
             tokenizer,
             task,
-            sampling,
+            plan_of_rollouts,
             num_steps=num_steps,
             rank=place.rank,
             first_step=resume["step"] if resume else 0,
