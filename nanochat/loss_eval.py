@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from nanochat import dataset, runtime
 from nanochat.batch import Batch
-from nanochat.chat_data import masked_conversations
+from nanochat.chat_data import Conversations, masked_conversations
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
@@ -17,14 +17,6 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_token_bytes
 
 ROWS_PER_PASS = 16
-
-
-class Conversations(Protocol):
-    """Any indexable source of conversations."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 def text_bpb(

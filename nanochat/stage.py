@@ -28,11 +28,11 @@ from nanochat import (
 )
 from nanochat.batch import Batch
 from nanochat.chat import render_for_completion
+from nanochat.chat_data import Conversations
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.loss_eval import Conversations
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule, scaled_weight_decay

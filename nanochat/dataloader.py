@@ -1,0 +1,132 @@
+"""Documents -> packed batches, exact on any number of ranks.
+
+The stream is cut into one lane for each row of the global step. Lane l reads the documents l,
+l + L, l + 2L ... and so on through the epochs; its tokens, each document's behind a <|bos|>, fill
+one row a step. A row that begins inside a document begins with <|bos|> too. Nothing is skipped or
+repeated. Rank r of W runs the lanes with l % W == r, and a lane's whole state is two integers.
+
+# B rows of this rank  T sequence_len
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from nanochat.batch import Batch
+from nanochat.errors import UserError
+from nanochat.tokenizer import RustBPETokenizer
+
+
+class TokenSource(Protocol):
+    """Documents as token ids, without <|bos|>; document n of an endless run through epochs."""
+
+    def tokens(self, counter: int) -> list[int]: ...
+
+
+class EncodedTexts:
+    """Texts by index, encoded when asked; counter n is document n % len in epoch n // len."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: RustBPETokenizer) -> None:
+        if not len(texts):
+            raise UserError("no document to read; run python -m nanochat.dataset first")
+        self.texts, self.tokenizer = texts, tokenizer
+
+    def tokens(self, counter: int) -> list[int]:
+        return self.tokenizer.encode(self.texts[counter % len(self.texts)])
+
+
+@dataclass
+class Lane:
+    """One row's place in the stream."""
+
+    counter: int
+    """Document that is being read, counted through the epochs."""
+    offset: int
+    """Its tokens that have been given out."""
+    document: list[int] | None = None
+    """Its tokens, when they are known."""
+
+    def fill(self, source: TokenSource, num_lanes: int, bos: int, num_tokens: int) -> list[int]:
+        """The next `num_tokens` tokens of this lane, the first of them <|bos|>."""
+        row: list[int] = []
+        while len(row) < num_tokens:
+            if not row or self.offset == 0:
+                row.append(bos)
+            if self.document is None:
+                self.document = source.tokens(self.counter)
+            end = self.offset + num_tokens - len(row)
+            row += self.document[self.offset : end]
+            self.offset = end
+            if end >= len(self.document):
+                self.counter, self.offset, self.document = self.counter + num_lanes, 0, None
+        return row
+
+
+def packed_batches(
+    source: TokenSource,
+    *,
+    bos: int,
+    rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    num_steps: int,
+    resume: dict[str, Any] | None = None,
+    num_threads: int = 4,
+) -> Iterator[Batch]:
+    """The rank's share of each step's `rows` rows, from the start or from a saved state."""
+    if rows % world_size:
+        raise UserError(f"{rows} rows a step cannot be dealt out evenly to {world_size} ranks")
+    own = range(rank, rows, world_size)
+    saved = resume["lanes"] if resume else {}
+    lanes = {number: Lane(*saved.get(str(number), (number, 0))) for number in own}
+    first_step = resume["step"] if resume else 0
+    with ThreadPoolExecutor(num_threads) as pool:
+        for step in range(first_step, num_steps):
+            filled = pool.map(
+                lambda lane: lane.fill(source, rows, bos, sequence_len + 1), lanes.values()
+            )
+            tokens = torch.tensor(list(filled), dtype=torch.int64)
+            yield Batch(
+                inputs=tokens[:, :-1].contiguous(),
+                targets=tokens[:, 1:].contiguous(),
+                weights=None,
+                norm=float(rows * sequence_len / world_size),
+                progress=(step + 1) / num_steps,
+                resume={
+                    "step": step + 1,
+                    "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
+                },
+            )
+
+
+def tokenizing_distributed_data_loader(
+    documents: Sequence[str],
+    tokenizer: RustBPETokenizer,
+    *,
+    rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    num_steps: int,
+    resume: dict[str, Any] | None = None,
+    num_threads: int = 4,
+) -> Iterator[Batch]:
+    """Batches (B, T) of packed documents, tokenized on the fly in threads.
+
+    rows: of one optimizer step over all ranks.  resume: `Batch.resume` of all ranks, merged.
+    """
+    return packed_batches(
+        EncodedTexts(documents, tokenizer),
+        bos=tokenizer.get_bos_token_id(),
+        rows=rows,
+        sequence_len=sequence_len,
+        rank=rank,
+        world_size=world_size,
+        num_steps=num_steps,
+        resume=resume,
+        num_threads=num_threads,
+    )
