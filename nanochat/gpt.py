@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.capped_loss import capped_cross_entropy, soft_cap
 from nanochat.errors import UserError
 
 CHANNELS_PER_LAYER = 64
+HEAD_DIM_MULTIPLE = 8  # fused attention kernels take no other widths
 
 
 class AttentionCache(Protocol):
     """What the model asks of a cache of keys and values; storage and masks are the cache's."""
 
     def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of the next `num_new` tokens of each row."""
+        """(B, T) int64 positions of the next `num_new` tokens of each row; UserError past its end."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep k and v (B, K, T, D); attention of q (B, H, T, D) over all kept: (B, H, T, D)."""
@@ -66,14 +68,16 @@ class GPTConfig:
     ) -> "GPTConfig":
         """The model of a depth: 64 channels a layer, heads of `head_dim` or the nearest legal width.
 
+        Legal widths divide the channels and are multiples of 8 (of 2 when `head_dim` is below 8).
         Raises UserError when the depth is not 1 or more.
         """
         if depth < 1:
-            raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 a node of GPUs")
+            raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 eight GPUs")
         if head_dim < 2:
             raise UserError(f"--head_dim={head_dim} must be 2 or more; 128 is usual")
         n_embd = CHANNELS_PER_LAYER * depth
-        legal = [n for n in range(1, n_embd // 2 + 1) if n_embd % (2 * n) == 0]
+        multiple = HEAD_DIM_MULTIPLE if head_dim >= HEAD_DIM_MULTIPLE else 2
+        legal = [n for n in range(1, n_embd // multiple + 1) if n_embd % (multiple * n) == 0]
         n_head = min(legal, key=lambda n: (abs(n_embd / n - head_dim), n))
         return cls(
             sequence_len=sequence_len,
@@ -129,8 +133,10 @@ class Rotary(nn.Module):
     def init_tables(self) -> None:
         """Fill cos and sin, (sequence_len, D / 2) float32, one row a position."""
         length, half = self.cos.shape
-        rates = self.config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), rates)
+        # On the CPU and in this order, so that the bits are those of stock engines everywhere.
+        steps = torch.arange(0, 2 * half, 2, dtype=torch.float32, device="cpu")
+        rates = 1.0 / self.config.rope_base ** (steps / (2 * half))
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), rates)
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
@@ -188,7 +194,7 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, ReLU^2 (arXiv 2109.08668)."""
+    """Four times as wide inside, with ReLU^2."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -196,8 +202,32 @@ class MLP(nn.Module):
         self.down = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.down(F.relu(self.up(x)).square())
-        return hidden
+        mixed: Tensor = self.down(relu_squared(self.up(x)))
+        return mixed
+
+
+class _ReluSquared(torch.autograd.Function):
+    """relu(x)^2 whose gradient is 2 relu(x): three passes over memory fewer than by parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        gradient: Tensor = (upstream[0] * positive).mul_(2)
+        return gradient
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """relu(x)^2, arXiv 2109.08668."""
+    if torch.compiler.is_compiling():  # the compiler fuses it by itself
+        return F.relu(x).square()
+    squared: Tensor = _ReluSquared.apply(x)
+    return squared
 
 
 class Block(nn.Module):
@@ -215,6 +245,15 @@ class Block(nn.Module):
         x = x + self.attention(norm(x, self.eps), turn, cache)
         mixed: Tensor = x + self.mlp(norm(x, self.eps))
         return mixed
+
+
+def refuse_past(length: int, limit: int) -> None:
+    """Raises UserError when `length` tokens do not fit into a context of `limit`."""
+    if length > limit:
+        raise UserError(
+            f"{length} tokens are more than the model's context of {limit}; send a shorter text"
+            " or ask for fewer new tokens"
+        )
 
 
 class GPT(nn.Module):
@@ -235,12 +274,12 @@ class GPT(nn.Module):
         Matrices are uniform with standard deviation 1 / sqrt(fan in); what is added to the
         stream begins at zero (arXiv 2203.03466), the unembedding nearly so.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.output.weight", "mlp.down.weight")):
                 parameter.zero_()
                 continue
-            draw = torch.empty(parameter.shape)
+            draw = torch.empty(parameter.shape, device="cpu")
             if parameter is self.embedding.weight:
                 draw.normal_(0.0, 1.0, generator=generator)
             elif parameter is self.unembedding.weight:
@@ -277,21 +316,21 @@ class GPT(nn.Module):
 
     def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
         T, limit = idx.size(1), self.config.sequence_len
-        if kv_cache is not None:
-            return kv_cache.positions(T)  # the cache refuses what is past its end
-        if T > limit:
-            raise UserError(f"{T} tokens are more than the model's context of {limit}; send fewer")
-        return torch.arange(T, device=idx.device)
+        if kv_cache is None:
+            refuse_past(T, limit)
+            return torch.arange(T, device=idx.device)
+        positions = kv_cache.positions(T)
+        if positions.device.type == "cpu":  # a GPU would have to be waited for: the cache checks
+            refuse_past(int(positions.max()) + 1, limit)
+        return positions
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.unembedding(x).float()
-        capped: Tensor = self.config.softcap * torch.tanh(logits / self.config.softcap)
-        return capped
+        return soft_cap(self.unembedding(x), self.config.softcap)
 
     def _nll(self, x: Tensor, targets: Tensor) -> Tensor:
-        flat = targets.flatten()
-        logits = self._logits(x).flatten(0, 1)
-        return F.cross_entropy(logits, flat, ignore_index=-1, reduction="none").view_as(targets)
+        weight, cap = self.unembedding.weight, self.config.softcap
+        nll = capped_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), cap)
+        return nll.view_as(targets)
 
     def matrices(self) -> Iterator[nn.Parameter]:
         """The weights of all blocks: what Muon moves."""

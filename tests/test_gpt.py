@@ -1,0 +1,371 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat import capped_loss
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig, relu_squared
+from tests.reference import attention as slow
+
+VOCAB = 67
+
+
+def config(**changes: object) -> GPTConfig:
+    shape = {
+        "sequence_len": 24, "vocab_size": VOCAB, "n_layer": 2, "n_head": 4, "n_kv_head": 2,
+        "n_embd": 32,
+    }  # fmt: skip
+    return GPTConfig(**{**shape, **changes})
+
+
+def random_model(**changes: object) -> GPT:
+    """A model in which nothing is zero, so that no part can hide."""
+    model = GPT(config(**changes))
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def tokens(rows: int = 3, length: int = 17, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_equals_its_slow_reference() -> None:
+    model = random_model()
+    layer, shape = model.blocks[0].attention, model.config
+    x = torch.randn(1, 9, shape.n_embd, generator=torch.Generator().manual_seed(2))
+    seen: list[Tensor] = []
+    layer.output.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        layer(x, model.rotary.at(torch.arange(9)), None)
+        q, k, v = (
+            matrix(x)[0].view(9, -1, shape.head_dim).transpose(0, 1)
+            for matrix in (layer.query, layer.key, layer.value)
+        )
+    expected = slow.attend(q, k, v, base=shape.rope_base, eps=shape.rms_eps)
+    expected = expected.transpose(0, 1).reshape(1, 9, -1)
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_float32_logits_are_bit_equal_to_those_of_transformers(kv_heads: int) -> None:
+    model = random_model(n_kv_head=kv_heads)
+    peer = peer_with_weights_of(model)
+    idx = tokens()
+    with torch.no_grad():
+        assert torch.equal(model(idx), peer(input_ids=idx).logits)
+
+
+def peer_with_weights_of(model: GPT) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    shape = model.config
+    peer = transformers.NanoChatForCausalLM(
+        transformers.NanoChatConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.n_embd,
+            intermediate_size=4 * shape.n_embd,
+            num_hidden_layers=shape.n_layer,
+            num_attention_heads=shape.n_head,
+            num_key_value_heads=shape.n_kv_head,
+            head_dim=shape.head_dim,
+            max_position_embeddings=shape.sequence_len,
+            hidden_act="relu2",
+            rms_norm_eps=shape.rms_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
+            final_logit_softcapping=shape.softcap,
+            attention_bias=False,
+            tie_word_embeddings=False,
+        )
+    )
+    names = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "unembedding.weight": "lm_head.weight",
+    }
+    parts = {
+        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
+        "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2",
+    }  # fmt: skip
+    for layer in range(shape.n_layer):
+        for ours, theirs in parts.items():
+            names[f"blocks.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+    peer.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
+    return peer.eval()
+
+
+def test_a_token_sees_nothing_of_what_follows_it() -> None:
+    model, idx = random_model(), tokens()
+    other = idx.clone()
+    other[:, 9:] = (other[:, 9:] + 1) % VOCAB
+    with torch.no_grad():
+        before, after = model(idx), model(other)
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.equal(before[:, 9:], after[:, 9:])
+
+
+class WholeCache:
+    """The plainest cache: keeps everything by concatenation, rows of equal length."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def positions(self, num_new: int) -> Tensor:
+        return torch.arange(self.length, self.length + num_new).expand(3, -1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if layer in self.kept:
+            k, v = (torch.cat(pair, 2) for pair in zip(self.kept[layer], (k, v), strict=True))
+        self.kept[layer] = k, v
+        T, S = q.size(2), k.size(2)
+        mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def test_a_cached_prefill_and_single_steps_give_the_logits_of_one_forward() -> None:
+    model, idx, cache = random_model(), tokens(), WholeCache()
+    pieces = []
+    with torch.no_grad():
+        for first, last in [(0, 8), (8, 11), *((t, t + 1) for t in range(11, 17))]:
+            pieces.append(model(idx[:, first:last], kv_cache=cache))
+            cache.length = last
+        torch.testing.assert_close(torch.cat(pieces, 1), model(idx), atol=2e-5, rtol=1e-5)
+
+
+def test_logits_at_picks_one_position_of_each_row() -> None:
+    model, idx = random_model(), tokens()
+    where = torch.tensor([0, 16, 5])
+    with torch.no_grad():
+        picked = model(idx, logits_at=where)
+        whole = model(idx)
+    assert picked.shape == (3, 1, VOCAB)
+    torch.testing.assert_close(picked[:, 0], whole[torch.arange(3), where], atol=1e-6, rtol=1e-6)
+
+
+def test_a_text_past_the_context_is_refused_with_both_lengths() -> None:
+    model, cache = random_model(), WholeCache()
+    with pytest.raises(UserError, match=r"25 tokens.*24"):
+        model(tokens(length=25))
+    cache.length = 20
+    with pytest.raises(UserError, match=r"25 tokens.*24"):
+        model(tokens(length=5), kv_cache=cache)
+
+
+# ---- the loss
+
+
+@pytest.fixture(params=["kept", "recomputed"])
+def how_logits_are_held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capped_loss, "CACHE_ELEMENTS", 3 * VOCAB)
+    if request.param == "recomputed":
+        monkeypatch.setattr(capped_loss, "KEEP_BYTES", 0)
+        monkeypatch.setattr(capped_loss, "GROUP_ELEMENTS", 7 * VOCAB)
+
+
+@pytest.mark.usefixtures("how_logits_are_held")
+@pytest.mark.parametrize("share_of_targets", [0.0, 0.5, 1.0])
+def test_the_loss_and_its_gradients_equal_plain_cross_entropy(share_of_targets: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(50, 16, generator=generator), torch.randn(VOCAB, 16, generator=generator)
+    targets = torch.randint(VOCAB, (50,), generator=generator)
+    targets[torch.rand(50, generator=generator) >= share_of_targets] = -1
+    weights = torch.randn(50, generator=generator)
+    results = []
+    for loss in (capped_loss.capped_cross_entropy, capped_loss.plain_cross_entropy):
+        x, matrix = (tensor.clone().requires_grad_() for tensor in inputs)
+        nll = loss(x, matrix, targets, 5.0)
+        (nll * weights).sum().backward()
+        results.append((nll.detach(), x.grad, matrix.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    assert (results[0][0] == 0).sum() == (targets == -1).sum()
+
+
+def test_the_loss_with_targets_is_that_of_the_logits_without() -> None:
+    model, idx = random_model(), tokens()
+    targets = tokens(seed=1)
+    targets[1, 4:] = -1
+    with torch.no_grad():
+        nll = model(idx, targets)
+        expected = F.cross_entropy(
+            model(idx).transpose(1, 2), targets, ignore_index=-1, reduction="none"
+        )
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, expected, atol=1e-5, rtol=1e-5)
+    assert bool((nll[1, 4:] == 0).all())
+
+
+def test_a_batch_without_targets_gives_zero_gradients_and_no_nan() -> None:
+    model, idx = random_model(), tokens()
+    model(idx, torch.full_like(idx, -1)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad == 0).all()), name
+
+
+def test_the_gradient_of_relu_squared_is_that_of_its_parts() -> None:
+    x = torch.randn(40, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(relu_squared(x), F.relu(x).square())
+    assert torch.autograd.gradcheck(relu_squared, (x,))
+
+
+def test_capped_logits_stay_within_the_cap_in_float32() -> None:
+    model = random_model(softcap=2.0).to(torch.float32)
+    model.compute_dtype = torch.bfloat16
+    with torch.no_grad():
+        logits = model(tokens())
+    assert logits.dtype == torch.float32
+    assert float(logits.abs().max()) <= 2.0
+    # In bfloat16 tanh would leave at most 256 values between 1 and 2.
+    assert logits.unique().numel() > logits.to(torch.bfloat16).unique().numel()
+
+
+def test_bfloat16_compute_stays_near_float32_with_float32_gradients() -> None:
+    exact, rounded = random_model(), random_model()
+    rounded.compute_dtype = torch.bfloat16
+    idx, targets = tokens(), tokens(seed=1)
+    losses = []
+    for model in (exact, rounded):
+        loss = model(idx, targets).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    for ours, other in zip(exact.parameters(), rounded.parameters(), strict=True):
+        assert other.dtype == other.grad.dtype == torch.float32
+        assert F.cosine_similarity(ours.grad.flatten(), other.grad.flatten(), dim=0) > 0.95
+
+
+# ---- weights
+
+
+def test_every_tensor_is_filled_after_meta_and_empty() -> None:
+    with torch.device("meta"):
+        model = GPT(config())
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(torch.nan)
+    model.init_weights(5)
+    plain = GPT(config())
+    plain.init_weights(5)
+    poisoned = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    expected = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
+    for name, tensor in poisoned.items():
+        assert torch.equal(tensor, expected[name]), name  # NaN would be unequal
+
+
+def test_equal_seeds_give_equal_weights_and_ambient_randomness_is_left_alone() -> None:
+    torch.manual_seed(0)
+    first = GPT(config())
+    state = torch.get_rng_state()
+    first.init_weights(7)
+    assert torch.equal(state, torch.get_rng_state())
+    second, third = GPT(config()), GPT(config())
+    second.init_weights(7)
+    third.init_weights(8)
+    assert torch.equal(first.embedding.weight, second.embedding.weight)
+    assert not torch.equal(first.embedding.weight, third.embedding.weight)
+
+
+def test_the_first_loss_is_nearly_that_of_a_uniform_guess() -> None:
+    model = GPT(config())
+    model.init_weights(0)
+    with torch.no_grad():
+        loss = model(tokens(), tokens(seed=1)).mean()
+    assert float(loss) == pytest.approx(torch.tensor(VOCAB).log().item(), abs=0.01)
+
+
+def test_the_state_holds_weights_only() -> None:
+    model = GPT(config())
+    assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
+
+
+def test_a_few_steps_of_plain_descent_learn_one_batch() -> None:
+    model, idx, targets = random_model(), tokens(), tokens(seed=1)
+    losses = []
+    for _ in range(40):
+        loss = model(idx, targets).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.3 * parameter.grad / parameter.grad.norm().clamp(min=1e-8)
+                parameter.grad = None
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_eager_loss_and_gradients() -> None:
+    eager, inner = random_model(), random_model()
+    compiled = torch.compile(inner, dynamic=False)
+    idx, targets = tokens(), tokens(seed=1)
+    targets[0, 3:] = -1
+    for model in (eager, compiled):
+        model(idx, targets).sum().backward()
+    for ours, other in zip(eager.parameters(), inner.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, ours.grad, atol=1e-3, rtol=1e-3)
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize("depth", range(1, 41))
+def test_every_depth_has_legal_heads_and_a_width_of_64_a_layer(depth: int) -> None:
+    shape = GPTConfig.from_depth(depth, vocab_size=VOCAB, sequence_len=8)
+    assert shape.n_embd == 64 * depth
+    assert shape.head_dim * shape.n_head == shape.n_embd
+    assert shape.head_dim % 8 == 0
+    if depth % 2 == 0:
+        assert shape.head_dim == 128
+
+
+def test_the_head_width_can_be_chosen() -> None:
+    shape = GPTConfig.from_depth(4, vocab_size=VOCAB, sequence_len=8, head_dim=64)
+    assert (shape.head_dim, shape.n_head) == (64, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_head": 3}, "n_head=3 must divide n_embd=32"),
+        ({"n_head": 32, "n_kv_head": 32}, "even width"),
+        ({"n_kv_head": 3}, "n_kv_head=3 must divide n_head=4"),
+        ({"vocab_size": 0}, "vocab_size=0 must be 1 or more"),
+    ],
+)
+def test_an_illegal_shape_is_refused_with_its_value(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize("depth", [0, -3])
+def test_a_depth_below_one_is_refused(depth: int) -> None:
+    with pytest.raises(UserError, match=f"--depth={depth} must be 1 or more"):
+        GPTConfig.from_depth(depth, vocab_size=VOCAB, sequence_len=8)
+
+
+def test_a_config_goes_through_its_dictionary_and_lacking_fields_are_filled() -> None:
+    shape = config(softcap=20.0, rope_base=5000.0)
+    saved = shape.to_dict()
+    assert GPTConfig.from_dict(saved) == shape
+    del saved["softcap"]
+    assert GPTConfig.from_dict(saved) == config(rope_base=5000.0)
+
+
+def test_a_field_of_another_version_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="n_experts"):
+        GPTConfig.from_dict({**config().to_dict(), "n_experts": 8})
+
+
+def test_parameters_and_flops_are_counted_by_the_formula() -> None:
+    model = GPT(config())
+    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 * 32)
+    assert model.num_parameters() == {
+        "embedding": VOCAB * 32, "unembedding": VOCAB * 32, "matrices": matrices,
+        "total": 2 * VOCAB * 32 + matrices,
+    }  # fmt: skip
+    assert model.flops_per_token() == 6 * (VOCAB * 32 + matrices) + 12 * 2 * 32 * 24
