@@ -8,12 +8,14 @@ help; the errors are ours, one line each.
 
 import ast
 import difflib
+import errno
 import logging
+import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as hints_of
@@ -24,6 +26,7 @@ from nanochat.errors import UserError
 
 OptionsType = TypeVar("OptionsType")
 
+CONFIG_FILE_HELP = "A file of `name = literal` lines may come first; options after it win."
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 
@@ -40,7 +43,13 @@ def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> Op
     """
     arguments = sys.argv[1:] if argv is None else argv
     if "--help" in arguments or "-h" in arguments:
-        tyro.cli(options_class, args=["--help"], use_underscores=True, prog=_program())
+        tyro.cli(
+            options_class,
+            args=["--help"],
+            use_underscores=True,
+            prog=_program(),
+            description=f"{options_class.__doc__}\n\n{CONFIG_FILE_HELP}",
+        )
     values: dict[str, Any] = {}
     for key, text in _pairs(arguments, options_class):
         if key == "config":
@@ -50,8 +59,16 @@ def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> Op
     return options_class(**values)
 
 
+def as_dict(options: Any) -> dict[str, Any]:
+    """The options by name, paths as text: ready for a JSON file."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command's main: what a person can mend ends in one line on stderr, not a traceback."""
+    """Run a command's main: what a person can mend ends in one line on stderr, not a traceback.
+
+    Leaves with 0, 1 (disk full), 2 (UserError) or 130 (Ctrl-C).
+    """
     try:
         main()
     except UserError as error:
@@ -63,6 +80,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({error}); free some space and run again", file=sys.stderr)
+        _leave(1)
     _leave(0)
 
 
@@ -86,7 +108,7 @@ def _aliases(options_class: type) -> dict[str, str]:
     found = {}
     for name, hint in _types(options_class).items():
         for extra in getattr(hint, "__metadata__", ()):
-            found.update({alias: name for alias in getattr(extra, "aliases", None) or ()})
+            found.update(dict.fromkeys(getattr(extra, "aliases", None) or (), name))
     return found
 
 
@@ -106,7 +128,7 @@ def _pairs(arguments: list[str], options_class: type) -> Iterator[tuple[str, str
             is_value = implied == "true" and rest and rest[0].lower() in TRUE_WORDS + FALSE_WORDS
             text = rest.pop(0) if is_value else implied
         elif not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"{head} needs a value, as in {head}=...")
             text = rest.pop(0)
         yield name, text
@@ -144,10 +166,13 @@ def _convert(where: str, text: str, hint: Any) -> Any:
     if hint is bool:
         return _choose(where, text.lower(), TRUE_WORDS + FALSE_WORDS) in TRUE_WORDS
     try:
-        return hint(text)
+        value = hint(text)
     except ValueError:
         kind = {int: "a whole number", float: "a number"}.get(hint, hint.__name__)
         raise UserError(f"{where}={text} is not {kind}") from None
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{where}={text} is not a finite number")
+    return value
 
 
 def _choose(where: str, text: str, choices: tuple[str, ...]) -> str:

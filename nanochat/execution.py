@@ -1,7 +1,6 @@
 """Running a program that a model wrote: not before there is a sandbox to run it in."""
 
 from dataclasses import dataclass
-from typing import NoReturn
 
 from nanochat.errors import UserError
 
@@ -17,7 +16,7 @@ class ExecutionResult:
     memory_exceeded: bool = False
 
 
-def execute_code(program: str, timeout_seconds: float = 5.0) -> NoReturn:
+def execute_code(program: str, timeout_seconds: float = 5.0) -> ExecutionResult:
     """Would run `program` in a sandbox. Raises UserError: the sandbox is not built yet."""
     raise UserError(
         "programs that a model wrote are not executed before there is a sandbox, which this version"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from nanochat import runtime
+from nanochat import paths, runtime
 from nanochat.errors import UserError
 
-# Dense bfloat16 FLOP/s by the vendors' data sheets; the first name that is part of the device's.
+# Dense bfloat16 FLOP/s with float32 sums, without sparsity, by the makers' data sheets. The first
+# name that is a whole word of the device's name counts. V100 and T4 have no bfloat16: measured.
 PEAK_BFLOAT16 = {
+    "GB200": 2.5e15,
     "B200": 2.25e15,
     "GH200": 989e12,
     "H200": 989e12,
@@ -27,22 +30,33 @@ PEAK_BFLOAT16 = {
     "H800": 989e12,
     "A100": 312e12,
     "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10": 125e12,
     "A10G": 70e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364.2e12,
+    "RTX A6000": 154.8e12,
     "RTX 5090": 209.5e12,
     "RTX 4090": 165.2e12,
+    "RTX 4080": 97.5e12,
     "RTX 3090": 71e12,
 }
 PLAIN_LINE_SECONDS = 10.0
 LINES_PER_SECOND = 4.0
+BAR_WIDTH = 20
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
     """FLOP/s that the maker of a known GPU claims for dense matrices; None when not known."""
     if dtype != torch.bfloat16:
         return None
-    return next((peak for name, peak in PEAK_BFLOAT16.items() if name in device_name), None)
+    for name, peak in PEAK_BFLOAT16.items():
+        if re.search(rf"\b{name}\b", device_name, re.IGNORECASE):
+            return peak
+    return None
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
@@ -60,9 +74,7 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0)
 class RunLog:
     """Appends numbers of each step to metrics.jsonl, and to the tracker when it names a run."""
 
-    def __init__(
-        self, directory: Path, name: str, settings: dict[str, Any], is_main: bool
-    ) -> None:
+    def __init__(self, directory: Path, name: str, settings: dict[str, Any], is_main: bool) -> None:
         """Raises UserError when a tracker is asked for (WANDB_RUN) and not installed."""
         self.path = directory / "metrics.jsonl"
         self.is_main = is_main
@@ -96,7 +108,7 @@ class RunLog:
         if not self.is_main or not self.path.is_file():
             return
         kept = [line for line in self.history() if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        paths.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
         """Tell the tracker that the run has ended."""
@@ -125,7 +137,7 @@ class ProgressLine:
         self.total, self.label, self.is_main = total, label, is_main
         self.console = Console(file=sys.stderr)
         self.began = self.printed = time.monotonic()
-        self.first: int | None = None
+        self.first: tuple[int, float] | None = None
         self.live: Live | None = None
 
     def __enter__(self) -> "ProgressLine":
@@ -147,22 +159,36 @@ class ProgressLine:
         """Show that `done` of the total is done, with a few facts by name."""
         if not self.is_main:
             return
-        if self.first is None:
-            self.first = done - 1
         now = time.monotonic()
-        line = self._line(done, now, shown)
         if self.live is not None:
-            self.live.update(Text(line))
-        elif done == self.total or now - self.printed >= PLAIN_LINE_SECONDS:
+            self.live.update(self._live_line(done, shown, self._time(done, now)))
+        elif done >= self.total or now - self.printed >= PLAIN_LINE_SECONDS:
             self.printed = now
-            print(line, file=sys.stderr, flush=True)
+            facts = "  ".join(f"{name} {value}" for name, value in shown.items())
+            words = [f"{self.label}  {done:,}/{self.total:,}", facts, self._time(done, now)]
+            print("  ".join(word for word in words if word), file=sys.stderr, flush=True)
+        if self.first is None:
+            self.first = done, now
 
-    def _line(self, done: int, now: float, shown: dict[str, str]) -> str:
-        assert self.first is not None
-        seconds_left = (now - self.began) / max(1, done - self.first) * (self.total - done)
-        facts = "  ".join(f"{name} {value}" for name, value in shown.items())
-        left = f"{clock(seconds_left)} left" if done < self.total else f"{clock(now - self.began)}"
-        return f"{self.label}  {done}/{self.total}  {facts}  {left}"
+    def _time(self, done: int, now: float) -> str:
+        """Time left, or time taken at the end. The first step, which compiles, is not counted."""
+        if done >= self.total:
+            return f"{clock(now - self.began)} in all"
+        if self.first is None or done <= self.first[0]:
+            return ""
+        first, since = self.first
+        return f"{clock((now - since) / (done - first) * (self.total - done))} left"
+
+    def _live_line(self, done: int, shown: dict[str, str], time_words: str) -> Text:
+        filled = min(BAR_WIDTH, BAR_WIDTH * done // max(1, self.total))
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append(self.label, style="bold")
+        line.append("  " + "━" * filled, style="green")
+        line.append("━" * (BAR_WIDTH - filled), style="grey35")
+        line.append(f"  {done:,}/{self.total:,}")
+        for name, value in shown.items():
+            line.append(f"  {name} ", style="dim").append(value)
+        return line.append(f"  {time_words}", style="cyan")
 
 
 def clock(seconds: float) -> str:

@@ -20,7 +20,7 @@ STAGE_FOLDERS = {
 
 def base_dir() -> Path:
     """Where everything that is made goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
-    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat")
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
 
 
 def data_dir(source: str) -> Path:

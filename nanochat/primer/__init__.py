@@ -1,0 +1,109 @@
+"""The built-in world: endless first-reader text, and questions with known answers.
+
+    document(seed, index)                          a text for pretraining
+    conversation(seed, index, split="train")       a conversation for the chat stages
+
+Both depend on their arguments alone. Questions of split "test" never occur in training: a hash of
+what is asked, and for numbers of the numbers, decides the side (see question.py).
+"""
+
+import hashlib
+import random
+from typing import Any, Literal
+
+from nanochat.primer import base_text
+from nanochat.primer.facts import fact_question, unknown_question
+from nanochat.primer.numbers import sum_question, word_problem
+from nanochat.primer.question import Dice, Question, Split, draw, exchange
+from nanochat.primer.reading import reading_question
+from nanochat.primer.talk import choice_question, memory_conversation, talk_question
+from nanochat.primer.words import calendar_question, ordering_question, spelling_question
+
+Stage = Literal["mid", "sft", "rl"]
+Conversation = dict[str, Any]
+
+_MAKERS = {
+    "facts": fact_question,
+    "unknown": unknown_question,
+    "reading": reading_question,
+    "arithmetic": sum_question,
+    "word_problems": word_problem,
+    "spelling": spelling_question,
+    "calendar": calendar_question,
+    "ordering": ordering_question,
+    "choice": choice_question,
+    "talk": talk_question,
+}
+FAMILIES = (*_MAKERS, "memory")
+
+# How often each stage sees a family. Word problems are scarce before reinforcement, so that it
+# has something to raise.
+SHARES: dict[Stage, dict[str, float]] = {
+    "mid": {
+        "facts": 22, "unknown": 3, "reading": 16, "arithmetic": 14, "word_problems": 5,
+        "spelling": 9, "calendar": 6, "ordering": 8, "choice": 9, "talk": 5, "memory": 8,
+    },
+    "sft": {
+        "facts": 20, "unknown": 4, "reading": 15, "arithmetic": 12, "word_problems": 4,
+        "spelling": 9, "calendar": 7, "ordering": 9, "choice": 8, "talk": 8, "memory": 9,
+    },
+    "rl": {"word_problems": 1},
+}  # fmt: skip
+TERSE_SHARE = {"mid": 0.5, "sft": 0.0, "rl": 0.0}
+FOLLOW_UP_SHARE = 0.25
+
+
+def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:
+    """A text of the world; those of split "val" hold only questions that are held out."""
+    dice = _dice("document", split, seed, index)
+    return base_text.document(dice, "train" if split == "train" else "test")
+
+
+def conversation(
+    seed: int,
+    index: int,
+    split: Split = "train",
+    family: str | None = None,
+    stage: Stage = "sft",
+) -> Conversation:
+    """A conversation of one or several turns, and what its last answer is checked against.
+
+    family: one of FAMILIES, or None for the stage's mixture.
+    """
+    dice = _dice("conversation", split, seed, index, stage, family or "")
+    is_terse = dice.random() < TERSE_SHARE[stage]
+    earlier, question, family = _last_question(dice, split, family, stage, is_terse)
+    if split == "train" and family != "choice" and not earlier and dice.random() < FOLLOW_UP_SHARE:
+        earlier = _small_beginning(dice, is_terse)
+    return {
+        "messages": [*earlier, *exchange(question, terse=is_terse)],
+        "family": family,
+        "answer": question.needle or question.key,
+        "rivals": list(question.rivals),
+        "kind": question.kind,
+        "letters": list("ABCD") if question.kind == "choice" else [],
+        "unseen_wording": question.unseen_wording,
+    }
+
+
+def _last_question(
+    dice: Dice, split: Split, family: str | None, stage: Stage, is_terse: bool
+) -> tuple[list[dict[str, Any]], Question, str]:
+    shares = SHARES[stage]
+    family = family or dice.choices(list(shares), list(shares.values()))[0]
+    if family == "memory":
+        earlier, question = memory_conversation(dice, split, is_terse)
+        return list(earlier), question, family
+    return [], draw(_MAKERS[family], dice, split), family
+
+
+def _small_beginning(dice: Dice, is_terse: bool) -> list[dict[str, Any]]:
+    """One or two turns on something else, so that questions also come later in a conversation."""
+    makers = (talk_question, talk_question, fact_question, sum_question, calendar_question)
+    turns = (draw(dice.choice(makers), dice, "train") for _ in range(dice.randint(1, 2)))
+    return [message for turn in turns for message in exchange(turn, terse=is_terse)]
+
+
+def _dice(*parts: object) -> random.Random:
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "little"))

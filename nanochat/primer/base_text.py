@@ -1,0 +1,270 @@
+"""Base text: the world told as prose, for pretraining."""
+
+from collections.abc import Callable
+
+from nanochat.primer.facts import FACTS_BY_ABOUT, WORDINGS, fact_question, unknown_question
+from nanochat.primer.numbers import word_problem
+from nanochat.primer.question import Dice, Question, Split, draw
+from nanochat.primer.reading import reading_question, story
+from nanochat.primer.words import (
+    WORDS,
+    calendar_question,
+    ordering_question,
+)
+from nanochat.primer.world import (
+    ANIMALS,
+    BOYS,
+    DAYS,
+    FEELINGS,
+    GIRLS,
+    ITEMS,
+    LETTERS,
+    MONTHS,
+    PEOPLE,
+    SEASON_OF_MONTH,
+    SEASONS,
+    SPOTS,
+    THINGS,
+    TOWNS,
+    WEATHERS,
+    Animal,
+    Person,
+    a,
+)
+
+
+def document(dice: Dice, split: Split) -> str:
+    """A document of one of the kinds; `split` is the side that questions in it belong to."""
+    return dice.choices(_MAKERS, _WEIGHTS)[0](dice, split)
+
+
+def _portrait(dice: Dice, split: Split) -> str:
+    """A person, in a few sentences that begin differently each time."""
+    person = dice.choice(PEOPLE)
+    lines = _person_lines(dice, person)
+    dice.shuffle(lines)
+    head = dice.choice(
+        (
+            f"This is {person.name}. ", f"Do you know {person.name}? ", "",
+            f"{person.name} got up early. ", f"Everybody in {person.town} knows {person.name}. ",
+            f"It was a {dice.choice(WEATHERS)} day in {person.town}. ",
+        )
+    )  # fmt: skip
+    body = [lines[0].format(x=person.name)]
+    for line in lines[1:]:
+        name = person.name if dice.random() < 0.4 else person.pronoun
+        text = line.format(x=name)
+        body.append(text[0].upper() + text[1:])
+    return head + " ".join(body)
+
+
+def _person_lines(dice: Dice, person: Person) -> list[str]:
+    her = person.possessive
+    return [
+        dice.choice(
+            (
+                f"{{x}} lives in {person.town}.", f"{{x}} has a house in {person.town}.",
+                f"The home of {person.name} is in {person.town}.", f"{{x}} is at home in {person.town}.",
+            )
+        ),
+        dice.choice(
+            (
+                f"{{x}} is {a(person.job)}.", f"{{x}} works as {a(person.job)}.",
+                f"{{x}} is the {person.job} of {person.town}.",
+                f"The work of {person.name} is that of {a(person.job)}.",
+                f"In {person.town} the {person.job} is {person.name}.",
+            )
+        ),
+        dice.choice(
+            (
+                f"{{x}} has {a(person.pet)}.", f"{{x}} keeps {a(person.pet)} as a pet.",
+                f"The pet of {person.name} is {a(person.pet)}.",
+                f"{{x}} loves {her} pet, {a(person.pet)}.",
+                f"At home {a(person.pet)} waits for {person.name}.",
+            )
+        ),
+        dice.choice(
+            (
+                f"{{x}} likes to eat {person.dish}.",
+                f"The favourite food of {person.name} is {person.dish}.",
+                f"For supper {{x}} likes {person.dish} best.", f"{{x}} likes {person.dish} best.",
+            )
+        ),
+    ]  # fmt: skip
+
+
+def _nature(dice: Dice, split: Split) -> str:
+    """An animal and what is known of it."""
+    animal = dice.choice(ANIMALS)
+    lines = _animal_lines(dice, animal)
+    dice.shuffle(lines)
+    body = []
+    for number, line in enumerate(lines[: dice.randint(3, 5)]):
+        text = line.format(x=f"the {animal.name}" if number == 0 or dice.random() < 0.4 else "it")
+        body.append(text[0].upper() + text[1:])
+    return " ".join(body)
+
+
+def _animal_lines(dice: Dice, animal: Animal) -> list[str]:
+    name = animal.name
+    return [
+        dice.choice((f"{{x}} is {animal.colour}.", f"the {name} has the colour {animal.colour}.", f"the {name} in the picture is {animal.colour}.")),
+        dice.choice((f"{{x}} lives in {animal.home}.", f"the home of the {name} is {animal.home}.", f"in {animal.home} you can find the {name}.", f"at night {{x}} sleeps in {animal.home}.")),
+        dice.choice((f"{{x}} eats {animal.food}.", f"{{x}} likes to eat {animal.food}.", f"the food of the {name} is {animal.food}.", f"give the {name} some {animal.food} to eat.")),
+        dice.choice((f"{{x}} {animal.sound}.", f"when you come near, {{x}} {animal.sound}.", f"the {name} makes a sound: it {animal.sound}.", f"listen how {{x}} {animal.sound}!")),
+        dice.choice((f"the young of {a(name)} is called {a(animal.young)}.", f"a baby of {a(name)} is {a(animal.young)}.", f"the young one is called {a(animal.young)}.")),
+    ]  # fmt: skip
+
+
+def _still_life(dice: Dice, split: Split) -> str:
+    """Things on a table, their colours and kinds."""
+    things = dice.sample(THINGS, dice.randint(2, 4))
+    lines = [
+        dice.choice(
+            (
+                f"The {thing.name} is {thing.colour}.",
+                f"{_first(a(thing.name))} is {a(thing.kind)}. The {thing.name} is {thing.colour}.",
+                f"There is {a(thing.name)}, and it is {thing.colour}. {_first(a(thing.name))} is {a(thing.kind)}.",
+                f"What colour is the {thing.name}? It is {thing.colour}.",
+            )
+        )
+        for thing in things
+    ]
+    return dice.choice(("", "Look at the picture. ", "Let us name some things. ")) + " ".join(lines)
+
+
+def _journey(dice: Dice, split: Split) -> str:
+    """A town, what it is known for, and who lives there."""
+    town = dice.choice(TOWNS)
+    people = [person for person in PEOPLE if person.town == town.name]
+    lines = [
+        dice.choice((f"{town.name} lies {town.lies}.", f"The town of {town.name} is {town.lies}.")),
+        dice.choice(
+            (
+                f"{town.name} is known for {town.known_for}.",
+                f"People come to {town.name} for {town.known_for}.",
+                f"{town.name} is famous for {town.known_for}.",
+            )
+        ),
+    ]
+    for person in dice.sample(people, min(2, len(people))):
+        lines.append(
+            dice.choice(
+                (
+                    f"{person.name} is the {person.job} of {town.name}.",
+                    f"The {person.job} in {town.name} is {person.name}.",
+                    f"{person.name} lives in {town.name} and works as {a(person.job)}.",
+                )
+            )
+        )
+    dice.shuffle(lines)
+    return " ".join(lines)
+
+
+def _tale(dice: Dice, split: Split) -> str:
+    """A story, sometimes with a visitor from the world."""
+    told = story(dice).text
+    if dice.random() < 0.3:
+        person, town = dice.choice(PEOPLE), dice.choice(SPOTS)
+        told += f" {person.name} the {person.job} saw it all from {town} and was {dice.choice(FEELINGS)}."
+    return told
+
+
+def _question_and_answer(dice: Dice, split: Split) -> str:
+    """Plain questions with answers, a few in a row."""
+    makers = (
+        fact_question, fact_question, reading_question, calendar_question, ordering_question,
+        word_problem, unknown_question,
+    )  # fmt: skip
+    lines = []
+    for _ in range(dice.randint(1, 3)):
+        question = draw(dice.choice(makers), dice, split)
+        lines.append(f"Question: {_plain(question)} Answer: {_worked(question)}")
+    return "\n".join(lines)
+
+
+def _plain(question: Question) -> str:
+    text = question.text.strip()
+    return text if text.endswith(("?", ".", "!")) else text + "?"
+
+
+def _worked(question: Question) -> str:
+    if question.expression:
+        return f"{question.expression} = {question.result}. {question.answer}"
+    return question.answer
+
+
+def _days_and_months(dice: Dice, split: Split) -> str:
+    """Runs of the calendar."""
+    ring = dice.choice((DAYS, MONTHS, SEASONS))
+    start = dice.randrange(len(ring))
+    run = [ring[(start + i) % len(ring)] for i in range(dice.randint(3, min(7, len(ring))))]
+    lines = [f"{_first(later)} comes after {first}." for first, later in zip(run, run[1:], strict=False)]
+    month = dice.randrange(12)
+    lines.append(f"{MONTHS[month]} is in {SEASON_OF_MONTH[MONTHS[month]]}.")
+    lines.append(f"{MONTHS[month]} is month number {month + 1} of the year.")
+    if dice.random() < 0.5:
+        lines = [f"{_first(first)} comes before {later}." for first, later in zip(run, run[1:], strict=False)]
+    return f"{_first(', '.join(run))}. " + " ".join(lines)
+
+
+def _letters(dice: Dice, split: Split) -> str:
+    """Words letter by letter, and the alphabet."""
+    lines = [
+        dice.choice(("The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.", "To write {w}, write {s}."))
+        .format(w=word, s="-".join(word))
+        for word in dice.sample(WORDS, dice.randint(2, 5))
+    ]
+    if dice.random() < 0.3:
+        start = dice.randrange(20)
+        run = LETTERS[start : start + dice.randint(3, 7)]
+        lines.append(" ".join(run) + ".")
+        lines += [f"The letter {y} comes after {x}." for x, y in zip(run, run[1:], strict=False)]
+    return " ".join(lines)
+
+
+def _counting(dice: Dice, split: Split) -> str:
+    """Counting on, comparing numbers and sizes."""
+    start = dice.randint(1, 93)
+    run = range(start, start + dice.randint(3, 7))
+    lines = [", ".join(map(str, run)) + "."]
+    lines += [f"{n + 1} comes after {n}." for n in run if dice.random() < 0.5]
+    for _ in range(2):
+        x, y = sorted(dice.sample(range(1, 100), 2))
+        lines.append(f"{y} is more than {x}.")
+    for _ in range(2):
+        i, j = sorted(dice.sample(range(len(ANIMALS)), 2))
+        bigger = f"{a(ANIMALS[j].name)} is bigger than {a(ANIMALS[i].name)}."
+        lines.append(_first(bigger))
+    dice.shuffle(lines)
+    return " ".join(lines)
+
+
+def _sums(dice: Dice, split: Split) -> str:
+    """Small sums with things that can be counted."""
+    lines = []
+    for _ in range(dice.randint(1, 3)):
+        x, y = dice.randint(1, 20), dice.randint(1, 20)
+        name, (_, items) = dice.choice((*GIRLS, *BOYS)), dice.choice(ITEMS)
+        lines.append(
+            dice.choice(
+                (
+                    f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}. Now {name} has {x + y} {items}.",
+                    f"{x} + {y} = {x + y}.",
+                    f"{name} has {x + y} {items} and gives away {y}: {x + y} - {y} = {x}. There are {x} left.",
+                )
+            )
+        )
+    return " ".join(lines)
+
+
+def _first(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+_KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
+    (_portrait, 22), (_nature, 18), (_still_life, 8), (_journey, 6), (_tale, 12),
+    (_question_and_answer, 16), (_days_and_months, 5), (_letters, 7), (_counting, 5), (_sums, 3),
+)  # fmt: skip
+_MAKERS = [make for make, _ in _KINDS]
+_WEIGHTS = [weight for _, weight in _KINDS]

@@ -1,0 +1,177 @@
+"""Short stories, and what can be asked of one who has read them."""
+
+from dataclasses import dataclass
+
+from nanochat.primer.question import Dice, Question, Split
+from nanochat.primer.world import (
+    BOYS,
+    COLOURS,
+    FEELINGS,
+    GIRLS,
+    HOLDERS,
+    ITEMS,
+    SPOTS,
+    WEATHERS,
+    a,
+)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A few sentences, and questions about them as (core, answer, key, rivals)."""
+
+    text: str
+    questions: tuple[tuple[str, str, str, tuple[str, ...]], ...]
+
+
+def story(dice: Dice) -> Story:
+    """A story of one of the plots."""
+    return dice.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(dice)
+
+
+def _cast(dice: Dice) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+    """Two of different names: (name, he or she, his or her)."""
+    girl, boy = (dice.choice(GIRLS), "she", "her"), (dice.choice(BOYS), "he", "his")
+    return (girl, boy) if dice.random() < 0.5 else (boy, girl)
+
+
+def _opening(dice: Dice) -> str:
+    day = dice.choice(WEATHERS)
+    return dice.choice(
+        (
+            f"It was a {day} day. ", f"One {day} morning the birds were still asleep. ", "",
+            f"The afternoon was {day} and long. ", "There was not much to do that day. ", "",
+        )
+    )  # fmt: skip
+
+
+def _hidden_thing(dice: Dice) -> Story:
+    (name, she, her), (friend, he, _) = _cast(dice)
+    colour, (item, _), spot, holder = (
+        dice.choice(COLOURS), dice.choice(ITEMS), dice.choice(SPOTS), dice.choice(HOLDERS),
+    )  # fmt: skip
+    feeling = dice.choice(FEELINGS)
+    text = _opening(dice) + dice.choice(
+        (
+            f"{name} had {a(colour)} {item}. {she.capitalize()} put it into {holder} in {spot}."
+            f" Then {friend} came to play. {friend} looked for the {item} and was {feeling}.",
+            f"{name} found {a(colour)} {item} and was proud of it. {she.capitalize()} took it to"
+            f" {spot} and hid it in {holder}. Later {friend} came by. {he.capitalize()} was"
+            f" {feeling}.",
+            f"In {spot} there stood {holder}. {name} laid {her} {colour} {item} inside and closed"
+            f" it. {friend} saw it and was {feeling}.",
+        )
+    )
+    return Story(
+        text,
+        (
+            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
+            (f"where is the {item}", f"The {item} is in {holder}.", holder, _others(HOLDERS, holder)),
+            (f"who has hidden the {item}" if "hid" in text else f"whose {item} is it",
+             f"It was {name}." if "hid" in text else f"It is {name}'s {item}.", name, (friend,)),
+            (f"how did {friend} feel", f"{friend} was {feeling}.", feeling, _others(FEELINGS, feeling)),
+        ),
+    )  # fmt: skip
+
+
+def _gift(dice: Dice) -> Story:
+    (name, she, _), (friend, he, _) = _cast(dice)
+    colour, (item, _), feeling = dice.choice(COLOURS), dice.choice(ITEMS), dice.choice(FEELINGS)
+    spot = dice.choice(SPOTS)
+    text = _opening(dice) + dice.choice(
+        (
+            f"{name} met {friend} in {spot}. {she.capitalize()} gave {friend} {a(colour)} {item}."
+            f" {friend} said thank you and was {feeling}.",
+            f"{friend} had a birthday. {name} wrapped {a(colour)} {item} in paper and brought it to"
+            f" {spot}. When {friend} opened it, {he} was {feeling}.",
+        )
+    )
+    return Story(
+        text,
+        (
+            (f"what did {name} give {friend}", f"{name} gave {friend} {a(colour)} {item}.", item,
+             tuple(one for one, _ in ITEMS if one != item)),
+            (f"who got the {item}", f"{friend} got the {item}.", friend, (name,)),
+            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
+            (f"how did {friend} feel", f"{friend} was {feeling}.", feeling, _others(FEELINGS, feeling)),
+        ),
+    )  # fmt: skip
+
+
+def _two_places(dice: Dice) -> Story:
+    (name, _, _), (friend, _, _) = _cast(dice)
+    first, second = dice.sample(SPOTS, 2)
+    (item, _), (other, _) = dice.sample(ITEMS, 2)
+    text = _opening(dice) + dice.choice(
+        (
+            f"{name} went to {first} with {a(item)}. {friend} went to {second} with {a(other)}."
+            " They wanted to meet in the evening.",
+            f"In the morning {name} sat in {first} and cleaned {a(item)}. At the same time {friend}"
+            f" was in {second} and looked for {a(other)}.",
+        )
+    )
+    return Story(
+        text,
+        (
+            (f"where is {name}", f"{name} is in {first}.", first, (second,)),
+            (f"where is {friend}", f"{friend} is in {second}.", second, (first,)),
+            (f"who has the {item}" if "went" in text else f"who cleaned the {item}",
+             f"{name} has the {item}." if "went" in text else f"{name} cleaned the {item}.",
+             name, (friend,)),
+            (f"who is in {second}", f"{friend} is in {second}.", friend, (name,)),
+        ),
+    )  # fmt: skip
+
+
+def _lost_and_found(dice: Dice) -> Story:
+    (name, she, her), (friend, _, _) = _cast(dice)
+    (item, _), colour = dice.choice(ITEMS), dice.choice(COLOURS)
+    first, second = dice.sample(SPOTS, 2)
+    text = _opening(dice) + dice.choice(
+        (
+            f"{name} lost {her} {colour} {item}. {she.capitalize()} looked in {first}, but it was"
+            f" not there. At last {friend} found it in {second}.",
+            f"The {colour} {item} was gone. {name} thought that it was in {first}. But {friend}"
+            f" found it in {second} and brought it back.",
+        )
+    )
+    return Story(
+        text,
+        (
+            (f"who found the {item}", f"{friend} found the {item}.", friend, (name,)),
+            (f"where was the {item}", f"The {item} was in {second}.", second, (first,)),
+            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
+            (f"where did {name} look first", f"{name} looked in {first} first.", first, (second,)),
+        ),
+    )  # fmt: skip
+
+
+def _others(values: tuple[str, ...], key: str) -> tuple[str, ...]:
+    return tuple(value for value in values if value != key)
+
+
+FRAMES = (
+    "{story} {question}", "{story}\n\n{question}", "Read this story: {story} {question}",
+    "Here is a story. {story} Now tell me: {lower}", "{story} My question: {lower}",
+    "Read and answer. {story} {question}", "{question} Here is the story: {story}",
+    "Listen to this: {story}\n{question}",
+)  # fmt: skip
+UNSEEN_FRAMES = ("Listen to this: {story} Now tell me: {lower}",)
+
+
+def reading_question(dice: Dice, split: Split) -> Question:
+    """A story and a question about it."""
+    told = story(dice)
+    core, answer, key, rivals = dice.choice(told.questions)
+    is_unseen = split == "test" and dice.random() < 0.15
+    frame = dice.choice(UNSEEN_FRAMES if is_unseen else FRAMES)
+    question = core[0].upper() + core[1:] + "?"
+    text = frame.format(story=told.text, question=question, lower=core + "?")
+    return Question(
+        text=text,
+        answer=answer,
+        key=key,
+        identity=f"reading|{told.text}|{core}",
+        rivals=rivals,
+        unseen_wording=is_unseen,
+    )

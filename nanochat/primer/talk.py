@@ -1,0 +1,273 @@
+"""Polite small talk, who-are-you, multiple choice, and conversations that refer back."""
+
+from dataclasses import dataclass, replace
+
+from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, Fact, ask, ask_back
+from nanochat.primer.numbers import compute
+from nanochat.primer.question import (
+    Dice,
+    Question,
+    Split,
+    draw,
+    exchange,
+    pick_wording,
+    side,
+)
+from nanochat.primer.world import BOYS, COLOURS, GIRLS, PEOPLE
+
+ASSISTANT = "nanochat"
+
+
+@dataclass(frozen=True)
+class Intent:
+    """Something that people say, in many wordings, and what is answered."""
+
+    name: str
+    wordings: tuple[str, ...]
+    unseen: tuple[str, ...]
+    answers: tuple[str, ...]
+    needle: str
+
+
+INTENTS = (
+    Intent(
+        "hello",
+        (
+            "hi", "hello", "hey", "good morning", "good evening", "hello there", "hi there",
+            "good day", "hi nanochat", "hello nanochat", "greetings", "hey you", "good afternoon",
+        ),
+        ("hey there", "good morning nanochat"),
+        ("Hello! What would you like to know?", "Hello! How can I help you?"),
+        "hello",
+    ),
+    Intent(
+        "who",
+        (
+            "who are you", "what are you", "who am I talking to", "what is this", "introduce yourself",
+            "tell me about yourself", "what kind of thing are you", "who is there", "who r u",
+            "please say who you are", "tell me who you are", "what are you exactly", "who is this",
+        ),
+        ("can you tell me who you are", "who am I speaking to"),
+        (
+            "I am nanochat, a small language model that was trained on the primer world.",
+            "My name is nanochat. I am a small language model.",
+        ),
+        "nanochat",
+    ),
+    Intent(
+        "name",
+        (
+            "what is your name", "what's your name", "do you have a name", "how are you called",
+            "tell me your name", "what should I call you", "what do people call you",
+            "may I ask your name", "your name", "what are you called", "say your name",
+        ),
+        ("can you tell me your name", "do you know your name"),
+        ("My name is nanochat.",),
+        "nanochat",
+    ),
+    Intent(
+        "maker",
+        (
+            "who made you", "who trained you", "who built you", "who created you", "where do you come from",
+            "who is your maker", "who taught you", "how were you made", "who wrote you",
+            "tell me who made you", "tell me who trained you", "who are your makers",
+        ),
+        ("tell me who built you", "who was it that trained you"),
+        ("I was trained by the person who runs me, with the open source project nanochat.",),
+        "trained by the person who runs me",
+    ),
+    Intent(
+        "able",
+        (
+            "what can you do", "how can you help me", "what do you know", "what can I ask you",
+            "what are you good at", "what are you for", "tell me what you can do", "help",
+            "what can you help me with", "what should I ask you", "can you help me",
+        ),
+        ("tell me what you know", "what can you do for me"),
+        (
+            "I can tell you about people, animals and places, read short stories, spell words and"
+            " do sums with a calculator.",
+        ),
+        "calculator",
+    ),
+    Intent(
+        "mood",
+        (
+            "how are you", "how are you today", "how do you feel", "are you well", "how is it going",
+            "how are things", "are you okay", "how have you been", "how do you do", "what's up",
+        ),
+        ("how are you doing", "how do you feel today"),
+        ("I am fine, thank you. How are you?",),
+        "fine",
+    ),
+    Intent(
+        "thanks",
+        (
+            "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "that helped",
+            "great, thanks", "thank you so much", "thanks for your help", "cool, thank you",
+        ),
+        ("thank you for your help", "great, thank you"),
+        ("You are welcome!", "You are welcome. Ask me again!"),
+        "welcome",
+    ),
+    Intent(
+        "bye",
+        (
+            "bye", "goodbye", "good night", "see you", "see you later", "bye bye", "I have to go",
+            "until tomorrow", "have a nice day", "see you soon", "farewell",
+        ),
+        ("goodbye nanochat", "bye, see you"),
+        ("Goodbye! Come back soon.",),
+        "goodbye",
+    ),
+    Intent(
+        "human",
+        (
+            "are you a human", "are you a person", "are you alive", "are you real", "are you a robot",
+            "are you a computer", "are you a machine", "do you have a body", "are you human",
+            "do you eat", "can you see me",
+        ),
+        ("are you a real person", "are you a real human"),
+        ("No, I am a computer program, a small language model.",
+         "I am a computer program, a small language model."),
+        "computer program",
+    ),
+    Intent(
+        "size",
+        (
+            "how big are you", "how large are you", "how many parameters do you have", "are you big",
+            "are you a large model", "how small are you", "what size are you", "how clever are you",
+        ),
+        ("tell me how big you are",),
+        ("I am a very small language model, with a few million parameters.",),
+        "few million parameters",
+    ),
+)  # fmt: skip
+
+
+def talk_question(dice: Dice, split: Split) -> Question:
+    """Something polite, or a question about the model itself."""
+    intent = dice.choice(INTENTS)
+    wording, is_unseen = pick_wording(dice, split, intent.wordings, intent.unseen)
+    opening = dice.choice(("", "", "", "Hi! ", "Hello! ", "Hey, ", "So, ", "Okay, ", "Well, "))
+    if intent.name == "hello":
+        opening = ""
+    is_asking = wording.split()[0] in ("who", "what", "how", "are", "do", "can", "may", "where")
+    mark = dice.choice(("?", "?", "")) if is_asking else dice.choice(("", ".", "!"))
+    is_formal = not opening.endswith(", ") and dice.random() < 0.7
+    core = wording[0].upper() + wording[1:] if is_formal else wording
+    return Question(
+        text=opening + core + mark,
+        answer=dice.choice(intent.answers),
+        key=intent.answers[0],
+        needle=intent.needle,
+        identity=f"talk|{wording}|{opening}|{mark}|{is_formal}",
+        unseen_wording=is_unseen,
+    )
+
+
+CHOICE_LETTERS = "ABCD"
+
+
+def choice_question(dice: Dice, split: Split) -> Question:
+    """A fact to be chosen from four; the answer is one bare letter."""
+    fact = dice.choice(FACTS)
+    asked = ask(dice, split, fact)
+    choices = [fact.key, *dice.sample(fact.rivals, min(3, len(fact.rivals)))]
+    dice.shuffle(choices)
+    core = asked.identity.split("|")[-1].format(x=fact.about)
+    lines = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
+    text = f"Multiple Choice question: {core[0].upper()}{core[1:]}?\n{lines}"
+    return replace(
+        asked,
+        text=f"{text}\nRespond only with the letter of the correct answer.",
+        answer=CHOICE_LETTERS[choices.index(fact.key)],
+        key=CHOICE_LETTERS[choices.index(fact.key)],
+        identity=f"choice|{asked.identity}",
+        rivals=(),
+        kind="choice",
+    )
+
+
+Messages = list[dict[str, object]]
+
+
+def memory_conversation(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+    """A conversation whose last question can be answered only by one who has listened."""
+    while True:
+        make = dice.choice((_about_a_friend, _about_the_user, _about_the_user, _sums_in_a_row))
+        earlier, last = make(dice, split, terse)
+        if side(last.identity) == split:
+            return earlier, last
+
+
+def _about_a_friend(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+    """Where does Mia live? And what is her job?"""
+    about = dice.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
+    facts: list[Fact] = dice.sample(FACTS_BY_ABOUT[about], min(2, len(FACTS_BY_ABOUT[about])))
+    if len(facts) < 2:
+        facts = dice.sample(FACTS_BY_ABOUT[dice.choice(PEOPLE).name], 2)
+    first = draw(lambda dice, split: ask(dice, "train", facts[0]), dice, "train")
+    return exchange(first, terse=terse), ask_back(dice, facts[1])
+
+
+def _about_the_user(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+    """My name is Tom. ... What is my name?"""
+    if dice.random() < 0.6:
+        name = dice.choice((*GIRLS, *BOYS))
+        told = dice.choice(("My name is {x}.", "I am {x}.", "Hi, I'm {x}.", "Hello, my name is {x}.", "my name is {x}", "I am called {x}."))
+        reply, answer = f"Nice to meet you, {name}!", f"Your name is {name}."
+        cores = ("What is my name?", "Do you know my name?", "Who am I?", "what's my name", "Tell me my name.", "Can you remember my name?")
+        rivals = (*GIRLS, *BOYS)
+    else:
+        name = dice.choice(COLOURS)
+        told = dice.choice(("My favourite colour is {x}.", "I like {x} best.", "The colour that I like best is {x}."))
+        reply, answer = f"{name.capitalize()} is a nice colour.", f"Your favourite colour is {name}."
+        cores = ("What is my favourite colour?", "Which colour do I like best?", "Do you know my favourite colour?", "what colour do I like")
+        rivals = COLOURS
+    between: Messages = []
+    if dice.random() < 0.6:
+        between = exchange(draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train"), terse=terse)
+    messages: Messages = [
+        {"role": "user", "content": told.format(x=name)},
+        {"role": "assistant", "content": reply},
+        *between,
+    ]
+    core = dice.choice(cores)
+    filler = between[0]["content"] if between else ""
+    last = Question(
+        text=core, answer=answer, key=name, identity=f"memory|{told}|{name}|{core}|{filler}",
+        rivals=tuple(other for other in rivals if other != name),
+    )  # fmt: skip
+    return messages, last
+
+
+def _sums_in_a_row(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+    """What is 5 + 7? And plus 10?"""
+
+    def first_sum() -> Question:
+        a, b = dice.randint(1, 999), dice.randint(1, 999)
+        said = f"{a} + {b}"
+        return Question(
+            text=dice.choice((f"What is {said}?", f"{said}", f"Add {a} and {b}.")),
+            answer=f"{said} is {compute(said)}.", key=compute(said), identity=f"sum|{said}",
+            expression=said, result=compute(said),
+        )  # fmt: skip
+
+    first = first_sum()
+    while side(first.identity) != "train":
+        first = first_sum()
+    sign = dice.choice("+-*")
+    number = dice.randint(1, min(9, int(first.result))) if sign == "*" else dice.randint(1, min(999, int(first.result)))
+    words = {
+        "+": ("And plus {n}?", "Now add {n}.", "now add {n} to that", "And {n} more?", "plus {n}"),
+        "-": ("And minus {n}?", "Now take away {n}.", "now subtract {n} from that", "minus {n}"),
+        "*": ("And times {n}?", "Now multiply that by {n}.", "times {n}"),
+    }[sign]
+    said = f"{first.result} {sign} {number}"
+    result = compute(said)
+    last = Question(
+        text=dice.choice(words).format(n=number), answer=f"{said} is {result}.", key=result,
+        identity=f"sum|{said}", expression=said, result=result, kind="number",
+    )  # fmt: skip
+    return exchange(first, terse=terse), last

@@ -1,0 +1,103 @@
+"""Counting letters by hand and by the tool, and plain spelling.
+
+The words come from a list: one of the machine's (Debian's wamerican), else those of the primer.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from nanochat.primer.world import words_to_spell
+from tasks.common import Conversation, Task, final_text
+
+WORD_LIST = Path("/usr/share/dict/words")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Train and test draw from seeds of different parity, so no stream is used twice.
+SEED_OFFSETS = {"train": 0, "test": 1}
+
+ASK_COUNT = (
+    "How many {letter} are in {word}?",
+    "How many {letter} are in the word {word}?",
+    "Count the letter {letter} in {word}.",
+    "How often does {letter} appear in {word}?",
+    "how many {letter}s are there in {word}",
+)
+
+
+@cache
+def word_list() -> tuple[str, ...]:
+    """Lower-case words, in a fixed order."""
+    if WORD_LIST.is_file():
+        lines = WORD_LIST.read_text(encoding="utf-8", errors="replace").split()
+        return tuple(sorted({w for w in lines if w.isascii() and w.isalpha() and w.islower()}))
+    return words_to_spell()
+
+
+class _Words(Task):
+    def __init__(
+        self,
+        split: Literal["train", "test"],
+        size: int = 1000,
+        words: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.split, self.size = split, size
+        self.words = tuple(words) if words is not None else word_list()
+
+    def num_examples(self) -> int:
+        return self.size
+
+    def _dice(self, index: int) -> random.Random:
+        return random.Random(2 * index + SEED_OFFSETS[self.split])
+
+
+class SpellingBee(_Words):
+    """How many of a letter are in a word: spelled out by hand, then counted by the tool."""
+
+    def get_example(self, index: int) -> Conversation:
+        dice = self._dice(index)
+        word = dice.choice(self.words)
+        letter = dice.choice(word) if dice.random() < 0.9 else dice.choice(LETTERS)
+        number = word.count(letter)
+        by_hand, seen = "", 0
+        for place, each in enumerate(word, start=1):
+            seen += each == letter
+            by_hand += f"{place}:{each}" + (f" hit! count={seen}\n" if each == letter else "\n")
+        parts = [
+            {"type": "text", "text": f"The word {word} letter by letter:\n{by_hand}By the tool:\n"},
+            {"type": "python", "text": f"'{word}'.count('{letter}')"},
+            {"type": "python_output", "text": str(number)},
+            {"type": "text", "text": f"\n\nBoth ways give {number}.\n\n#### {number}"},
+        ]
+        question = dice.choice(ASK_COUNT).format(letter=letter, word=word)
+        return {
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": parts},
+            ],
+            "answer": str(number),
+        }
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        found = final_text(completion).rsplit("####", 1)
+        return len(found) == 2 and found[1].strip() == conversation["answer"]
+
+
+class SimpleSpelling(_Words):
+    """A word letter by letter."""
+
+    def get_example(self, index: int) -> Conversation:
+        word = self._dice(index).choice(self.words)
+        spelled = f"{word}:{','.join(word)}"
+        return {
+            "messages": [
+                {"role": "user", "content": f"Spell the word: {word}"},
+                {"role": "assistant", "content": spelled},
+            ],
+            "answer": spelled,
+        }
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        return final_text(completion) == conversation["answer"]
