@@ -136,7 +136,7 @@ def _pairs(arguments: list[str], options_class: type) -> Iterator[tuple[str, str
 
 def _name(head: str, options_class: type) -> tuple[str, str | None]:
     """The option that `--some-name` means, and the value it implies when it is a switch."""
-    known = [field.name for field in fields(options_class)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(options_class)]
     name = _aliases(options_class).get(head, head.lstrip("-").replace("-", "_"))
     if name == "config" or (name in known and not head.startswith("--no-")):
         is_switch = _types(options_class).get(name) is bool
@@ -195,7 +195,7 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for statement in tree.body:
         name, value = _assignment(path, statement)
-        known = [field.name for field in fields(options_class)]  # type: ignore[arg-type]
+        known = [field.name for field in fields(options_class)]
         if name not in known:
             raise UserError(f"{path}:{statement.lineno}: {_unknown(name, name, known)}")
         where = f"{path}:{statement.lineno}: {name}"

@@ -1,15 +1,18 @@
 """The report: every stage writes its section as data; `generate` renders them once.
 
-    python -m nanochat.report generate        writes report/report.md
-    python -m nanochat.report reset           removes the sections of earlier runs
+    python -m nanochat.report generate [--price_per_hour=24]    writes report/report.md
+    python -m nanochat.report reset                             removes what earlier runs wrote
+
+A section that is written again replaces the one of the same name, so a repeated run adds nothing.
 """
 
 import json
 import math
 import platform
+import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +26,8 @@ from nanochat.configurator import parse, run
 from nanochat.errors import UserError
 
 COLUMNS = ("BASE", "MID", "SFT", "RL")
+PANELS_ACROSS = 3
+MANY_POINTS = 40  # from here on a curve is noise around a line
 CURVE_COLOURS = ("#3465a4", "#c4562f", "#4e8a3e", "#7d5ba6")
 
 Section = dict[str, Any]
@@ -34,7 +39,10 @@ def write_section(name: str, section: Section) -> None:
     {"title": str, "column": "BASE" | "MID" | "SFT" | "RL" | None, "order": int,
      "settings": {...}, "metrics": {label: value}, "table": {row: number},
      "curves": {label: [[step, value], ...]}, "samples": [{"prompt": str, "answer": str}],
-     "seconds": float, "notes": [str]}; all but the title may be absent.
+     "seconds": float, "notes": [str], "rows": [[...], ...]}; all but the title may be absent.
+
+    `table` goes into the table BASE | MID | SFT | RL under `column`: shares from 0 to 1, except
+    rows that name "bits per byte" or "CORE". `rows` is a table of the section's own, its head first.
     """
     paths.write_whole(_path(name), json.dumps({"written": _now(), **section}, indent=1))
 
@@ -61,16 +69,19 @@ def reset() -> None:
     shutil.rmtree(paths.report_dir(), ignore_errors=True)
 
 
-def generate() -> Path:
-    """Render report.md from the sections that are there. Raises UserError when there is none."""
+def generate(price_per_hour: float = 0.0) -> Path:
+    """Render report.md from the sections that are there; a price adds what each stage cost.
+
+    Raises UserError when there is no section.
+    """
     sections = _sections()
     if not sections:
         raise UserError(f"no section in {paths.report_dir()}; run a stage first (bash speedrun.sh)")
     parts = [
-        f"# nanochat: report of {_now()}",
-        _machine(),
+        "# nanochat report",
         _results_table(sections),
-        _wall_clock(sections),
+        _wall_clock(sections, price_per_hour),
+        _machine(),
         *(_render(name, section) for name, section in sections.items()),
     ]
     path = paths.report_dir() / "report.md"
@@ -93,30 +104,48 @@ def _machine() -> str:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         device = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
     else:
-        device = "no GPU"
+        device = "none"
     memory = psutil.virtual_memory().total / 2**30
     facts = {
+        "written": _now(),
+        "code": _commit(),
         "machine": f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores,"
-        f" {memory:.0f} GiB, {device}",
+        f" {memory:.0f} GiB of memory",
+        "GPU": device,
         "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "base directory": f"{paths.base_dir()}",
+        "base directory": f"`{paths.base_dir()}`",
     }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    lines = ["## Machine", "", "| | |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value} |" for name, value in facts.items() if value])
+
+
+def _commit() -> str:
+    """The commit of this checkout, marked when files were changed since; "" outside of one."""
+    command = ["git", "describe", "--always", "--dirty=, changed since"]
+    try:
+        folder = Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
 def _results_table(sections: dict[str, Section]) -> str:
     """Rows by metric, columns BASE | MID | SFT | RL."""
     rows: dict[str, dict[str, float]] = {}
     for section in sections.values():
-        for label, value in (section.get("table") or {}).items():
-            rows.setdefault(label, {})[section["column"]] = value
+        if section.get("column") in COLUMNS:
+            for label, value in (section.get("table") or {}).items():
+                rows.setdefault(label, {})[section["column"]] = value
     if not rows:
         return ""
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
     lines = [
         "## Results",
         "",
-        f"| held-out | {' | '.join(columns)} |",
+        "All on text and questions that training never saw.",
+        "",
+        f"| | {' | '.join(columns)} |",
         f"|---|{'--:|' * len(columns)}",
     ]
     for label, row in rows.items():
@@ -133,13 +162,17 @@ def _cell(label: str, value: float | None) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _wall_clock(sections: dict[str, Section]) -> str:
+def _wall_clock(sections: dict[str, Section], price_per_hour: float) -> str:
     timed = {s["title"]: s["seconds"] for s in sections.values() if s.get("seconds")}
     if not timed:
         return ""
-    lines = ["## Wall clock", "", "| work | minutes |", "|---|--:|"]
-    lines += [f"| {title} | {seconds / 60:.1f} |" for title, seconds in timed.items()]
-    lines.append(f"| all of these | {sum(timed.values()) / 60:.1f} |")
+    timed["**all of these**"] = sum(timed.values())
+    head, rule = ("| stage | minutes | cost |", "|---|--:|--:|") if price_per_hour else (
+        "| stage | minutes |", "|---|--:|")  # fmt: skip
+    lines = ["## Time", "", head, rule]
+    for title, seconds in timed.items():
+        cost = f" {price_per_hour * seconds / 3600:.2f} |" if price_per_hour else ""
+        lines.append(f"| {title} | {seconds / 60:.1f} |{cost}")
     return "\n".join(lines)
 
 
@@ -155,9 +188,10 @@ def _render(name: str, section: Section) -> str:
     picture = _plot(name, section)
     if picture is not None:
         parts.append(f"![{section['title']}]({picture.name})")
-    parts += [_sample(sample) for sample in section.get("samples") or []]
+    if section.get("samples"):
+        parts.append("\n\n---\n\n".join(_sample(sample) for sample in section["samples"]))
     if section.get("settings"):
-        settings = ", ".join(f"{k}={_number(v)}" for k, v in section["settings"].items())
+        settings = " ".join(f"`{k}={v}`" for k, v in section["settings"].items() if v != "")
         parts.append(f"<details><summary>Settings</summary>\n\n{settings}\n\n</details>")
     return "\n\n".join(parts)
 
@@ -180,32 +214,64 @@ def _number(value: Any) -> str:
 
 
 def _sample(sample: dict[str, str]) -> str:
-    prompt = sample["prompt"].replace("\n", "\n> ")
-    answer = sample["answer"].replace("\n", "\n> ")
+    """A blockquote; what a model wrote is shown as it is, never read as Markdown or HTML."""
+    prompt, answer = (
+        re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", sample[key]).strip().replace("\n", "\n> ")
+        for key in ("prompt", "answer")
+    )
     return f"> **{prompt}**\n>\n> {answer}"
 
 
 def _plot(name: str, section: Section) -> Path | None:
     """The section's curves, one panel a label, as PNG beside the report."""
-    curves = {k: points for k, points in (section.get("curves") or {}).items() if points}
+    curves = {k: _known(points) for k, points in (section.get("curves") or {}).items()}
+    curves = {k: points for k, points in curves.items() if points}
     if not curves:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.2 * len(curves), 3.0), layout="constrained")
+    across = min(len(curves), PANELS_ACROSS)
+    down = math.ceil(len(curves) / across)
+    figure = Figure(figsize=(max(5.0, 3.8 * across), 2.9 * down), dpi=120, layout="constrained")
     for number, (label, points) in enumerate(curves.items()):
-        axes = figure.add_subplot(1, len(curves), number + 1)
-        known = [(x, y) for x, y in points if y is not None]
-        style = {"marker": "o", "markersize": 3} if len(known) < 20 else {}
-        axes.plot(*zip(*known, strict=True), color=CURVE_COLOURS[number % 4], linewidth=1.2, **style)
-        axes.set(title=label, xlabel="step")
-        axes.grid(alpha=0.25)
+        axes: Any = figure.add_subplot(down, across, number + 1)
+        _draw(axes, points, CURVE_COLOURS[number % len(CURVE_COLOURS)])
+        axes.set_title(label, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8, color="#666666")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.tick_params(labelsize=8, color="#999999")
+        axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     path = paths.report_dir() / f"{name}.png"
+    canvas: Any = FigureCanvasAgg(figure)
     with paths.whole_file(path) as file:
-        FigureCanvasAgg(figure).print_png(file)
+        canvas.print_png(file)
     return path
+
+
+def _known(points: list[list[float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if y is not None]
+
+
+def _draw(axes: Any, points: list[tuple[float, float]], colour: str) -> None:
+    """Few points as dots on a line; many as a pale line with their local mean on top."""
+    steps, values = zip(*points, strict=True)
+    if len(points) < MANY_POINTS:
+        axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3)
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(steps, _local_means(values, len(values) // MANY_POINTS), color=colour, linewidth=1.5)
+
+
+def _local_means(values: tuple[float, ...], reach: int) -> list[float]:
+    """The mean of each value and up to `reach` neighbours on each side, as many on both."""
+    means = []
+    for i in range(len(values)):
+        near = min(reach, i, len(values) - 1 - i)
+        means.append(sum(values[i - near : i + near + 1]) / (2 * near + 1))
+    return means
 
 
 @dataclass(frozen=True)
@@ -213,7 +279,9 @@ class Options:
     """Render the report, or remove what earlier runs wrote."""
 
     action: Literal["generate", "reset"] = "generate"
-    """What to do; a bare word will do as well."""
+    """What to do; the bare word will do as well."""
+    price_per_hour: float = 0.0
+    """What an hour of this machine costs; adds the cost of each stage."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -221,10 +289,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     actions = ("generate", "reset")
     arguments = [f"--action={word}" if word in actions else word for word in arguments]
-    work: dict[str, Callable[[], Path | None]] = {"generate": generate, "reset": reset}
-    path = work[parse(Options, arguments).action]()
-    if path is not None:
-        print(path)
+    options = parse(Options, arguments)
+    if options.action == "reset":
+        reset()
+    else:
+        print(generate(options.price_per_hour))
 
 
 if __name__ == "__main__":
