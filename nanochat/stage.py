@@ -48,6 +48,7 @@ TITLES = {
     "sft": "Supervised finetuning",
     "rl": "Reinforcement learning",
 }
+COMPILE_PAYS_FROM_SECONDS = 60  # of work at the device's peak, see dev/LOG.md
 SAMPLE_TOKENS = 64
 SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones only leave the cache, see dev/LOG.md
@@ -83,7 +84,7 @@ class LoopOptions:
     fresh: bool = False
     """Start from step 0 and replace what an earlier run of this stage saved."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the model; auto: on a GPU, and on a CPU not."""
+    """torch.compile the model; auto: when there is a compiler and the run is long enough."""
     seed: int = 42
     """Of initial weights, data order and sampling."""
 
@@ -121,6 +122,8 @@ class Plan:
     rate_scale: float = 1.0
     """Share of the options' learning rates that is the plateau of this stage."""
     prefetch: bool = True
+    has_fixed_shape: bool = True
+    """Every batch is rows x context; else compiling would start anew with each length."""
     observed: Callable[[], dict[str, float]] = dict
     """Numbers that the maker of the batches wants logged with each step."""
 
@@ -215,7 +218,7 @@ def run(plan: Plan, place: Runtime) -> None:
     _say_plan(plan, start, speed, place)
 
     state, stopped = trainer.train(
-        compiled(plan.model, options.compile, place),
+        compiled(plan, speed, place),
         optimizers,
         plan.batches(resume),
         plan.schedule,
@@ -320,13 +323,34 @@ class _Saver:
         self.last = f"step {state.step} in {self.directory}"
 
 
-def compiled(model: GPT, wish: str, place: Runtime) -> nn.Module:
-    """The model compiled where that pays, else as it is; which one is said."""
-    if wish == "off" or (wish == "auto" and place.device.type != "cuda"):
-        logger.info("eager: torch.compile pays on long runs on a GPU (--compile=on to force it)")
-        return model
-    module: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+def compiled(plan: Plan, speed: trainer.Speed, place: Runtime) -> nn.Module:
+    """The model, compiled where that pays and works, else as it is; which one is said."""
+    wish, reason = plan.options.compile, "--compile=off"
+    if wish == "auto":
+        reason = _reason_for_eager(plan, speed, place)
+    if wish == "off" or reason:
+        logger.info("eager, not compiled: %s", reason)
+        return plan.model
+    try:
+        torch.compile(torch.sin)(torch.ones(1, device=place.device))
+    except Exception as error:  # whatever a compiler's absence is called on this machine
+        logger.info("eager, not compiled: torch.compile fails here (%s)", type(error).__name__)
+        return plan.model
+    logger.info("compiling the model: the first step takes longer")
+    module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
     return module
+
+
+def _reason_for_eager(plan: Plan, speed: trainer.Speed, place: Runtime) -> str:
+    if not plan.has_fixed_shape:
+        return "the rows of this stage change their length from step to step"
+    if place.device.type == "mps":
+        return "not on this device"
+    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
+    share = num_tokens / place.world_size * speed.flops_per_token
+    if speed.peak_flops and share / speed.peak_flops < COMPILE_PAYS_FROM_SECONDS:
+        return "the run is too short to win the compiler's time back"
+    return ""
 
 
 def device_batch_size(plan: Plan, place: Runtime) -> int:

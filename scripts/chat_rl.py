@@ -112,6 +112,7 @@ def reinforce(options: Options, place: Runtime) -> None:
         rate_scale=options.init_lr,
         prefetch=False,  # on-policy: the next samples need this step's weights
         observed=lambda: dict(seen),
+        has_fixed_shape=False,
         samples=lambda: stage.answers(engine, stage.SAMPLE_QUESTIONS),
     )
     stage.run(plan, place)

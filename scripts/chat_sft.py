@@ -89,6 +89,7 @@ def finetune(options: Options, place: Runtime) -> None:
         schedule=Schedule(num_steps, warmdown_share=options.warmdown_share),
         held_out=held_out_conversations(source, options.eval_conversations),
         rate_scale=options.init_lr,
+        has_fixed_shape=False,
         samples=lambda: stage.answers(Engine(model, tokenizer), stage.SAMPLE_QUESTIONS),
     )
     stage.run(plan, place)
