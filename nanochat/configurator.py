@@ -204,9 +204,10 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
 
 
 def _assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
-    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-        try:
-            return statement.targets[0].id, ast.literal_eval(statement.value)
-        except ValueError:
-            pass
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=literal):
+            try:
+                return name, ast.literal_eval(literal)
+            except ValueError:
+                pass
     raise UserError(f"{path}:{statement.lineno} is not a line of the form name = literal")

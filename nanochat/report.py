@@ -42,9 +42,11 @@ def write_section(name: str, section: Section) -> None:
      "seconds": float, "notes": [str], "rows": [[...], ...]}; all but the title may be absent.
 
     `table` goes into the table BASE | MID | SFT | RL under `column`: shares from 0 to 1, except
-    rows that name "bits per byte" or "CORE". `rows` is a table of the section's own, its head first.
+    rows that name "bits per byte" or "CORE". `rows` is a table of its own, the head first.
     """
-    paths.write_whole(_path(name), json.dumps({"written": _now(), **section}, indent=1))
+    paths.write_whole(
+        _path(name), json.dumps({"written": _now(), **section}, indent=1, ensure_ascii=False)
+    )
 
 
 def read_section(name: str) -> Section | None:
@@ -163,14 +165,14 @@ def _cell(label: str, value: float | None) -> str:
 
 
 def _wall_clock(sections: dict[str, Section], price_per_hour: float) -> str:
-    timed = {s["title"]: s["seconds"] for s in sections.values() if s.get("seconds")}
+    timed = [(s["title"], s["seconds"]) for s in sections.values() if s.get("seconds")]
     if not timed:
         return ""
-    timed["**all of these**"] = sum(timed.values())
+    timed.append(("**all of these**", sum(seconds for _, seconds in timed)))
     head, rule = ("| stage | minutes | cost |", "|---|--:|--:|") if price_per_hour else (
         "| stage | minutes |", "|---|--:|")  # fmt: skip
     lines = ["## Time", "", head, rule]
-    for title, seconds in timed.items():
+    for title, seconds in timed:
         cost = f" {price_per_hour * seconds / 3600:.2f} |" if price_per_hour else ""
         lines.append(f"| {title} | {seconds / 60:.1f} |{cost}")
     return "\n".join(lines)
@@ -225,14 +227,14 @@ def _sample(sample: dict[str, str]) -> str:
 def _plot(name: str, section: Section) -> Path | None:
     """The section's curves, one panel a label, as PNG beside the report."""
     curves = {k: _known(points) for k, points in (section.get("curves") or {}).items()}
-    curves = {k: points for k, points in curves.items() if points}
+    curves = {k: points for k, points in curves.items() if len(points) > 1}
     if not curves:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    across = min(len(curves), PANELS_ACROSS)
+    across = 2 if len(curves) == 4 else min(len(curves), PANELS_ACROSS)
     down = math.ceil(len(curves) / across)
     figure = Figure(figsize=(max(5.0, 3.8 * across), 2.9 * down), dpi=120, layout="constrained")
     for number, (label, points) in enumerate(curves.items()):

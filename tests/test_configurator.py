@@ -1,0 +1,232 @@
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from nanochat.configurator import as_dict, parse, run, short
+from nanochat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train something."""
+
+    depth: int = 4
+    """Layers of the model."""
+    matrix_lr: float = 0.02
+    """Learning rate of the matrices."""
+    source: Annotated[Literal["base", "mid", "sft"], short("-i")] = "sft"
+    """Stage of the model."""
+    resume: bool = False
+    """Go on."""
+    prompt: Annotated[str, short("-p")] = ""
+    """What to ask."""
+    limit: int | None = None
+    """At most so many."""
+    out: Path = Path("here")
+    """Where to."""
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(Options, list(argv))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_without_arguments_the_defaults_hold() -> None:
+    assert parse(Options, []) == Options()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--depth=6", "--matrix_lr=0.1"],
+        ["--depth", "6", "--matrix_lr", "0.1"],
+        ["--depth=6", "--matrix-lr=0.1"],
+        ["--depth", "6", "--matrix-lr", "0.1"],
+        ["--", "--depth=6", "--matrix-lr=0.1"],
+        ["--depth=6", "--", "--matrix-lr=0.1"],
+    ],
+)
+def test_equals_sign_or_blank_dash_or_underscore_and_a_bare_double_dash_are_alike(
+    argv: list[str],
+) -> None:
+    assert parse(Options, argv) == Options(depth=6, matrix_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "value"),
+    [
+        (["--resume"], True),
+        (["--no-resume"], False),
+        (["--no_resume"], False),
+        (["--resume=true"], True),
+        (["--resume=False"], False),
+        (["--resume", "true"], True),
+        (["--resume", "false"], False),
+        (["--resume", "--no-resume"], False),
+    ],
+)
+def test_a_switch_can_be_set_in_every_usual_way(argv: list[str], value: bool) -> None:
+    assert parse(Options, argv).resume is value
+
+
+def test_a_switch_does_not_swallow_the_option_after_it() -> None:
+    assert parse(Options, ["--resume", "--depth=2"]) == Options(resume=True, depth=2)
+
+
+def test_short_names_work_with_blank_and_equals_sign() -> None:
+    assert parse(Options, ["-i", "mid", "-p", "Why?"]) == Options(source="mid", prompt="Why?")
+    assert parse(Options, ["-i=mid"]) == Options(source="mid")
+
+
+def test_negative_numbers_signs_in_values_and_none_are_read() -> None:
+    assert parse(Options, ["--depth", "-1"]).depth == -1
+    assert parse(Options, ["--prompt=a=b --depth=7"]).prompt == "a=b --depth=7"
+    assert parse(Options, ["-p", "- what?"]).prompt == "- what?"
+    assert parse(Options, ["--limit=5"]).limit == 5
+    assert parse(Options, ["--limit=none"]).limit is None
+    assert parse(Options, ["--out=/x/y"]).out == Path("/x/y")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name() -> None:
+    message = refused("--depht=4")
+    assert message == "--depht is not an option of this command; did you mean --depth?"
+    assert "--matrix_lr" in refused("--matrix-rl", "3")
+    assert "--resume" in refused("--no-resumed")
+    assert "--help" in refused("--zzzz=1")
+    assert "--help" in refused("-z", "1")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--depth=abc", "--depth=abc is not a whole number"),
+        ("--depth=1.5", "--depth=1.5 is not a whole number"),
+        ("--depth=", "--depth= is not a whole number"),
+        ("--matrix_lr=fast", "--matrix_lr=fast is not a number"),
+        ("--matrix_lr=nan", "--matrix_lr=nan is not a finite number"),
+        ("--matrix_lr=inf", "--matrix_lr=inf is not a finite number"),
+        ("--resume=maybe", "--resume=maybe is not one of true, yes"),
+        ("--source=stf", "--source=stf is not one of base, mid, sft; did you mean sft?"),
+        ("--limit=x", "--limit=x is not a whole number"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_key_value_and_what_was_expected(
+    argument: str, words: str
+) -> None:
+    assert refused(argument).startswith(words)
+
+
+@pytest.mark.parametrize("argv", [["--depth"], ["--depth", "--resume"]])
+def test_an_option_without_its_value_is_refused(argv: list[str]) -> None:
+    assert refused(*argv).startswith("--depth needs a value")
+
+
+CONFIG = """
+# a comment
+depth = 8
+source = "mid"   # another
+resume = True
+limit = None
+matrix_lr = -1
+"""
+FROM_CONFIG = Options(depth=8, source="mid", resume=True, matrix_lr=-1.0)
+
+
+@pytest.mark.parametrize("form", ["{}", "--config={}"])
+def test_a_config_file_sets_options_and_later_arguments_win(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(CONFIG)
+    assert parse(Options, [form.format(path)]) == FROM_CONFIG
+    assert parse(Options, [form.format(path), "--depth=2"]).depth == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("depth = 2\nwidth = 3\n", "run.py:2: width is not an option"),
+        ("depth = 'two'\n", "run.py:1: depth=two is not a whole number"),
+        ("depth = 2 +\n", "run.py:1 is not a line of the form name = literal"),
+        ("depth = (1).__class__(3)\n", "run.py:1 is not a line"),
+        ("import os\n", "run.py:1 is not a line"),
+        ("depth = resume = 1\n", "run.py:1 is not a line"),
+        ("depth\n", "run.py:1 is not a line"),
+        ("open('made', 'w').close()\n", "run.py:1 is not a line"),
+    ],
+)
+def test_a_config_file_is_parsed_and_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.py").write_text(text)
+    assert words in refused("run.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
+
+
+def test_a_word_that_is_neither_option_nor_file_is_refused() -> None:
+    assert "nowhere.py" in refused("nowhere.py")
+
+
+def test_options_become_plain_data() -> None:
+    assert as_dict(Options(out=Path("/a"))) == {
+        "depth": 4, "matrix_lr": 0.02, "source": "sft", "resume": False, "prompt": "",
+        "limit": None, "out": "/a",
+    }  # fmt: skip
+
+
+def test_help_names_options_with_their_words_and_leaves_with_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(Options, ["--depth=3", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for words in ("Train something.", "--depth", "Layers of the model.", "-i", "name = literal"):
+        assert words in shown
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--depth=0 must be 1 or more"), 2, "error: --depth=0 must be 1 or more\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "error: the disk is full"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_what_a_person_can_mend_ends_in_one_line_and_a_code(
+    error: BaseException, code: int, line: str
+) -> None:
+    program = (
+        "import sys, errno\n"
+        "from nanochat.configurator import run\n"
+        "from nanochat.errors import UserError\n"
+        f"def main(): raise {error!r}\n"
+        "run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == (1 if line else 0)
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()))
+    with pytest.raises(OSError, match="gone"):
+        run(raising(OSError(errno.EIO, "gone")))

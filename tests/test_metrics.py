@@ -1,0 +1,203 @@
+import io
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from nanochat import metrics
+from nanochat.errors import UserError
+from nanochat.metrics import ProgressLine, RunLog, clock, measure_matmul_peak, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("Tesla V100-SXM2-16GB", None),
+        ("A card of next year", None),
+        ("CPU", None),
+    ],
+)
+def test_the_peak_of_a_device_is_that_of_its_own_name_or_unknown(
+    name: str, peak: float | None
+) -> None:
+    assert peak_flops(name, torch.bfloat16) == peak
+
+
+def test_a_peak_in_bfloat16_is_not_given_for_float32() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", torch.float32) is None
+
+
+def test_the_measured_peak_is_what_a_product_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 9.0] + [10.0, 10.5] + [20.0, 29.0] * 6)
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(ticks))
+    assert measure_matmul_peak(torch.device("cpu"), torch.float32, size=64) == 2 * 64**3 / 0.5
+
+
+def test_each_step_is_one_line_of_json_and_is_read_back(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run", "base", {}, is_main=True)
+    log.log(1, loss=2.5, tokens=10)
+    log.log(2, loss=float("nan"), tokens=20)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == log.history()
+    assert log.history() == [
+        {"step": 1, "loss": 2.5, "tokens": 10},
+        {"step": 2, "loss": None, "tokens": 20},
+    ]
+
+
+def test_only_the_main_rank_writes(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run", "base", {}, is_main=False)
+    log.log(1, loss=2.5)
+    log.truncate_after(0)
+    log.close()
+    assert log.history() == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_line_cut_by_a_crash_is_left_out_and_a_resumed_run_repeats_no_step(
+    tmp_path: Path,
+) -> None:
+    log = RunLog(tmp_path, "base", {}, is_main=True)
+    for step in (1, 2, 3):
+        log.log(step, loss=float(step))
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in log.history()] == [1, 2, 3]
+    again = RunLog(tmp_path, "base", {}, is_main=True)
+    again.truncate_after(2)
+    again.log(3, loss=9.0)
+    assert [(line["step"], line["loss"]) for line in again.history()] == [(1, 1), (2, 2), (3, 9)]
+
+
+class FakeTracker(types.ModuleType):
+    """Stands for the package `wandb`."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple[str, Any]] = []
+
+    def init(self, **named: Any) -> "FakeTracker":
+        self.calls.append(("init", named))
+        return self
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.calls.append(("log", (step, numbers)))
+
+    def finish(self) -> None:
+        self.calls.append(("finish", None))
+
+
+def test_the_tracker_gets_the_same_numbers_when_a_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = FakeTracker()
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    monkeypatch.setenv("WANDB_RUN", "friday")
+    log = RunLog(tmp_path, "base-d4", {"depth": 4}, is_main=True)
+    log.log(7, loss=1.5)
+    log.close()
+    assert tracker.calls == [
+        ("init", {"project": "nanochat", "name": "friday-base-d4", "config": {"depth": 4}}),
+        ("log", (7, {"loss": 1.5})),
+        ("finish", None),
+    ]
+
+
+@pytest.mark.parametrize("name", [None, "", "dummy"])
+def test_no_tracker_is_touched_unless_a_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    tracker = FakeTracker()
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    if name is not None:
+        monkeypatch.setenv("WANDB_RUN", name)
+    log = RunLog(tmp_path, "base", {}, is_main=True)
+    log.log(1, loss=1.0)
+    log.close()
+    assert tracker.calls == []
+
+
+def test_a_tracker_that_is_not_installed_is_said_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # makes the import fail
+    monkeypatch.setenv("WANDB_RUN", "friday")
+    with pytest.raises(UserError, match=r"WANDB_RUN=friday.*--extra tracker"):
+        RunLog(tmp_path, "base", {}, is_main=True)
+    RunLog(tmp_path, "base", {}, is_main=False)  # other ranks ask for none
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+    return clock
+
+
+def test_piped_progress_is_a_plain_line_now_and_then_and_at_the_end(
+    hands: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressLine(100, "Pretraining", is_main=True) as line:
+        for step in range(1, 101):
+            hands.now = 30.0 + step  # 30 s before the first step, then one a second
+            line.update(step, loss=f"{4 - step / 50:.2f}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Pretraining  1/100  loss 3.98")
+    assert lines[1] == "Pretraining  11/100  loss 3.78  1 min 29 s left"
+    assert lines[-1] == "Pretraining  100/100  loss 2.00  2 min 10 s in all"
+    assert len(lines) == 11
+    assert "\x1b" not in "".join(lines)
+
+
+def test_only_the_main_rank_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine(1, "x", is_main=False) as line:
+        line.update(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_progress_is_one_live_line_with_a_bar(hands: Clock) -> None:
+    screen = io.StringIO()
+    line = ProgressLine(4, "Midtraining", is_main=True)
+    line.console = Console(file=screen, force_terminal=True, width=100)
+    with line:
+        for step in (1, 2):
+            hands.now = float(step)
+            line.update(step, **{"loss": "1.50", "tok/s": "5,000"})
+    shown = screen.getvalue()
+    assert "━" in shown
+    for words in ("Midtraining", "2/4", "1.50", "5,000", "2 s left"):
+        assert words in shown
+
+
+def test_times_are_said_in_units_that_fit() -> None:
+    assert [clock(s) for s in (0, 59.4, 59.6, 200, 3599.7, 7500)] == [
+        "0 s", "59 s", "1 min 00 s", "3 min 20 s", "1 h 00 min", "2 h 05 min",
+    ]  # fmt: skip

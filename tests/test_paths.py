@@ -1,0 +1,109 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat import paths
+from nanochat.errors import UserError
+
+
+def test_every_folder_is_under_the_base_directory_and_is_not_made_by_asking(base_dir: Path) -> None:
+    asked = {
+        "data/mine": paths.data_dir("mine"),
+        "tokenizer": paths.tokenizer_dir(),
+        "base_checkpoints": paths.checkpoints_dir("base"),
+        "mid_checkpoints": paths.checkpoints_dir("mid"),
+        "chatsft_checkpoints": paths.checkpoints_dir("sft"),
+        "chatrl_checkpoints": paths.checkpoints_dir("rl"),
+        "report": paths.report_dir(),
+        "eval_bundle": paths.eval_dir(),
+        "task_data": paths.task_dir(),
+    }
+    assert asked == {name: base_dir / name for name in asked}
+    assert not base_dir.exists()
+
+
+def test_without_the_variable_the_base_directory_is_in_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for value in (None, ""):
+        if value is None:
+            monkeypatch.delenv("NANOCHAT_BASE_DIR")
+        else:
+            monkeypatch.setenv("NANOCHAT_BASE_DIR", value)
+        assert paths.base_dir() == Path.home() / ".cache" / "nanochat"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "~/elsewhere")
+    assert paths.base_dir() == Path.home() / "elsewhere"
+
+
+def test_a_file_is_written_whole_with_its_folders_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "file.txt"
+    paths.write_whole(target, "grün\n")
+    assert target.read_bytes() == "grün\n".encode()
+    paths.write_whole(target, b"\x00\xff")
+    assert target.read_bytes() == b"\x00\xff"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    paths.write_whole(target, "old")
+    with pytest.raises(RuntimeError, match="halfway"), paths.whole_file(target) as file:
+        file.write(b"new")
+        raise RuntimeError("halfway")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_absent_until_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    with paths.whole_file(target) as file:
+        file.write(b"first half")
+        file.flush()
+        assert not target.exists()
+    assert target.read_bytes() == b"first half"
+
+
+def test_kill_9_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    paths.write_whole(target, "old")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from nanochat import paths\n"
+        "with paths.whole_file(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
+    assert done.returncode == -9
+    assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_with_path_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    target = tmp_path / "file"
+    paths.write_whole(target, "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"disk is full.*file.*NANOCHAT_BASE_DIR") as caught:
+        paths.write_whole(target, "new")
+    assert "\n" not in str(caught.value)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_other_failures_of_the_disk_are_not_called_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        paths.write_whole(tmp_path / "file", "text")
