@@ -1,0 +1,289 @@
+"""The rules of the house. ARCHITECTURE.md says on which floor a module stands; this holds it."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("nanochat", "tasks", "scripts")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "dev").rglob("*.py"))]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def name_of(path: Path) -> str:
+    """nanochat/web/server.py is nanochat.web.server, a package's __init__.py the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that is imported anywhere in a file; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide where one is"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def users_of(package: str, paths: list[Path] = SOURCES) -> set[str]:
+    """Modules that import a package or a part of it."""
+    return {
+        name_of(path)
+        for path in paths
+        if any(name == package or name.startswith(package + ".") for name in imported(path))
+    }
+
+
+def attributes(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that occur in a file, as ("os.environ", line)."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node), node.lineno
+
+
+def floors() -> dict[str, int]:
+    """Height of each module of nanochat, by the headings of ARCHITECTURE.md from below."""
+    heights: dict[str, int] = {}
+    height = -1
+    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("### "):
+            height += 1
+        elif line.startswith("## ") and height >= 0:
+            break
+        elif height >= 0 and line.startswith("| `"):
+            for name in re.findall(r"`(\w+)(?:\.py|/)`", line.split("|")[1]):
+                assert name not in heights, f"ARCHITECTURE.md names {name} twice"
+                heights[name] = height
+    return heights
+
+
+def test_every_module_has_its_floor_in_the_architecture_page() -> None:
+    here = {name_of(path).split(".")[1] for path in SOURCES if name_of(path).count(".")}
+    here = {name for name in here if (ROOT / "nanochat" / name).exists()} | {
+        path.stem for path in (ROOT / "nanochat").glob("*.py") if path.stem != "__init__"
+    }
+    assert here == set(floors())
+
+
+def test_every_task_and_script_is_named_in_the_architecture_page() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = [*(ROOT / "tasks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    assert [p.name for p in files if p.stem != "__init__" and f"`{p.name}`" not in page] == []
+
+
+def test_a_module_imports_only_from_lower_floors() -> None:
+    heights = floors()
+    wrong = []
+    for path in sorted((ROOT / "nanochat").rglob("*.py")):
+        parts = name_of(path).split(".")
+        if len(parts) == 1:
+            continue
+        for name in imported(path):
+            package, _, rest = name.partition(".")
+            other = rest.split(".")[0]
+            if package != "nanochat" or other not in heights or other == parts[1]:
+                continue
+            if heights[other] >= heights[parts[1]]:
+                wrong.append(f"{'.'.join(parts)} imports {other}")
+    assert wrong == []
+
+
+def test_the_floors_are_read_from_the_page() -> None:
+    heights = floors()
+    assert heights["errors"] < heights["paths"] < heights["runtime"] < heights["gpt"]
+    assert heights["gpt"] < heights["engine"] < heights["stage"]
+
+
+def test_nobody_imports_scripts_and_nanochat_never_imports_tasks() -> None:
+    assert users_of("scripts") <= {"scripts.console"}
+    assert {name for name in users_of("tasks") if name.startswith("nanochat")} == set()
+
+
+def test_tasks_import_only_the_common_module_of_their_own() -> None:
+    for path in (ROOT / "tasks").glob("*.py"):
+        own = {name for name in imported(path) if name.startswith("tasks.")}
+        assert {name for name in own if not name.startswith("tasks.common")} == set(), path
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("torch.distributed", {"nanochat.runtime", "nanochat.adamw", "nanochat.muon"}),
+        ("pyarrow", {"nanochat.dataset"}),
+        ("wandb", {"nanochat.metrics"}),
+        ("tyro", {"nanochat.configurator"}),
+        ("rustbpe", {"nanochat.tokenizer"}),
+        ("tiktoken", {"nanochat.tokenizer"}),
+        ("matplotlib", {"nanochat.report"}),
+        ("prompt_toolkit", {"scripts.chat_cli"}),
+    ],
+)
+def test_each_of_these_libraries_has_one_home(package: str, homes: set[str]) -> None:
+    assert users_of(package) <= homes
+    if package == "torch.distributed":
+        named = {name_of(p) for p in SOURCES for name, _ in attributes(p) if name == package}
+        assert named <= homes
+
+
+def test_the_web_framework_is_named_in_the_web_package_alone() -> None:
+    for package in ("fastapi", "uvicorn", "starlette"):
+        users = users_of(package)
+        allowed = {name for name in users if name.startswith("nanochat.web")}
+        assert users <= allowed | {"scripts.chat_web"}
+
+
+def test_the_environment_is_read_in_paths_and_runtime_alone_and_never_on_import() -> None:
+    reads = {
+        (name_of(path), name)
+        for path in SOURCES
+        for name, _ in attributes(path)
+        if name in ("os.environ", "os.getenv", "os.putenv", "os.environb")
+    }
+    assert {module for module, _ in reads} == {"nanochat.paths", "nanochat.runtime"}
+    for path in SOURCES:
+        assert not {"os.environ", "os.getenv"} & set(imported(path)), path
+        for node in tree_of(path).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert "os.environ" not in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+def test_nothing_is_pickled_and_nothing_is_evaluated() -> None:
+    for module in ("pickle", "cPickle", "dill", "joblib", "shelve", "marshal"):
+        assert users_of(module, PYTHON) == set()
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            where = f"{path}:{node.lineno}"
+            assert called not in ("eval", "exec", "compile", "__import__"), where
+            if called == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), where
+            assert "allow_pickle=True" not in ast.unparse(node), where
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "common", "helpers", "misc"}
+    assert {p.stem for p in (ROOT / "nanochat").rglob("*.py")} & drawers == set()
+
+
+def test_no_function_outgrows_the_page() -> None:
+    too_long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > 80
+    ]
+    assert too_long == []
+
+
+def test_words_go_to_logging_and_print_is_for_commands() -> None:
+    """Library modules do not print; a module with a `main` is a command and may."""
+    allowed = {"nanochat.metrics", "nanochat.configurator"}  # progress and last words, on stderr
+    for path in sorted((ROOT / "nanochat").rglob("*.py")):
+        names = {n.name for n in tree_of(path).body if isinstance(n, ast.FunctionDef)}
+        if "main" in names or name_of(path) in allowed:
+            continue
+        calls = [
+            node.lineno
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+        ]
+        assert calls == [], path
+
+
+IMPORT_EVERYTHING = """
+import importlib, logging, os, signal, sys, threading
+
+root, names = sys.argv[1], sys.argv[2:]
+touched = []
+
+class Argv(list):
+    def _note(self):
+        caller = sys._getframe(2).f_code.co_filename
+        if caller.startswith(root + os.sep) and os.sep + ".venv" + os.sep not in caller:
+            touched.append(caller)
+    def __getitem__(self, key):
+        self._note()
+        return super().__getitem__(key)
+    def __iter__(self):
+        self._note()
+        return super().__iter__()
+
+import torch, fastapi, transformers  # what libraries do on import is not ours
+sys.argv = Argv(["command", "--depht=4"])
+before = dict(os.environ), list(logging.root.handlers), threading.active_count()
+signals = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+threads = torch.get_num_threads()
+for name in names:
+    importlib.import_module(name)
+assert touched == [], touched
+assert (dict(os.environ), list(logging.root.handlers), threading.active_count()) == before
+assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == signals
+assert torch.get_num_threads() == threads
+assert not torch.cuda.is_initialized() and not torch.distributed.is_initialized()
+assert "matplotlib" not in sys.modules and "wandb" not in sys.modules
+print("imported", len(names))
+"""
+
+
+@pytest.mark.slow
+def test_importing_every_module_does_nothing(tmp_path: Path) -> None:
+    names = [name_of(path) for path in SOURCES]
+    environment = {k: v for k, v in os.environ.items() if k != "NANOCHAT_BASE_DIR"}
+    environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING, str(ROOT), *names],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == f"imported {len(names)}"
+    assert done.stderr == ""
+    assert not (tmp_path / "home" / ".cache" / "nanochat").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def tracked_files() -> list[Path]:
+    command = ["git", "ls-files", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    names = [name for name in done.stdout.split("\0") if name]
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_a_registry() -> None:
+    """Where packages come from is the affair of the machine, not of the repository."""
+    hosts = [b"pypi" + b".org", b"python" + b"hosted.org", b"crates" + b".io", b"npm" + b"js."]
+    naming = [
+        f"{path.relative_to(ROOT)} names {host.decode()}"
+        for path in tracked_files()
+        for host in hosts
+        if host in path.read_bytes()
+    ]
+    assert naming == []
+
+
+def test_shell_scripts_are_well_formed() -> None:
+    scripts = [p for p in tracked_files() if p.suffix in (".sh", ".slurm")]
+    scripts.append(ROOT / ".ci" / "run")
+    for path in scripts:
+        done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), path

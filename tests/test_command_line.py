@@ -1,0 +1,155 @@
+"""Freezes the commands: their names and the names of their options.
+
+tests/command_line.txt holds them. A change of an option's name breaks what people have typed into
+their notes and scripts; when it is meant, `python tests/test_command_line.py` writes the file anew.
+"""
+
+import importlib
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from nanochat.errors import UserError
+
+FROZEN = Path(__file__).with_name("command_line.txt")
+COMMANDS = (
+    "nanochat.dataset",
+    "nanochat.report",
+    "scripts.tok_train",
+    "scripts.tok_eval",
+    "scripts.base_train",
+    "scripts.base_loss",
+    "scripts.base_eval",
+    "scripts.mid_train",
+    "scripts.chat_sft",
+    "scripts.chat_rl",
+    "scripts.chat_eval",
+    "scripts.chat_cli",
+    "scripts.chat_web",
+    "scripts.export",
+)
+# Lines that readers of DESIGN know; each must parse.
+KNOWN_LINES = """
+nanochat.dataset -n 8
+nanochat.dataset -n 4 --source=climbmix --prefetch=sft,eval
+nanochat.dataset --source primer
+scripts.tok_train --max_chars=2000000000
+scripts.tok_eval
+scripts.base_train -- --depth=20 --device_batch_size=8
+scripts.base_train --depth 4 --device-batch-size 8
+scripts.base_loss
+scripts.base_eval
+scripts.mid_train
+scripts.chat_sft
+scripts.chat_rl
+scripts.chat_eval -- -i mid
+scripts.chat_eval -- -i sft -a GSM8K
+scripts.chat_eval -i rl
+scripts.chat_cli -p "Why is the sky blue?"
+scripts.chat_web
+scripts.export --source=sft --format=hf --out=DIR
+"""
+
+
+def options_class(command: str) -> Any:
+    return importlib.import_module(command).Options
+
+
+def names(command: str) -> list[str]:
+    """`--name` of every option, followed by its short names."""
+    hints = get_type_hints(options_class(command), include_extras=True)
+    found = []
+    for field in fields(options_class(command)):
+        extras = getattr(hints[field.name], "__metadata__", ())
+        short = [alias for extra in extras for alias in getattr(extra, "aliases", None) or ()]
+        found.append("/".join([f"--{field.name}", *short]))
+    return sorted(found)
+
+
+def present() -> str:
+    blocks = ("\n    ".join([command, *names(command)]) for command in COMMANDS)
+    return "\n".join(blocks) + "\n"
+
+
+def test_the_commands_and_their_options_are_those_of_the_frozen_list() -> None:
+    assert present() == FROZEN.read_text(encoding="utf-8"), (
+        "a command line has changed; if that is meant, run python tests/test_command_line.py"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_names_each_option_and_says_what_it_does(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(command).main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert [field.name for field in fields(options_class(command)) if field.name not in shown] == []
+    source = Path(importlib.import_module(command).__file__ or "").read_text(encoding="utf-8")
+    assert "run(main)" in source, "the guard that turns errors into one line"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_line_of_help(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit):
+        importlib.import_module(command).main(["--help"])
+    shown = capsys.readouterr().out.replace("-", "_")
+    for field in fields(options_class(command)):
+        after = shown.split(f"__{field.name}", 1)[1]
+        words = after.split("(default")[0].split("│")[0]
+        assert len(words.split()) >= 3, f"{command} --{field.name} has no docstring"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_key_is_refused_with_the_nearest_name(command: str) -> None:
+    known = fields(options_class(command))[0].name
+    wrong = known[:-2] + known[-1] + known[-2] if known[-1] != known[-2] else known + "x"
+    with pytest.raises(UserError, match=rf"^--{wrong} is not .*did you mean --{known}\?$"):
+        importlib.import_module(command).main([f"--{wrong}=4"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_type_is_refused_with_key_value_and_what_was_expected(command: str) -> None:
+    hints = get_type_hints(options_class(command))
+    numbers = [name for name, hint in hints.items() if hint in (int, float)]
+    for name in numbers:
+        with pytest.raises(UserError, match=rf"^--{name}=abc is not a (whole )?number$"):
+            importlib.import_module(command).main([f"--{name}=abc"])
+
+
+@pytest.mark.parametrize("line", KNOWN_LINES.strip().splitlines())
+def test_the_lines_that_people_know_are_understood(line: str) -> None:
+    from nanochat.configurator import parse
+
+    command, *argv = shlex.split(line)
+    parse(options_class(command), argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--depht=4"], "error: --depht is not an option of this command; did you mean --depth?"),
+        (
+            ["--device_batch_size=abc"],
+            "error: --device_batch_size=abc is not a whole number",
+        ),
+    ],
+)
+def test_a_mistake_ends_in_one_line_without_traceback(argv: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "scripts.base_train", *argv]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", words + "\n")
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(present(), encoding="utf-8")
