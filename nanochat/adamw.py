@@ -1,50 +1,26 @@
 """AdamW, its state and work shared out over the ranks (ZeRO-2); plain AdamW on one rank.
 
-Gradients are averaged by reduce_scatter, each rank moves its slice of every parameter, and the
-slices are gathered again. The slices are cut from the flattened parameter, so any shape and any
-number of ranks will do.
+Gradients are averaged by reduce_scatter, each rank moves its part of every parameter, and the
+parts are gathered again. Parts are cut from the flattened parameter, so any shape and any number
+of ranks will do. The update itself is torch's fused one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from nanochat.errors import UserError
 
 SMALL = 1024  # tensors up to this many elements are reduced and kept whole on every rank
-
-
-def world() -> tuple[int, int]:
-    """This process's rank and the number of ranks."""
-    if dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def adamw_update(
-    parameter: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """One step of AdamW (arXiv 1711.05101) in place; `step` counts from 1."""
-    beta1, beta2 = betas
-    parameter.mul_(1 - lr * weight_decay)
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = (second / (1 - beta2**step)).sqrt_().add_(eps)
-    parameter.addcdiv_(first, scale, value=-lr / (1 - beta1**step))
+FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
 
 
 class DistAdamW:
-    """AdamW over named parameters; `step` also averages their gradients over the ranks."""
+    """AdamW (arXiv 1711.05101) over named parameters; `step` also averages their gradients."""
 
     def __init__(
         self,
@@ -54,109 +30,172 @@ class DistAdamW:
         eps: float = 1e-10,
         weight_decay: float = 0.0,
     ) -> None:
-        """groups: {"params": [(name, parameter), ...], "lr": rate} with optional other settings."""
+        """groups: {"params": [(name, parameter), ...], "lr": rate} with optional other settings.
+
+        Ranks are those of torch.distributed when it is initialised.
+        """
         defaults = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.param_groups = [{**defaults, **group} for group in groups]
+        self.param_groups: list[dict[str, Any]] = [{**defaults, **group} for group in groups]
         for group in self.param_groups:
             group["initial_lr"] = group["lr"]
-        self.rank, self.world_size = world()
+        is_many = dist.is_initialized()
+        self.rank = dist.get_rank() if is_many else 0
+        self.world_size = dist.get_world_size() if is_many else 1
         self.num_steps = 0
         self.moments = {
-            name: (torch.zeros_like(own), torch.zeros_like(own))
+            name: {kind: torch.zeros_like(self._part(parameter)) for kind in ("first", "second")}
             for name, parameter in self._named()
-            for own in [self._own_slice(parameter)]
         }
 
-    def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for group in self.param_groups:
             yield from group["params"]
 
-    def _is_shared_out(self, parameter: Tensor) -> bool:
-        return self.world_size > 1 and parameter.numel() > SMALL
+    def _is_shared_out(self, tensor: Tensor) -> bool:
+        return self.world_size > 1 and tensor.numel() > SMALL
 
-    def _own_slice(self, tensor: Tensor) -> Tensor:
-        """This rank's part of a tensor, flat and padded so that all parts are equally long."""
-        flat = tensor.detach().reshape(-1)
+    def _part(self, tensor: Tensor) -> Tensor:
+        """This rank's part of a tensor, a flat view; the last ranks' may be shorter or empty."""
+        flat = tensor.detach().view(-1)
         if not self._is_shared_out(tensor):
             return flat
-        return _padded(flat, self.world_size).view(self.world_size, -1)[self.rank]
+        length = -(-flat.numel() // self.world_size)
+        return flat[self.rank * length : (self.rank + 1) * length]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Average the gradients over ranks and move the parameters."""
+        """Average the gradients over ranks and move the parameters; no gradient counts as zero."""
         self.num_steps += 1
         arriving = {name: self._reduce(parameter) for name, parameter in self._named()}
         leaving = []
         for group in self.param_groups:
-            for name, parameter in group["params"]:
-                gradient, work = arriving[name]
-                if work is not None:
-                    work.wait()
-                leaving.append(self._move(name, parameter, gradient, group))
-        for parameter, gathered, work in filter(None, leaving):
+            self._move(group, arriving)
+            leaving += [self._gather(p) for _, p in group["params"] if self._is_shared_out(p)]
+        for parameter, gathered, work in leaving:
             work.wait()
             parameter.copy_(gathered[: parameter.numel()].view_as(parameter))
 
     def _reduce(self, parameter: nn.Parameter) -> tuple[Tensor, Any]:
-        gradient = parameter.grad
-        assert gradient is not None, "every parameter takes part in every step"
+        """The averaged gradient of this rank's part, there once the work is done."""
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         flat = gradient.reshape(-1)
         if self.world_size == 1:
             return flat, None
         if not self._is_shared_out(parameter):
             return flat, dist.all_reduce(flat, op=dist.ReduceOp.AVG, async_op=True)
-        whole = _padded(flat, self.world_size)
-        own = torch.empty_like(whole[: whole.numel() // self.world_size])
+        whole = _padded(flat, -flat.numel() % self.world_size)
+        own = whole.new_empty(whole.numel() // self.world_size)
         work = dist.reduce_scatter_tensor(own, whole, op=dist.ReduceOp.AVG, async_op=True)
         return own, work
 
-    def _move(
-        self, name: str, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Any] | None:
-        first, second = self.moments[name]
-        own = self._own_slice(parameter)
-        adamw_update(
-            own, gradient, first, second, step=self.num_steps, lr=group["lr"],
-            betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
-        )  # fmt: skip
-        if not self._is_shared_out(parameter):
-            return None
-        gathered = own.new_empty(own.numel() * self.world_size)
-        work = dist.all_gather_into_tensor(gathered, own.contiguous(), async_op=True)
-        return parameter.data, gathered, work
+    def _move(self, group: dict[str, Any], arriving: dict[str, tuple[Tensor, Any]]) -> None:
+        parts, gradients, moments = [], [], []
+        for name, parameter in group["params"]:
+            gradient, work = arriving[name]
+            if work is not None:
+                work.wait()
+            part = self._part(parameter)
+            if part.numel():
+                parts.append(part)
+                gradients.append(gradient[: part.numel()])
+                moments.append(self.moments[name])
+        before = float(self.num_steps - 1)  # the library counts this step itself
+        adamw(
+            parts,
+            gradients,
+            [both["first"] for both in moments],
+            [both["second"] for both in moments],
+            [],
+            [torch.full((), before, dtype=torch.float32, device=part.device) for part in parts],
+            fused=all(part.device.type in FUSED_DEVICES for part in parts),
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+    def _gather(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor, Any]:
+        """The parameter, its parts of all ranks once the work is done, the work."""
+        part = self._part(parameter)
+        length = -(-parameter.numel() // self.world_size)
+        gathered = part.new_empty(length * self.world_size)
+        own = _padded(part, length - part.numel())
+        return parameter, gathered, dist.all_gather_into_tensor(gathered, own, async_op=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's moments, with what is needed to cut them anew for other ranks."""
+        """This rank's moments, with what is needed to merge them with those of other ranks."""
         return {
             "rank": self.rank,
             "world_size": self.world_size,
             "num_steps": self.num_steps,
-            "tensors": {
-                name: {"first": self.moments[name][0], "second": self.moments[name][1]}
-                for name, _ in self._named()
-            },
-            "sizes": {name: parameter.numel() for name, parameter in self._named()},
-            "shared_out": [name for name, p in self._named() if self._is_shared_out(p)],
+            "parted": [name for name, p in self._named() if self._is_shared_out(p)],
+            "tensors": {name: dict(both) for name, both in self.moments.items()},
         }
 
-    def load_merged(self, states: list[dict[str, Any]]) -> None:
-        """Take this rank's part of what all ranks of an earlier run saved."""
-        self.num_steps = states[0]["num_steps"]
-        for name, parameter in self._named():
-            for own, kind in zip(self.moments[name], ("first", "second"), strict=True):
-                whole = self._whole(states, name, kind)
-                own.copy_(self._own_slice(whole.view_as(parameter)))
-
     @staticmethod
-    def _whole(states: list[dict[str, Any]], name: str, kind: str) -> Tensor:
-        by_rank = sorted(states, key=lambda state: int(state["rank"]))
-        if name not in by_rank[0]["shared_out"]:
-            tensor: Tensor = by_rank[0]["tensors"][name][kind]
-            return tensor
-        parts = [state["tensors"][name][kind] for state in by_rank]
-        return torch.cat(parts)[: by_rank[0]["sizes"][name]]
+    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """The layout-independent state from the `state_dict`s of all ranks of one run.
+
+        {"num_steps", "tensors": {name: {"first", "second"}}}, tensors flat and whole.
+        Raises UserError when a rank's is missing.
+        """
+        states = in_order_of_ranks(states)
+        tensors = {
+            name: {
+                kind: torch.cat([state["tensors"][name][kind] for state in states])
+                if name in states[0]["parted"]
+                else own[kind]
+                for kind in own
+            }
+            for name, own in states[0]["tensors"].items()
+        }
+        return {"num_steps": states[0]["num_steps"], "tensors": tensors}
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """The layout-independent state, on every rank; every rank calls it."""
+        states: list[Any] = [self.state_dict()]
+        if self.world_size > 1:
+            states = [None] * self.world_size
+            dist.all_gather_object(states, self.state_dict())
+        return self.merge_state_dicts(states)
+
+    def load_full_state_dict(self, full: dict[str, Any]) -> None:
+        """Take this rank's part of a merged state. Raises UserError when it is of another model."""
+        refuse_other_names(full["tensors"], self.moments)
+        self.num_steps = full["num_steps"]
+        for name, parameter in self._named():
+            for kind, own in self.moments[name].items():
+                own.copy_(self._part(full["tensors"][name][kind].view_as(parameter)))
+
+    def load_merged(self, states: list[dict[str, Any]]) -> None:
+        """Go on from what all ranks of an earlier run saved, however many they were."""
+        self.load_full_state_dict(self.merge_state_dicts(states))
 
 
-def _padded(flat: Tensor, multiple: int) -> Tensor:
-    missing = -flat.numel() % multiple
+def _padded(flat: Tensor, missing: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+
+
+def in_order_of_ranks(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ranks' states, sorted. Raises UserError when a rank is missing or there twice."""
+    ranks = sorted(int(state["rank"]) for state in states)
+    expected = list(range(states[0]["world_size"] if states else 1))
+    if ranks != expected:
+        raise UserError(
+            f"optimizer states of ranks {ranks} are there, but {expected} are needed; bring the"
+            " missing optim_*_rank*.pt files back or start again with --fresh"
+        )
+    return sorted(states, key=lambda state: int(state["rank"]))
+
+
+def refuse_other_names(saved: Iterable[str], own: Iterable[str]) -> None:
+    """Raises UserError when an optimizer state belongs to parameters of other names."""
+    differing = sorted(set(saved) ^ set(own))
+    if differing:
+        raise UserError(
+            f"the optimizer state is of another model: {', '.join(differing[:3])} in only one of"
+            " both; load a checkpoint of this model or start again with --fresh"
+        )

@@ -7,7 +7,7 @@ arXiv 2411.16085.
 N stacked matrices  R rows  C columns
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nanochat.errors import UserError
+
+Named = list[tuple[str, nn.Parameter]]
 
 # Polar Express, arXiv 2505.16932, listing 1: odd polynomials (a, b, c), one for each iteration,
 # divided by a safety factor of 1.01 so that rounding cannot push a singular value out of bounds.
@@ -44,32 +46,29 @@ def polar_factor(matrices: Tensor) -> Tensor:
     for a, b, c in POLYNOMIALS:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    factor: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
+    return factor
 
 
-def muon_update(
-    parameters: Tensor,
+@torch.no_grad()
+def muon_updates(
     gradients: Tensor,
     momenta: Tensor,
-    variances: Tensor,
+    variances: Tensor | None,
     *,
-    lr: float,
     momentum: float,
     variance_decay: float,
-    weight_decay: float,
-) -> None:
-    """One step of Muon in place.
+) -> Tensor:
+    """What Muon subtracts at rate 1, (N, R, C); momenta and variances move on in place.
 
-    parameters, gradients, momenta: (N, R, C).  variances: (N, R, 1), of each neuron's update.
+    gradients, momenta: (N, R, C).  variances: (N, R, 1) of each neuron's update, or None to leave
+    the rows as they are. Tall matrices move by sqrt(R / C) more, so that outputs move alike.
     """
     momenta.lerp_(gradients, 1 - momentum)
     updates = polar_factor(gradients.lerp(momenta, momentum))  # Nesterov
-    updates = even_out(updates, variances, variance_decay)
-    updates *= max(1.0, updates.size(1) / updates.size(2)) ** 0.5
-    if weight_decay:
-        shrinks = (updates * parameters) > 0  # cautious: only where the update shrinks it as well
-        parameters -= lr * weight_decay * parameters * shrinks
-    parameters.sub_(updates, alpha=lr)
+    if variances is not None:
+        updates = even_out(updates, variances, variance_decay)
+    return updates.mul_(max(1.0, updates.size(1) / updates.size(2)) ** 0.5)
 
 
 def even_out(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
@@ -77,7 +76,19 @@ def even_out(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
     variances.lerp_(updates.square().mean(dim=2, keepdim=True), 1 - decay)
     size = updates.norm(dim=(1, 2), keepdim=True)
     evened = updates * variances.clamp(min=1e-10).rsqrt()
-    return evened * (size / evened.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
+    return evened.mul_(size / evened.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
+
+
+def move(
+    parameter: Tensor, update: Tensor, *, lr: float, weight_decay: float, cautious: bool
+) -> None:
+    """Subtract update (R, C) and decay; cautious: decay only where the update shrinks as well."""
+    if weight_decay:
+        decay = parameter * (lr * weight_decay)
+        if cautious:
+            decay *= (update * parameter) > 0
+        parameter -= decay
+    parameter.sub_(update, alpha=lr)
 
 
 class Muon:
@@ -89,10 +100,14 @@ class Muon:
         *,
         lr: float = 0.02,
         momentum: float = 0.95,
-        variance_decay: float = 0.95,
+        variance_decay: float | None = 0.95,
         weight_decay: float = 0.0,
+        cautious: bool = True,
     ) -> None:
-        """parameters: (name, matrix) pairs. Raises UserError on one that is not a matrix."""
+        """parameters: (name, matrix) pairs; variance_decay None leaves neurons as they are.
+
+        Raises UserError on a parameter that is not a matrix.
+        """
         by_shape: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in parameters:
             if parameter.ndim != 2:
@@ -105,112 +120,151 @@ class Muon:
             "variance_decay": variance_decay,
             "weight_decay": weight_decay,
             "initial_weight_decay": weight_decay,
+            "cautious": cautious,
         }
         self.param_groups: list[dict[str, Any]] = [
             {**settings, "params": named} for named in by_shape.values()
         ]
         self.rank, self.world_size = self._world()
-        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
-        for group in self.param_groups:
-            for name, parameter in self._own(group["params"]):
-                column = parameter.detach()[:, :1]
-                self.moments[name] = torch.zeros_like(parameter), torch.zeros_like(column)
+        self.moments = [self._zero_moments(group) for group in self.param_groups]
 
     @staticmethod
     def _world() -> tuple[int, int]:
         return 0, 1
 
+    def _zero_moments(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        """{"momentum": (N, R, C), "variance": (N, R, 1)} for the matrices that this rank moves."""
+        matrix, num_own = group["params"][0][1], len(self._own(group["params"]))
+        shapes = {"momentum": matrix.shape, "variance": (matrix.size(0), 1)}
+        if group["variance_decay"] is None:
+            del shapes["variance"]
+        return {
+            kind: torch.zeros(num_own, *shape, dtype=matrix.dtype, device=matrix.device)
+            for kind, shape in shapes.items()
+        }
+
     def _share(self, num_matrices: int) -> int:
         """How many matrices of a stack a rank moves; the last ranks may have fewer."""
         return -(-num_matrices // self.world_size)
 
-    def _own(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+    def _own(self, named: Named) -> Named:
         share = self._share(len(named))
         return named[self.rank * share : (self.rank + 1) * share]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Average the gradients over ranks and move the matrices."""
+        """Average the gradients over ranks and move the matrices; no gradient counts as zero."""
         arriving = [self._reduce(group["params"]) for group in self.param_groups]
         leaving = []
-        for group, (gradients, work) in zip(self.param_groups, arriving, strict=True):
+        for group, moments, (gradients, work) in zip(
+            self.param_groups, self.moments, arriving, strict=True
+        ):
             if work is not None:
                 work.wait()
-            leaving.append(self._gather(group["params"], self._move(group, gradients)))
-        for named, moved, work in leaving:
+            self._move(group, moments, gradients)
+            leaving.append(self._gather(group["params"]))
+        for named, whole, work in leaving:
             if work is not None:
                 work.wait()
-            for (_, parameter), matrix in zip(named, moved, strict=False):  # the rest is padding
+            for (_, parameter), matrix in zip(named, whole, strict=False):  # the rest is padding
                 parameter.copy_(matrix)
 
-    def _reduce(self, named: list[tuple[str, nn.Parameter]]) -> tuple[Tensor, Any]:
-        """This rank's share of the stacked gradients, averaged over ranks."""
+    def _reduce(self, named: Named) -> tuple[Tensor, Any]:
+        """This rank's share of the stacked gradients, averaged once the work is done."""
         return torch.stack([_gradient(parameter) for _, parameter in named]), None
 
-    def _gather(
-        self, named: list[tuple[str, nn.Parameter]], moved: Tensor
-    ) -> tuple[list[tuple[str, nn.Parameter]], Tensor, Any]:
-        """The moved matrices of all ranks."""
-        return named, moved, None
+    def _gather(self, named: Named) -> tuple[Named, Iterable[Tensor], Any]:
+        """What is still to be copied once the work is done: matrices that other ranks moved."""
+        return [], [], None
 
-    def _move(self, group: dict[str, Any], gradients: Tensor) -> Tensor:
+    def _move(self, group: dict[str, Any], moments: dict[str, Tensor], gradients: Tensor) -> None:
         own = self._own(group["params"])
         if not own:
-            return gradients.new_zeros(gradients.shape)
-        parameters = torch.stack([parameter.detach() for _, parameter in own])
-        momenta = torch.stack([self.moments[name][0] for name, _ in own])
-        variances = torch.stack([self.moments[name][1] for name, _ in own])
-        muon_update(
-            parameters, gradients[: len(own)], momenta, variances, lr=group["lr"],
+            return
+        updates = muon_updates(
+            gradients[: len(own)], moments["momentum"], moments.get("variance"),
             momentum=group["momentum"], variance_decay=group["variance_decay"],
-            weight_decay=group["weight_decay"],
         )  # fmt: skip
-        for (name, _), momentum, variance in zip(own, momenta, variances, strict=True):
-            self.moments[name] = momentum, variance
-        return parameters
+        for (_, parameter), update in zip(own, updates, strict=True):
+            move(
+                parameter, update, lr=group["lr"], weight_decay=group["weight_decay"],
+                cautious=group["cautious"],
+            )  # fmt: skip
+
+    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for group, moments in zip(self.param_groups, self.moments, strict=True):
+            for i, (name, _) in enumerate(self._own(group["params"])):
+                yield name, {kind: stack[i] for kind, stack in moments.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments of the matrices that this rank moves."""
-        return {
-            "tensors": {
-                name: {"momentum": momentum.clone(), "variance": variance.clone()}
-                for name, (momentum, variance) in self.moments.items()
-            }
+        """The moments of the matrices that this rank moves, by name."""
+        tensors = {
+            name: {kind: tensor.clone() for kind, tensor in moments.items()}
+            for name, moments in self._own_moments()
         }
+        return {"rank": self.rank, "world_size": self.world_size, "tensors": tensors}
+
+    @staticmethod
+    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """The layout-independent state from the `state_dict`s of all ranks of one run.
+
+        {"tensors": {name: {"momentum": (R, C), "variance": (R, 1)}}}.
+        """
+        return {"tensors": {name: own for s in states for name, own in s["tensors"].items()}}
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """The layout-independent state, on every rank; every rank calls it."""
+        return self.merge_state_dicts([self.state_dict()])
+
+    def load_full_state_dict(self, full: dict[str, Any]) -> None:
+        """Take what this rank needs of a merged state. Raises UserError when a matrix lacks."""
+        names = {name for group in self.param_groups for name, _ in group["params"]}
+        differing = sorted(names ^ full["tensors"].keys())
+        if differing:
+            raise UserError(
+                f"the optimizer state does not fit the model: {', '.join(differing[:3])} in only"
+                " one of both; bring all optim_*_rank*.pt files back or start again with --fresh"
+            )
+        for name, moments in self._own_moments():
+            for kind, tensor in moments.items():
+                tensor.copy_(full["tensors"][name][kind])
 
     def load_merged(self, states: list[dict[str, Any]]) -> None:
-        """Take what this rank needs of what all ranks of an earlier run saved."""
-        saved = {name: facts for state in states for name, facts in state["tensors"].items()}
-        for name in self.moments:
-            self.moments[name] = saved[name]["momentum"], saved[name]["variance"]
+        """Go on from what all ranks of an earlier run saved, however many they were."""
+        self.load_full_state_dict(self.merge_state_dicts(states))
 
 
 class DistMuon(Muon):
-    """Muon whose stacks are shared out over the ranks (ZeRO-2)."""
+    """Muon whose stacks are shared out over the ranks of torch.distributed (ZeRO-2)."""
 
     @staticmethod
     def _world() -> tuple[int, int]:
         return dist.get_rank(), dist.get_world_size()
 
-    def _reduce(self, named: list[tuple[str, nn.Parameter]]) -> tuple[Tensor, Any]:
-        gradients = [_gradient(parameter) for _, parameter in named]
+    def _reduce(self, named: Named) -> tuple[Tensor, Any]:
         share = self._share(len(named))
-        missing = share * self.world_size - len(gradients)
-        stack = torch.stack(gradients + [torch.zeros_like(gradients[0])] * missing)
-        own = stack.new_empty(share, *stack.shape[1:])
+        stack = _stacked([_gradient(p) for _, p in named], named, share * self.world_size)
+        own = torch.empty_like(stack[:share])
         work = dist.reduce_scatter_tensor(own, stack, op=dist.ReduceOp.AVG, async_op=True)
         return own, work
 
-    def _gather(
-        self, named: list[tuple[str, nn.Parameter]], moved: Tensor
-    ) -> tuple[list[tuple[str, nn.Parameter]], Tensor, Any]:
+    def _gather(self, named: Named) -> tuple[Named, Iterable[Tensor], Any]:
         share = self._share(len(named))
-        padding = moved.new_zeros(share - len(moved), *moved.shape[1:])
-        whole = moved.new_empty(share * self.world_size, *moved.shape[1:])
-        own = torch.cat([moved, padding])
-        return named, whole, dist.all_gather_into_tensor(whole, own, async_op=True)
+        stack = _stacked([p.detach() for _, p in self._own(named)], named, share)
+        whole = stack.new_empty(share * self.world_size, *stack.shape[1:])
+        return named, whole, dist.all_gather_into_tensor(whole, stack, async_op=True)
+
+    def full_state_dict(self) -> dict[str, Any]:
+        states: list[Any] = [None] * self.world_size
+        dist.all_gather_object(states, self.state_dict())
+        return self.merge_state_dicts(states)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None, "every parameter takes part in every step"
-    return parameter.grad
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _stacked(matrices: list[Tensor], like: Named, length: int) -> Tensor:
+    """Matrices and zeros of their shape, `length` in all."""
+    padding = [torch.zeros_like(like[0][1])] * (length - len(matrices))
+    return torch.stack([*matrices, *padding])

@@ -19,20 +19,16 @@ def build_optimizers(
     """AdamW for embedding and unembedding, Muon for the matrices of the blocks.
 
     AdamW's rates are scaled by (width / 768) ** -0.5; `weight_decay` is that of the matrices.
+    Parameters go by their names in the model, so that saved moments find them again.
     """
     scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
-    adamw = DistAdamW(
-        [
-            {
-                "params": [("embedding.weight", model.embedding.weight)],
-                "lr": embedding_lr * scale,
-            },
-            {
-                "params": [("unembedding.weight", model.unembedding.weight)],
-                "lr": unembedding_lr * scale,
-            },
-        ]
-    )
+    adamw_rates = {
+        "embedding.weight": embedding_lr * scale,
+        "unembedding.weight": unembedding_lr * scale,
+    }
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [(name, parameters.pop(name))], "lr": lr} for name, lr in adamw_rates.items()
+    ]
     kind = DistMuon if runtime.world_size() > 1 else Muon
-    matrices = [(f"blocks.{name}", matrix) for name, matrix in model.blocks.named_parameters()]
-    return [adamw, kind(matrices, lr=matrix_lr, weight_decay=weight_decay)]
+    return [DistAdamW(groups), kind(parameters.items(), lr=matrix_lr, weight_decay=weight_decay)]

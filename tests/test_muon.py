@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanochat.errors import UserError
+from nanochat.muon import Muon, polar_factor
+from tests.reference import muon as slow
+
+SHAPES = [(6, 6), (12, 5), (5, 12), (6, 6), (1, 7), (7, 1), (6, 6)]
+
+
+def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def matrices() -> list[tuple[str, nn.Parameter]]:
+    return [(f"m{i}", nn.Parameter(drawn(shape, i))) for i, shape in enumerate(SHAPES)]
+
+
+def set_gradients(named: list[tuple[str, nn.Parameter]], step: int) -> None:
+    for i, (_, parameter) in enumerate(named):
+        parameter.grad = drawn(parameter.shape, 1000 * (step + 1) + i)
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "cautious", "variance_decay"),
+    [(0.0, True, 0.95), (0.3, True, 0.95), (0.3, False, 0.9), (0.0, True, None)],
+)
+def test_stacked_muon_equals_one_matrix_at_a_time(
+    weight_decay: float, cautious: bool, variance_decay: float | None
+) -> None:
+    named = matrices()
+    settings = {
+        "lr": 0.05, "momentum": 0.9, "variance_decay": variance_decay,
+        "weight_decay": weight_decay, "cautious": cautious,
+    }  # fmt: skip
+    twins = [slow.SlowMuon(parameter, **settings) for _, parameter in named]
+    fast = Muon(named, **settings)
+    for step in range(4):
+        set_gradients(named, step)
+        for (_, parameter), twin in zip(named, twins, strict=True):
+            assert parameter.grad is not None
+            twin.step(parameter.grad)
+        fast.step()
+    for (name, parameter), twin in zip(named, twins, strict=True):
+        torch.testing.assert_close(
+            parameter.detach().double(), twin.parameter, atol=2e-5, rtol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (64, 16), (16, 64)])
+def test_singular_values_of_the_polar_factor_are_near_one(shape: tuple[int, int]) -> None:
+    factor = polar_factor(drawn((3, *shape), 0))
+    values = torch.linalg.svdvals(factor)
+    assert float(values.max()) < 1.2
+    # A square Gaussian has singular values near zero, which five steps cannot lift to one.
+    assert float(values.median()) > 0.8
+
+
+def test_the_polynomials_lift_values_from_a_thousandth_to_near_one() -> None:
+    values = torch.logspace(-3, 0, 400, dtype=torch.float64)
+    lifted = slow.polar_factor(torch.diag(values)).diagonal()
+    norm = float(values.norm())
+    reached = lifted[values / norm > 2e-3]
+    assert float(reached.min()) > 0.8
+    assert float(lifted.max()) < 1.2
+
+
+def test_scale_of_the_gradient_does_not_matter() -> None:
+    gradient = drawn((2, 8, 8), 3)
+    torch.testing.assert_close(
+        polar_factor(gradient * 1e4), polar_factor(gradient), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_zero_and_missing_gradients_leave_finite_parameters_in_place() -> None:
+    named = matrices()
+    before = [parameter.detach().clone() for _, parameter in named]
+    optimizer = Muon(named)
+    for i, (_, parameter) in enumerate(named):
+        parameter.grad = torch.zeros_like(parameter) if i % 2 else None
+    optimizer.step()
+    for (_, parameter), old in zip(named, before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+def test_what_is_not_a_matrix_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="bias has shape"):
+        Muon([("bias", nn.Parameter(torch.zeros(3)))])
+
+
+def test_a_loaded_state_goes_on_to_the_bit() -> None:
+    straight, resumed = matrices(), matrices()
+    first, second = Muon(straight, lr=0.1), Muon(resumed, lr=0.1)
+    for step in range(2):
+        set_gradients(straight, step)
+        first.step()
+    saved = first.state_dict()
+    for (_, parameter), (_, other) in zip(straight, resumed, strict=True):
+        other.data.copy_(parameter.data)
+    second.load_merged([saved])
+    for step in range(2, 4):
+        for named, optimizer in ((straight, first), (resumed, second)):
+            set_gradients(named, step)
+            optimizer.step()
+    for (name, parameter), (_, other) in zip(straight, resumed, strict=True):
+        assert torch.equal(parameter, other), name
+
+
+def test_a_state_of_another_model_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="m6"):
+        Muon(matrices()).load_merged([Muon(matrices()[:-1]).state_dict()])
