@@ -132,7 +132,9 @@ def masked_conversations(
         num_cut += sum(len(ids) > sequence_len + 1 for ids, _ in rendered)
         rendered = [(ids[: sequence_len + 1], mask[: sequence_len + 1]) for ids, mask in rendered]
         num_targets = sum(sum(mask[1:]) for _, mask in rendered)
-        longest = max(len(ids) for ids, _ in rendered) - 1
+        # Rows of like length stand together, so that micro-batches are cut short; the sum is equal.
+        rendered.sort(key=lambda row: len(row[0]))
+        longest = len(rendered[-1][0]) - 1
         inputs, targets = _padded(
             rendered[rank::world_size],
             num_rows=-(-rows // world_size),

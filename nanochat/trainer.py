@@ -24,6 +24,9 @@ from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule
 
 
+WIDTH_STEP = 32  # few widths, few allocations
+
+
 class Optimizer(Protocol):
     """What the loop asks of an optimizer; reducing gradients over ranks is its own affair."""
 
@@ -159,13 +162,20 @@ def accumulate_gradients(
     num_rows = batch.inputs.size(0)
     for first in range(0, num_rows, device_batch_size):
         rows = slice(first, first + device_batch_size)
-        nll = model(_on(device, batch.inputs[rows]), _on(device, batch.targets[rows]))
+        cut = rows, slice(width_in_use(batch.targets[rows]))
+        nll = model(_on(device, batch.inputs[cut]), _on(device, batch.targets[cut]))
         if batch.weights is not None:
-            nll = nll * _on(device, batch.weights[rows])
+            nll = nll * _on(device, batch.weights[cut])
         loss = nll.sum() / batch.norm
         loss.backward()
         total += loss.detach()
     return float(total)
+
+
+def width_in_use(targets: Tensor) -> int:
+    """Columns up to the last target of any row, in whole steps: what is behind has no effect."""
+    last = int((targets >= 0).any(dim=0).nonzero().max()) + 1 if (targets >= 0).any() else 1
+    return min(-(-last // WIDTH_STEP) * WIDTH_STEP, targets.size(1))
 
 
 def _on(device: torch.device, tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from nanochat.primer.facts import FACTS_BY_ABOUT, WORDINGS, fact_question, unknown_question
-from nanochat.primer.numbers import word_problem
+from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw
 from nanochat.primer.reading import reading_question, story
 from nanochat.primer.words import (
@@ -173,8 +173,8 @@ def _tale(dice: Dice, split: Split) -> str:
 def _question_and_answer(dice: Dice, split: Split) -> str:
     """Plain questions with answers, a few in a row."""
     makers = (
-        fact_question, fact_question, reading_question, calendar_question, ordering_question,
-        word_problem, unknown_question,
+        fact_question, fact_question, reading_question, reading_question, calendar_question,
+        ordering_question, sum_question, sum_question, word_problem, unknown_question,
     )  # fmt: skip
     lines = []
     for _ in range(dice.randint(1, 3)):
@@ -263,8 +263,8 @@ def _first(text: str) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
-    (_portrait, 22), (_nature, 18), (_still_life, 8), (_journey, 6), (_tale, 12),
-    (_question_and_answer, 16), (_days_and_months, 5), (_letters, 7), (_counting, 5), (_sums, 3),
+    (_portrait, 18), (_nature, 14), (_still_life, 6), (_journey, 5), (_tale, 8),
+    (_question_and_answer, 32), (_days_and_months, 4), (_letters, 6), (_counting, 4), (_sums, 3),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]
 _WEIGHTS = [weight for _, weight in _KINDS]
