@@ -226,7 +226,7 @@ class Argv(list):
         self._note()
         return super().__iter__()
 
-import torch, fastapi, transformers  # what libraries do on import is not ours
+import torch, fastapi  # what libraries do on import is not ours
 sys.argv = Argv(["command", "--depht=4"])
 before = dict(os.environ), list(logging.root.handlers), threading.active_count()
 signals = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]

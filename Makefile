@@ -1,0 +1,36 @@
+# make test     everything that a change has to pass, set-up included
+# make check    style, types and the rules of the house
+# make format   puts the style right
+SHELL := bash
+.DEFAULT_GOAL := test
+.PHONY: setup test fast check format clean
+
+PYTHON := .venv/bin/python
+PYTHON_FILES := nanochat tasks scripts tests dev
+CARGO := PATH="$$PATH:$$HOME/.cargo/bin" cargo
+
+setup:
+	@bash dev/setup.sh
+
+test: setup
+	$(PYTHON) -m pytest tests/ -q
+
+fast: setup
+	$(PYTHON) -m pytest tests/ -q -m "not slow"
+
+check: setup
+	.venv/bin/ruff check $(PYTHON_FILES)
+	.venv/bin/ruff format --check $(PYTHON_FILES)
+	.venv/bin/mypy nanochat tasks scripts
+	$(CARGO) fmt --check --manifest-path rustbpe/Cargo.toml
+	$(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
+	$(PYTHON) -m pytest -q tests/test_architecture.py
+
+format: setup
+	.venv/bin/ruff check --fix $(PYTHON_FILES)
+	.venv/bin/ruff format $(PYTHON_FILES)
+	$(CARGO) fmt --manifest-path rustbpe/Cargo.toml
+
+clean:
+	rm -rf build dist rustbpe/target .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

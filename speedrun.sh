@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# From raw text to a model that you can talk to, by one command:
+#
+#   bash speedrun.sh
+#
+# It sets up what it needs in .venv, looks at the hardware and takes the tier that fits:
+#
+#   cpu      no GPU: a small model of the built-in primer world, about ten minutes on two cores
+#   gpu      one GPU: depth 12 on fineweb-edu, an evening on a good card
+#   node     several GPUs: the reference run, depth 20 on fineweb-edu, about four hours on 8 x H100
+#   smoke    a minute: whether every stage runs; the model is good for nothing
+#
+#   NANOCHAT_TIER=cpu bash speedrun.sh       another tier than the one it would take
+#   DEPTH=26 NUM_SHARDS=450 bash speedrun.sh another depth, or more text, on a GPU
+#   WANDB_RUN=name bash speedrun.sh          numbers also go to the tracker (uv sync --extra tracker)
+#
+# Every stage is idempotent: after a crash, run it again and it goes on; after success it returns.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+bash dev/setup.sh
+PYTHON=.venv/bin/python
+BASE="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
+
+NUM_GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+if [ -z "${NANOCHAT_TIER:-}" ]; then
+    case "$NUM_GPUS" in
+        0) NANOCHAT_TIER=cpu ;;
+        1) NANOCHAT_TIER=gpu ;;
+        *) NANOCHAT_TIER=node ;;
+    esac
+fi
+
+# ---- the tiers: which text, which model, how long
+SAMPLE_QUESTION="Why is the sky blue?"
+case "$NANOCHAT_TIER" in
+    cpu)
+        SAMPLE_QUESTION="What is 347 + 588?"
+        DATA_OPTIONS=(--source=primer -n 4)
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=4096)
+        BASE_OPTIONS=(--depth="${DEPTH:-4}" --head_dim=64 --max_seq_len=512 --total_batch_size=8192
+            --num_iterations=250 --eval_every=50 --save_every=50)
+        LOSS_OPTIONS=(--eval_tokens=65536)
+        CORE_OPTIONS=()
+        MID_OPTIONS=(--total_batch_size=8192 --num_conversations=10000 --eval_every=50 --save_every=50)
+        SFT_OPTIONS=(--rows_per_step=32 --num_conversations=4000 --eval_every=50 --save_every=50)
+        RL_OPTIONS=(--num_iterations=30 --prompts_per_step=8 --num_samples=8 --max_new_tokens=96
+            --eval_every=15 --save_every=10)
+        CHAT_EVAL_OPTIONS=(--primer_problems=40 --max_new_tokens=96)
+        ;;
+    smoke)
+        SAMPLE_QUESTION="What is 347 + 588?"
+        DATA_OPTIONS=(--source=primer -n 1)
+        TOKENIZER_OPTIONS=(--max_chars=500000 --vocab_size=1024)
+        BASE_OPTIONS=(--depth="${DEPTH:-1}" --head_dim=32 --max_seq_len=256 --total_batch_size=1024
+            --num_iterations=6 --eval_every=3 --save_every=2 --eval_tokens=2048)
+        LOSS_OPTIONS=(--eval_tokens=2048)
+        CORE_OPTIONS=()
+        MID_OPTIONS=(--total_batch_size=1024 --num_conversations=64 --num_iterations=6 --save_every=2
+            --eval_tokens=2048 --eval_conversations=16)
+        SFT_OPTIONS=(--rows_per_step=8 --num_conversations=48 --save_every=2 --eval_tokens=2048
+            --eval_conversations=16)
+        RL_OPTIONS=(--num_iterations=3 --prompts_per_step=4 --num_samples=4 --max_new_tokens=16
+            --num_prompts=64 --save_every=1 --eval_tokens=2048 --eval_conversations=16)
+        CHAT_EVAL_OPTIONS=(--primer_problems=2 --max_new_tokens=16)
+        ;;
+    gpu | node)
+        if [ "$NANOCHAT_TIER" = gpu ]; then default_depth=12 default_shards=64; else default_depth=20 default_shards=240; fi
+        DATA_OPTIONS=(--source=fineweb-edu -n "${NUM_SHARDS:-$default_shards}" --prefetch=mid,sft,rl,eval)
+        TOKENIZER_OPTIONS=(--max_chars=2000000000 --vocab_size=65536)
+        BASE_OPTIONS=(--depth="${DEPTH:-$default_depth}")
+        LOSS_OPTIONS=(--eval_tokens=10485760)
+        CORE_OPTIONS=()
+        MID_OPTIONS=(--weight_decay=0.0)
+        SFT_OPTIONS=(--num_epochs=1)
+        RL_OPTIONS=(--num_epochs=1)
+        CHAT_EVAL_OPTIONS=(--batch_size=64)
+        ;;
+    *)
+        echo "error: NANOCHAT_TIER=$NANOCHAT_TIER is not known; use cpu, gpu, node or smoke" >&2
+        exit 2
+        ;;
+esac
+if [ -n "${DEVICE_BATCH_SIZE:-}" ]; then
+    BASE_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
+    MID_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
+    SFT_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
+    RL_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
+fi
+
+# ---- how a command is started
+if [ "$NANOCHAT_TIER" = node ] && [ "$NUM_GPUS" -gt 1 ]; then
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the ranks share the cores
+    on_all_devices() {
+        local module=$1
+        shift
+        .venv/bin/torchrun --standalone --nproc_per_node="$NUM_GPUS" -m "$module" -- "$@"
+    }
+else
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(getconf _NPROCESSORS_ONLN)}"
+    on_all_devices() {
+        local module=$1
+        shift
+        "$PYTHON" -m "$module" "$@"
+    }
+fi
+alone() {
+    local module=$1
+    shift
+    "$PYTHON" -m "$module" "$@"
+}
+
+SUMMARY=""
+stage() { # stage TITLE COMMAND...: run it, and remember its minutes
+    local title=$1 began=$SECONDS line
+    shift
+    printf '\n== %s\n' "$title"
+    if ! "$@"; then
+        printf '\n%s did not finish; what was done is kept: mend what stands above, then run this again\n' "$title" >&2
+        exit 1
+    fi
+    line=$(awk -v t="$title" -v s=$((SECONDS - began)) 'BEGIN { printf "  %-40s %6.1f min", t, s / 60 }')
+    printf '%s\n' "$line"
+    SUMMARY+="$line"$'\n'
+}
+
+echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), $OMP_NUM_THREADS thread(s) a process, everything under $BASE"
+
+# A new kind of run begins with an empty report; the same one keeps the sections that are done.
+run_name="$NANOCHAT_TIER ${DEPTH:-} ${NUM_SHARDS:-}"
+if [ "$(cat "$BASE/report/run.txt" 2>/dev/null || true)" != "$run_name" ]; then
+    alone nanochat.report reset
+    mkdir -p "$BASE/report"
+    echo "$run_name" >"$BASE/report/run.txt"
+fi
+
+stage "Text" alone nanochat.dataset "${DATA_OPTIONS[@]}"
+stage "Tokenizer" alone scripts.tok_train "${TOKENIZER_OPTIONS[@]}"
+stage "Tokenizer, compared" alone scripts.tok_eval
+stage "Pretraining" on_all_devices scripts.base_train "${BASE_OPTIONS[@]}"
+stage "Pretraining, bits per byte" on_all_devices scripts.base_loss "${LOSS_OPTIONS[@]}"
+stage "Pretraining, evaluation" on_all_devices scripts.base_eval ${CORE_OPTIONS[@]+"${CORE_OPTIONS[@]}"}
+stage "Pretraining, questions" on_all_devices scripts.chat_eval -i base "${CHAT_EVAL_OPTIONS[@]}"
+stage "Midtraining" on_all_devices scripts.mid_train "${MID_OPTIONS[@]}"
+stage "Midtraining, questions" on_all_devices scripts.chat_eval -i mid "${CHAT_EVAL_OPTIONS[@]}"
+stage "Supervised finetuning" on_all_devices scripts.chat_sft "${SFT_OPTIONS[@]}"
+stage "Supervised finetuning, questions" on_all_devices scripts.chat_eval -i sft "${CHAT_EVAL_OPTIONS[@]}"
+stage "Reinforcement learning" on_all_devices scripts.chat_rl "${RL_OPTIONS[@]}"
+stage "Reinforcement learning, questions" on_all_devices scripts.chat_eval -i rl "${CHAT_EVAL_OPTIONS[@]}"
+stage "Report" alone nanochat.report generate
+
+printf '\nDone in %d min %02d s:\n\n%s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$SUMMARY"
+cat <<END
+The report:            $BASE/report/report.md
+Talk to it here:       .venv/bin/python -m scripts.chat_cli
+Ask one question:      .venv/bin/python -m scripts.chat_cli -p "$SAMPLE_QUESTION"
+In the browser:        .venv/bin/python -m scripts.chat_web
+END
