@@ -1,15 +1,22 @@
-"""Run a task against an engine: answers are generated and judged, or chosen by their letter."""
+"""Run a task against an engine: answers are generated and judged, or chosen by their letter.
 
-from collections.abc import Sequence
+Problem i is rank i % W's. Results depend neither on ranks nor on batch sizes.
+
+# B problems  V vocab
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 
-from nanochat.chat import Conversation, render_for_completion
+from nanochat.chat import Conversation, render_for_completion, text_of
 from nanochat.engine import Engine
 
-FORWARD_ROWS = 32
+CHUNK_BATCHES = 4  # conversations in memory at once, so that a batch has problems to refill from
+ANSWER_SHARE = 4  # a prompt that is too long leaves this part (1 / 4) of the context to the answer
+SAMPLES_WRONG, SAMPLES_RIGHT = 2, 1  # of each task, for the report
 
 
 class Task(Protocol):
@@ -26,74 +33,163 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Judged:
-    """One problem, what the model answered, and whether that is right."""
+    """One problem, what the model answered first, and whether one of its answers is right."""
 
     index: int
     conversation: Conversation
     completion: str
     passed: bool
+    was_cut: bool
+    """The prompt was too long: the model has seen its end."""
 
 
-def judge(
+@dataclass(frozen=True)
+class Tally:
+    """How many problems were solved, and a few of them to look at."""
+
+    num_passed: int = 0
+    num_total: int = 0
+    num_passed_unseen: int = 0
+    """Of those worded as never in training, where a task says so."""
+    num_unseen: int = 0
+    num_cut: int = 0
+    """Prompts longer than the context, of which the model saw the end."""
+    samples: tuple[dict[str, Any], ...] = ()
+    """{"index", "prompt", "answer", "passed"}, wrong and right ones, in the order of the task."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share that is right; 0 when there is nothing."""
+        return self.num_passed / self.num_total if self.num_total else 0.0
+
+
+def tally_of(judged: Sequence[Judged]) -> Tally:
+    """Counts of judged problems."""
+    unseen = [one for one in judged if one.conversation.get("unseen_wording")]
+    return Tally(
+        num_passed=sum(one.passed for one in judged),
+        num_total=len(judged),
+        num_passed_unseen=sum(one.passed for one in unseen),
+        num_unseen=len(unseen),
+        num_cut=sum(one.was_cut for one in judged),
+        samples=_first_samples([_sample(one) for one in judged]),
+    )
+
+
+def merged(tallies: Sequence[Tally]) -> Tally:
+    """The sum of several shares of one task, such as those of all ranks."""
+    return Tally(
+        num_passed=sum(one.num_passed for one in tallies),
+        num_total=sum(one.num_total for one in tallies),
+        num_passed_unseen=sum(one.num_passed_unseen for one in tallies),
+        num_unseen=sum(one.num_unseen for one in tallies),
+        num_cut=sum(one.num_cut for one in tallies),
+        samples=_first_samples([sample for one in tallies for sample in one.samples]),
+    )
+
+
+def _first_samples(samples: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The first few wrong ones and right ones, whatever share they come from."""
+    samples = sorted(samples, key=lambda sample: sample["index"])
+    wrong = [sample for sample in samples if not sample["passed"]][:SAMPLES_WRONG]
+    right = [sample for sample in samples if sample["passed"]][:SAMPLES_RIGHT]
+    return (*wrong, *right)
+
+
+def _sample(one: Judged) -> dict[str, Any]:
+    asked = next(m for m in reversed(one.conversation["messages"]) if m["role"] == "user")
+    return {
+        "index": one.index,
+        "prompt": text_of(asked["content"]),
+        "answer": one.completion,
+        "passed": one.passed,
+    }
+
+
+def evaluate_task(
     task: Task,
     engine: Engine,
     *,
     rank: int = 0,
     world_size: int = 1,
     max_problems: int = -1,
+    num_samples: int = 1,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
+    top_k: int | None = None,
     batch_size: int = 64,
-) -> list[Judged]:
-    """This rank's problems (index % world_size == rank) with the model's answers to them.
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tally:
+    """This rank's share of a task; `merged` makes one of all ranks'.
 
-    Answers do not depend on ranks or batch size.
+    A generative problem is solved when one of `num_samples` answers is right. on_progress is told
+    how many problems are done.
     """
     num_problems = len(task) if max_problems < 0 else min(max_problems, len(task))
     indices = list(range(rank, num_problems, world_size))
-    if task.eval_type == "categorical":
-        return _choose(task, engine, indices)
-    judged = []
-    chunk = 4 * batch_size  # conversations in memory at once, and work for a batch to refill from
+    shares, chunk = [Tally()], CHUNK_BATCHES * batch_size
     for first in range(0, len(indices), chunk):
         some = indices[first : first + chunk]
-        conversations = [task[index] for index in some]
-        completions = engine.complete(
-            [render_for_completion(c, engine.tokenizer) for c in conversations],
-            max_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=some,
-            batch_size=batch_size,
-        )
-        for index, conversation, one in zip(some, conversations, completions, strict=True):
-            text = engine.tokenizer.decode(one.tokens)
-            judged.append(Judged(index, conversation, text, task.evaluate(conversation, text)))
+        if task.eval_type == "categorical":
+            judged = _choose(task, engine, some, batch_size)
+        else:
+            judged = _answer(
+                task, engine, some,
+                max_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                num_samples=num_samples, batch_size=batch_size,
+            )  # fmt: skip
+        shares.append(tally_of(judged))
+        on_progress(first + len(some))
+    return merged(shares)
+
+
+def _answer(task: Task, engine: Engine, indices: Sequence[int], **how: Any) -> list[Judged]:
+    """Problems answered by the engine; each draws from a seed of its own."""
+    conversations = [task[index] for index in indices]
+    limit = engine.model.config.sequence_len
+    room = min(how["max_tokens"], max(1, limit // ANSWER_SHARE))
+    prompts, was_cut = _prompts(engine, conversations, limit - room)
+    completions = engine.complete(prompts, seed=list(indices), **how)
+    judged, num_samples = [], how["num_samples"]
+    for place, (index, conversation) in enumerate(zip(indices, conversations, strict=True)):
+        own = completions[place * num_samples : (place + 1) * num_samples]
+        texts = [engine.tokenizer.decode(one.tokens) for one in own]
+        passed = any(task.evaluate(conversation, text) for text in texts)
+        judged.append(Judged(index, conversation, texts[0], passed, was_cut[place]))
     return judged
 
 
 @torch.inference_mode()
-def _choose(task: Task, engine: Engine, indices: Sequence[int]) -> list[Judged]:
+def _choose(task: Task, engine: Engine, indices: Sequence[int], batch_size: int) -> list[Judged]:
     """The likeliest of each problem's letters at the end of its prompt."""
-    judged = []
-    for first in range(0, len(indices), FORWARD_ROWS):
-        some = indices[first : first + FORWARD_ROWS]
-        conversations = [task[index] for index in some]
-        logits = _last_logits(engine, conversations)
-        for index, conversation, row in zip(some, conversations, logits, strict=True):
-            letters: list[str] = conversation["letters"]
+    conversations = [task[index] for index in indices]
+    prompts, was_cut = _prompts(engine, conversations, engine.model.config.sequence_len)
+    # Alike lengths share a batch, so that little is padding.
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    answers: dict[int, str] = {}
+    for first in range(0, len(order), batch_size):
+        places = order[first : first + batch_size]
+        logits = _last_logits(engine, [prompts[place] for place in places])
+        for place, row in zip(places, logits, strict=True):
+            letters: list[str] = conversations[place]["letters"]
             ids = [engine.tokenizer.encode(letter)[0] for letter in letters]
-            answer = letters[int(row[ids].argmax())]
-            judged.append(Judged(index, conversation, answer, task.evaluate(conversation, answer)))
-    return judged
-
-
-def _last_logits(engine: Engine, conversations: Sequence[Conversation]) -> torch.Tensor:
-    """(B, V) logits behind each prompt; prompts beyond the context keep their last tokens."""
-    limit = engine.model.config.sequence_len
-    prompts: list[list[int]] = [
-        render_for_completion(conversation, engine.tokenizer)[-limit:]
-        for conversation in conversations
+            answers[place] = letters[int(row[ids].argmax())]
+    return [
+        Judged(index, c, answers[place], task.evaluate(c, answers[place]), was_cut[place])
+        for place, (index, c) in enumerate(zip(indices, conversations, strict=True))
     ]
+
+
+def _prompts(
+    engine: Engine, conversations: Sequence[Conversation], limit: int
+) -> tuple[list[list[int]], list[bool]]:
+    """Ids of each prompt, of one above `limit` its last tokens, and which ones that were."""
+    prompts = [render_for_completion(one, engine.tokenizer) for one in conversations]
+    return [prompt[-limit:] for prompt in prompts], [len(prompt) > limit for prompt in prompts]
+
+
+def _last_logits(engine: Engine, prompts: Sequence[list[int]]) -> torch.Tensor:
+    """(B, V) logits behind each prompt, padded on the right to one length."""
     longest = max(map(len, prompts))
     padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
     last = torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -102,23 +198,6 @@ def _last_logits(engine: Engine, conversations: Sequence[Conversation]) -> torch
     return logits[:, 0]
 
 
-def accuracy(judged: Sequence[Judged]) -> float:
-    """Share that is right; 0 when there is nothing."""
-    return sum(one.passed for one in judged) / len(judged) if judged else 0.0
-
-
 def centred(value: float, baseline: float) -> float:
     """Accuracy on a scale where chance is 0: (value - baseline) / (1 - baseline)."""
     return (value - baseline) / (1 - baseline)
-
-
-def sample_of(judged: Sequence[Judged], limit: int) -> list[dict[str, Any]]:
-    """A few problems for the report, wrong ones first."""
-    ordered = sorted(judged, key=lambda one: one.passed)[:limit]
-    return [
-        {
-            "prompt": str(one.conversation["messages"][-2]["content"]),
-            "answer": one.completion + ("" if one.passed else "  (wrong)"),
-        }
-        for one in ordered
-    ]

@@ -300,7 +300,7 @@ class GPT(nn.Module):
         """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
 
         idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
-        logits_at: (B,) int64, the one position of each row whose logits are wanted: (B, 1, V).
+        logits_at: (B,) or (B, S) int64, the positions whose logits are wanted: (B, 1 or S, V).
         With a cache, idx continues what it holds. Raises UserError past `sequence_len`.
         """
         turn = self.rotary.at(self._positions(idx, kv_cache))
@@ -309,7 +309,8 @@ class GPT(nn.Module):
             x = block(x, turn, kv_cache)
         x = norm(x, self.config.rms_eps)
         if logits_at is not None:
-            x = x[torch.arange(x.size(0), device=x.device), logits_at].unsqueeze(1)
+            rows = torch.arange(x.size(0), device=x.device)[:, None]
+            x = x[rows, logits_at.view(x.size(0), -1)]
         if targets is None:
             return self._logits(x)
         return self._nll(x, targets)

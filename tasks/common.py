@@ -2,9 +2,12 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 Conversation = dict[str, Any]
+Row = TypeVar("Row")
 
 
 class Task:
@@ -43,7 +46,7 @@ class Task:
 
 
 class TaskMixture(Task):
-    """Several tasks as one, their conversations shuffled once; name a task twice to see it twice."""
+    """Several tasks as one, shuffled once; a task that is named twice is seen twice."""
 
     def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
         super().__init__()
@@ -78,6 +81,11 @@ class TaskSequence(Task):
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def shuffled(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the order of the `datasets` library's shuffle(seed=42), as public numbers have it."""
+    return [rows[i] for i in np.random.default_rng(42).permutation(len(rows))]
 
 
 def render_choices(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ class CustomJSON(Task):
 
 
 def _messages(file: Path, number: int, row: Any) -> list[dict[str, Any]]:
-    messages = row.get("messages") if isinstance(row, dict) else row
+    messages: Any = row.get("messages") if isinstance(row, dict) else row
     try:
         merge_system(messages)
     except (UserError, TypeError, KeyError, AttributeError) as error:

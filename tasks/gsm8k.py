@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 from nanochat import dataset
-from tasks.common import Conversation, Task
+from tasks.common import Conversation, Task, shuffled
 
 REPO = "openai/gsm8k"
 FINAL = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -26,7 +26,7 @@ class GSM8K(Task):
     ) -> None:
         super().__init__(start, stop)
         file = dataset.task_file(REPO, f"{subset}/{split}-00000-of-00001.parquet")
-        self.rows = dataset.read_rows(file)
+        self.rows = shuffled(dataset.read_rows(file))
 
     def num_examples(self) -> int:
         return len(self.rows)

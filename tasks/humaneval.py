@@ -4,7 +4,7 @@ import re
 
 from nanochat import dataset
 from nanochat.execution import execute_code
-from tasks.common import Conversation, Task, final_text
+from tasks.common import Conversation, Task, final_text, shuffled
 
 REPO = "openai/openai_humaneval"
 FILE = "openai_humaneval/test-00000-of-00001.parquet"
@@ -16,7 +16,7 @@ class HumanEval(Task):
 
     def __init__(self, start: int = 0, stop: int | None = None) -> None:
         super().__init__(start, stop)
-        self.rows = dataset.read_rows(dataset.task_file(REPO, FILE))
+        self.rows = shuffled(dataset.read_rows(dataset.task_file(REPO, FILE)))
 
     def num_examples(self) -> int:
         return len(self.rows)

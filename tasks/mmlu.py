@@ -3,7 +3,7 @@
 from typing import Literal
 
 from nanochat import dataset
-from tasks.common import Conversation, Task, final_text, render_choices
+from tasks.common import Conversation, Task, final_text, render_choices, shuffled
 
 REPO = "cais/mmlu"
 LETTERS = ("A", "B", "C", "D")
@@ -26,7 +26,7 @@ class MMLU(Task):
         file = dataset.task_file(REPO, f"all/{name}-00000-of-00001.parquet")
         rows = dataset.read_rows(file)
         # Some copies of the training file wrap each row in a column of its own.
-        self.rows = [row.get("train") or row for row in rows]
+        self.rows = shuffled([row.get("train") or row for row in rows])
 
     def num_examples(self) -> int:
         return len(self.rows)

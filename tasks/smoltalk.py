@@ -3,7 +3,7 @@
 from typing import Literal
 
 from nanochat import dataset
-from tasks.common import Conversation, Task
+from tasks.common import Conversation, Task, shuffled
 
 REPO = "HuggingFaceTB/smol-smoltalk"
 FILES = {
@@ -20,7 +20,7 @@ class SmolTalk(Task):
     ) -> None:
         super().__init__(start, stop)
         files = [dataset.task_file(REPO, name) for name in FILES[split]]
-        self.rows = [row for file in files for row in dataset.read_rows(file)]
+        self.rows = shuffled([row for file in files for row in dataset.read_rows(file)])
 
     def num_examples(self) -> int:
         return len(self.rows)
