@@ -464,7 +464,12 @@ def iter_texts(
 def task_file(repo: str, path: str, revision: str = "main") -> Path:
     """A file of a data set on the hub, downloaded once. Raises UserError when it cannot be had."""
     local = paths.task_dir() / repo / path
-    _bring(f"datasets/{repo}/resolve/{revision}/{path}", local)
+    try:
+        _bring(f"datasets/{repo}/resolve/{revision}/{path}", local)
+    except UserError as error:
+        stages = [name for name, files in TASK_FILES.items() if (repo, path) in files]
+        remedy = f"; where there is a network, --prefetch {stages[0]} brings it" if stages else ""
+        raise UserError(f"{error}{remedy}") from None
     return local
 
 

@@ -165,7 +165,7 @@ def ask(
 
 
 def plain_choices(size: int) -> list[Item]:
-    """Facts of the primer world, told right once and wrong three times, in the form of base text."""
+    """Facts of the primer world, told right once and wrong three times, in base text's form."""
     task, items = Primer("test", family="facts", size=size), []
     for index in range(size):
         conversation = task[index]

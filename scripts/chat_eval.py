@@ -193,10 +193,7 @@ def available(tasks: Makers) -> list[str]:
             make()
             found.append(label)
         except UserError as error:
-            logger.warning(
-                "%s is left out: %s; python -m nanochat.dataset --prefetch eval,mid brings its"
-                " files where there is a network", label, error,
-            )  # fmt: skip
+            logger.warning("%s is left out: %s", label, error)
     return found
 
 
