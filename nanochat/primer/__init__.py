@@ -9,13 +9,14 @@ what is asked, and for numbers of the numbers, decides the side (see question.py
 
 import hashlib
 import random
+from dataclasses import replace
 from typing import Any, Literal
 
 from nanochat.primer import base_text
 from nanochat.primer.facts import fact_question, unknown_question
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, exchange
-from nanochat.primer.reading import reading_question
+from nanochat.primer.reading import reading_question, several_questions
 from nanochat.primer.talk import choice_question, memory_conversation, talk_question
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 
@@ -40,17 +41,18 @@ FAMILIES = (*_MAKERS, "memory")
 # has something to raise.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 22, "unknown": 3, "reading": 16, "arithmetic": 14, "word_problems": 5,
-        "spelling": 9, "calendar": 6, "ordering": 8, "choice": 9, "talk": 5, "memory": 8,
+        "facts": 20, "unknown": 3, "reading": 16, "arithmetic": 11, "word_problems": 1.5,
+        "spelling": 11, "calendar": 6, "ordering": 9, "choice": 13, "talk": 5, "memory": 10,
     },
     "sft": {
-        "facts": 20, "unknown": 4, "reading": 15, "arithmetic": 12, "word_problems": 4,
-        "spelling": 9, "calendar": 7, "ordering": 9, "choice": 8, "talk": 8, "memory": 9,
+        "facts": 18, "unknown": 4, "reading": 16, "arithmetic": 9, "word_problems": 2,
+        "spelling": 11, "calendar": 6, "ordering": 10, "choice": 12, "talk": 6, "memory": 10,
     },
     "rl": {"word_problems": 1},
 }  # fmt: skip
 TERSE_SHARE = {"mid": 0.5, "sft": 0.0, "rl": 0.0}
 FOLLOW_UP_SHARE = 0.25
+SEVERAL_QUESTIONS_SHARE = 0.6
 
 
 def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:
@@ -94,7 +96,21 @@ def _last_question(
     if family == "memory":
         earlier, question = memory_conversation(dice, split, is_terse)
         return list(earlier), question, family
+    if family == "reading" and split == "train" and dice.random() < SEVERAL_QUESTIONS_SHARE:
+        return *_several_about_a_story(dice, is_terse), family
     return [], draw(_MAKERS[family], dice, split), family
+
+
+def _several_about_a_story(dice: Dice, is_terse: bool) -> tuple[list[dict[str, Any]], Question]:
+    """A story told once, and questions about it one after another."""
+    while True:
+        text, asked = several_questions(dice, "train")
+        if len(asked) > 1:
+            break
+    first = replace(asked[0], text=f"{text} {asked[0].text}")
+    turns = [first, *asked[1:]]
+    earlier = [message for turn in turns[:-1] for message in exchange(turn, terse=is_terse)]
+    return earlier, turns[-1]
 
 
 def _small_beginning(dice: Dice, is_terse: bool) -> list[dict[str, Any]]:

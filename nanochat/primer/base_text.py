@@ -5,7 +5,8 @@ from collections.abc import Callable
 from nanochat.primer.facts import FACTS_BY_ABOUT, WORDINGS, fact_question, unknown_question
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw
-from nanochat.primer.reading import reading_question, story
+from nanochat.primer.reading import belongings, reading_question, several_questions, story
+from nanochat.primer.talk import choice_question
 from nanochat.primer.words import (
     WORDS,
     calendar_question,
@@ -173,7 +174,7 @@ def _tale(dice: Dice, split: Split) -> str:
 def _question_and_answer(dice: Dice, split: Split) -> str:
     """Plain questions with answers, a few in a row."""
     makers = (
-        fact_question, fact_question, reading_question, reading_question, calendar_question,
+        fact_question, fact_question, choice_question, reading_question, calendar_question,
         ordering_question, sum_question, sum_question, word_problem, unknown_question,
     )  # fmt: skip
     lines = []
@@ -181,6 +182,19 @@ def _question_and_answer(dice: Dice, split: Split) -> str:
         question = draw(dice.choice(makers), dice, split)
         lines.append(f"Question: {_plain(question)} Answer: {_worked(question)}")
     return "\n".join(lines)
+
+
+def _reading_lesson(dice: Dice, split: Split) -> str:
+    """A story, then questions about it with their answers."""
+    text, asked = several_questions(dice, split)
+    lines = [f"Question: {question.text} Answer: {question.answer}" for question in asked]
+    return "\n".join([text, *lines])
+
+
+def _belongings(dice: Dice, split: Split) -> str:
+    """Who has what; learned by looking back."""
+    text, pairs = belongings(dice)
+    return " ".join([text, *(f"{question} {answer}" for question, answer in pairs)])
 
 
 def _plain(question: Question) -> str:
@@ -263,8 +277,9 @@ def _first(text: str) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
-    (_portrait, 18), (_nature, 14), (_still_life, 6), (_journey, 5), (_tale, 8),
-    (_question_and_answer, 32), (_days_and_months, 4), (_letters, 6), (_counting, 4), (_sums, 3),
+    (_portrait, 18), (_nature, 14), (_still_life, 6), (_journey, 5), (_tale, 3),
+    (_reading_lesson, 12), (_belongings, 8), (_question_and_answer, 20), (_days_and_months, 4),
+    (_letters, 5), (_counting, 4), (_sums, 2),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]
 _WEIGHTS = [weight for _, weight in _KINDS]

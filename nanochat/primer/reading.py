@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat.primer.question import Dice, Question, Split
+from nanochat.primer.question import Dice, Question, Split, side
 from nanochat.primer.world import (
     BOYS,
     COLOURS,
@@ -161,17 +161,56 @@ UNSEEN_FRAMES = ("Listen to this: {story} Now tell me: {lower}",)
 
 def reading_question(dice: Dice, split: Split) -> Question:
     """A story and a question about it."""
-    told = story(dice)
+    return _ask_with_story(dice, split, story(dice))
+
+
+def _ask_with_story(dice: Dice, split: Split, told: Story) -> Question:
     core, answer, key, rivals = dice.choice(told.questions)
     is_unseen = split == "test" and dice.random() < 0.15
     frame = dice.choice(UNSEEN_FRAMES if is_unseen else FRAMES)
     question = core[0].upper() + core[1:] + "?"
-    text = frame.format(story=told.text, question=question, lower=core + "?")
     return Question(
-        text=text,
+        text=frame.format(story=told.text, question=question, lower=core + "?"),
         answer=answer,
         key=key,
         identity=f"reading|{told.text}|{core}",
         rivals=rivals,
         unseen_wording=is_unseen,
     )
+
+
+def several_questions(dice: Dice, split: Split) -> tuple[str, list[Question]]:
+    """A story and all questions about it that fall on one side of the split, in some order."""
+    told = story(dice)
+    asked = [
+        Question(
+            text=core[0].upper() + core[1:] + "?",
+            answer=answer,
+            key=key,
+            identity=f"reading|{told.text}|{core}",
+            rivals=rivals,
+        )
+        for core, answer, key, rivals in told.questions
+    ]
+    asked = [question for question in asked if side(question.identity) == split]
+    dice.shuffle(asked)
+    return told.text, asked
+
+
+def belongings(dice: Dice) -> tuple[str, list[tuple[str, str]]]:
+    """Who has what, in a row, and questions with answers about it."""
+    names = dice.sample((*GIRLS, *BOYS), 3)
+    items = [one for one, _ in dice.sample(ITEMS, 3)]
+    colours = dice.sample(COLOURS, 3)
+    rows = list(zip(names, items, colours, strict=True))
+    text = " ".join(f"{name} has {a(colour)} {item}." for name, item, colour in rows)
+    questions = [
+        pair
+        for name, item, colour in rows
+        for pair in (
+            (f"Who has the {item}?", f"{name} has the {item}."),
+            (f"What does {name} have?", f"{name} has {a(colour)} {item}."),
+            (f"What colour is the {item}?", f"The {item} is {colour}."),
+        )
+    ]
+    return text, dice.sample(questions, 4)
