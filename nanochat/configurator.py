@@ -8,7 +8,6 @@ help; the errors are ours, one line each.
 
 import ast
 import difflib
-import errno
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from typing import get_type_hints as hints_of
 import tyro
 
 from nanochat.errors import UserError
+from nanochat.paths import disk_failure
 
 OptionsType = TypeVar("OptionsType")
 
@@ -67,7 +67,7 @@ def as_dict(options: Any) -> dict[str, Any]:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command's main: what a person can mend ends in one line on stderr, not a traceback.
 
-    Leaves with 0, 1 (disk full), 2 (UserError) or 130 (Ctrl-C).
+    Leaves with 0, 1 (disk full or not writable), 2 (UserError) or 130 (Ctrl-C).
     """
     try:
         main()
@@ -81,9 +81,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        failure = disk_failure(error)
+        if failure is None:
             raise
-        print(f"error: the disk is full ({error}); free some space and run again", file=sys.stderr)
+        what, remedy = failure
+        print(f"error: {what} ({error}); {remedy} and run again", file=sys.stderr)
         _leave(1)
     _leave(0)
 

@@ -57,34 +57,53 @@ def task_dir() -> Path:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when all of it is on the disk.
 
-    Raises UserError on a full disk; what stood under the name before stays.
+    Raises UserError as `named_failures` does; what stood under the name before stays.
     """
     temporary: Path | None = None
+    with named_failures(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(
+                prefix=f".{path.name}.", suffix=".part", dir=path.parent
+            )
+            temporary = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_failures(path: Path) -> Iterator[None]:
+    """Turns what a person can mend about a disk (full, not writable) into a UserError on `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
-        raise
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        what, remedy = failure
+        raise UserError(
+            f"{what}: {path} was not written, and what was there stays; {remedy}, then run the"
+            " command again"
+        ) from error
 
 
-def disk_full(path: Path) -> UserError:
-    """The error of a disk without room for `path`."""
-    return UserError(
-        f"the disk is full: {path} was not written, and what was there stays; free some space or"
-        " set NANOCHAT_BASE_DIR to a larger disk, then run the command again"
-    )
+def disk_failure(error: OSError) -> tuple[str, str] | None:
+    """What is wrong with the disk and what helps; None when that is not for people to mend."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full", "free some space or set NANOCHAT_BASE_DIR to a larger disk"
+    remedy = "set NANOCHAT_BASE_DIR to a folder where you may write"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission for {error.filename}", remedy
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"a file stands in the way of the folder {error.filename}", remedy
+    return None
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -180,8 +180,16 @@ def tracker_run() -> str | None:
 
 
 def hub_endpoint() -> str:
-    """Where data sets are downloaded from, without a trailing slash."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    """Where data sets are downloaded from, without a trailing slash.
+
+    Raises UserError when HF_ENDPOINT is no address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not endpoint.startswith(("http://", "https://")):
+        raise UserError(
+            f"HF_ENDPOINT={endpoint} must begin with http:// or https://; mend or unset it"
+        )
+    return endpoint.rstrip("/")
 
 
 def hub_offline() -> bool:

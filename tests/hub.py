@@ -1,0 +1,133 @@
+"""A hub on loopback for tests: states size and sha256 as the real one does, and fails as told."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+Fault = Literal["page", "page as data", "flip", "half", "half, no length", "stall", "503"]
+
+
+class Hub:
+    """Files by path below the root, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        """What goes wrong with the coming requests for content, one each; then all is well."""
+        self.requests: list[str] = []
+        """Of content: `path` or `path from byte`."""
+        self.states_checksums = True
+        self.is_small_file_store = False
+        """Files are kept in the repository itself, under git's own checksum, without a redirect."""
+        self.continues = True
+        """Whether it answers a Range."""
+        self.url = ""
+
+    def headers(self, path: str) -> dict[str, str]:
+        """What the hub states of a file before it redirects."""
+        content = self.files[path]
+        if not self.states_checksums:
+            return {}
+        if self.is_small_file_store:
+            blob = b"blob %d\0" % len(content) + content
+            return {"ETag": f'"{hashlib.sha1(blob).hexdigest()}"', "X-Repo-Commit": "0" * 40}
+        digest = hashlib.sha256(content).hexdigest()
+        return {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"'}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(is_head=True)
+
+    def do_GET(self) -> None:
+        self._answer(is_head=False)
+
+    def _answer(self, *, is_head: bool) -> None:
+        path = self.path.removeprefix("/storage")
+        if path not in self.hub.files:
+            self._send(404, b"no such file", {}, is_head)
+        elif self.path == path and not self.hub.is_small_file_store:
+            # As the hub does: what it knows stands on the redirect, the content is elsewhere.
+            facts = {**self.hub.headers(path), "Location": f"{self.hub.url}/storage{path}"}
+            self._send(302, b"", facts, is_head)
+        elif is_head:
+            self._send(200, self.hub.files[path], self.hub.headers(path), is_head)
+        else:
+            self._content(path)
+
+    def _content(self, path: str) -> None:
+        content, start = self.hub.files[path], 0
+        asked = self.headers.get("Range")
+        if asked and self.hub.continues:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.hub.requests.append(f"{path} from {start}" if asked else path)
+        fault = self.hub.faults.pop(0) if self.hub.faults else None
+        facts = (
+            {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        )
+        status, content = (206 if start else 200), content[start:]
+        if fault == "503":
+            self._send(503, b"busy", {})
+        elif fault == "page":
+            self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
+        elif fault == "page as data":
+            self._send(200, b"<html>Please log in</html>", {"Content-Type": "binary/octet-stream"})
+        elif fault == "flip":
+            middle = len(content) // 2
+            flipped = bytes([content[middle] ^ 1])
+            self._send(status, content[:middle] + flipped + content[middle + 1 :], facts)
+        elif fault in ("half", "half, no length", "stall"):
+            self._half(status, content, facts, fault)
+        else:
+            self._send(status, content, facts)
+
+    def _half(self, status: int, content: bytes, facts: dict[str, str], fault: str) -> None:
+        self.send_response(status)
+        if fault != "half, no length":
+            self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        for name, value in facts.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2])
+        self.wfile.flush()
+        if fault == "stall":
+            time.sleep(2)
+        self.close_connection = True
+
+    def _send(
+        self, status: int, content: bytes, facts: dict[str, str], is_head: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **facts}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(content)
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A hub that serves until the end of the block."""
+    hub = Hub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            thread.join()
