@@ -73,7 +73,7 @@ class KVCache:
         return self._positions
 
     def _mask(self, lengths: list[int], num_new: int) -> Tensor | None:
-        """(B, 1, T, S) True where a query may look; None where plain causal or full look will do."""
+        """(B, 1, T, S) True where a query may look; None where causal or full look will do."""
         is_level = min(lengths) == max(lengths)
         if is_level and (num_new == 1 or lengths[0] == 0):
             return None
@@ -124,11 +124,15 @@ class Sampling:
 
     temperature: float = 0.0
     top_k: int | None = None
-    """Only the k likeliest; 0, None or more than the vocabulary: all."""
+    """Only the k likeliest; None, 0 and below, or more than the vocabulary: all."""
     top_p: float = 1.0
     """Only the likeliest that together reach this probability."""
     min_p: float = 0.0
     """Only what has at least this share of the likeliest one's probability."""
+
+    def num_candidates(self, num_tokens: int) -> int:
+        """How many of `num_tokens` tokens top_k leaves."""
+        return min(self.top_k, num_tokens) if self.top_k and self.top_k > 0 else num_tokens
 
 
 def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
@@ -140,7 +144,7 @@ def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequenc
     if all(one.temperature < GREEDY_BELOW for one in how):
         return likeliest
     num_tokens = logits.size(-1)
-    limits = [min(one.top_k or num_tokens, num_tokens) for one in how]
+    limits = [one.num_candidates(num_tokens) for one in how]
     values, tokens = logits.float().topk(max(limits), dim=-1)
 
     def column(numbers: Sequence[float]) -> Tensor:
@@ -154,8 +158,8 @@ def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequenc
     top_p, min_p = column([one.top_p for one in how]), column([one.min_p for one in how])
     out = ((before >= top_p) & (ranks > 0)) | (shares < min_p * shares[:, :1])
     summed = shares.masked_fill(out, 0.0).cumsum(dim=-1)
-    aims = column(uniforms) * summed[:, -1:]
-    chosen = (summed <= aims).sum(dim=-1, keepdim=True).clamp(max=values.size(-1) - 1)
+    aims = column(uniforms) * summed[:, -1:]  # in float32 this may be all of the sum
+    chosen = (summed < aims).sum(dim=-1, keepdim=True)
     drawn = tokens.gather(-1, chosen).squeeze(-1)
     is_greedy = column([float(one.temperature < GREEDY_BELOW) for one in how]).squeeze(-1) > 0
     return torch.where(is_greedy, likeliest, drawn)
@@ -342,10 +346,11 @@ class Engine:
         Raises UserError when a prompt leaves no room for an answer.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p)
-        seeds = seed if not isinstance(seed, int) else [runtime.derive_seed(seed, i) for i in range(len(prompts))]
+        if isinstance(seed, int):
+            seed = [runtime.derive_seed(seed, i) for i in range(len(prompts))]
         rows = [
             self._row(prompt, sampling, max_tokens, runtime.derive_seed(prompt_seed, sample))
-            for prompt, prompt_seed in zip(prompts, seeds, strict=True)
+            for prompt, prompt_seed in zip(prompts, seed, strict=True)
             for sample in range(num_samples)
         ]
         for _ in self._run(rows, batch_size):
@@ -422,7 +427,7 @@ class Engine:
         row = self._row(prompt, sampling, max_tokens, seed)
         text = _TextStream(self.tokenizer, stop)
         for i, _ in enumerate(self._run([row], 1)):
-            yield from text.feed(row.tokens[i])
+            yield from text.feed(row.tokens[i], is_forced=not row.mask[i])
             if text.has_stopped:
                 break
         yield from text.flush()
@@ -437,14 +442,16 @@ class _TextStream:
         self.tokenizer = tokenizer
         self.stop = [string for string in stop if string]
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.names = {tokenizer.encode_special(name): name for name in tokenizer.get_special_tokens()}
+        self.names = {
+            tokenizer.encode_special(name): name for name in tokenizer.get_special_tokens()
+        }
         self.held = ""
         self.has_stopped = False
         self.inside = ""
         self.collected: list[int] = []
         self.expression = ""
 
-    def feed(self, token: int) -> Iterator[TextPiece | ToolCall]:
+    def feed(self, token: int, is_forced: bool) -> Iterator[TextPiece | ToolCall]:
         """Events that one more token makes."""
         name = self.names.get(token)
         if name is None and self.inside:
@@ -455,11 +462,12 @@ class _TextStream:
             if name == "<|python_start|>" and self.expression:
                 yield self._tool_call(None)
             self.inside, self.collected = name, []
-        elif name == "<|python_end|>":
+        elif name == "<|python_end|>" and self.inside == "<|python_start|>":
             self.expression, self.inside = self.tokenizer.decode(self.collected), ""
         elif name == "<|output_end|>":
             self.inside = ""
-            yield self._tool_call(self.tokenizer.decode(self.collected))
+            if is_forced:  # else the model has made the output up
+                yield self._tool_call(self.tokenizer.decode(self.collected))
 
     def _tool_call(self, result: str | None) -> ToolCall:
         call = ToolCall(self.expression, result)

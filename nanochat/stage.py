@@ -325,10 +325,10 @@ class _Saver:
 
 def compiled(plan: Plan, speed: trainer.Speed, place: Runtime) -> nn.Module:
     """The model, compiled where that pays and works, else as it is; which one is said."""
-    wish, reason = plan.options.compile, "--compile=off"
-    if wish == "auto":
+    reason = {"off": "--compile=off", "on": ""}.get(plan.options.compile)
+    if reason is None:
         reason = _reason_for_eager(plan, speed, place)
-    if wish == "off" or reason:
+    if reason:
         logger.info("eager, not compiled: %s", reason)
         return plan.model
     try:

@@ -1,0 +1,25 @@
+"""Answers token by token, without a cache and without a batch: the slow twin of nanochat.engine."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from nanochat.engine import Sampling
+from nanochat.gpt import GPT
+from tests.reference import sampling
+
+
+def answer(
+    model: GPT, prompt: Sequence[int], how: Sampling, seed: int, max_tokens: int,
+    end_tokens: frozenset[int],
+) -> list[int]:  # fmt: skip
+    """What is sampled after a prompt, the end token included; tools are not called."""
+    tokens, dice = list(prompt), random.Random(seed)
+    while len(tokens) < len(prompt) + max_tokens:
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens]))[0, -1]
+        tokens.append(sampling.draw(logits.tolist(), how, dice.random()))
+        if tokens[-1] in end_tokens:
+            break
+    return tokens[len(prompt) :]

@@ -1,0 +1,35 @@
+"""Sampling one token from one row, number by number: the slow twin of nanochat.engine's."""
+
+import math
+
+from nanochat.engine import Sampling
+
+
+def distribution(logits: list[float], how: Sampling) -> dict[int, float]:
+    """Probability of each token that can be drawn, the likeliest first."""
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])
+    if how.temperature < 1e-4:
+        return {order[0]: 1.0}
+    if how.top_k is not None and 0 < how.top_k < len(order):
+        order = order[: how.top_k]
+    top = logits[order[0]]
+    heights = [math.exp((logits[token] - top) / how.temperature) for token in order]
+    shares = [height / sum(heights) for height in heights]
+    kept: dict[int, float] = {}
+    reached = 0.0
+    for token, share in zip(order, shares, strict=True):
+        if kept and (reached >= how.top_p or share < how.min_p * shares[0]):
+            break
+        kept[token] = share
+        reached += share
+    return {token: share / sum(kept.values()) for token, share in kept.items()}
+
+
+def draw(logits: list[float], how: Sampling, uniform: float) -> int:
+    """The token at `uniform` when probabilities stand end to end, the likeliest first."""
+    reached, drawn = 0.0, -1
+    for token, share in distribution(logits, how).items():
+        if reached < uniform or drawn < 0:
+            drawn = token
+        reached += share
+    return drawn

@@ -1,0 +1,79 @@
+"""A small tokenizer and small models, for the tests of inference and evaluation."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from nanochat import primer
+from nanochat.engine import KVCache
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import RustBPETokenizer
+
+
+@cache
+def small_tokenizer() -> RustBPETokenizer:
+    """Some merges, so that words are several tokens and tokens several letters."""
+    texts = [primer.document(seed=0, index=i) for i in range(40)]
+    return RustBPETokenizer.train_from_iterator(texts, vocab_size=400)
+
+
+def small_model(seed: int = 0, **changes: object) -> GPT:
+    """A model in which nothing is zero, so that no part can hide; grouped queries, two layers."""
+    shape = {
+        "sequence_len": 64, "vocab_size": small_tokenizer().get_vocab_size(), "n_layer": 2,
+        "n_head": 4, "n_kv_head": 2, "n_embd": 32,
+    }  # fmt: skip
+    model = GPT(GPTConfig(**{**shape, **changes}))
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+class ScriptedModel:
+    """Stands for a GPT: what comes next is a function of all tokens of the row so far.
+
+    The tokens are kept in the cache as if they were keys, so that a cache that mixes up its rows
+    or loses a position makes the script go wrong.
+    """
+
+    compute_dtype = torch.float32
+
+    def __init__(self, next_token: Callable[[list[int]], int], sequence_len: int = 512) -> None:
+        self.next_token = next_token
+        self.config = GPTConfig(
+            sequence_len=sequence_len, vocab_size=small_tokenizer().get_vocab_size(),
+            n_layer=1, n_head=1, n_kv_head=1, n_embd=2,
+        )  # fmt: skip
+        self.embedding = SimpleNamespace(weight=torch.zeros(1))
+        self.num_forwards = 0
+
+    def __call__(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor) -> Tensor:
+        self.num_forwards += 1
+        positions = kv_cache.positions(tokens.size(1))
+        as_keys = tokens[:, None, :, None].float().expand(-1, 1, -1, 2)
+        kv_cache.attend(0, as_keys, as_keys, as_keys)
+        logits = torch.zeros(len(tokens), 1, self.config.vocab_size)
+        for row, last in enumerate(logits_at.tolist()):
+            end = int(positions[row, last]) + 1
+            seen = kv_cache.keys[0][kv_cache.window][row, 0, :end, 0].int().tolist()
+            logits[row, 0, self.next_token(seen)] = 1.0
+        return logits
+
+
+def follows(*scripts: Sequence[int]) -> Callable[[list[int]], int]:
+    """Goes on as the script that begins like the tokens so far; 0 behind its end.
+
+    A script holds a prompt and the whole answer, forced tokens included.
+    """
+
+    def next_token(seen: list[int]) -> int:
+        found = next(script for script in scripts if list(script[: len(seen)]) == seen)
+        return found[len(seen)] if len(seen) < len(found) else 0
+
+    return next_token

@@ -1,0 +1,535 @@
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nanochat import engine as engine_module
+from nanochat import runtime, stage
+from nanochat.engine import (
+    Completion,
+    Engine,
+    Event,
+    Finished,
+    KVCache,
+    Sampling,
+    TextPiece,
+    ToolCall,
+)
+from nanochat.errors import UserError
+from nanochat.gpt import GPT
+from nanochat.trainer import Speed
+from tests.reference import generation
+from tests.small_model import ScriptedModel, follows, small_model, small_tokenizer
+
+CPU = torch.device("cpu")
+
+
+def ids(text: str) -> list[int]:
+    """Token ids of a text in which special tokens are meant as such."""
+    tokenizer, found = small_tokenizer(), []
+    names = {name: tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
+    while text:
+        at, name = min(((text + n).index(n), n) for n in names)
+        found += tokenizer.encode(text[:at])
+        text = text[at:]
+        if text:
+            found.append(names[name])
+            text = text[len(name) :]
+    return found
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(265) for _ in range(count)]
+
+
+def scripted(*scripts: list[int]) -> Engine:
+    return Engine(ScriptedModel(follows(*scripts)), small_tokenizer())  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(small_model(), small_tokenizer())
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache grows often."""
+    monkeypatch.setattr(engine_module, "CAPACITY_STEP", 4)
+
+
+# ---- the cache
+
+
+def cached_logits(model: GPT, rows: Tensor, pieces: Sequence[int], cache: KVCache) -> Tensor:
+    """(B, T, V) logits of rows read in pieces of these lengths."""
+    found, first = [], 0
+    for length in pieces:
+        found.append(model(rows[:, first : first + length], kv_cache=cache))
+        cache.advance([length] * len(rows))
+        first += length
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("pieces", [[40], [1] * 40, [9, *[1] * 31], [9, 12, 1, 1, 5, 12]])
+@torch.inference_mode()
+def test_reading_in_pieces_gives_the_logits_of_one_forward(
+    kv_heads: int, pieces: list[int]
+) -> None:
+    model = small_model(n_kv_head=kv_heads)
+    rows = torch.tensor([random_ids(40, seed) for seed in range(3)])
+    whole = model(rows)
+    by_pieces = cached_logits(model, rows, pieces, KVCache(model.config, 3, CPU, torch.float32))
+    torch.testing.assert_close(by_pieces, whole, atol=1e-4, rtol=0)
+    assert torch.equal(by_pieces.argmax(-1), whole.argmax(-1))
+
+
+@torch.inference_mode()
+def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone() -> None:
+    model = small_model()
+    rows, lengths = [random_ids(40, seed) for seed in range(4)], [3, 17, 1, 8]
+    cache = KVCache(model.config, 4, CPU, torch.float32)
+    model(torch.tensor([row[:17] for row in rows]), kv_cache=cache)
+    cache.advance(lengths)  # what is behind a row's own length was padding
+    for step in (5, 1, 1, 7):
+        parts = [row[n : n + step] for row, n in zip(rows, lengths, strict=True)]
+        logits = model(torch.tensor(parts), kv_cache=cache)
+        cache.advance([step] * 4)
+        lengths = [n + step for n in lengths]
+        for row, length, found in zip(rows, lengths, logits, strict=True):
+            alone = model(torch.tensor([row[:length]]))[0, -step:]
+            torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("small_steps")
+@torch.inference_mode()
+def test_a_cache_that_grows_holds_what_one_of_full_size_holds() -> None:
+    model = small_model()
+    rows = torch.tensor([random_ids(40, seed) for seed in range(3)])
+    growing, full = (KVCache(model.config, 3, CPU, torch.float32) for _ in range(2))
+    full._grow_to(model.config.sequence_len)
+    sizes = set()
+    for first, length in [(0, 3), *((t, 1) for t in range(3, 40))]:
+        for cache in (growing, full):
+            model(rows[:, first : first + length], kv_cache=cache)
+            cache.advance([length] * 3)
+        sizes.add(growing.capacity)
+    assert len(sizes) > 2 and full.capacity == model.config.sequence_len
+    for ours, whole in zip(growing.keys + growing.values, full.keys + full.values, strict=True):
+        assert torch.equal(ours[:, :, :40], whole[:, :, :40])
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_cache_grows_to_the_context_and_not_beyond() -> None:
+    model = small_model(sequence_len=10)
+    cache = KVCache(model.config, 2, CPU, torch.float32)
+    cached_logits(model, torch.tensor([random_ids(10)] * 2), [1] * 10, cache)
+    assert cache.capacity == 10 and cache.lengths == [10, 10]
+    with pytest.raises(UserError, match="11 tokens are more than the model's context of 10"):
+        cache.positions(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_is_kept_in_the_compute_dtype(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = small_model(), []
+    model.compute_dtype = dtype
+    attend = KVCache.attend
+
+    def watched(cache: KVCache, *arguments: object) -> Tensor:
+        seen.append((cache.keys[0].dtype, cache.values[-1].dtype))
+        return attend(cache, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KVCache, "attend", watched)
+    Engine(model, small_tokenizer()).complete([random_ids(5)], max_tokens=3)
+    assert set(seen) == {(dtype, dtype)}
+
+
+def test_bfloat16_answers_in_a_batch_and_alone_are_both_there() -> None:
+    model = small_model()
+    model.compute_dtype = torch.bfloat16
+    done = Engine(model, small_tokenizer()).complete(
+        [random_ids(n, n) for n in (1, 9, 30)], max_tokens=8
+    )
+    assert all(one.tokens for one in done)
+
+
+# ---- batches
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("how", [Sampling(), Sampling(1.0, top_k=40, top_p=0.95, min_p=0.01)])
+def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
+    engine: Engine, how: Sampling
+) -> None:
+    prompts = [random_ids(length, seed=length) for length in range(1, 25)]
+    done = engine.complete(prompts, 20, *vars(how).values(), seed=list(range(len(prompts))))
+    for number, (prompt, one) in enumerate(zip(prompts, done, strict=True)):
+        seed = runtime.derive_seed(number, 0)
+        expected = generation.answer(engine.model, prompt, how, seed, 20, engine.end_tokens)
+        assert one.tokens == expected
+        assert one.mask == [1] * len(expected)
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_slots_that_are_refilled_give_the_same_answers(batch_size: int) -> None:
+    engine = Engine(small_model(), small_tokenizer())
+    engine.end_tokens = frozenset(range(0, 400, 12))  # rows end at different times
+    prompts = [random_ids(1 + 7 * n % 30, seed=n) for n in range(17)]
+    how = {"max_tokens": 25, "temperature": 1.0}
+    alone = [engine.complete([p], seed=[n], **how)[0] for n, p in enumerate(prompts)]  # type: ignore[arg-type]
+    seeds = list(range(len(prompts)))
+    assert engine.complete(prompts, seed=seeds, batch_size=batch_size, **how) == alone  # type: ignore[arg-type]
+    assert len({len(one.tokens) for one in alone}) > 5
+
+
+def test_a_free_slot_is_used_while_others_still_run() -> None:
+    end = small_tokenizer().encode_special("<|assistant_end|>")
+    long = [1, *[7] * 40, end]
+    short = [[2 + n, 7, end] for n in range(6)]
+    engine = scripted(long, *short)
+    done = engine.complete([[script[0]] for script in (long, *short)], batch_size=2)
+    assert [one.tokens for one in done] == [script[1:] for script in (long, *short)]
+    # 41 tokens of the long one, and a pass to read each new prompt that comes in beside it
+    assert engine.model.num_forwards <= 41 + len(short)  # type: ignore[attr-defined]
+
+
+def test_samples_of_one_prompt_draw_their_own_first_tokens(engine: Engine) -> None:
+    prompt = random_ids(9)
+    done = engine.complete([prompt], max_tokens=4, temperature=1.5, seed=3, num_samples=24)
+    firsts = [one.tokens[0] for one in done]
+    assert len(set(firsts)) > 3
+    again = engine.complete([prompt], max_tokens=4, temperature=1.5, seed=3, num_samples=24)
+    assert again == done
+    assert (
+        engine.complete([prompt], max_tokens=4, temperature=1.5, seed=3, num_samples=5) == done[:5]
+    )
+    other = engine.complete([prompt], max_tokens=4, temperature=1.5, seed=4, num_samples=24)
+    assert other != done
+
+
+def test_equal_prompts_of_one_call_are_not_pinned_to_one_seed(engine: Engine) -> None:
+    done = engine.complete([random_ids(9)] * 12, max_tokens=6, temperature=1.5, seed=0)
+    assert len({tuple(one.tokens) for one in done}) > 6
+    pinned = engine.complete([random_ids(9)] * 3, max_tokens=6, temperature=1.5, seed=[5] * 3)
+    assert pinned[0] == pinned[1] == pinned[2]
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(engine: Engine) -> None:
+    shapes = forward_shapes(engine.model)
+    engine.complete([random_ids(9), random_ids(4)], max_tokens=2, temperature=1.0, num_samples=6)
+    assert shapes == [(2, 9), (12, 1)]
+
+
+# ---- limits
+
+
+def forward_shapes(model: GPT) -> list[tuple[int, ...]]:
+    """Grows by the shape of the tokens of each forward pass from now on."""
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 2, 7])
+def test_no_forward_pass_runs_after_the_last_token(max_tokens: int) -> None:
+    model = small_model()
+    shapes = forward_shapes(model)
+    [one] = Engine(model, small_tokenizer()).complete([random_ids(5)], max_tokens=max_tokens)
+    assert len(one.tokens) == len(shapes) == max_tokens
+    assert one.stop == "length"
+
+
+def test_no_forward_pass_runs_after_the_end_token() -> None:
+    script = ids("<|bos|>a<|assistant_start|>bc<|assistant_end|>")
+    engine = scripted(script)
+    [one] = engine.complete([script[:3]])
+    assert one == Completion(script[3:], [1] * len(script[3:]), "end")
+    assert engine.model.num_forwards == len(script[3:])  # type: ignore[attr-defined]
+
+
+def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountedDice(random.Random):
+        count = 0
+
+        def random(self) -> float:
+            self.count += 1
+            return super().random()
+
+    dice: list[CountedDice] = []
+
+    def make(seed: int) -> CountedDice:
+        dice.append(CountedDice(seed))
+        return dice[-1]
+
+    calls: list[str] = []
+    monkeypatch.setattr(engine_module.random, "Random", make)
+    monkeypatch.setattr(engine_module.calculator, "evaluate", lambda text: calls.append(text))
+    call = "<|python_start|>1+1<|python_end|>"
+    scripts = [ids(f"a<|assistant_end|>{call}{call}"), ids(f"b{'c' * 20}<|assistant_end|>")]
+    done = scripted(*scripts).complete([script[:1] for script in scripts])
+    assert [one.stop for one in done] == ["end", "end"]
+    assert [one.count for one in dice] == [len(one.tokens) for one in done]
+    assert calls == []
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_with_both_numbers(engine: Engine) -> None:
+    limit = engine.model.config.sequence_len
+    for length in (limit, limit + 9):
+        with pytest.raises(UserError, match=f"prompt of {length} tokens .* context of {limit}"):
+            engine.complete([[1], random_ids(length)])
+    with pytest.raises(UserError, match="0 tokens"):
+        engine.complete([[]])
+
+
+def test_the_context_can_be_filled_to_its_last_position() -> None:
+    model = small_model(sequence_len=12)
+    for length in range(1, 12):
+        row = scripted_endless(model).complete([random_ids(length)])[0]
+        assert (len(row.tokens), row.stop) == (12 - length, "length")
+
+
+def scripted_endless(model: GPT) -> Engine:
+    """An engine for which no token ends an answer."""
+    engine = Engine(model, small_tokenizer())
+    engine.end_tokens = frozenset()
+    return engine
+
+
+def test_no_prompts_give_no_answers(engine: Engine) -> None:
+    assert engine.complete([]) == []
+    assert list(engine.generate([1], num_samples=0)) == []
+
+
+# ---- tools
+
+
+def test_tools_work_for_each_row_of_a_batch_on_its_own() -> None:
+    answers = [
+        "<|python_start|>12*3<|python_end|><|output_start|>36<|output_end|>It is 36.",
+        "No tool here.",
+        "<|python_start|>open('x')<|python_end|>Refused.",  # no output is forced
+        "<|python_start|>'berry'.count('r')<|python_end|><|output_start|>2<|output_end|>"
+        "<|python_start|>2+2<|python_end|><|output_start|>4<|output_end|>",
+    ]
+    prompts = [ids(f"<|bos|>{n}<|assistant_start|>") for n in range(4)]
+    scripts = [p + ids(f"{a}<|assistant_end|>") for p, a in zip(prompts, answers, strict=True)]
+    for batch_size in (1, 3, 4):
+        done = scripted(*scripts).complete(prompts, batch_size=batch_size)
+        for prompt, script, one in zip(prompts, scripts, done, strict=True):
+            assert one.tokens == script[len(prompt) :]
+            assert one.mask == expected_mask(one.tokens)
+
+
+def expected_mask(tokens: list[int]) -> list[int]:
+    """0 from each <|output_start|> to its <|output_end|>, else 1."""
+    (start,), (end,) = ids("<|output_start|>"), ids("<|output_end|>")
+    mask, is_output = [], False
+    for token in tokens:
+        is_output = is_output or token == start
+        mask.append(0 if is_output else 1)
+        is_output = is_output and token != end
+    return mask
+
+
+def test_the_calculators_output_is_forced_whatever_the_model_would_say() -> None:
+    call, output = ids("<|python_start|>7*6<|python_end|>"), ids("<|output_start|>42<|output_end|>")
+
+    def next_token(seen: list[int]) -> int:
+        return [1, *call, 9][len(seen)] if len(seen) <= len(call) else 9
+
+    engine = Engine(ScriptedModel(next_token), small_tokenizer())  # type: ignore[arg-type]
+    [one] = engine.complete([[1]], max_tokens=len(call + output) + 2)
+    assert one.tokens == [*call, *output, 9, 9]
+    assert one.mask == [*[1] * len(call), *[0] * len(output), 1, 1]
+
+
+def test_a_long_output_is_cut_and_an_answer_may_end_within_one() -> None:
+    call = ids("<|python_start|>10**70<|python_end|>")
+    engine = Engine(
+        ScriptedModel(lambda seen: [1, *call, *[0] * 500][len(seen)]), small_tokenizer()
+    )  # type: ignore[arg-type]
+    [one] = engine.complete([[1]], max_tokens=len(call) + 500)
+    assert one.mask.count(0) == engine_module.MAX_OUTPUT_TOKENS + 2
+    [cut] = engine.complete([[1]], max_tokens=len(call) + 3)
+    assert (cut.stop, cut.mask[-3:]) == ("length", [0, 0, 0])
+
+
+# ---- generate
+
+
+def test_generate_and_generate_batch_agree(engine: Engine) -> None:
+    prompt = random_ids(6)
+    how = {"max_tokens": 30, "temperature": 1.0, "top_k": 50, "seed": 7}
+    results, masks = engine.generate_batch(prompt, num_samples=5, **how)  # type: ignore[arg-type]
+    columns = list(engine.generate(prompt, num_samples=5, **how))  # type: ignore[arg-type]
+    for sample, (result, mask) in enumerate(zip(results, masks, strict=True)):
+        tokens = [column[sample] for column, _ in columns]
+        ends = [i for i, token in enumerate(tokens) if token in engine.end_tokens]
+        own = tokens[: ends[0]] if ends else tokens
+        assert result == prompt + own
+        assert mask == [0] * len(prompt) + [column[sample] for _, column in columns][: len(own)]
+        assert set(tokens[len(own) + 1 :]) <= {engine.end_token}
+    assert len({len(result) for result in results}) > 1
+
+
+def test_answers_in_training_come_from_the_model_that_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Compiled(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *_: object, **__: object) -> Tensor:
+            raise AssertionError("a compiler would begin anew with each length of a prompt")
+
+    def compile_it(what: object, **_: object) -> object:
+        return Compiled(what) if isinstance(what, torch.nn.Module) else what
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    model = small_model()
+    plan = SimpleNamespace(model=model, options=SimpleNamespace(compile="on"))
+    place = SimpleNamespace(device=CPU)
+    trained = stage.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
+    assert isinstance(trained, Compiled) and trained.module is model
+    done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
+    assert [len(one.tokens) for one in done] == [4, 4]
+
+
+# ---- streams
+
+
+def stream(script: list[int], start: int = 1, stop: Sequence[str] = ()) -> list[Event]:
+    return list(scripted(script).stream_text(script[:start], stop=stop))
+
+
+def texts(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, TextPiece)]
+
+
+def bytes_as_tokens(text: str) -> list[int]:
+    ranks = small_tokenizer().ranks
+    return [ranks[bytes([byte])] for byte in text.encode()]
+
+
+def test_a_stream_releases_whole_code_points_only() -> None:
+    text = "a\u00e9\u20ac\U0001f642z"
+    script = [1, *bytes_as_tokens(text), *ids("<|assistant_end|>")]
+    events = stream(script)
+    assert texts(events) == list(text)
+    assert events[-1] == Finished("stop", 1, len(script) - 1)
+
+
+def test_half_a_code_point_at_the_end_becomes_one_replacement_character() -> None:
+    script = [1, *bytes_as_tokens("a\U0001f642")[:-1], *ids("<|assistant_end|>")]
+    assert "".join(texts(stream(script))) == "a\ufffd"
+
+
+def test_a_stream_is_what_complete_gives_without_special_tokens(engine: Engine) -> None:
+    for seed in range(6):
+        prompt = random_ids(5, seed)
+        sampling = Sampling(1.0, top_k=200)
+        pieces = engine.stream_text(prompt, 40, sampling, seed=runtime.derive_seed(seed, 0))
+        events = list(pieces)
+        [one] = engine.complete([prompt], 40, temperature=1.0, top_k=200, seed=[seed])
+        inside = {"<|python_start|>": "<|python_end|>", "<|output_start|>": "<|output_end|>"}
+        plain, until = [], ""
+        for token in one.tokens:
+            name = engine.tokenizer.id_to_token(token)
+            is_special = name in engine.tokenizer.get_special_tokens()
+            if is_special:
+                until = inside.get(name, "" if name == until else until)
+            elif not until:
+                plain.append(token)
+        assert "".join(texts(events)) == engine.tokenizer.decode(plain)
+        reason = "stop" if one.stop == "end" else "length"
+        assert events[-1] == Finished(reason, len(prompt), len(one.tokens))
+
+
+def test_a_stop_string_is_never_released_nor_half_of_it() -> None:
+    script = [1, *bytes_as_tokens("one STop STOP two"), *ids("<|assistant_end|>")]
+    events = stream(script, stop=["STOP", ""])
+    assert "".join(texts(events)) == "one STop "
+    assert events[-1] == Finished("stop", 1, len("one STop STOP"))
+
+
+def test_what_could_have_become_a_stop_string_comes_at_the_end() -> None:
+    script = [1, *bytes_as_tokens("a ST"), *ids("<|assistant_end|>")]
+    assert texts(stream(script, stop=["STOP"])) == ["a", " ", "ST"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.text("ab\u00e9\U0001f642", max_size=14),
+    st.lists(st.text("ab\u00e9\U0001f642", min_size=1, max_size=4), max_size=3),
+)
+def test_a_stream_is_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    script = [1, *bytes_as_tokens(text), *ids("<|assistant_end|>")]
+    expected = text
+    for end in range(len(text) + 1):  # the first place at which a stop string is complete
+        found = [text[:end].find(string) for string in stop if string in text[:end]]
+        if found:
+            expected = text[: min(found)]
+            break
+    assert "".join(texts(stream(script, stop=stop))) == expected
+
+
+def test_a_tool_call_is_one_event_and_none_of_it_is_text() -> None:
+    answer = (
+        "So: <|python_start|>7*6<|python_end|><|output_start|>42<|output_end|> is it."
+        "<|assistant_end|>"
+    )
+    events = stream([1, *ids(answer)])
+    assert "".join(texts(events)) == "So:  is it."
+    assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("7*6", "42")]
+    before = events[: events.index(ToolCall("7*6", "42"))]
+    assert "".join(texts(before)) == "So: "
+
+
+def test_a_refused_call_is_an_event_without_a_result() -> None:
+    call = "<|python_start|>hello<|python_end|>"
+    for behind in (" text<|assistant_end|>", "<|assistant_end|>", f"{call}<|assistant_end|>"):
+        events = stream([1, *ids(call + behind)])
+        calls = [event for event in events if isinstance(event, ToolCall)]
+        assert calls == [ToolCall("hello", None)] * (1 + behind.count("hello"))
+
+
+def test_an_output_that_the_model_made_up_is_no_result() -> None:
+    made_up = "<|output_start|>99<|output_end|>"
+    refused = f"<|python_start|>hello<|python_end|>{made_up} so<|assistant_end|>"
+    events = stream([1, *ids(refused)])
+    assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("hello", None)]
+    events = stream([1, *ids(f"x{made_up} so<|assistant_end|>")])
+    assert not [event for event in events if isinstance(event, ToolCall)]
+    assert "99" not in "".join(texts(events))
+
+
+def test_an_end_of_a_call_that_never_began_is_nothing() -> None:
+    done = "<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>"
+    events = stream([1, *ids(f"{done}<|python_end|> x<|assistant_end|>")])
+    assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("1+1", "2")]
+
+
+def test_a_stream_that_is_closed_stops_the_work() -> None:
+    engine = scripted([1, *ids("a long answer that nobody waits for<|assistant_end|>")])
+    events = engine.stream_text([1])
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert engine.model.num_forwards <= 2  # type: ignore[attr-defined]
+
+
+def test_equal_seeds_give_equal_streams_and_others_differ(engine: Engine) -> None:
+    def once(seed: int) -> list[Event]:
+        return list(engine.stream_text(random_ids(5), 20, Sampling(1.5), seed))
+
+    assert once(1) == once(1)
+    assert len({str(once(seed)) for seed in range(5)}) > 3
