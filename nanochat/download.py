@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -22,6 +21,7 @@ NUM_TRIES = 5  # that bring nothing new
 NUM_TRIES_UNREACHED = 2  # no answer at all: most likely there is no network
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 1 << 20
+CHECKSUM_HEADER = "X-Linked-Etag"
 FINAL_CODES = (400, 401, 403, 404, 410)
 
 
@@ -121,10 +121,10 @@ def _ask(url: str, timeout_seconds: float) -> _Stated:
         with opener.open(request, timeout=timeout_seconds) as answer:
             headers = answer.headers
     except urllib.error.HTTPError as error:
-        if not _is_stated(error.headers):
+        if CHECKSUM_HEADER not in error.headers:
             raise
         headers = error.headers
-    checksum = headers.get("X-Linked-Etag") or (
+    checksum = headers.get(CHECKSUM_HEADER) or (
         headers.get("ETag", "") if "X-Repo-Commit" in headers else ""
     )
     size = headers.get("X-Linked-Size") or headers.get("Content-Length")
@@ -134,15 +134,11 @@ def _ask(url: str, timeout_seconds: float) -> _Stated:
     return _Stated(int(size), checksum)
 
 
-def _is_stated(headers: Message[str, str]) -> bool:
-    return "X-Linked-Etag" in headers
-
-
 class _StopWhereStated(urllib.request.HTTPRedirectHandler):
     """Follows redirects up to the one that states the checksum; the storage need not know it."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        if _is_stated(headers):
+        if CHECKSUM_HEADER in headers:
             return None  # ends in the HTTPError that has these headers
         further = super().redirect_request(req, fp, code, msg, headers, newurl)
         if further is not None:
