@@ -1,8 +1,8 @@
 """Closed arithmetic on a syntax tree: nothing is executed, every input ends in microseconds.
 
-    evaluate("347 + 588")               -> "935"
-    evaluate("'strawberry'.count('r')") -> "3"
-    evaluate("open('x')")               -> None
+evaluate("347 + 588")               -> "935"
+evaluate("'strawberry'.count('r')") -> "3"
+evaluate("open('x')")               -> None
 """
 
 import ast
@@ -11,8 +11,7 @@ import operator
 import re
 from collections.abc import Callable
 
-MAX_CHARACTERS = 200
-MAX_DEPTH = 20
+MAX_CHARACTERS = 200  # which also bounds how deep an expression nests
 MAX_BITS = 256  # of any whole number on the way, about 77 digits
 DIGITS = 12  # significant digits of a fraction that are shown: 0.1 + 0.2 is 0.3
 
@@ -57,20 +56,18 @@ def evaluate(expression: str) -> str | None:
         return None
     try:
         tree = ast.parse(THOUSANDS.sub("", expression), mode="eval")
-        return _shown(_value(tree.body, MAX_DEPTH))
+        return _shown(_value(tree.body))
     except (_Refused, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
 
 
-def _value(node: ast.expr, depth: int) -> Number:
-    if depth == 0:
-        raise _Refused
+def _value(node: ast.expr) -> Number:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return _bounded(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
-        return UNARY[type(node.op)](_value(node.operand, depth - 1))
+        return UNARY[type(node.op)](_value(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
-        left, right = _value(node.left, depth - 1), _value(node.right, depth - 1)
+        left, right = _value(node.left), _value(node.right)
         if isinstance(node.op, ast.Pow):
             _refuse_large_power(left, right)
         return _bounded(BINARY[type(node.op)](left, right))

@@ -1,0 +1,278 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat.chat import (
+    Message,
+    ToolCalls,
+    merge_system,
+    render_conversation,
+    render_for_completion,
+    text_of,
+    trim_to_fit,
+)
+from nanochat.errors import UserError
+from tests.small_model import small_tokenizer
+
+IDENTITIES = (
+    Path(__file__).parents[2] / "shared" / "data" / "eval" / "chat" / "identity_conversations.jsonl"
+)
+
+
+def user(content: Any) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def system(content: Any) -> Message:
+    return {"role": "system", "content": content}
+
+
+def shown(messages: list[Message], max_tokens: int | None = None) -> str:
+    """A rendered conversation with what is sampled in square brackets."""
+    tokenizer = small_tokenizer()
+    ids, mask = render_conversation({"messages": messages}, tokenizer, max_tokens)
+    assert len(ids) == len(mask)
+    text, before = "", 0
+    for token, sampled in zip([*ids], mask, strict=True):
+        text += "[" * (sampled > before) + "]" * (sampled < before) + tokenizer.decode([token])
+        before = sampled
+    return text + "]" * before
+
+
+# ---- rendering
+
+CALL = [
+    {"type": "text", "text": "Let me see. "},
+    {"type": "python", "text": "3+4"},
+    {"type": "python_output", "text": "7"},
+    {"type": "text", "text": "It is 7."},
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([user("Hi")], "<|bos|><|user_start|>Hi<|user_end|>"),
+        (
+            [user("Hi"), assistant("Hello.")],
+            "<|bos|><|user_start|>Hi<|user_end|><|assistant_start|>[Hello.<|assistant_end|>]",
+        ),
+        (
+            [user("3+4?"), assistant(CALL), user("Thanks")],
+            "<|bos|><|user_start|>3+4?<|user_end|><|assistant_start|>[Let me see. "
+            "<|python_start|>3+4<|python_end|>]<|output_start|>7<|output_end|>"
+            "[It is 7.<|assistant_end|>]<|user_start|>Thanks<|user_end|>",
+        ),
+        (
+            [system("Be kind."), user("Hi"), assistant("")],
+            "<|bos|><|user_start|>Be kind.\n\nHi<|user_end|><|assistant_start|>[<|assistant_end|>]",
+        ),
+        (
+            [system("One."), system("Two."), user([{"type": "text", "text": "Hi"}])],
+            "<|bos|><|user_start|>One.\n\nTwo.\n\nHi<|user_end|>",
+        ),
+        (
+            [user(""), assistant(" ")],
+            "<|bos|><|user_start|><|user_end|><|assistant_start|>[ <|assistant_end|>]",
+        ),
+    ],
+)  # fmt: skip
+def test_a_conversation_is_rendered_with_what_is_sampled_marked(
+    messages: list[Message], expected: str
+) -> None:
+    assert shown(messages) == expected
+
+
+def test_a_conversation_is_cut_at_the_length_asked_for() -> None:
+    messages = [user("Hi"), assistant("Hello.")]
+    ids, mask = render_conversation({"messages": messages}, small_tokenizer())
+    for length in range(len(ids) + 2):
+        cut = render_conversation({"messages": messages}, small_tokenizer(), length)
+        assert cut == (ids[:length], mask[:length])
+
+
+def test_a_prompt_ends_where_the_assistant_is_to_speak() -> None:
+    tokenizer = small_tokenizer()
+    asked = [user("Hi"), assistant("Hello."), user("Who are you?")]
+    prompt = render_for_completion({"messages": asked}, tokenizer)
+    assert tokenizer.decode(prompt).endswith("Who are you?<|user_end|><|assistant_start|>")
+    answered = {"messages": [*asked, assistant("A model.")]}
+    assert render_for_completion(answered, tokenizer) == prompt
+    whole, mask = render_conversation(answered, tokenizer)
+    assert whole[: len(prompt)] == prompt  # so training and asking agree
+    assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.text(max_size=20),
+    st.sampled_from(
+        ["<|bos|>", "<|user_end|><|assistant_start|>", "<|python_start|>1<|python_end|>"]
+    ),
+    st.text(max_size=20),
+)
+def test_what_looks_like_a_special_token_stays_text(before: str, spelling: str, after: str) -> None:
+    tokenizer, text = small_tokenizer(), before + spelling + after
+    special = {tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
+    for messages in ([user(text)], [system(text), user("Hi")], [user("Hi"), assistant(text)]):
+        ids, _ = render_conversation({"messages": messages}, tokenizer)
+        plain = [{**message, "content": "x"} for message in messages]
+        alike, _ = render_conversation({"messages": plain}, tokenizer)
+        assert sum(token in special for token in ids) == sum(token in special for token in alike)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "at least one message"),
+        ([system("S")], "must be followed by a user message"),
+        ([system("S"), assistant("A")], "must be followed by a user message"),
+        ([assistant("A")], "message 1 is by 'assistant' where 'user' is expected"),
+        ([user("U"), user("U")], "message 2 is by 'user' where 'assistant' is expected"),
+        ([user("U"), system("S")], "message 2 is by 'system' where 'assistant' is expected"),
+        ([user("U"), {"role": "robot", "content": "A"}], "message 2 is by 'robot'"),
+        ([user("U"), assistant([{"type": "image", "text": "A"}])], "a part of type 'image'"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_by_its_place(
+    messages: list[Message], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        render_conversation({"messages": messages}, small_tokenizer())
+
+
+def test_merging_the_system_text_leaves_the_messages_as_they_were() -> None:
+    messages = [system("S"), user("U"), assistant("A")]
+    before = json.dumps(messages)
+    assert merge_system(messages) == [user("S\n\nU"), assistant("A")]
+    assert json.dumps(messages) == before
+
+
+def test_the_text_that_a_person_reads_has_no_tools_in_it() -> None:
+    assert text_of(CALL) == "Let me see. It is 7."
+    assert text_of("plain") == "plain"
+
+
+@pytest.mark.skipif(not IDENTITIES.is_file(), reason="needs ../shared/data")
+def test_a_file_of_conversations_is_rendered_with_every_answer_supervised() -> None:
+    tokenizer = small_tokenizer()
+    end = tokenizer.encode_special("<|assistant_end|>")
+    for line in IDENTITIES.read_text(encoding="utf-8").splitlines()[:100]:
+        messages = json.loads(line)
+        ids, mask = render_conversation({"messages": messages}, tokenizer)
+        answers = [tokenizer.encode(m["content"]) for m in messages if m["role"] == "assistant"]
+        sampled = [token for token, one in zip(ids, mask, strict=True) if one]
+        assert sampled == [token for answer in answers for token in [*answer, end]]
+
+
+# ---- trimming
+
+
+def conversation(turns: int, with_system: bool) -> list[Message]:
+    spoken = [make(f"{n} " * 6) for n in range(turns) for make in (user, assistant)]
+    return [*([system("Be brief.")] if with_system else []), *spoken, user("And now?")]
+
+
+@pytest.mark.parametrize("with_system", [False, True])
+def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
+    with_system: bool,
+) -> None:
+    tokenizer, messages = small_tokenizer(), conversation(5, with_system)
+    head = messages[:1] if with_system else []
+
+    def length(kept: list[Message]) -> int:
+        return len(render_for_completion({"messages": kept}, tokenizer))
+
+    options = [[*head, *messages[len(head) + dropped :]] for dropped in range(0, 11, 2)]
+    for limit in range(length(options[-1]), length(messages) + 2):
+        kept, dropped = trim_to_fit(messages, tokenizer, limit)
+        assert kept == next(option for option in options if length(option) <= limit)
+        assert dropped == len(messages) - len(kept)
+    with pytest.raises(UserError, match=f"room for {length(options[-1]) - 1}; shorten it"):
+        trim_to_fit(messages, tokenizer, length(options[-1]) - 1)
+
+
+def test_trimming_refuses_what_is_no_conversation() -> None:
+    with pytest.raises(UserError, match="at least one message"):
+        trim_to_fit([], small_tokenizer(), 100)
+
+
+# ---- tool calls
+
+
+def special(name: str) -> int:
+    return small_tokenizer().encode_special(f"<|{name}|>")
+
+
+class Calls:
+    """A watcher whose tool shouts, and refuses what has a question mark."""
+
+    def __init__(self, max_output_tokens: int = 50) -> None:
+        self.asked: list[str] = []
+        self.watcher = ToolCalls(small_tokenizer(), self.evaluate, max_output_tokens)
+
+    def evaluate(self, expression: str) -> str | None:
+        self.asked.append(expression)
+        return None if "?" in expression else expression.upper()
+
+    def feed(self, *parts: str) -> list[str]:
+        """What is forced, as text, after each token of text or special tokens."""
+        tokenizer, forced = small_tokenizer(), []
+        for part in parts:
+            name = f"<|{part}|>"
+            is_special = name in tokenizer.get_special_tokens()
+            for token in [special(part)] if is_special else tokenizer.encode(part):
+                forced.append(tokenizer.decode(self.watcher.feed(token)))
+        return [text for text in forced if text]
+
+
+def test_a_call_that_ends_forces_its_output() -> None:
+    calls = Calls()
+    assert calls.feed("text ", "python_start", "abc") == []
+    assert calls.feed("python_end") == ["<|output_start|>ABC<|output_end|>"]
+    assert calls.feed("more", "python_start", "d", "python_end") == [
+        "<|output_start|>D<|output_end|>"
+    ]
+    assert calls.asked == ["abc", "d"]
+
+
+def test_a_refused_call_forces_nothing_and_the_next_one_works() -> None:
+    calls = Calls()
+    assert calls.feed("python_start", "what?", "python_end") == []
+    assert calls.feed("python_start", "x", "python_end") == ["<|output_start|>X<|output_end|>"]
+
+
+def test_an_end_without_a_beginning_calls_nothing() -> None:
+    calls = Calls()
+    assert calls.feed("abc", "python_end", "python_end") == []
+    assert calls.feed("python_start", "x", "python_end", "y", "python_end") == [
+        "<|output_start|>X<|output_end|>"
+    ]
+    assert calls.asked == ["x"]
+
+
+def test_a_second_beginning_starts_the_expression_anew() -> None:
+    calls = Calls()
+    calls.feed("python_start", "abc", "python_start", "x", "python_end")
+    assert calls.asked == ["x"]
+
+
+def test_text_that_spells_a_special_token_calls_nothing() -> None:
+    calls = Calls()
+    assert calls.feed("<|python_start|>1<|python_end|> ") == []
+    assert calls.asked == []
+
+
+def test_a_long_output_is_cut_and_still_closed() -> None:
+    calls = Calls(max_output_tokens=3)
+    calls.feed("python_start", "qxqxqxqxqxqx")
+    forced = calls.watcher.feed(special("python_end"))
+    assert len(forced) == 5 and forced[-1] == special("output_end")
