@@ -6,18 +6,22 @@ built from the same ranks and give the same ids. Text never becomes a special to
 
 import hashlib
 import json
+import queue
+import threading
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, overload
 
-import rustbpe
 import tiktoken
+import tiktoken.load
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from nanochat import paths
+import rustbpe
+from nanochat import paths, runtime
 from nanochat.errors import UserError
 
 SPLIT_PATTERN: str = rustbpe.DEFAULT_PATTERN
@@ -36,6 +40,7 @@ FILE_NAME = "tokenizer.json"
 FORMAT = "nanochat tokenizer"
 FORMAT_VERSION = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+PATIENCE_SECONDS = 2.0  # for the first answer when a published vocabulary is asked for
 
 
 class RustBPETokenizer:
@@ -74,9 +79,7 @@ class RustBPETokenizer:
             )
         trainer = rustbpe.Tokenizer()
         try:
-            trainer.train_from_iterator(
-                texts, vocab_size - len(SPECIAL_TOKENS), pattern=pattern
-            )
+            trainer.train_from_iterator(texts, vocab_size - len(SPECIAL_TOKENS), pattern=pattern)
         except ValueError as error:
             raise UserError(str(error)) from None
         return cls(dict(trainer.get_mergeable_ranks()), pattern)
@@ -283,6 +286,48 @@ def _without_lone_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def published_encoding(name: str) -> tiktoken.Encoding:
+    """A vocabulary that tiktoken knows, from its cache or by download: "cl100k_base", ...
+
+    Raises UserError, soon and with the reason, when its file cannot be had.
+    """
+    patient = tiktoken.load.read_file
+    # Its own download waits without end.
+    tiktoken.load.read_file = _read_soon  # type: ignore[assignment]
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is neither in tiktoken's cache nor to be downloaded now ({error})"
+        ) from None
+    finally:
+        tiktoken.load.read_file = patient
+
+
+def _read_soon(url: str) -> bytes:
+    """A file of the network. Raises OSError when it is forbidden or nobody answers soon."""
+    if runtime.hub_offline():
+        raise OSError("HF_HUB_OFFLINE is set")
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(urllib.request.urlopen(url, timeout=PATIENCE_SECONDS))
+        except OSError as error:
+            answer.put(error)
+
+    # In a thread, since looking up a name knows no time limit.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        response = answer.get(timeout=PATIENCE_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {PATIENCE_SECONDS:.0f} s") from None
+    if isinstance(response, OSError):
+        raise response
+    with response:
+        return bytes(response.read())
 
 
 def get_tokenizer() -> RustBPETokenizer:

@@ -1,6 +1,6 @@
 """Train the tokenizer on the text of the current source.
 
-    python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
+python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
 """
 
 import logging
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from nanochat import dataset, paths, report
 from nanochat.configurator import parse, run
+from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = {"source": dataset.current_source(), **asdict(options), "fresh": False}
-    done = report.read_section(SECTION)
-    if done is not None and done["settings"] == settings and not options.fresh:
-        tokenizer = get_tokenizer()
-        if tokenizer.content_hash == done["metrics"]["sha256"]:
-            logger.info("the tokenizer is trained already: %s", paths.tokenizer_dir())
-            return
+    done = report.read_section(SECTION) or {}
+    is_done = done.get("settings") == settings
+    if is_done and not options.fresh and _current_hash() == done["metrics"]["sha256"]:
+        logger.info("the tokenizer is trained already: %s", paths.tokenizer_dir())
+        return
     began = time.perf_counter()
     texts = dataset.iter_texts("train", max_chars=options.max_chars, doc_cap=options.doc_cap)
     counted = _Counted(texts)
@@ -62,8 +62,22 @@ def main(argv: list[str] | None = None) -> None:
     }
     report.write_section(
         SECTION,
-        {"title": "Tokenizer", "order": -2, "settings": settings, "metrics": metrics, "seconds": seconds},
+        {
+            "title": "Tokenizer",
+            "order": -2,
+            "settings": settings,
+            "metrics": metrics,
+            "seconds": seconds,
+        },
     )
+
+
+def _current_hash() -> str:
+    """Of the tokenizer that is there; "" when there is none that can be read."""
+    try:
+        return get_tokenizer().content_hash
+    except UserError:
+        return ""
 
 
 class _Counted:

@@ -1,0 +1,210 @@
+"""The trainer in Rust equals its definition in slow Python; also a command of its own:
+
+python -m pytest tests/test_rustbpe.py -v -s
+"""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGINT, raise_signal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rustbpe
+from nanochat.dataset import Documents
+from tests.reference import bpe
+
+# Few letters, so that pairs repeat and tie; something of all that the pattern tells apart.
+LETTERS = "aab  c'sS1 23\n\r\té日🙂!"
+texts_strategy = st.lists(st.text(st.sampled_from(LETTERS), max_size=30), min_size=1, max_size=8)
+PATTERNS = {"ours": bpe.OUR_PATTERN, "GPT-4": bpe.GPT4_PATTERN, "GPT-2": bpe.GPT2_PATTERN,
+            "words": r"\w+|\W", "gaps": r"[a-z]+"}  # fmt: skip
+
+
+def trained(
+    texts: list[str], vocab_size: int, pattern: str | None = None, buffer_size: int = 8192
+) -> list[bytes]:
+    """The tokens of a vocabulary in the order of their ids."""
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(iter(texts), vocab_size, buffer_size, pattern)
+    ranks = tokenizer.get_mergeable_ranks()
+    assert [rank for _, rank in ranks] == list(range(len(ranks)))
+    return [token for token, _ in ranks]
+
+
+def some_text(seed: int, num_words: int = 400) -> str:
+    rng = random.Random(seed)
+    words = ["the", "then", "there", "hen", "he", "12", "1234", "it's", "naïve", "日本", "🙂", "\n"]
+    return " ".join(rng.choice(words) for _ in range(num_words))
+
+
+def test_the_default_pattern_is_the_documented_one() -> None:
+    assert rustbpe.DEFAULT_PATTERN == bpe.OUR_PATTERN
+    assert rustbpe.Tokenizer().get_pattern() == bpe.OUR_PATTERN
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
+@settings(max_examples=60, deadline=None)
+@given(texts=texts_strategy, extra=st.integers(0, 40))
+def test_merges_are_those_of_the_slow_reference(pattern: str, texts: list[str], extra: int) -> None:
+    if not any(bpe.split(text, pattern) for text in texts):
+        return
+    merges = bpe.learn_merges(texts, 256 + extra, pattern)
+    assert trained(texts, 256 + extra, pattern) == bpe.tokens_of(merges)
+
+
+def test_merges_of_longer_text_are_those_of_the_slow_reference() -> None:
+    texts = [some_text(seed) for seed in range(5)]
+    merges = bpe.learn_merges(texts, 340)
+    assert trained(texts, 340) == bpe.tokens_of(merges)
+
+
+def test_the_first_merges_can_be_followed_by_hand() -> None:
+    """ "ab" stands 3 times, "bc" 2 times; then "ab" + "c" 2 times before all that stand once."""
+    assert trained(["abc", " abc", "ab"], 260)[256:] == [b"ab", b"abc", b" abc"]
+
+
+def test_of_equally_frequent_pairs_the_smallest_ids_are_merged_first() -> None:
+    assert trained(["zy", "ac", "ab", "zx"], 260)[256:] == [b"ab", b"ac", b"zx", b"zy"]
+
+
+def test_a_run_is_merged_from_the_left_and_its_overlaps_are_counted() -> None:
+    # "aaaaa" holds the pair (a, a) four times, more than (a, b) in three words.
+    texts = ["aaaaa", "ab", "ab", "ab"]
+    pattern = r"\w+"
+    assert trained(texts, 258, pattern)[256:] == [b"aa", b"ab"]
+    assert trained(texts, 300, pattern) == bpe.tokens_of(bpe.learn_merges(texts, 300, pattern))
+
+
+def test_the_order_of_texts_and_batches_does_not_matter() -> None:
+    texts = [some_text(seed, 60) for seed in range(40)]
+    expected = trained(texts, 330)
+    for seed, buffer_size in enumerate((1, 3, 40, 100_000)):
+        random.Random(seed).shuffle(texts)
+        assert trained(texts, 330, buffer_size=buffer_size) == expected
+
+
+def test_counts_add_up_over_texts() -> None:
+    assert trained(["ab", "ab", "cd"] * 30, 258) == trained(["ab ab".replace(" ", "\n"), "cd"], 258)
+
+
+def test_a_pattern_of_ones_own_is_kept_and_its_gaps_are_not_learned() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(["aa123123123aa"], 300, pattern="[a-z]+")
+    assert tokenizer.get_pattern() == "[a-z]+"
+    assert [token for token, _ in tokenizer.get_mergeable_ranks()[256:]] == [b"aa"]
+
+
+def test_it_ends_early_when_nothing_is_left_to_merge() -> None:
+    assert trained(["abc"], 5000)[256:] == [b"ab", b"abc"]
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(["abc"], 5000)
+    assert tokenizer.vocab_size == 258
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=texts_strategy, text=st.text(st.sampled_from(LETTERS), max_size=40))
+def test_encoding_is_that_of_the_slow_reference(texts: list[str], text: str) -> None:
+    texts = [*texts, "a"]
+    merges = bpe.learn_merges(texts, 290)
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(texts, 290)
+    assert tokenizer.encode(text) == bpe.encode(merges, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text())
+def test_without_merges_every_string_is_its_bytes(text: str) -> None:
+    assert bytes(rustbpe.Tokenizer().encode(text)) == text.encode()
+
+
+# ---- requests that cannot be met
+
+
+@pytest.mark.parametrize("vocab_size", [0, 1, 255])
+def test_a_vocabulary_without_room_for_the_bytes_is_refused(vocab_size: int) -> None:
+    with pytest.raises(ValueError, match=f"^vocab_size={vocab_size} is below 256.*use 256 or more"):
+        rustbpe.Tokenizer().train_from_iterator(["ab"], vocab_size)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
+def test_no_text_is_refused(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="no word to learn from"):
+        rustbpe.Tokenizer().train_from_iterator(texts, 300)
+
+
+def test_a_bad_pattern_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a regular expression"):
+        rustbpe.Tokenizer().train_from_iterator(["ab"], 300, pattern="(a")
+
+
+@pytest.mark.parametrize("item", [b"bytes", 3, None, ["list"]])
+def test_an_item_that_is_no_text_is_refused_with_its_type(item: object) -> None:
+    with pytest.raises(TypeError, match=type(item).__name__):
+        rustbpe.Tokenizer().train_from_iterator(["ab", item], 300)
+
+
+def test_what_is_no_iterator_is_refused() -> None:
+    with pytest.raises(TypeError):
+        rustbpe.Tokenizer().train_from_iterator(3, 300)
+
+
+def test_an_error_of_the_iterator_comes_through_and_what_was_learned_stays() -> None:
+    def texts() -> Iterator[str]:
+        yield "ab"
+        raise OSError("the disk is gone")
+
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(["cd"], 257)
+    with pytest.raises(OSError, match="the disk is gone"):
+        tokenizer.train_from_iterator(texts(), 257)
+    assert tokenizer.get_mergeable_ranks()[256] == (b"cd", 256)
+
+
+def test_ctrl_c_stops_an_endless_training() -> None:
+    timer = threading.Timer(0.3, raise_signal, [SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        rustbpe.Tokenizer().train_from_iterator(itertools.repeat("some text"), 300)
+    timer.join()
+
+
+def test_other_threads_run_while_texts_are_counted() -> None:
+    """The lock of the interpreter is free during the work: a counting thread keeps counting."""
+    ticks = 0
+    done = threading.Event()
+
+    def count() -> None:
+        nonlocal ticks
+        while not done.is_set():
+            ticks += 1
+            time.sleep(0.001)
+
+    ticking = threading.Thread(target=count)
+    ticking.start()
+    ticks_before = ticks
+    rustbpe.Tokenizer().train_from_iterator([some_text(1, 300_000)], 300)
+    ticks_during = ticks - ticks_before
+    done.set()
+    ticking.join()
+    assert ticks_during > 3  # with the lock held all the time it is 0 or 1
+
+
+def test_no_two_tokens_of_real_text_are_the_same() -> None:
+    """Holds by the definition; with -s it also says how fast training is."""
+    corpus = Path(__file__).parents[2] / "shared" / "data" / "corpus" / "shard_00000.parquet"
+    texts = [some_text(seed, 20_000) for seed in range(20)]
+    if corpus.is_file():
+        documents = Documents([corpus])
+        texts = [documents[i] for i in range(300)]
+    began = time.perf_counter()
+    tokens = trained(texts, 4096)
+    seconds = time.perf_counter() - began
+    characters = sum(map(len, texts))
+    print(f"\n{characters:,} characters to {len(tokens):,} tokens in {seconds:.2f} s")
+    assert len(set(tokens)) == len(tokens)

@@ -1,0 +1,190 @@
+"""The commands tok_train and tok_eval, in this process, on a few texts."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+
+from nanochat import dataset, paths, report
+from nanochat.errors import UserError
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+from scripts import tok_eval, tok_train
+
+
+@pytest.fixture(autouse=True)
+def source(base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some text as the current source, and no published vocabulary to be had."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = (json.dumps({"text": f"The fox number {i} didn't jump.\n" * 3}) for i in range(200))
+    (folder / "foxes.jsonl").write_text("\n".join(lines))
+    dataset.make(str(folder), 1)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_cache"))
+
+
+@pytest.fixture
+def trained() -> RustBPETokenizer:
+    tok_train.main(["--vocab_size=300"])
+    return get_tokenizer()
+
+
+def section(name: str) -> dict[str, Any]:
+    found = report.read_section(name)
+    assert found is not None
+    return found
+
+
+# ---- tok_train
+
+
+def test_training_saves_a_tokenizer_of_the_size_asked_for_and_reports(
+    trained: RustBPETokenizer,
+) -> None:
+    assert trained.get_vocab_size() == 300
+    metrics = section("tok_train")["metrics"]
+    assert metrics["vocabulary"] == 300
+    assert metrics["sha256"] == trained.content_hash
+    assert metrics["characters"] == sum(len(text) for text in dataset.iter_texts("train"))
+
+
+def test_training_again_says_that_it_is_done_and_writes_nothing(
+    trained: RustBPETokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = section("tok_train")["written"]
+    with caplog.at_level("INFO"):
+        tok_train.main(["--vocab_size=300"])
+    assert "trained already" in caplog.text
+    assert section("tok_train")["written"] == written
+
+
+@pytest.mark.parametrize("change", ["--fresh", "--vocab_size=301", "--max_chars=5000"])
+def test_training_is_done_again_when_asked_or_when_settings_differ(
+    trained: RustBPETokenizer, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        tok_train.main(["--vocab_size=300", change])
+    assert "trained already" not in caplog.text
+
+
+def test_a_tokenizer_that_is_not_the_trained_one_is_trained_again(
+    trained: RustBPETokenizer,
+) -> None:
+    RustBPETokenizer.train_from_iterator(["other text"], 300).save(paths.tokenizer_dir())
+    tok_train.main(["--vocab_size=300"])
+    assert get_tokenizer().content_hash == trained.content_hash
+
+
+def test_a_missing_or_damaged_tokenizer_is_trained_again(trained: RustBPETokenizer) -> None:
+    path = paths.tokenizer_dir() / "tokenizer.json"
+    path.write_text("{")
+    tok_train.main(["--vocab_size=300"])
+    path.unlink()
+    tok_train.main(["--vocab_size=300"])
+    assert get_tokenizer().content_hash == trained.content_hash
+
+
+def test_characters_are_counted_up_to_the_limits() -> None:
+    tok_train.main(["--vocab_size=270", "--max_chars=1000", "--doc_cap=10"])
+    assert section("tok_train")["metrics"]["characters"] == 1000
+
+
+def test_a_bad_vocabulary_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="--vocab_size=100 is below 265"):
+        tok_train.main(["--vocab_size=100"])
+
+
+# ---- tok_eval
+
+
+def test_every_kind_of_text_gets_its_figures(trained: RustBPETokenizer) -> None:
+    tok_eval.main([])
+    head, *rows = section("tok_eval")["rows"]
+    assert head == ["text", "bytes", "bytes/token", "tokens/word", "single bytes"]
+    assert [row[0] for row in rows] == ["training text", "validation text", *tok_eval.SAMPLES]
+    figures = {row[0]: row for row in rows}
+    texts = list(dataset.iter_texts("val"))
+    num_tokens = sum(map(len, trained.encode(texts)))
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert figures["validation text"][1] == f"{num_bytes:,}"
+    assert figures["validation text"][2] == f"{num_bytes / num_tokens:.2f}"
+    assert figures["Chinese"][2:] == ["1.00", "-", "100.0 %"]
+
+
+def test_it_says_plainly_what_it_is_compared_with(
+    trained: RustBPETokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        tok_eval.main([])
+    assert re.search(r"backend gives equal ids on all \d+ texts", caplog.text)
+    assert "Not compared with the vocabularies of GPT-2 and GPT-4" in caplog.text
+    assert caplog.text.count("Not compared") == 1
+    assert "HF_HUB_OFFLINE is set" in " ".join(section("tok_eval")["notes"])
+
+
+def test_a_published_vocabulary_that_is_there_gets_a_column(
+    trained: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = {bytes([byte]): byte for byte in range(256)}
+
+    def published(name: str) -> tiktoken.Encoding:
+        if name == "r50k_base":
+            raise UserError("not to be had")
+        return tiktoken.Encoding(name, pat_str="(?s:.)", mergeable_ranks=letters, special_tokens={})
+
+    monkeypatch.setattr(tok_eval, "published_encoding", published)
+    tok_eval.main([])
+    head, *rows = section("tok_eval")["rows"]
+    assert head[-1] == "bytes/token GPT-4"
+    assert {row[0]: row[-1] for row in rows}["Russian"] == "1.00"
+    assert section("tok_eval")["notes"][-1].startswith(
+        "Not compared with the vocabularies of GPT-2:"
+    )
+
+
+def test_another_backend_that_differs_is_not_passed_over(
+    trained: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(RustBPETokenizer):
+        def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+            return [[0] for _ in texts]
+
+    monkeypatch.setattr(tok_eval, "HuggingFaceTokenizer", Other)
+    tok_eval.main([])
+    assert any("gives OTHER ids" in note for note in section("tok_eval")["notes"])
+
+
+def test_measuring_again_says_that_it_is_done_until_the_tokenizer_changes(
+    trained: RustBPETokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    tok_eval.main([])
+    with caplog.at_level("INFO"):
+        tok_eval.main([])
+        assert "measured already" in caplog.text
+        caplog.clear()
+        tok_train.main(["--vocab_size=290"])
+        tok_eval.main([])
+        assert "measured already" not in caplog.text
+
+
+def test_a_text_is_shown_as_tokens_with_their_ids(
+    trained: RustBPETokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "The fox\n <|bos|> é\udc80"
+    tok_eval.main(["--show", text])
+    shown = capsys.readouterr().out
+    ids = trained.encode(text)
+    assert [int(number) for number in re.findall(r"\((\d+)\)", shown)] == ids
+    assert "⏎" in shown and r"\xc3" in shown
+    assert f"{len(ids)} tokens, 22 bytes" in shown
+    assert report.read_section("tok_eval") is None
+
+
+def test_an_empty_measure_and_a_missing_tokenizer_are_refused() -> None:
+    with pytest.raises(UserError, match="no tokenizer in"):
+        tok_eval.main([])
+    with pytest.raises(UserError, match="--max_chars=0"):
+        tok_eval.main(["--max_chars=0"])

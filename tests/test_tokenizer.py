@@ -1,0 +1,294 @@
+"""Both backends agree, nothing is lost, and the file is believed only when it is whole."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat import paths
+from nanochat import tokenizer as tokenizer_module
+from nanochat.errors import UserError
+from nanochat.tokenizer import (
+    FILE_NAME,
+    SPECIAL_TOKENS,
+    HuggingFaceTokenizer,
+    RustBPETokenizer,
+    get_token_bytes,
+    get_tokenizer,
+    published_encoding,
+)
+from tests.reference import bpe
+
+TRAINING_TEXTS = [
+    "The quick brown fox didn't jump over 13 lazy dogs; they'll say it's 2024.\n\n" * 3,
+    "def f(x):\n    return x ** 2  # naïve café\r\n\tif x != 10: print('done')\n" * 3,
+    "日本語の文章。Привет, мир! مرحبا 안녕하세요 🙂👍🏽👨‍👩‍👧 e\u0301 " * 3,
+    "aaaaaaaaaaaaaaaa          !!!!!!!!!! 1234567890 \u00a0\u2003\u3000 " * 3,
+]
+# Pieces on which split patterns and encoders have differed.
+PIECES = [
+    " ", "  ", "\n", "\r\n", "\r", "\t", "\u00a0", "\u2028", "\u3000", "\u0085", "\x1c", "\v",
+    "\f", "a", "B", "the", "é", "e\u0301", "ſ", "\u212a", "ß", "İ", "ǅ", "ʰ", "日", "本", "م",
+    "\u0300", "\u200d", "\u200b", "\ufeff", "1", "12", "123", "4567", "٣", "½", "Ⅷ", "²", "'", "’",
+    "'s", "'S", "'ſ", "'ll", "'Re", "'VE", "n't", "!", "...", "#", "<|bos|>", "<|user_start|>",
+    "<|end", "🙂", "👍🏽", "👨\u200d👩\u200d👧", "🇬🇧", "\ufffd", "\x00", "\U0010ffff", "\ue000",
+    "_", "-", "=",
+]  # fmt: skip
+any_text = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+broken_text = st.text(st.characters())  # lone surrogates included
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> RustBPETokenizer:
+    return RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 450)
+
+
+@pytest.fixture(scope="module")
+def huggingface(tokenizer: RustBPETokenizer) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(tokenizer.ranks, tokenizer.pattern)
+
+
+# ---- text to ids and back
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=any_text)
+def test_both_backends_give_the_ids_of_the_slow_reference(
+    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert huggingface.encode(text) == ids
+    merges = [(left, right) for left, right in tokenizer._content()["merges"]]
+    assert bpe.encode(merges, text) == ids
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=any_text)
+def test_what_was_encoded_is_decoded_and_its_bytes_add_up(
+    tokenizer: RustBPETokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    sizes = tokenizer.token_bytes()
+    assert sum(sizes[token] for token in ids) == len(text.encode())
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=broken_text)
+def test_a_lone_surrogate_is_encoded_as_the_replacement_character(
+    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, text: str
+) -> None:
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert tokenizer.encode(text) == huggingface.encode(text) == tokenizer.encode(mended)
+    assert tokenizer.encode([text, ""]) == [tokenizer.encode(mended), []]
+
+
+def test_surrogates_that_form_a_pair_are_one_character(tokenizer: RustBPETokenizer) -> None:
+    assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("🙂")
+    assert tokenizer.encode("\ude42\ud83d") == tokenizer.encode("\ufffd\ufffd")
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(any_text, max_size=8))
+def test_a_batch_gives_what_each_text_gives_alone(
+    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, texts: list[str]
+) -> None:
+    alone = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode(texts) == alone
+    assert tokenizer.encode(texts, num_threads=1) == alone
+    assert huggingface.encode(texts) == alone
+
+
+def test_special_tokens_stand_before_and_after_where_asked(tokenizer: RustBPETokenizer) -> None:
+    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special("<|assistant_end|>")
+    ids = tokenizer.encode("a fox")
+    assert tokenizer.encode("a fox", prepend="<|bos|>", append=end) == [bos, *ids, end]
+    assert tokenizer.encode(["a fox", ""], prepend=bos) == [[bos, *ids], [bos]]
+    with pytest.raises(KeyError):
+        tokenizer.encode("a fox", prepend="<|nonsense|>")
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_the_name_of_a_special_token_in_text_stays_text(
+    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, name: str
+) -> None:
+    text = f"say {name} twice: {name}{name}"
+    ids = tokenizer.encode(text)
+    assert max(ids) < tokenizer.get_vocab_size() - len(SPECIAL_TOKENS)
+    assert huggingface.encode(text) == ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_are_decoded_to_their_names_and_count_no_bytes(
+    tokenizer: RustBPETokenizer,
+) -> None:
+    first = tokenizer.get_vocab_size() - len(SPECIAL_TOKENS)
+    assert [tokenizer.encode_special(name) for name in SPECIAL_TOKENS] == list(
+        range(first, first + 9)
+    )
+    assert tokenizer.get_special_tokens() == set(SPECIAL_TOKENS)
+    assert tokenizer.get_bos_token_id() == first
+    assert tokenizer.decode([first, *tokenizer.encode("a")]) == "<|bos|>a"
+    assert tokenizer.id_to_token(first + 1) == "<|user_start|>"
+    assert tokenizer.token_bytes()[first:] == [0] * 9
+
+
+def test_bytes_that_are_no_text_are_shown_as_the_replacement_character(
+    tokenizer: RustBPETokenizer,
+) -> None:
+    assert tokenizer.decode([0xE6, 0x97]) == "\ufffd"
+    assert tokenizer.decode_bytes([0xE6, 0x97]) == b"\xe6\x97"
+    assert tokenizer.decode([0xE6, 0x97, 0xA5]) == "日"
+
+
+def test_numbers_are_cut_to_at_most_two_digits(tokenizer: RustBPETokenizer) -> None:
+    assert all(
+        sum(letter.isdigit() for letter in tokenizer.decode([token])) <= 2
+        for token in range(len(tokenizer.ranks))
+    )
+
+
+# ---- training
+
+
+def test_training_is_that_of_the_slow_reference_with_nine_tokens_on_top(
+    tokenizer: RustBPETokenizer,
+) -> None:
+    merges = bpe.learn_merges(TRAINING_TEXTS, tokenizer.get_vocab_size() - 9)
+    assert list(tokenizer.ranks) == bpe.tokens_of(merges)
+    assert tokenizer._content()["merges"] == [list(pair) for pair in merges]
+
+
+def test_a_small_vocabulary_is_refused_with_the_smallest_that_is_not() -> None:
+    with pytest.raises(UserError, match=r"--vocab_size=264 is below 265.*use 265 or more"):
+        RustBPETokenizer.train_from_iterator(["ab"], 264)
+    assert RustBPETokenizer.train_from_iterator(["ab"], 265).encode("ab") == [97, 98]
+
+
+@pytest.mark.parametrize(("texts", "pattern"), [([""], r"\w+"), (["ab"], "(a")])
+def test_what_cannot_be_trained_is_an_error_for_people(texts: list[str], pattern: str) -> None:
+    with pytest.raises(UserError):
+        RustBPETokenizer.train_from_iterator(texts, 300, pattern)
+
+
+def test_too_little_text_gives_fewer_tokens() -> None:
+    tokenizer = RustBPETokenizer.train_from_iterator(["abc"], 5000)
+    assert tokenizer.get_vocab_size() == 256 + 2 + 9
+    assert tokenizer.encode_special("<|bos|>") == 258
+
+
+# ---- the file
+
+
+def test_a_saved_tokenizer_is_read_back_with_pattern_ids_and_hash(tmp_path: Path) -> None:
+    pattern = r"[a-z]+|[^a-z]"
+    tokenizer = RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 400, pattern)
+    tokenizer.save(tmp_path)
+    for kind in (RustBPETokenizer, HuggingFaceTokenizer):
+        read = kind.from_directory(tmp_path)
+        assert type(read) is kind
+        assert (read.ranks, read.pattern) == (tokenizer.ranks, pattern)
+        assert read.content_hash == tokenizer.content_hash
+        assert read.encode(TRAINING_TEXTS) == tokenizer.encode(TRAINING_TEXTS)
+
+
+def test_the_file_is_readable_text(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    whole = json.loads((tmp_path / FILE_NAME).read_text(encoding="ascii"))
+    assert whole["special_tokens"] == list(SPECIAL_TOKENS)
+    assert whole["pattern"] == tokenizer.pattern
+    assert len(whole["merges"]) == tokenizer.get_vocab_size() - 256 - 9
+
+
+def test_the_hash_of_the_content_is_what_it_has_always_been() -> None:
+    """Checkpoints keep it and refuse another tokenizer."""
+    tokenizer = RustBPETokenizer.train_from_iterator(["the then there"] * 2, 270)
+    assert tokenizer.content_hash == (
+        "ab1dccf9ee4eef5fa4cf3a6e1bc444e10f3280e0e76921e6fb9885ecf1d5a74c"
+    )
+
+
+def test_another_content_has_another_hash(tokenizer: RustBPETokenizer) -> None:
+    smaller = RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 449)
+    other = RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 450, r"\w+|\W")
+    assert len({tokenizer.content_hash, smaller.content_hash, other.content_hash}) == 3
+
+
+def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        whole = json.loads(text)
+        change(whole)
+        return json.dumps(whole)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damaged(lambda whole: whole["merges"].pop()), "is damaged"),
+        (damaged(lambda whole: whole["merges"].reverse()), "is damaged"),
+        (damaged(lambda whole: whole.update(pattern=r"\w+")), "is damaged"),
+        (damaged(lambda whole: whole.update(sha256="0" * 64)), "is damaged"),
+        (damaged(lambda whole: whole.update(version=2)), "another format or version"),
+        (damaged(lambda whole: whole.update(format="other")), "another format or version"),
+        (damaged(lambda whole: whole.pop("merges")), "not a tokenizer of ours"),
+        (lambda text: text[: len(text) // 2], "not a tokenizer of ours"),
+        (lambda text: "", "not a tokenizer of ours"),
+        (lambda text: "[1, 2]", "not a tokenizer of ours"),
+        (lambda text: '{"model": {"type": "BPE"}}', "not a tokenizer of ours"),
+        (lambda text: "\udcff", "not a tokenizer of ours"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_with_the_remedy(
+    tokenizer: RustBPETokenizer, tmp_path: Path, damage: Callable[[str], str], words: str
+) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / FILE_NAME
+    text = damage(path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=rf"{words}.*scripts\.tok_train"):
+        RustBPETokenizer.from_directory(tmp_path)
+
+
+def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no tokenizer in .*scripts\.tok_train"):
+        RustBPETokenizer.from_directory(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer in"):
+        get_tokenizer()
+
+
+def test_the_tokenizer_of_the_base_directory_and_its_bytes(tokenizer: RustBPETokenizer) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    assert get_tokenizer().content_hash == tokenizer.content_hash
+    sizes = get_token_bytes()
+    assert (sizes.dtype, sizes.tolist()) == (torch.int32, tokenizer.token_bytes())
+
+
+# ---- published vocabularies
+
+
+def test_without_a_network_a_published_vocabulary_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"p50k_base is neither in .*HF_HUB_OFFLINE is set"):
+        published_encoding("p50k_base")
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tokenizer_module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(20 * timeout))
+    with pytest.raises(UserError, match="no answer within"):
+        published_encoding("p50k_base")
