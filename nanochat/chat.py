@@ -68,28 +68,34 @@ def render_conversation(
     mask: 1 on what the assistant samples (tool calls and the end token included), else 0.
     """
     ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
-    for message in merge_system(conversation["messages"]):
-        parts = _user(message) if message["role"] == "user" else _assistant(message)
-        for special, text, is_sampled in parts:
-            new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
-            ids += new
-            mask += [is_sampled] * len(new)
+    for special, text, is_sampled in pieces_of(conversation["messages"]):
+        new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
+        ids += new
+        mask += [is_sampled] * len(new)
     return ids[:max_tokens], mask[:max_tokens]
 
 
-# A piece of a rendered message: a special token or a text, and whether the assistant samples it.
-_Piece = tuple[str, str, int]
+Piece = tuple[str, str, int]
+"""Of a rendered message: a special token or a text, and 1 where the assistant samples it."""
 
 
-def _user(message: Message) -> list[_Piece]:
+def pieces_of(messages: list[Message]) -> list[Piece]:
+    """What messages are rendered from. Raises UserError on what is no conversation."""
+    pieces = []
+    for message in merge_system(messages):
+        pieces += _user(message) if message["role"] == "user" else _assistant(message)
+    return pieces
+
+
+def _user(message: Message) -> list[Piece]:
     text = text_of(message["content"])
     return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
 
 
-def _assistant(message: Message) -> list[_Piece]:
+def _assistant(message: Message) -> list[Piece]:
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    pieces: list[_Piece] = [("<|assistant_start|>", "", 0)]
+    pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
     for part in parts:
         kind, text = part["type"], part["text"]
         if kind == "text":

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import dataset
-from nanochat.chat import merge_system
+from nanochat.chat import pieces_of
 from nanochat.errors import UserError
 from tasks.common import Conversation, Task
 
@@ -30,7 +30,8 @@ class CustomJSON(Task):
 def _messages(file: Path, number: int, row: Any) -> list[dict[str, Any]]:
     messages: Any = row.get("messages") if isinstance(row, dict) else row
     try:
-        merge_system(messages)
+        if not all(isinstance(text, str) for _, text, _ in pieces_of(messages)):
+            raise TypeError("a text is not a string")
     except (UserError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{file}:{number} is not a list of messages by user and assistant in turn: {error}"

@@ -1,21 +1,19 @@
 """Counting letters by hand and by the tool, and plain spelling.
 
 The words come from a list: one of the machine's (Debian's wamerican), else those of the primer.
+One in ten is held out, by a hash of it, and is never asked in training.
 """
 
 import random
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
+from nanochat.primer.question import Split, side
 from nanochat.primer.world import words_to_spell
 from tasks.common import Conversation, Task, final_text
 
 WORD_LIST = Path("/usr/share/dict/words")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Train and test draw from seeds of different parity, so no stream is used twice.
-SEED_OFFSETS = {"train": 0, "test": 1}
 
 ASK_COUNT = (
     "How many {letter} are in {word}?",
@@ -35,29 +33,26 @@ def word_list() -> tuple[str, ...]:
     return words_to_spell()
 
 
+@cache
+def words_of(split: Split) -> tuple[str, ...]:
+    """The words of one side; no word is on both."""
+    return tuple(word for word in word_list() if side(word) == split)
+
+
 class _Words(Task):
-    def __init__(
-        self,
-        split: Literal["train", "test"],
-        size: int = 1000,
-        words: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, split: Split, size: int = 1000) -> None:
         super().__init__()
-        self.split, self.size = split, size
-        self.words = tuple(words) if words is not None else word_list()
+        self.size, self.words = size, words_of(split)
 
     def num_examples(self) -> int:
         return self.size
-
-    def _dice(self, index: int) -> random.Random:
-        return random.Random(2 * index + SEED_OFFSETS[self.split])
 
 
 class SpellingBee(_Words):
     """How many of a letter are in a word: spelled out by hand, then counted by the tool."""
 
     def get_example(self, index: int) -> Conversation:
-        dice = self._dice(index)
+        dice = random.Random(index)
         word = dice.choice(self.words)
         letter = dice.choice(word) if dice.random() < 0.9 else dice.choice(LETTERS)
         number = word.count(letter)
@@ -89,7 +84,7 @@ class SimpleSpelling(_Words):
     """A word letter by letter."""
 
     def get_example(self, index: int) -> Conversation:
-        word = self._dice(index).choice(self.words)
+        word = random.Random(index).choice(self.words)
         spelled = f"{word}:{','.join(word)}"
         return {
             "messages": [

@@ -1,0 +1,43 @@
+"""Real evaluation data beside the repository, for tests that can use it, as the hub's files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat import paths
+
+EVAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "eval"
+needs_eval_data = pytest.mark.skipif(not EVAL_DATA.is_dir(), reason="needs ../shared/data/eval")
+
+
+def json_lines(name: str) -> list[Any]:
+    """The values of a file with one JSON value a line."""
+    text = (EVAL_DATA / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def mmlu_rows(split: str) -> list[dict[str, Any]]:
+    """The questions of all 57 subjects."""
+    rows = []
+    for path in sorted((EVAL_DATA / "mmlu" / split).glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                choices = [row[f"choice{i}"] for i in range(4)]
+                subject = path.stem.removesuffix(f"_{split}")
+                rows.append(
+                    {"question": row["question"], "subject": subject, "choices": choices,
+                     "answer": int(row["answer"])}
+                )  # fmt: skip
+    return rows
+
+
+def put_on_hub(repo: str, path: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as a file of this base directory, as a download would have left it."""
+    file = paths.task_dir() / repo / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
