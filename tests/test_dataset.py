@@ -1,0 +1,707 @@
+import gzip
+import io
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat import dataset, paths, primer
+from nanochat.dataset import (
+    Documents,
+    cut_at_paragraphs,
+    iter_texts,
+    make,
+    shard_paths,
+    write_shard,
+)
+from nanochat.errors import UserError
+from tests.hub import Hub, running_hub
+
+TEXTS = [
+    f"Document {number} is about the number {number * 7}. Grün, 日本語, 🦊."
+    for number in range(300)
+]
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 50)
+    monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 20)
+
+
+def texts_of(source: str) -> dict[str, list[str]]:
+    return {"train": list(iter_texts("train", source)), "val": list(iter_texts("val", source))}
+
+
+def everything(source: str) -> Counter[str]:
+    return Counter(text for texts in texts_of(source).values() for text in texts)
+
+
+def write_parquet(path: Path, texts: Any, name: str = "text", **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: texts}), path, **options)
+
+
+def as_lines(texts: list[str], name: str = "text") -> bytes:
+    return "".join(json.dumps({name: text}) + "\n" for text in texts).encode()
+
+
+# ---- the built-in world
+
+
+def test_primer_shards_hold_the_documents_of_the_world_in_order() -> None:
+    assert make("primer", 2) == "primer"
+    found = texts_of("primer")
+    assert found["train"] == [primer.document(dataset.PRIMER_SEED, i, "train") for i in range(100)]
+    assert found["val"] == [primer.document(dataset.PRIMER_SEED, i, "val") for i in range(20)]
+    assert dataset.current_source() == "primer"
+
+
+def test_making_a_source_again_writes_nothing_anew(base_dir: Path) -> None:
+    def stamps() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (base_dir / "data/primer").glob("*.parquet")}
+
+    make("primer", 2)
+    before = stamps()
+    make("primer", 2)
+    assert stamps() == before
+
+
+def test_more_shards_are_added_and_fewer_are_taken_as_asked() -> None:
+    lengths = []
+    for num_shards in (1, 3, 2):
+        make("primer", num_shards)
+        lengths.append(len(Documents(shard_paths("primer", "train"))))
+    assert lengths == [50, 150, 100]
+
+
+def test_a_shard_that_was_cut_short_is_found_before_it_is_read_and_made_anew() -> None:
+    make("primer", 2)
+    right = texts_of("primer")
+    path = shard_paths("primer", "train")[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{path.name}.*remove.*nanochat.dataset"):
+        shard_paths("primer", "train")
+    make("primer", 2)
+    assert texts_of("primer") == right
+
+
+def test_a_shard_that_was_changed_in_place_is_made_anew_when_it_is_asked_for() -> None:
+    make("primer", 1)
+    right = texts_of("primer")
+    path = shard_paths("primer", "train")[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+    make("primer", 1)
+    assert texts_of("primer") == right
+
+
+# ---- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with six shards of fineweb-edu, number 5 the last."""
+    small = dataset.HubSource("someone/texts", num_files=6)
+    monkeypatch.setattr(dataset, "HUB_SOURCES", {"fineweb-edu": small, "climbmix": small})
+    with running_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", f"{running.url}/")
+        for number in range(6):
+            raw = io.BytesIO()
+            texts = [f"{number}/{row}: {text}" for row, text in enumerate(TEXTS[:20])]
+            pq.write_table(pa.table({"text": texts}), raw)
+            name = f"/datasets/someone/texts/resolve/main/shard_{number:05d}.parquet"
+            running.files[name] = raw.getvalue()
+        yield running
+
+
+@pytest.mark.parametrize("source", ["fineweb-edu", "climbmix"])
+def test_the_validation_shard_is_the_same_whatever_has_been_downloaded(
+    hub: Hub, source: str
+) -> None:
+    for num_shards in (1, 5, 2):
+        make(source, num_shards)
+        found = texts_of(source)
+        assert {text[0] for text in found["val"]} == {"5"}
+        assert {text[0] for text in found["train"]} == {str(n) for n in range(num_shards)}
+    assert len(hub.requests) == 6
+
+
+def test_after_one_download_nothing_touches_the_network(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("fineweb-edu", 2)
+    num_requests = len(hub.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    make("fineweb-edu", 2)
+    assert len(everything("fineweb-edu")) == 60
+    with pytest.raises(UserError, match=r"shard_00002.*HF_HUB_OFFLINE.*--source primer"):
+        make("fineweb-edu", 3)
+    assert len(hub.requests) == num_requests
+
+
+def test_a_failed_download_leaves_the_source_in_use_as_it_was(hub: Hub) -> None:
+    make("primer", 1)
+    del hub.files["/datasets/someone/texts/resolve/main/shard_00001.parquet"]
+    with pytest.raises(UserError, match="404"):
+        make("fineweb-edu", 2)
+    assert dataset.current_source() == "primer"
+    make("fineweb-edu", 1)
+    assert len(hub.requests) == 2
+
+
+def test_a_shard_on_the_disk_that_shrank_is_downloaded_again(hub: Hub) -> None:
+    make("fineweb-edu", 1)
+    right = everything("fineweb-edu")
+    path = shard_paths("fineweb-edu", "train")[0]
+    path.write_bytes(path.read_bytes()[:100])
+    make("fineweb-edu", 1)
+    assert everything("fineweb-edu") == right
+
+
+def test_files_of_tasks_are_brought_once_and_then_stages_work_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    pq.write_table(pa.table({"question": ["Why?"]}), raw)
+    hub.files = {
+        f"/datasets/{repo}/resolve/main/{path}": raw.getvalue()
+        for files in dataset.TASK_FILES.values()
+        for repo, path in files
+    }
+    dataset.prefetch("mid,sft,rl,eval")
+    assert sorted(hub.requests) == sorted(hub.files)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for files in dataset.TASK_FILES.values():
+        for repo, path in files:
+            assert dataset.read_rows(dataset.task_file(repo, path)) == [{"question": "Why?"}]
+
+
+def test_a_file_of_a_task_that_is_not_there_offline_names_its_prefetch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repo, path = dataset.TASK_FILES["eval"][0]
+    with pytest.raises(UserError, match="--prefetch eval"):
+        dataset.task_file(repo, path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-n", "0"], "-n 0"),
+        (["-n", "6"], "-n 6 is not between 1 and 5"),
+        (["--prefetch=stf"], "--prefetch=stf is not one of mid, eval, sft, rl"),
+        (["--source=fineweb"], "did you mean fineweb-edu"),
+        (["--source=primer", "-n", "-1"], "-n -1"),
+        (["--source="], "--source"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_brought(
+    hub: Hub, base_dir: Path, argv: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        dataset.main(argv)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert hub.requests == []
+    assert not list(base_dir.rglob("*.parquet"))
+
+
+def test_files_of_tasks_alone_can_be_brought_and_the_text_in_use_stays(hub: Hub) -> None:
+    make("primer", 1)
+    hub.files = {
+        f"/datasets/{repo}/resolve/main/{path}": b"x" for repo, path in dataset.TASK_FILES["rl"]
+    }
+    dataset.main(["-n", "0", "--prefetch=rl"])
+    assert hub.requests == list(hub.files)
+    assert dataset.current_source() == "primer"
+
+
+# ---- anybody's own text
+
+
+def compressed(kind: str, content: bytes) -> bytes:
+    if kind == "gz":
+        return gzip.compress(content)
+    return pa.compress(content, codec="zstd", asbytes=True) if kind == "zst" else content
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_file_of_documents_is_imported_to_the_last_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        write_parquet(path, TEXTS, row_group_size=70)
+    else:
+        path.write_bytes(compressed(name.rpartition(".")[2], as_lines(TEXTS)))
+    source = make(str(path), 1)
+    assert everything(source) == Counter(TEXTS)
+    assert dataset.current_source() == source
+
+
+def test_text_files_are_cut_at_paragraphs_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_DOCUMENT_CHARACTERS", 500)
+    paragraphs = [
+        f"Paragraph {number}.\nIts second line." * (1 + number % 5) for number in range(400)
+    ]
+    (tmp_path / "book.txt").write_text("\n \n\n".join(paragraphs) + "\n\n\n", encoding="utf-8-sig")
+    found = everything(make(str(tmp_path), 1))
+    assert max(map(len, found)) <= 600
+    assert Counter(part for text in found for part in text.split("\n\n")) == Counter(paragraphs)
+
+
+def test_a_paragraph_beyond_the_limit_stays_whole() -> None:
+    assert list(cut_at_paragraphs(["a" * 50 + "\n", "\n", "b\n", "\n", "c"], 10)) == [
+        "a" * 50,
+        "b\n\nc",
+    ]
+    assert list(cut_at_paragraphs(["\n", " \n"], 10)) == []
+
+
+def test_a_folder_of_mixed_kinds_and_depths_is_read_as_a_whole(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "b" / "a.parquet", TEXTS[:100])
+    (tmp_path / "c.jsonl").write_bytes(as_lines(TEXTS[100:150]))
+    (tmp_path / "b" / "d.jsonl.zst").write_bytes(compressed("zst", as_lines(TEXTS[150:250])))
+    for number, text in enumerate(TEXTS[250:]):
+        (tmp_path / "b" / f"{number}.TXT").write_text(text, encoding="utf-8")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("not meant")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.txt").write_text("not meant")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "lost.txt").symlink_to(tmp_path / "nowhere")
+    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+
+
+def test_shards_of_parquet_are_used_where_they_are_and_the_last_by_name_validates(
+    tmp_path: Path, base_dir: Path
+) -> None:
+    for number in (2, 0, 1):
+        write_parquet(tmp_path / f"s{number}.parquet", [f"{number} {text}" for text in TEXTS[:10]])
+    found = texts_of(make(str(tmp_path), 1))
+    assert [text[0] for text in found["train"]] == ["0"] * 10 + ["1"] * 10
+    assert {text[0] for text in found["val"]} == {"2"}
+    assert not list(base_dir.rglob("*.parquet"))
+
+
+def test_shards_whose_row_groups_are_too_large_to_hop_between_are_cut_anew(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr(dataset, "ROW_GROUP_CHARACTERS", 1000)
+    for number in range(2):
+        write_parquet(tmp_path / f"s{number}.parquet", TEXTS[number::2])
+    source = make(str(tmp_path), 1)
+    assert everything(source) == Counter(TEXTS)
+    for path in base_dir.rglob("*.parquet"):
+        groups = pq.ParquetFile(path).metadata
+        sizes = [groups.row_group(i).total_byte_size for i in range(groups.num_row_groups)]
+        assert max(sizes) < 4000
+
+
+def test_the_same_text_is_imported_once_and_changed_text_anew(
+    tmp_path: Path, base_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_lines(TEXTS))
+    source = make(str(path), 1)
+    stamps = {p: p.stat().st_mtime_ns for p in base_dir.rglob("*.parquet")}
+    caplog.clear()
+    assert make(str(path), 1) == source
+    assert "imported already" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in base_dir.rglob("*.parquet")} == stamps
+    path.write_bytes(as_lines([*TEXTS, "And one more."]))
+    assert everything(make(str(path), 1)) == Counter([*TEXTS, "And one more."])
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "changed"])
+def test_an_import_whose_shard_is_gone_or_damaged_is_done_again(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_lines(TEXTS))
+    source = make(str(path), 1)
+    shard = shard_paths(source, "train")[0]
+    content = bytearray(shard.read_bytes())
+    shard.unlink()
+    if damage != "removed":
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content[:-7] if damage == "cut" else content)
+    assert everything(make(str(path), 1)) == Counter(TEXTS)
+
+
+def test_an_import_can_be_used_by_its_name_after_the_text_itself_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_lines(TEXTS))
+    source = make(str(path), 1)
+    make("primer", 1)
+    path.unlink()
+    assert make(source, 1) == source == dataset.current_source()
+    assert everything(source) == Counter(TEXTS)
+
+
+def test_a_base_directory_can_be_moved(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("primer", 1)
+    right = texts_of("primer")
+    base_dir.rename(tmp_path / "moved")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "moved"))
+    assert texts_of("primer") == right
+
+
+@pytest.mark.parametrize("num_documents", [2, 3, 20])
+def test_any_two_documents_are_enough_to_train_and_to_validate(
+    tmp_path: Path, num_documents: int
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS[:num_documents]))
+    found = texts_of(make(str(tmp_path), 1))
+    assert found["train"] and found["val"]
+    assert Counter(found["train"] + found["val"]) == Counter(TEXTS[:num_documents])
+
+
+def test_what_validates_is_chosen_by_content_and_no_text_is_on_both_sides(tmp_path: Path) -> None:
+    for name, texts in {"a": TEXTS * 2, "b": TEXTS[::-1]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_bytes(as_lines(texts))
+    one, other = texts_of(make(str(tmp_path / "a"), 1)), texts_of(make(str(tmp_path / "b"), 1))
+    assert set(one["val"]) == set(other["val"])
+    assert not set(one["val"]) & set(one["train"])
+    assert 0.01 < len(other["val"]) / len(TEXTS) < 0.12
+
+
+def test_documents_are_mixed_so_that_a_batch_is_not_all_of_one_book(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
+    order = [TEXTS.index(text) for text in texts_of(make(str(tmp_path), 1))["train"]]
+    assert order != sorted(order)
+    assert order == [TEXTS.index(text) for text in texts_of(make(str(tmp_path), 1))["train"]]
+
+
+def test_several_shards_are_written_and_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "PATH_SHARD_CHARACTERS", 2000)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
+    source = make(str(tmp_path), 1)
+    assert len(shard_paths(source, "train")) > 5
+    assert everything(source) == Counter(TEXTS)
+
+
+def test_a_compressed_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
+    halves = as_lines(TEXTS[:150]), as_lines(TEXTS[150:])
+    for kind in ("gz", "zst"):
+        path = tmp_path / f"a.jsonl.{kind}"
+        path.write_bytes(b"".join(compressed(kind, half) for half in halves))
+        assert everything(make(str(path), 1)) == Counter(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_a_compressed_file_that_was_cut_short_is_refused(
+    tmp_path: Path, kind: str, share: float
+) -> None:
+    noise = random.Random(2)
+    texts = [noise.randbytes(300).hex() for _ in range(300)]
+    whole = compressed(kind, as_lines(texts))
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}:\d+: ") as caught:
+        make(str(path), 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"text": "a"}\n\n{"text": 3}\n', 'a.jsonl:3 is not an object with a "text"'),
+        (b'{"text": "a"}\n["b"]\n', "a.jsonl:2 is not an object"),
+        (b'{"content": "a"}\n', 'a.jsonl:1 is not an object with a "text"'),
+        (b'{"text": "a"}\n{"text": \n', "a.jsonl:2: "),
+        (b'{"text": "caf\xe9"}\n', "a.jsonl:1: "),
+        (b"", "holds too little text: 0 documents"),
+        (b'{"text": "only one"}\n', "holds too little text: 1 documents"),
+        (b'{"text": "twin"}\n{"text": "twin"}\n', "holds too little text"),
+        (b'{"text": ""}\n{"text": " "}\n', "holds too little text: 0 documents"),
+        (b"[" * 100_000 + b"\n", "a.jsonl:1: "),
+    ],
+)
+def test_lines_that_are_not_documents_are_refused_with_file_and_line(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    make("primer", 1)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        make(str(tmp_path), 1)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert dataset.current_source() == "primer"
+
+
+def test_empty_documents_are_left_out_of_an_import(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(["", *TEXTS, " \n", ""]))
+    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+
+
+def test_a_byte_order_mark_and_other_line_ends_do_no_harm(tmp_path: Path) -> None:
+    lines = as_lines(TEXTS).replace(b"\n", b"\r\n")
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+
+
+def test_text_that_is_not_utf_8_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    for number, text in enumerate(TEXTS[:50]):
+        (tmp_path / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "10.txt").write_bytes("Ein grüner Fuchs".encode("latin-1"))
+    (tmp_path / "20.txt").write_bytes("Noch ein grüner Fuchs".encode("latin-1"))
+    with pytest.raises(UserError, match=r"10\.txt.*not UTF-8.*1 more.*iconv") as caught:
+        make(str(tmp_path), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_surrogate_pair_in_a_text_becomes_the_replacement_character(tmp_path: Path) -> None:
+    lines = as_lines(TEXTS) + b'{"text": "broken \\ud83d emoji"}\n'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    found = everything(make(str(tmp_path), 1))
+    assert found == Counter([*TEXTS, "broken \N{REPLACEMENT CHARACTER} emoji"])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("content", ["a", "b"], 'none named "text"'),
+        ("text", [1, 2], "int64"),
+        ("text", [["a"], ["b"]], "list"),
+    ],
+)
+def test_parquet_without_a_column_of_text_is_refused(
+    tmp_path: Path, column: str, values: list[Any], words: str
+) -> None:
+    write_parquet(tmp_path / "a.parquet", values, column)
+    with pytest.raises(UserError) as caught:
+        make(str(tmp_path), 1)
+    assert words in str(caught.value) and "a.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_kind_of_string_column_is_read_and_null_is_no_text(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    write_parquet(tmp_path / "a.parquet", pa.array([*TEXTS, None]).cast(kind))
+    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+
+
+def test_a_damaged_parquet_file_among_ones_own_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", TEXTS)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for content in (whole[:-50], b"", b"PAR1", whole[: len(whole) // 2]):
+        (tmp_path / "b.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=r"b\.parquet is damaged"):
+            make(str(tmp_path), 1)
+
+
+@pytest.mark.parametrize("name", ["nothing here", "."])
+def test_a_folder_without_text_says_what_it_looks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make("primer", 1)
+    (tmp_path / "nothing here").mkdir()
+    monkeypatch.chdir(tmp_path / "nothing here")
+    path = str(tmp_path / name) if name != "." else name
+    with pytest.raises(UserError, match=r"holds no \.parquet, \.jsonl"):
+        make(path, 1)
+
+
+def test_the_current_folder_can_be_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("primer", 1)
+    (tmp_path / "my texts").mkdir()
+    (tmp_path / "my texts" / "a.jsonl").write_bytes(as_lines(TEXTS))
+    monkeypatch.chdir(tmp_path / "my texts")
+    assert everything(make(".", 1)) == Counter(TEXTS)
+
+
+def test_a_folder_that_holds_the_base_directory_does_not_feed_on_it(
+    tmp_path: Path, base_dir: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
+    assert base_dir.is_relative_to(tmp_path)
+    for _ in range(2):
+        make("primer", 1)
+        assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+    assert make(str(base_dir / "data" / "primer"), 1).startswith("primer-")
+
+
+def test_without_any_source_the_way_to_one_is_named() -> None:
+    with pytest.raises(UserError, match=r"nanochat\.dataset.*primer"):
+        dataset.current_source()
+    with pytest.raises(UserError, match=r"no text of source primer.*--source primer"):
+        shard_paths("primer", "train")
+
+
+# ---- reading
+
+
+def test_documents_are_those_of_the_shards_by_index_in_any_order(tmp_path: Path) -> None:
+    bounds = [0, 1, 1, 150, 300]
+    shards = [tmp_path / f"{i}.parquet" for i in range(4)]
+    for path, first, last in zip(shards, bounds, bounds[1:], strict=False):
+        write_parquet(path, pa.array(TEXTS[first:last], pa.string()), row_group_size=64)
+    documents = Documents(shards)
+    places = list(range(300))
+    random.Random(3).shuffle(places)
+    assert len(documents) == 300
+    assert [documents[i] for i in places] == [TEXTS[i] for i in places]
+    for index in (-1, 300):
+        with pytest.raises(IndexError):
+            documents[index]
+
+
+def test_no_shard_and_no_document_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shard"):
+        Documents([])
+    write_parquet(tmp_path / "a.parquet", pa.array([], pa.string()))
+    with pytest.raises(UserError, match="not one document"):
+        Documents([tmp_path / "a.parquet"])
+
+
+def test_null_is_an_empty_document(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["a", None, "b"])
+    documents = Documents([tmp_path / "a.parquet"])
+    assert [documents[i] for i in range(3)] == ["a", "", "b"]
+
+
+def test_every_flipped_bit_in_our_shards_is_found_or_does_not_change_the_text(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.parquet"
+    write_shard(path, TEXTS)
+    whole = path.read_bytes()
+    dice = random.Random(4)
+    num_silent, said = 0, set()
+    for _ in range(150):
+        position = dice.randrange(len(whole))
+        content = bytearray(whole)
+        content[position] ^= 1 << dice.randrange(8)
+        path.write_bytes(content)
+        try:
+            documents = Documents([path])
+            num_silent += [documents[i] for i in range(len(documents))] != TEXTS
+        except UserError as error:
+            said.add(str(error))
+    assert num_silent == 0
+    assert said and all("a.parquet" in words and "\n" not in words for words in said)
+
+
+def test_row_groups_are_bounded_in_rows_and_in_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "ROW_GROUP_CHARACTERS", 6000)
+    texts = ["x" * 3000, "y" * 3000, "z" * 20_000, *["abc"] * 2000]
+    write_shard(tmp_path / "a.parquet", texts)
+    metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert rows == [2, 1, 1024, 976]
+    documents = Documents([tmp_path / "a.parquet"])
+    assert [documents[i] for i in range(len(documents))] == texts
+
+
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    read: list[int] = []
+    original = Documents._read
+
+    def counting(path: Path, group: int) -> Any:
+        read.append(group)
+        return original(path, group)
+
+    monkeypatch.setattr(Documents, "_read", staticmethod(counting))
+    return read
+
+
+def test_a_row_group_is_read_once_while_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=10)
+    read = counted_reads(monkeypatch)
+    documents = Documents([tmp_path / "a.parquet"])
+    for start in range(30):
+        for index in range(start, 300, 30):
+            documents[index]
+    assert sorted(read) == list(range(30))
+
+
+def test_threads_that_want_the_same_row_group_read_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=30)
+    read = counted_reads(monkeypatch)
+    documents = Documents([tmp_path / "a.parquet"])
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(documents.__getitem__, range(300))) == TEXTS
+    assert sorted(read) == list(range(10))
+
+
+def test_what_is_kept_of_row_groups_has_a_bound_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=10)
+    monkeypatch.setattr(dataset, "CACHED_BYTES", 2000)
+    documents = Documents([tmp_path / "a.parquet"])
+    assert [documents[i] for i in range(300)] == TEXTS
+    assert 1 <= len(documents.cache) < 5 and documents.cached_bytes <= 2000
+    assert documents.cached_bytes == sum(column.nbytes for column in documents.cache.values())
+
+
+def test_memory_stays_flat_over_a_shard_larger_than_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "CACHED_BYTES", 1_000_000)
+    noise = random.Random(5)
+    write_shard(tmp_path / "a.parquet", (noise.randbytes(1000).hex() for _ in range(10_000)))
+    documents = Documents([tmp_path / "a.parquet"])
+    before = pa.total_allocated_bytes()
+    highest = 0
+    for index in range(0, 10_000, 50):
+        documents[index]
+        highest = max(highest, pa.total_allocated_bytes() - before)
+    assert highest < 8_000_000  # of 20 MB of text
+
+
+def test_texts_are_cut_as_asked() -> None:
+    make("primer", 1)
+    whole = list(iter_texts("train"))
+    assert [len(text) for text in iter_texts("train", doc_cap=5)] == [5] * len(whole)
+    some = list(iter_texts("train", max_chars=1000))
+    assert sum(map(len, some)) == 1000 and "".join(whole).startswith("".join(some))
+    assert list(iter_texts("train", max_chars=10**9)) == whole
+    for max_chars, doc_cap in ((0, -1), (-1, 0), (-7, -1)):
+        with pytest.raises(UserError, match="or -1 for all"):
+            iter_texts("train", max_chars=max_chars, doc_cap=doc_cap)
+
+
+def test_rows_of_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS[:3]))
+    write_parquet(tmp_path / "a.parquet", TEXTS[:3])
+    assert dataset.read_rows(tmp_path / "a.jsonl") == dataset.read_rows(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="damaged"):
+        dataset.read_rows(tmp_path / "a.parquet")
+
+
+def test_the_command_says_what_is_there_and_takes_the_source_into_use(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset.main(["--source=primer", "-n", "2"])
+    assert "100 documents to train on, 20 to validate" in capsys.readouterr().out
+    assert paths.data_dir(dataset.current_source()).is_dir()
