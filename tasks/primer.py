@@ -44,7 +44,9 @@ class Primer(Task):
             return text == answer
         known = conversation["messages"][-1]["content"]
         known = known if isinstance(known, str) else known[-1]["text"]
-        if len(text) > len(known) + MAX_EXTRA_CHARACTERS or len(text.split()) < MIN_WORDS:
+        if len(text) > len(known) + MAX_EXTRA_CHARACTERS:
+            return False
+        if len(text.split()) < min(MIN_WORDS, len(known.split())):
             return False
         if conversation["kind"] == "number":
             return last_number(text) == answer

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from nanochat.primer.facts import FACTS_BY_ABOUT, WORDINGS, fact_question, unknown_question
 from nanochat.primer.numbers import sum_question, word_problem
-from nanochat.primer.question import Dice, Question, Split, draw
+from nanochat.primer.question import Dice, Question, Split, draw, side
 from nanochat.primer.reading import belongings, reading_question, several_questions, story
 from nanochat.primer.talk import choice_question
 from nanochat.primer.words import (
@@ -213,20 +213,31 @@ def _days_and_months(dice: Dice, split: Split) -> str:
     ring = dice.choice((DAYS, MONTHS, SEASONS))
     start = dice.randrange(len(ring))
     run = [ring[(start + i) % len(ring)] for i in range(dice.randint(3, min(7, len(ring))))]
-    lines = [f"{_first(later)} comes after {first}." for first, later in zip(run, run[1:], strict=False)]
+    lines = [
+        f"{_first(later)} comes after {first}." for first, later in zip(run, run[1:], strict=False)
+    ]
     month = dice.randrange(12)
     lines.append(f"{MONTHS[month]} is in {SEASON_OF_MONTH[MONTHS[month]]}.")
     lines.append(f"{MONTHS[month]} is month number {month + 1} of the year.")
     if dice.random() < 0.5:
-        lines = [f"{_first(first)} comes before {later}." for first, later in zip(run, run[1:], strict=False)]
+        lines = [
+            f"{_first(first)} comes before {later}."
+            for first, later in zip(run, run[1:], strict=False)
+        ]
     return f"{_first(', '.join(run))}. " + " ".join(lines)
 
 
 def _letters(dice: Dice, split: Split) -> str:
     """Words letter by letter, and the alphabet."""
     lines = [
-        dice.choice(("The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.", "To write {w}, write {s}."))
-        .format(w=word, s="-".join(word))
+        dice.choice(
+            (
+                "The word {w} is spelled {s}.",
+                "{s} makes {w}.",
+                "{w}: {s}.",
+                "To write {w}, write {s}.",
+            )
+        ).format(w=word, s="-".join(word))
         for word in dice.sample(WORDS, dice.randint(2, 5))
     ]
     if dice.random() < 0.3:
@@ -258,7 +269,7 @@ def _sums(dice: Dice, split: Split) -> str:
     """Small sums with things that can be counted."""
     lines = []
     for _ in range(dice.randint(1, 3)):
-        x, y = dice.randint(1, 20), dice.randint(1, 20)
+        x, y = _small_sum(dice, split)
         name, (_, items) = dice.choice((*GIRLS, *BOYS)), dice.choice(ITEMS)
         lines.append(
             dice.choice(
@@ -270,6 +281,14 @@ def _sums(dice: Dice, split: Split) -> str:
             )
         )
     return " ".join(lines)
+
+
+def _small_sum(dice: Dice, split: Split) -> tuple[int, int]:
+    """Two numbers whose sum, and what undoes it, may stand in this split's text."""
+    while True:
+        x, y = dice.randint(1, 20), dice.randint(1, 20)
+        if side(f"sum|{x} + {y}") == split and side(f"sum|{x + y} - {y}") == split:
+            return x, y
 
 
 def _first(text: str) -> str:

@@ -165,9 +165,7 @@ def _animal_facts() -> list[Fact]:
             )  # fmt: skip
         rivals = _rivals({other.young for other in ANIMALS}, animal.young)
         sentence = f"The young of {a(animal.name)} is called {a(animal.young)}."
-        facts.append(
-            Fact(a(animal.name), "young", animal.young, sentence, sentence, "", rivals)
-        )
+        facts.append(Fact(a(animal.name), "young", animal.young, sentence, sentence, "", rivals))
     return facts
 
 
@@ -179,12 +177,28 @@ def _thing_facts() -> list[Fact]:
         colour_rivals = _rivals(set(world.COLOURS), thing.colour)
         colour = f"is {thing.colour}."
         facts.append(
-            Fact(name, "colour", thing.colour, f"The {thing.name} {colour}", f"It {colour}", "it", colour_rivals)
+            Fact(
+                name,
+                "colour",
+                thing.colour,
+                f"The {thing.name} {colour}",
+                f"It {colour}",
+                "it",
+                colour_rivals,
+            )
         )
         sentence = f"{a(thing.name)} is {a(thing.kind)}."
         sentence = sentence[0].upper() + sentence[1:]
         facts.append(
-            Fact(a(thing.name), "kind", thing.kind, sentence, sentence, "", _rivals(kinds, thing.kind))
+            Fact(
+                a(thing.name),
+                "kind",
+                thing.kind,
+                sentence,
+                sentence,
+                "",
+                _rivals(kinds, thing.kind),
+            )
         )
     return facts
 
@@ -202,7 +216,15 @@ def _person_facts() -> list[Fact]:
         for topic, (key, rest) in tell.items():
             rivals = _rivals({str(getattr(other, topic)) for other in PEOPLE}, key)
             facts.append(
-                Fact(person.name, topic, key, f"{person.name} {rest}", f"{she} {rest}", person.pronoun, rivals)
+                Fact(
+                    person.name,
+                    topic,
+                    key,
+                    f"{person.name} {rest}",
+                    f"{she} {rest}",
+                    person.pronoun,
+                    rivals,
+                )
             )
     return facts
 
@@ -212,19 +234,33 @@ def _town_facts() -> list[Fact]:
     for town in TOWNS:
         lies = _rivals({other.lies for other in TOWNS}, town.lies)
         facts.append(
-            Fact(town.name, "lies", town.lies, f"{town.name} lies {town.lies}.", f"It lies {town.lies}.", "it", lies)
+            Fact(
+                town.name,
+                "lies",
+                town.lies,
+                f"{town.name} lies {town.lies}.",
+                f"It lies {town.lies}.",
+                "it",
+                lies,
+            )
         )
         known = _rivals({other.known_for for other in TOWNS}, town.known_for)
         rest = f"is known for {town.known_for}."
         facts.append(
-            Fact(town.name, "known_for", town.known_for, f"{town.name} {rest}", f"It {rest}", "it", known)
+            Fact(
+                town.name,
+                "known_for",
+                town.known_for,
+                f"{town.name} {rest}",
+                f"It {rest}",
+                "it",
+                known,
+            )
         )
     return facts
 
 
-FACTS: tuple[Fact, ...] = tuple(
-    _animal_facts() + _thing_facts() + _person_facts() + _town_facts()
-)
+FACTS: tuple[Fact, ...] = tuple(_animal_facts() + _thing_facts() + _person_facts() + _town_facts())
 FACTS_BY_ABOUT: dict[str, list[Fact]] = {}
 for _fact in FACTS:
     FACTS_BY_ABOUT.setdefault(_fact.about, []).append(_fact)
@@ -265,7 +301,9 @@ def ask_back(dice: Dice, fact: Fact) -> Question:
     behind = ("for {x}", "feed {x}", "find {x}", "visit {x}", "give {x}", "with {x}", "paint {x}")
     object_form = {"he": "him", "she": "her", "it": "it"}[pronoun]
     is_object = any(words in core for words in behind)
-    text = start + core.format(x=object_form if is_object else pronoun) + dice.choice(("?", "?", ""))
+    text = (
+        start + core.format(x=object_form if is_object else pronoun) + dice.choice(("?", "?", ""))
+    )
     return Question(
         text=text[0].upper() + text[1:],
         answer=fact.follow_up,
@@ -297,11 +335,7 @@ NOT_KNOWN = "I am sorry, I do not know that."
 
 def unknown_question(dice: Dice, split: Split) -> Question:
     """A question about somebody or something that is not in the world."""
-    if dice.random() < 0.5:
-        about, topic = dice.choice(world.UNKNOWN_NAMES), dice.choice(("job", "town", "pet", "dish"))
-    else:
-        about = f"the {dice.choice(world.UNKNOWN_ANIMALS)}"
-        topic = dice.choice(("colour", "sound", "home", "food"))
+    about, topic = _nobody(dice) if dice.random() < 0.5 else _nothing(dice)
     core, is_unseen = pick_wording(dice, split, *WORDINGS[topic])
     return Question(
         text=dress(dice, core.format(x=about)),
@@ -310,3 +344,16 @@ def unknown_question(dice: Dice, split: Split) -> Question:
         identity=f"unknown|{about}|{core}",
         unseen_wording=is_unseen,
     )
+
+
+def _nobody(dice: Dice) -> tuple[str, str]:
+    """Somebody who is not in the world, and what might be asked about a person."""
+    name = "".join(map(dice.choice, world.UNKNOWN_NAME_PARTS))
+    return name, dice.choice(("job", "town", "pet", "dish"))
+
+
+def _nothing(dice: Dice) -> tuple[str, str]:
+    """An animal that is not in the world, and what might be asked about one."""
+    made_up = "".join(map(dice.choice, world.UNKNOWN_ANIMAL_PARTS))
+    name = dice.choice(world.LEGENDARY) if dice.random() < 0.3 else made_up
+    return f"the {name}", dice.choice(("colour", "sound", "home", "food"))

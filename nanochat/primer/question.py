@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,8 +52,12 @@ class Question:
 
 
 def side(identity: str) -> Split:
-    """Where a question belongs: one in ten is held out, by a hash of what it is."""
-    digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+    """Where a question belongs: one in ten is held out, by a hash of what it is.
+
+    Capitals and punctuation make no difference: who drops a full stop asks the same.
+    """
+    words = " ".join(re.findall(r"[a-z0-9+*/|-]+", identity.lower()))
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "little") % 100 < TEST_PERCENT else "train"
 
 
@@ -76,7 +81,7 @@ def pick_wording(
 
 
 OPENINGS = (
-    "", "", "", "", "", "", "Hi! ", "Hello! ", "Hey, ", "Please tell me: ", "Tell me, ",
+    "", "", "", "", "", "", "Hi! ", "Hello! ", "Hey, ", "Please tell me: ", "Say, ",
     "Can you help me? ", "A question: ", "I have a question. ", "Do you know this? ", "So, ",
     "Okay, ", "Quick question: ", "Hello nanochat, ",
 )  # fmt: skip

@@ -161,7 +161,7 @@ def talk_question(dice: Dice, split: Split) -> Question:
         answer=dice.choice(intent.answers),
         key=intent.answers[0],
         needle=intent.needle,
-        identity=f"talk|{wording}|{opening}|{mark}|{is_formal}",
+        identity=f"talk|{opening}{wording}",
         unseen_wording=is_unseen,
     )
 
@@ -215,19 +215,51 @@ def _about_the_user(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Qu
     """My name is Tom. ... What is my name?"""
     if dice.random() < 0.6:
         name = dice.choice((*GIRLS, *BOYS))
-        told = dice.choice(("My name is {x}.", "I am {x}.", "Hi, I'm {x}.", "Hello, my name is {x}.", "my name is {x}", "I am called {x}."))
+        told = dice.choice(
+            (
+                "My name is {x}.",
+                "I am {x}.",
+                "Hi, I'm {x}.",
+                "Hello, my name is {x}.",
+                "my name is {x}",
+                "I am called {x}.",
+            )
+        )
         reply, answer = f"Nice to meet you, {name}!", f"Your name is {name}."
-        cores = ("What is my name?", "Do you know my name?", "Who am I?", "what's my name", "Tell me my name.", "Can you remember my name?")
+        cores = (
+            "What is my name?",
+            "Do you know my name?",
+            "Who am I?",
+            "what's my name",
+            "Tell me my name.",
+            "Can you remember my name?",
+        )
         rivals = (*GIRLS, *BOYS)
     else:
         name = dice.choice(COLOURS)
-        told = dice.choice(("My favourite colour is {x}.", "I like {x} best.", "The colour that I like best is {x}."))
-        reply, answer = f"{name.capitalize()} is a nice colour.", f"Your favourite colour is {name}."
-        cores = ("What is my favourite colour?", "Which colour do I like best?", "Do you know my favourite colour?", "what colour do I like")
+        told = dice.choice(
+            (
+                "My favourite colour is {x}.",
+                "I like {x} best.",
+                "The colour that I like best is {x}.",
+            )
+        )
+        reply, answer = (
+            f"{name.capitalize()} is a nice colour.",
+            f"Your favourite colour is {name}.",
+        )
+        cores = (
+            "What is my favourite colour?",
+            "Which colour do I like best?",
+            "Do you know my favourite colour?",
+            "what colour do I like",
+        )
         rivals = COLOURS
     between: Messages = []
     if dice.random() < 0.6:
-        between = exchange(draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train"), terse=terse)
+        between = exchange(
+            draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train"), terse=terse
+        )
     messages: Messages = [
         {"role": "user", "content": told.format(x=name)},
         {"role": "assistant", "content": reply},
@@ -258,7 +290,11 @@ def _sums_in_a_row(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Que
     while side(first.identity) != "train":
         first = first_sum()
     sign = dice.choice("+-*")
-    number = dice.randint(1, min(9, int(first.result))) if sign == "*" else dice.randint(1, min(999, int(first.result)))
+    number = (
+        dice.randint(1, min(9, int(first.result)))
+        if sign == "*"
+        else dice.randint(1, min(999, int(first.result)))
+    )
     words = {
         "+": ("And plus {n}?", "Now add {n}.", "now add {n} to that", "And {n} more?", "plus {n}"),
         "-": ("And minus {n}?", "Now take away {n}.", "now subtract {n} from that", "minus {n}"),

@@ -25,39 +25,57 @@ def _animals(table: str) -> tuple[Animal, ...]:
 
 # From the smallest to the largest: the order answers which of two is bigger.
 ANIMALS = _animals("""
-ant       | black  | rustles  | an anthill      | crumbs      | larva
-bee       | yellow | buzzes   | a hive          | nectar      | grub
-butterfly | orange | flutters | a flower bed    | sugar water | caterpillar
-snail     | brown  | slurps   | a garden wall   | lettuce     | hatchling
-mouse     | grey   | squeaks  | a hole          | cheese      | pup
-frog      | green  | croaks   | a pond          | flies       | tadpole
-robin     | red    | sings    | a nest          | worms       | chick
-bat       | black  | clicks   | a cave          | moths       | batling
-squirrel  | red    | chatters | a hollow tree   | nuts        | kitten
-hedgehog  | brown  | snuffles | a heap of leaves| beetles     | hoglet
-parrot    | green  | talks    | a palm tree     | seeds       | chick
-owl       | brown  | hoots    | a barn          | mice        | owlet
-crow      | black  | caws     | a tall tree     | corn        | chick
-rabbit    | grey   | thumps   | a burrow        | carrots     | bunny
-hen       | white  | clucks   | a coop          | grain       | chick
-duck      | yellow | quacks   | a lake          | water plants| duckling
-cat       | black  | meows    | a basket        | fish        | kitten
-fox       | orange | yaps     | a den           | berries     | cub
-goose     | white  | honks    | a reed bed      | grass       | gosling
-beaver    | brown  | splashes | a lodge         | bark        | kit
-dog       | brown  | barks    | a kennel        | bones       | puppy
-goat      | white  | bleats   | a hill farm     | leaves      | kid
-sheep     | white  | baas     | a meadow        | clover      | lamb
-wolf      | grey   | howls    | a forest        | meat        | cub
-pig       | pink   | grunts   | a sty           | potatoes    | piglet
-seal      | grey   | yelps    | a rocky bay     | herring     | pup
-donkey    | grey   | brays    | a paddock       | straw       | foal
-lion      | yellow | roars    | a savanna       | zebras      | cub
-cow       | brown  | moos     | a field         | hay         | calf
-horse     | brown  | neighs   | a stable        | oats        | foal
-bear      | black  | growls   | a mountain wood | honey       | cub
-elephant  | grey   | trumpets | a wide plain    | fruit       | calf
-whale     | blue   | hums     | the ocean       | krill       | calf
+ant        | black  | rustles    | an anthill       | crumbs       | larva
+ladybird   | red    | whirs      | a rose bush      | greenflies   | grub
+bee        | yellow | buzzes     | a hive           | nectar       | larva
+butterfly  | orange | flutters   | a flower bed     | sugar water  | caterpillar
+snail      | brown  | slurps     | a garden wall    | lettuce      | hatchling
+cricket    | green  | chirps     | a hayfield       | dandelions   | nymph
+mouse      | grey   | squeaks    | a hole           | cheese       | pup
+frog       | green  | croaks     | a pond           | flies        | tadpole
+lizard     | green  | hisses     | a sunny rock     | spiders      | hatchling
+robin      | red    | sings      | a nest           | worms        | chick
+bat        | black  | clicks     | a cave           | moths        | batling
+mole       | black  | scrapes    | a tunnel         | grubs        | pup
+kingfisher | blue   | whistles   | a river bank     | minnows      | chick
+squirrel   | red    | chatters   | a hollow tree    | nuts         | kitten
+hedgehog   | brown  | snuffles   | a heap of leaves | beetles      | hoglet
+parrot     | green  | talks      | a palm tree      | seeds        | chick
+pigeon     | grey   | coos       | a church tower   | peas         | squab
+owl        | brown  | hoots      | a barn           | mice         | owlet
+crow       | black  | caws       | a tall tree      | corn         | chick
+seagull    | white  | screeches  | a cliff          | crabs        | chick
+rabbit     | grey   | thumps     | a burrow         | carrots      | bunny
+hen        | white  | clucks     | a coop           | grain        | chick
+duck       | yellow | quacks     | a lake           | water plants | duckling
+tortoise   | green  | creaks     | a shell          | cabbage      | hatchling
+cat        | black  | meows      | a basket         | fish         | kitten
+otter      | brown  | squeals    | a stream         | eels         | whelp
+fox        | orange | yaps       | a den            | berries      | cub
+goose      | white  | honks      | a reed bed       | grass        | gosling
+beaver     | brown  | splashes   | a lodge          | bark         | kit
+badger     | grey   | growls     | a sett           | roots        | cub
+peacock    | blue   | screams    | a palace garden  | barley       | peachick
+swan       | white  | hums       | an island        | reeds        | cygnet
+monkey     | brown  | shrieks    | a jungle         | bananas      | infant
+dog        | brown  | barks      | a kennel         | bones        | puppy
+goat       | white  | bleats     | a hill farm      | leaves       | kid
+sheep      | white  | baas       | a meadow         | clover       | lamb
+wolf       | grey   | howls      | a forest         | meat         | cub
+penguin    | black  | trumpets   | an ice field     | squid        | chick
+pig        | pink   | grunts     | a sty            | potatoes     | piglet
+seal       | grey   | yelps      | a rocky bay      | herring      | pup
+deer       | brown  | bells      | a glade          | acorns       | fawn
+donkey     | grey   | brays      | a paddock        | straw        | foal
+lion       | yellow | roars      | a savanna        | zebras       | cub
+tiger      | orange | snarls     | a bamboo thicket | buffaloes    | cub
+cow        | brown  | moos       | a field          | hay          | calf
+horse      | brown  | neighs     | a stable         | oats         | foal
+camel      | yellow | groans     | a desert         | thistles     | calf
+bear       | black  | rumbles    | a mountain wood  | honey        | cub
+giraffe    | yellow | murmurs    | an acacia grove  | twigs        | calf
+elephant   | grey   | toots      | a wide plain     | fruit        | calf
+whale      | blue   | moans      | the ocean        | krill        | calf
 """)
 
 
@@ -76,41 +94,104 @@ def _things(table: str) -> tuple[Thing, ...]:
 
 
 THINGS = _things("""
-banana      | yellow | fruit
-cherry      | red    | fruit
-plum        | purple | fruit
-pear        | green  | fruit
-lemon       | yellow | fruit
-strawberry  | red    | fruit
-peach       | orange | fruit
-pumpkin     | orange | vegetable
-tomato      | red    | vegetable
-cucumber    | green  | vegetable
-onion       | white  | vegetable
-carrot      | orange | vegetable
-pea         | green  | vegetable
-aubergine   | purple | vegetable
-hammer      | grey   | tool
-saw         | blue   | tool
-spade       | brown  | tool
-rake        | green  | tool
-ladder      | white  | tool
-fire engine | red    | vehicle
-tractor     | green  | vehicle
-school bus  | yellow | vehicle
-milk van    | white  | vehicle
-sailing boat| blue   | vehicle
-old train   | black  | vehicle
-rain coat   | yellow | piece of clothing
-winter scarf| purple | piece of clothing
-straw hat   | brown  | piece of clothing
-wool sock   | grey   | piece of clothing
-night gown  | pink   | piece of clothing
-violin      | brown  | instrument
-drum        | red    | instrument
-trumpet     | yellow | instrument
-piano       | black  | instrument
-flute       | grey   | instrument
+banana       | yellow | fruit
+cherry       | red    | fruit
+plum         | purple | fruit
+pear         | green  | fruit
+lemon        | yellow | fruit
+strawberry   | red    | fruit
+peach        | orange | fruit
+blueberry    | blue   | fruit
+blackberry   | black  | fruit
+coconut      | brown  | fruit
+gooseberry   | green  | fruit
+apricot      | orange | fruit
+pumpkin      | orange | vegetable
+tomato       | red    | vegetable
+cucumber     | green  | vegetable
+onion        | white  | vegetable
+carrot       | orange | vegetable
+pea          | green  | vegetable
+aubergine    | purple | vegetable
+radish       | red    | vegetable
+cauliflower  | white  | vegetable
+turnip       | yellow | vegetable
+spinach leaf | green  | vegetable
+beetroot     | purple | vegetable
+rose         | red    | flower
+daisy        | white  | flower
+sunflower    | yellow | flower
+violet       | purple | flower
+cornflower   | blue   | flower
+marigold     | orange | flower
+carnation    | pink   | flower
+snowdrop     | white  | flower
+hammer       | grey   | tool
+saw          | blue   | tool
+spade        | brown  | tool
+rake         | green  | tool
+ladder       | white  | tool
+axe          | red    | tool
+drill        | yellow | tool
+broom        | orange | tool
+fire engine  | red    | vehicle
+tractor      | green  | vehicle
+school bus   | yellow | vehicle
+milk van     | white  | vehicle
+sailing boat | blue   | vehicle
+old train    | black  | vehicle
+tram         | orange | vehicle
+hand cart    | brown  | vehicle
+ice sledge   | grey   | vehicle
+bicycle      | pink   | vehicle
+rain coat    | yellow | piece of clothing
+winter scarf | purple | piece of clothing
+straw hat    | brown  | piece of clothing
+wool sock    | grey   | piece of clothing
+night gown   | pink   | piece of clothing
+silk shirt   | white  | piece of clothing
+leather boot | black  | piece of clothing
+summer dress | blue   | piece of clothing
+bow tie      | red    | piece of clothing
+apron        | green  | piece of clothing
+violin       | brown  | instrument
+drum         | red    | instrument
+trumpet      | yellow | instrument
+piano        | black  | instrument
+flute        | grey   | instrument
+harp         | orange | instrument
+banjo        | white  | instrument
+accordion    | blue   | instrument
+armchair     | green  | piece of furniture
+cradle       | white  | piece of furniture
+wardrobe     | brown  | piece of furniture
+bookshelf    | black  | piece of furniture
+kitchen table| yellow | piece of furniture
+piano stool  | red    | piece of furniture
+mirror       | grey   | piece of furniture
+sofa         | purple | piece of furniture
+ruby         | red    | stone
+emerald      | green  | stone
+sapphire     | blue   | stone
+amber        | orange | stone
+pearl        | white  | stone
+coal         | black  | stone
+amethyst     | purple | stone
+flint        | grey   | stone
+raspberry ice| pink   | sweet
+liquorice    | black  | sweet
+toffee       | brown  | sweet
+peppermint   | white  | sweet
+lemon drop   | yellow | sweet
+candy floss  | pink   | sweet
+jelly frog   | green  | sweet
+spinning top | red    | toy
+teddy bear   | brown  | toy
+rocking horse| white  | toy
+paper plane  | yellow | toy
+skipping rope| blue   | toy
+toy robot    | grey   | toy
+glove puppet | purple | toy
 """)
 
 
@@ -138,36 +219,78 @@ def _people(table: str) -> tuple[Person, ...]:
 
 
 PEOPLE = _people("""
-Mia    | she | baker      | Lakeside   | cat      | soup
-Oskar  | he  | fisher     | Sandbay    | dog      | fish pie
-Lina   | she | teacher    | Millbrook  | rabbit   | pancakes
-Jonas  | he  | farmer     | Greenfield | pig      | stew
-Ruth   | she | doctor     | Highgate   | parrot   | salad
-Felix  | he  | painter    | Rosehill   | owl      | noodles
-Clara  | she | gardener   | Oakham     | hen      | plum cake
-Hugo   | he  | carpenter  | Stonebridge| goat     | dumplings
-Nora   | she | pilot      | Windmoor   | donkey   | toast
-Emil   | he  | cook       | Lakeside   | goose    | rice
-Ida    | she | nurse      | Sandbay    | mouse    | porridge
-Viktor | he  | miller     | Millbrook  | horse    | bread
-Paula  | she | shepherd   | Greenfield | sheep    | cheese
-Bruno  | he  | postman    | Highgate   | duck     | waffles
-Greta  | she | singer     | Rosehill   | robin    | apple pie
-Anton  | he  | smith      | Oakham     | crow     | sausages
-Selma  | she | tailor     | Stonebridge| squirrel | pudding
-Kasper | he  | sailor     | Windmoor   | seal     | chowder
-Amelia | she | librarian  | Lakeside   | hedgehog | jam
-Theo   | he  | baker      | Sandbay    | frog     | pizza
-Olga   | she | fisher     | Millbrook  | bat      | omelette
-Simon  | he  | teacher    | Greenfield | bee      | honey cake
-Edith  | she | farmer     | Highgate   | cow      | mushrooms
-Walter | he  | doctor     | Rosehill   | snail    | beans
-Flora  | she | painter    | Oakham     | fox      | ice cream
-Arthur | he  | gardener   | Stonebridge| beaver   | corn
-Hilda  | she | carpenter  | Windmoor   | wolf     | gingerbread
-Martin | he  | pilot      | Lakeside   | lion     | chips
-Vera   | she | cook       | Sandbay    | butterfly| curry
-Robert | he  | nurse      | Millbrook  | ant      | muffins
+Mia     | she | baker      | Lakeside    | giraffe    | toast
+Oskar   | he  | painter    | Sandbay     | swan       | curry
+Lina    | she | nurse      | Millbrook   | hedgehog   | custard
+Jonas   | he  | smith      | Greenfield  | seal       | bread
+Ruth    | she | clockmaker | Highgate    | bat        | honey cake
+Felix   | he  | fisher     | Rosehill    | elephant   | biscuits
+Clara   | she | gardener   | Oakham      | mole       | asparagus
+Hugo    | he  | miller     | Stonebridge | pigeon     | fish pie
+Nora    | she | tailor     | Windmoor    | badger     | soup
+Emil    | he  | potter     | Foxhollow   | peacock    | macaroni
+Ida     | she | teacher    | Saltmarsh   | tiger      | gingerbread
+Viktor  | he  | carpenter  | Ironford    | dog        | trout
+Paula   | she | shepherd   | Appleton    | bear       | chestnuts
+Bruno   | he  | sailor     | Snowpeak    | lizard     | cheese
+Greta   | she | weaver     | Castlebury  | ant        | chowder
+Anton   | he  | farmer     | Ferryport   | cat        | popcorn
+Selma   | she | pilot      | Honeywell   | duck       | oysters
+Kasper  | he  | postman    | Thornwick   | kingfisher | lentils
+Amelia  | she | fisher     | Lakeside    | seagull    | roast duck
+Theo    | he  | gardener   | Sandbay     | hen        | apple pie
+Olga    | she | miller     | Millbrook   | beaver     | porridge
+Simon   | he  | tailor     | Greenfield  | sheep      | spinach
+Edith   | she | potter     | Highgate    | lion       | pudding
+Walter  | he  | teacher    | Rosehill    | whale      | rice
+Flora   | she | carpenter  | Oakham      | frog       | jam
+Arthur  | he  | shepherd   | Stonebridge | deer       | pancakes
+Hilda   | she | sailor     | Windmoor    | crow       | dumplings
+Martin  | he  | weaver     | Foxhollow   | cow        | ice cream
+Vera    | she | farmer     | Saltmarsh   | ladybird   | mushrooms
+Robert  | he  | pilot      | Ironford    | pig        | noodles
+Agnes   | she | postman    | Appleton    | owl        | corn
+Albert  | he  | librarian  | Snowpeak    | wolf       | sausages
+Beate   | she | mayor      | Castlebury  | parrot     | pizza
+Boris   | he  | doctor     | Ferryport   | horse      | crackers
+Carmen  | she | cook       | Honeywell   | fox        | marzipan
+Conrad  | he  | singer     | Thornwick   | goose      | muffins
+Doris   | she | teacher    | Lakeside    | cricket    | omelette
+Dennis  | he  | carpenter  | Sandbay     | bee        | chips
+Esther  | she | shepherd   | Millbrook   | squirrel   | goulash
+Edgar   | he  | sailor     | Greenfield  | monkey     | pickles
+Frieda  | she | weaver     | Highgate    | camel      | waffles
+Fritz   | he  | farmer     | Rosehill    | penguin    | meatballs
+Gloria  | she | pilot      | Oakham      | tortoise   | stew
+Gustav  | he  | postman    | Stonebridge | mouse      | pretzels
+Hanna   | she | librarian  | Windmoor    | goat       | salad
+Henry   | he  | mayor      | Foxhollow   | snail      | cream puffs
+Irma    | she | doctor     | Saltmarsh   | butterfly  | plum cake
+Isaac   | he  | cook       | Ironford    | donkey     | beans
+Jette   | she | singer     | Appleton    | otter      | soup
+Jakob   | he  | beekeeper  | Snowpeak    | robin      | fish pie
+Kirsten | she | baker      | Castlebury  | rabbit     | pancakes
+Kurt    | he  | painter    | Ferryport   | ant        | stew
+Laura   | she | nurse      | Honeywell   | ladybird   | salad
+Ludwig  | he  | smith      | Thornwick   | bee        | noodles
+Marta   | she | farmer     | Lakeside    | butterfly  | plum cake
+Moritz  | he  | pilot      | Sandbay     | snail      | dumplings
+Nelly   | she | postman    | Millbrook   | cricket    | toast
+Norbert | he  | librarian  | Greenfield  | mouse      | rice
+Ottilie | she | mayor      | Highgate    | frog       | porridge
+Olaf    | he  | doctor     | Rosehill    | lizard     | bread
+Petra   | she | cook       | Oakham      | robin      | cheese
+Philip  | he  | singer     | Stonebridge | bat        | waffles
+Rita    | she | beekeeper  | Windmoor    | mole       | apple pie
+Ralph   | he  | baker      | Foxhollow   | kingfisher | sausages
+Sonja   | she | painter    | Saltmarsh   | squirrel   | pudding
+Stefan  | he  | nurse      | Ironford    | hedgehog   | chowder
+Thea    | she | smith      | Appleton    | parrot     | jam
+Tobias  | he  | clockmaker | Snowpeak    | pigeon     | pizza
+Ulrike  | she | fisher     | Castlebury  | owl        | omelette
+Ulrich  | he  | gardener   | Ferryport   | crow       | honey cake
+Wilma   | she | miller     | Honeywell   | seagull    | mushrooms
+Werner  | he  | tailor     | Thornwick   | rabbit     | beans
 """)
 
 
@@ -190,6 +313,15 @@ TOWNS = (
     Town("Oakham", "in a forest", "its great oak"),
     Town("Stonebridge", "in a valley", "its stone bridge"),
     Town("Windmoor", "on a moor", "its windmills"),
+    Town("Foxhollow", "in a hollow", "its night market"),
+    Town("Saltmarsh", "on a marsh", "its white herons"),
+    Town("Ironford", "beside a mine", "its iron tower"),
+    Town("Appleton", "among orchards", "its cider"),
+    Town("Snowpeak", "below a glacier", "its ski jump"),
+    Town("Castlebury", "around a castle", "its knights"),
+    Town("Ferryport", "at a harbour", "its red ferry"),
+    Town("Honeywell", "beside a spring", "its sweet water"),
+    Town("Thornwick", "behind a hedge", "its maze"),
 )
 
 # Names that belong to no one in the world: for stories, sums and guests in a chat.
@@ -201,8 +333,21 @@ BOYS = (
     "Adam", "Ben", "Carl", "David", "Eric", "Frank", "George", "Harry", "Ivan", "Jack",
     "Kevin", "Leo", "Max", "Noah", "Otto", "Peter", "Sam", "Tom", "Will", "Zack",
 )  # fmt: skip
-UNKNOWN_NAMES = ("Barnaby", "Dorothea", "Leopold", "Philippa", "Quentin", "Rowena", "Sigmund", "Ursula")
-UNKNOWN_ANIMALS = ("unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant")
+# What the world does not have is made up from these: there is no end of it, as out there.
+UNKNOWN_NAME_PARTS = (
+    ("Bar", "Dor", "Fen", "Gil", "Hes", "Lor", "Mal", "Pel", "Quin", "Row", "Sig", "Tam", "Urs", "Vin", "Xan", "Yor"),
+    ("a", "e", "i", "o", "u"),
+    ("ba", "bert", "dan", "dine", "fred", "la", "ley", "lina", "mond", "na", "rick", "ro", "tha", "thea", "vin", "wen"),
+)  # fmt: skip
+UNKNOWN_ANIMAL_PARTS = (
+    ("bl", "cr", "dr", "fl", "gr", "kl", "pr", "sn", "squ", "tr", "v", "w", "z"),
+    ("a", "i", "o", "u"),
+    ("bbin", "ckle", "dgit", "ffle", "mbat", "ndle", "ngor", "ppet", "rbel", "rkin", "sper", "zzle"),
+)  # fmt: skip
+LEGENDARY = (
+    "unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant", "kraken",
+    "gnome", "elf", "goblin", "centaur", "sphinx", "vampire", "fairy",
+)  # fmt: skip
 
 COLOURS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
@@ -213,9 +358,7 @@ MONTHS = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 SEASONS = ("spring", "summer", "autumn", "winter")
-SEASON_OF_MONTH = {
-    month: SEASONS[(number - 2) % 12 // 3] for number, month in enumerate(MONTHS)
-}
+SEASON_OF_MONTH = {month: SEASONS[(number - 2) % 12 // 3] for number, month in enumerate(MONTHS)}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # Small things that are carried about in stories and counted in sums: one, many.
@@ -224,17 +367,38 @@ ITEMS = (
     ("spoon", "spoons"), ("shell", "shells"), ("bell", "bells"), ("kite", "kites"),
     ("candle", "candles"), ("ring", "rings"), ("button", "buttons"), ("marble", "marbles"),
     ("apple", "apples"), ("ribbon", "ribbons"), ("stone", "stones"), ("feather", "feathers"),
-    ("letter", "letters"), ("pencil", "pencils"), ("lamp", "lamps"),
+    ("letter", "letters"), ("pencil", "pencils"), ("lamp", "lamps"), ("flag", "flags"),
+    ("brush", "brushes"), ("whistle", "whistles"), ("plate", "plates"), ("pebble", "pebbles"),
+    ("ticket", "tickets"), ("stamp", "stamps"), ("doll", "dolls"), ("map", "maps"),
+    ("glove", "gloves"), ("nail", "nails"), ("pillow", "pillows"), ("bottle", "bottles"),
+    ("comb", "combs"), ("needle", "needles"), ("egg", "eggs"), ("card", "cards"),
+    ("basin", "basins"), ("lantern", "lanterns"),
 )  # fmt: skip
 SPOTS = (
     "the kitchen", "the garden", "the attic", "the barn", "the cellar", "the hall", "the library",
     "the workshop", "the bathroom", "the yard", "the school", "the park", "the tent", "the shed",
+    "the mill", "the market", "the tower", "the office", "the church", "the laundry", "the bakery",
+    "the cabin", "the greenhouse", "the museum",
 )  # fmt: skip
 HOLDERS = (
     "the box", "the basket", "the drawer", "the bag", "the cupboard", "the bucket", "the jar",
-    "the chest", "the pot", "the sack",
+    "the chest", "the pot", "the sack", "the suitcase", "the barrel", "the crate", "the tin",
+    "the hat", "the trunk",
 )  # fmt: skip
-FEELINGS = ("happy", "tired", "proud", "sad", "angry", "hungry", "curious", "calm")
+FEELINGS = (
+    "happy",
+    "tired",
+    "proud",
+    "sad",
+    "angry",
+    "hungry",
+    "curious",
+    "calm",
+    "surprised",
+    "cheerful",
+    "worried",
+    "thankful",
+)
 WEATHERS = ("sunny", "rainy", "windy", "snowy", "foggy", "cloudy")
 
 
