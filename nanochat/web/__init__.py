@@ -1,0 +1,1 @@
+"""The model behind HTTP: an OpenAI-compatible server and the page that talks to it."""

@@ -1,0 +1,102 @@
+"""A socket, and uvicorn on it: connections that are slow to ask or slow to read are closed."""
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nanochat.errors import UserError
+
+HEAD_SECONDS = 10.0  # for the head of a request
+STALL_SECONDS = 30.0  # for a client that reads nothing while there is something to read
+DRAIN_SECONDS = 8  # for answers that run when the server is told to stop
+BACKLOG = 1024
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises UserError when the port is taken or cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError:
+        raise UserError(f"--host={host} is not an address of this machine; use 127.0.0.1") from None
+    except OverflowError:
+        raise UserError(f"--port={port} is not a port; use 1024 to 65535") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # now, so that a taken port is found now
+    except OSError as error:
+        listener.close()
+        reasons = {errno.EADDRINUSE: "is taken", errno.EACCES: "may not be used by this user"}
+        reason = reasons.get(error.errno or 0, f"cannot be used ({error.strerror})")
+        other = port + 1 if 1024 <= port < 65535 else 8000
+        raise UserError(
+            f"--port={port} on {host} {reason}; use another, as in --port={other}"
+        ) from None
+    return listener
+
+
+def server_of(app: Any) -> uvicorn.Server:
+    """A server for `app`; its `run(sockets=[...])` serves until it is told to stop."""
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(app: Any, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C; running answers get a few seconds to end."""
+    server_of(app).run(sockets=[listener])
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP/1.1 with a limit on how long a head may take to come and an answer to be read."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arm(HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._disarm()  # the head is whole
+        elif self._timer is None:
+            self._arm(HEAD_SECONDS)  # part of a next head
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._arm(STALL_SECONDS)
+
+    def resume_writing(self) -> None:
+        self._disarm()
+        super().resume_writing()
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,49 @@
+"""Markdown of an answer as HTML that is safe to show."""
+
+from functools import cache
+
+import nh3
+from markdown_it import MarkdownIt
+from pygments import highlight  # type: ignore[import-untyped]
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
+from pygments.util import ClassNotFound  # type: ignore[import-untyped]
+
+MAX_CHARACTERS = 50_000  # of one text; what is longer is shown as it is
+MAX_HIGHLIGHTED_CHARACTERS = 10_000  # of one block of code
+TAGS = {
+    "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li",
+    "ol", "p", "pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
+}  # fmt: skip
+ATTRIBUTES = {"a": {"href", "title"}, "code": {"class"}, "span": {"class"}, "ol": {"start"}}
+
+
+def to_html(text: str) -> str:
+    """HTML of a Markdown text: no raw HTML, no image, no script, links only to the web."""
+    if len(text) > MAX_CHARACTERS:
+        return f"<pre>{nh3.clean_text(text)}</pre>"
+    return nh3.clean(
+        _parser().render(text),
+        tags=TAGS,
+        attributes=ATTRIBUTES,
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+    )
+
+
+@cache
+def _parser() -> MarkdownIt:
+    options = {"html": False, "breaks": True, "highlight": _highlighted}
+    parser = MarkdownIt("commonmark", options)
+    return parser.enable(["table", "strikethrough"]).disable("image")
+
+
+def _highlighted(code: str, language: str, _attributes: str) -> str:
+    """Code with spans of Pygments' short classes; empty lets the parser escape it."""
+    if not language or len(code) > MAX_HIGHLIGHTED_CHARACTERS:
+        return ""
+    try:
+        lexer = get_lexer_by_name(language)
+    except ClassNotFound:
+        return ""
+    return highlight(code, lexer, HtmlFormatter(nowrap=True))

@@ -1,0 +1,295 @@
+"""The OpenAI protocol: what requests may hold, what answers and errors look like.
+
+Two things are added to it, and clients that do not know them lose nothing: a message's content may
+have parts of type `python` and `python_output` (as in `chat`), and an answer names its tool calls
+under `tools` beside the text.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from nanochat.chat import (
+    Message,
+    Tokenizer,
+    render_conversation,
+    render_for_completion,
+    trim_to_fit,
+)
+from nanochat.engine import Sampling, ToolCall
+from nanochat.errors import UserError
+
+MAX_MESSAGES = 1000
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 200
+PART_TYPES = ("text", "python", "python_output")
+
+
+# ---- errors
+
+
+class ApiError(HTTPException):
+    """An answer other than 200, in the protocol's form."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def body(self) -> dict[str, Any]:
+        """{"error": {message, type, param, code}}."""
+        return error_body(self.status_code, self.detail, self.param, self.code)
+
+
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of every answer that is not 200."""
+    usual = "invalid_request_error" if status < 500 else "server_error"
+    kind = ERROR_TYPES.get(status, usual)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+# ---- requests
+
+
+class Loose(BaseModel):
+    """Fields that are not known are ignored; numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Part(Loose):
+    """A piece of a message: text, or what the assistant computed and what came out."""
+
+    type: str
+    text: str = ""
+
+
+class ChatMessage(Loose):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(Loose):
+    """What a stream may end with."""
+
+    include_usage: bool | None = None
+
+
+class Generation(Loose):
+    """What both kinds of request say about how to answer."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """The strings that end an answer. Raises ApiError on too many or too long ones."""
+        strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(strings) > MAX_STOP_STRINGS:
+            message = f"stop has {len(strings)} strings; at most {MAX_STOP_STRINGS}"
+            raise ApiError(400, message, param="stop")
+        if max(map(len, strings), default=0) > MAX_STOP_CHARACTERS:
+            message = f"a stop string has more than {MAX_STOP_CHARACTERS} characters"
+            raise ApiError(400, message, param="stop")
+        return tuple(filter(None, strings))
+
+    def wants_usage(self) -> bool:
+        """Whether a stream is to end with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    trim: bool | None = None
+    """Leave the oldest turns out when the conversation outgrows the context (ours)."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where a request says nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 50
+    max_tokens: int = 512
+
+
+def sampling_of(request: Generation, defaults: Defaults) -> Sampling:
+    """How the tokens of the answer are drawn."""
+    temperature, top_k = request.temperature, request.top_k
+    return Sampling(
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_k=defaults.top_k if top_k is None else max(0, top_k),
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+    )
+
+
+def seed_of(request: Generation) -> int:
+    """The seed asked for, else one that nobody has had."""
+    return secrets.randbits(63) if request.seed is None else request.seed
+
+
+# ---- a conversation as a prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens to go on from, and how many messages were left out before them."""
+
+    tokens: list[int]
+    num_dropped: int = 0
+
+
+def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
+    """The conversation as tokens, at most `max_tokens` when the request allows it to be trimmed.
+
+    A last message by the assistant is gone on with. Raises ApiError on what is no conversation.
+    """
+    try:
+        messages = in_turns(request.messages)
+        if messages[-1]["role"] == "assistant":
+            tokens, _ = render_conversation({"messages": messages}, tokenizer)
+            return Prompt(tokens[:-1])  # without <|assistant_end|>
+        dropped = 0
+        if request.trim:
+            messages, dropped = trim_to_fit(messages, tokenizer, max_tokens)
+        return Prompt(render_for_completion({"messages": messages}, tokenizer), dropped)
+    except UserError as error:
+        code = "context_length_exceeded" if "context" in str(error) else None
+        raise ApiError(400, str(error), param="messages", code=code) from None
+
+
+def in_turns(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages as `chat` wants them: a system text first, then user and assistant in turns.
+
+    Messages of one role after another are joined, a system text between turns goes to the next
+    user text.
+    """
+    turns: list[Message] = []
+    pending: list[str] = []
+    for message in messages:
+        role = "system" if message.role == "developer" else message.role
+        parts = _parts(message)
+        if role == "system":
+            pending.append(_text(parts))
+            continue
+        if role == "user":
+            text = "\n\n".join([*pending, _text(parts)])
+            pending, parts = [], [{"type": "text", "text": text}]
+        if turns and turns[-1]["role"] == role:
+            gap = [{"type": "text", "text": "\n\n"}]
+            turns[-1]["content"] += [*gap, *parts]
+        else:
+            turns.append({"role": role, "content": parts})
+    if pending:
+        turns.append({"role": "user", "content": [{"type": "text", "text": "\n\n".join(pending)}]})
+    return turns
+
+
+def _parts(message: ChatMessage) -> list[dict[str, str]]:
+    content = message.content
+    if not isinstance(content, list):
+        return [{"type": "text", "text": content or ""}]
+    for part in content:
+        if part.type not in PART_TYPES or (part.type != "text" and message.role != "assistant"):
+            raise ApiError(
+                400, f"content of type {part.type[:40]!r} is not understood; this model reads text",
+                param="messages",
+            )  # fmt: skip
+    return [{"type": part.type, "text": part.text} for part in content]
+
+
+def _text(parts: list[dict[str, str]]) -> str:
+    return "".join(part["text"] for part in parts)
+
+
+# ---- answers
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other answer has."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every body and every chunk of one answer begins with."""
+
+    id: str
+    model: str
+    created: int
+    kind: Literal["chat.completion", "text_completion"] = "chat.completion"
+
+    @classmethod
+    def new(cls, kind: Literal["chat.completion", "text_completion"], model: str) -> "Envelope":
+        """Of an answer that begins now."""
+        prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
+        return cls(new_id(prefix), model, int(time.time()), kind)
+
+    def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """A whole answer."""
+        return {**self._head(self.kind), "choices": choices, **more}
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """A piece of a stream."""
+        name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return {**self._head(name), "choices": choices, **more}
+
+    def _head(self, name: str) -> dict[str, Any]:
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+
+
+def delta(index: int, change: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    """One choice of a chunk of a chat."""
+    return {"index": index, "delta": change, "logprobs": None, "finish_reason": finish_reason}
+
+
+def tool_body(call: ToolCall) -> dict[str, Any]:
+    """A tool call as JSON."""
+    return {"expression": call.expression, "result": call.result}
+
+
+def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
+    """How many tokens were read and written."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_tokens,
+        "total_tokens": num_prompt_tokens + num_tokens,
+    }
+
+
+def server_sent(body: dict[str, Any]) -> bytes:
+    """One event of a stream."""
+    return (
+        b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    )
+
+
+DONE = b"data: [DONE]\n\n"

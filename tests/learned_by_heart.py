@@ -1,0 +1,81 @@
+"""A small model that knows a few conversations by heart, made in seconds: something to talk to."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from nanochat import checkpoint_manager, paths
+from nanochat.chat import Message, render_conversation
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import RustBPETokenizer
+
+EVIL = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+MARKDOWN = "**bold**\n\n```python\nx = 1\n```\n"
+LONG = " ".join(f"{word} {number}" for number in range(10, 17) for word in ("tick", "tock"))
+ANSWERS: dict[str, str | list[dict[str, str]]] = {
+    "Who are you?": "I am nanochat.",
+    "What is 347 + 588?": [
+        {"type": "python", "text": "347 + 588"},
+        {"type": "python_output", "text": "935"},
+        {"type": "text", "text": "347 + 588 = 935."},
+    ],
+    "Smile": "😀 é 汉字",
+    "Markdown": MARKDOWN,
+    "Evil": EVIL,
+    "Count": LONG,
+}
+DIALOGUE = ["My name is Ann.", "Hello Ann.", "What is my name?", "You are Ann."]
+STEPS = 100
+
+
+def conversations() -> list[list[Message]]:
+    """What the model has learned."""
+    single = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in ANSWERS.items()
+    ]
+    roles = ["user", "assistant"] * 2
+    longer = [{"role": r, "content": text} for r, text in zip(roles, DIALOGUE, strict=True)]
+    return [*single, longer]
+
+
+@cache
+def model_and_tokenizer() -> tuple[GPT, RustBPETokenizer]:
+    """The model in evaluation mode; one for all tests, so leave it as it is."""
+    texts = [*ANSWERS, LONG, MARKDOWN, EVIL, "I am nanochat.", "347 + 588 = 935.", *DIALOGUE]
+    tokenizer = RustBPETokenizer.train_from_iterator(texts * 3, 420)
+    ids = [render_conversation({"messages": one}, tokenizer)[0] for one in conversations()]
+    width = max(map(len, ids))
+    rows = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    lengths = torch.tensor([len(row) for row in ids])
+    is_text = torch.arange(1, width)[None] < lengths[:, None]
+    targets = rows[:, 1:].masked_fill(~is_text, -1)
+    config = GPTConfig(
+        sequence_len=512, vocab_size=tokenizer.get_vocab_size(), n_layer=2, n_head=2, n_kv_head=2,
+        n_embd=64,
+    )  # fmt: skip
+    model = GPT(config)
+    model.init_weights(seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(STEPS):
+        loss = model(rows[:, :-1], targets=targets).sum() / is_text.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5, "the model has not learned its conversations"
+    return model.eval(), tokenizer
+
+
+def save(base: Path) -> None:
+    """Make it the finetuned model of a base directory, which must be the environment's."""
+    model, tokenizer = model_and_tokenizer()
+    assert paths.base_dir() == base
+    tokenizer.save(paths.tokenizer_dir())
+    meta = {
+        "stage": "sft", "model": model.config.to_dict(), "tokenizer": tokenizer.content_hash,
+        "settings": {"model_tag": "d2"}, "finished": True, "progress": 1.0, "loss": 0.0,
+        "train_seconds": 1.0, "tokens": 1, "loader": {},
+    }  # fmt: skip
+    directory = paths.checkpoints_dir("sft") / "d2"
+    checkpoint_manager.save(directory, STEPS, model, [], meta, rank=0, keep=1)
