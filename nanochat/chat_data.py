@@ -57,6 +57,7 @@ class _RenderedConversations(Shuffled):
     def __init__(self, task: Conversations, seed: int, tokenizer: RustBPETokenizer) -> None:
         super().__init__(task, seed)
         self.tokenizer = tokenizer
+        self.num_documents = len(task)
 
     def tokens(self, counter: int) -> list[int]:
         ids, _ = render_conversation(self.conversation(counter), self.tokenizer)

@@ -23,6 +23,9 @@ from nanochat.tokenizer import RustBPETokenizer
 class TokenSource(Protocol):
     """Documents as token ids, without <|bos|>; document n of an endless run through epochs."""
 
+    num_documents: int
+    """Of one epoch."""
+
     def tokens(self, counter: int) -> list[int]: ...
 
 
@@ -33,9 +36,10 @@ class EncodedTexts:
         if not len(texts):
             raise UserError("no document to read; run python -m nanochat.dataset first")
         self.texts, self.tokenizer = texts, tokenizer
+        self.num_documents = len(texts)
 
     def tokens(self, counter: int) -> list[int]:
-        return self.tokenizer.encode(self.texts[counter % len(self.texts)])
+        return self.tokenizer.encode(self.texts[counter % self.num_documents])
 
 
 @dataclass
@@ -77,10 +81,13 @@ def packed_batches(
     resume: dict[str, Any] | None = None,
     num_threads: int = 4,
 ) -> Iterator[Batch]:
-    """The rank's share of each step's `rows` rows, from the start or from a saved state."""
-    if rows % world_size:
-        raise UserError(f"{rows} rows a step cannot be dealt out evenly to {world_size} ranks")
+    """The rank's share of each step's `rows` rows, from the start or from a saved state.
+
+    Raises UserError when the state is of a run with other text or other rows.
+    """
     own = range(rank, rows, world_size)
+    if resume:
+        _refuse_other_run(resume, rows, source.num_documents)
     saved = resume["lanes"] if resume else {}
     lanes = {number: Lane(*saved.get(str(number), (number, 0))) for number in own}
     first_step = resume["step"] if resume else 0
@@ -89,7 +96,7 @@ def packed_batches(
             filled = pool.map(
                 lambda lane: lane.fill(source, rows, bos, sequence_len + 1), lanes.values()
             )
-            tokens = torch.tensor(list(filled), dtype=torch.int64)
+            tokens = torch.tensor(list(filled), dtype=torch.int64).view(len(own), sequence_len + 1)
             yield Batch(
                 inputs=tokens[:, :-1].contiguous(),
                 targets=tokens[:, 1:].contiguous(),
@@ -98,9 +105,23 @@ def packed_batches(
                 progress=(step + 1) / num_steps,
                 resume={
                     "step": step + 1,
+                    "documents": source.num_documents,
                     "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
                 },
             )
+
+
+def _refuse_other_run(resume: dict[str, Any], rows: int, num_documents: int) -> None:
+    if len(resume["lanes"]) != rows:
+        raise UserError(
+            f"the run was saved with {len(resume['lanes'])} rows a step and now has {rows}; give"
+            " --total_batch_size the number of tokens that it had, or begin anew with --fresh"
+        )
+    if resume.get("documents", num_documents) != num_documents:
+        raise UserError(
+            f"the run was saved with {resume['documents']} documents to train on and now there are"
+            f" {num_documents}; make the text again as it was, or begin anew with --fresh"
+        )
 
 
 def tokenizing_distributed_data_loader(
