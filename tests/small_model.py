@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from nanochat import primer
+from nanochat import checkpoint_manager, paths, primer
 from nanochat.engine import KVCache
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
@@ -33,6 +33,20 @@ def small_model(seed: int = 0, **changes: object) -> GPT:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+def save_small_run(stage: str, **changes: object) -> GPT:
+    """A model of this base directory, its tokenizer, and the primer as the text it is from."""
+    model, tokenizer = small_model(**changes), small_tokenizer()  # type: ignore[arg-type]
+    tokenizer.save(paths.tokenizer_dir())
+    paths.write_whole(paths.base_dir() / "data" / "source.json", '{"source": "primer"}')
+    meta = {
+        "tokenizer": tokenizer.content_hash, "settings": {"model_tag": "small"}, "finished": True,
+        "model": model.config.to_dict(), "loader": {"step": 1},
+    }  # fmt: skip
+    folder = paths.checkpoints_dir(stage) / "small"
+    checkpoint_manager.save(folder, 1, model, [], meta, rank=0, keep=1)
+    return model
 
 
 class ScriptedModel:
