@@ -1,4 +1,4 @@
-"""The built-in world: the same everywhere, well formed, its questions answered, its split honest."""
+"""The built-in world: the same everywhere, well formed, its answers right, its split honest."""
 
 import os
 import re

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from nanochat.primer.facts import FACTS_BY_ABOUT, WORDINGS, fact_question, unknown_question
+from nanochat.primer.facts import fact_question, unknown_question
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, side
 from nanochat.primer.reading import belongings, reading_question, several_questions, story
@@ -65,7 +65,8 @@ def _person_lines(dice: Dice, person: Person) -> list[str]:
         dice.choice(
             (
                 f"{{x}} lives in {person.town}.", f"{{x}} has a house in {person.town}.",
-                f"The home of {person.name} is in {person.town}.", f"{{x}} is at home in {person.town}.",
+                f"The home of {person.name} is in {person.town}.",
+                f"{{x}} is at home in {person.town}.",
             )
         ),
         dice.choice(
@@ -107,13 +108,32 @@ def _nature(dice: Dice, split: Split) -> str:
 
 
 def _animal_lines(dice: Dice, animal: Animal) -> list[str]:
-    name = animal.name
+    name, colour, home = animal.name, animal.colour, animal.home
+    food, sound, young = animal.food, animal.sound, a(animal.young)
     return [
-        dice.choice((f"{{x}} is {animal.colour}.", f"the {name} has the colour {animal.colour}.", f"the {name} in the picture is {animal.colour}.")),
-        dice.choice((f"{{x}} lives in {animal.home}.", f"the home of the {name} is {animal.home}.", f"in {animal.home} you can find the {name}.", f"at night {{x}} sleeps in {animal.home}.")),
-        dice.choice((f"{{x}} eats {animal.food}.", f"{{x}} likes to eat {animal.food}.", f"the food of the {name} is {animal.food}.", f"give the {name} some {animal.food} to eat.")),
-        dice.choice((f"{{x}} {animal.sound}.", f"when you come near, {{x}} {animal.sound}.", f"the {name} makes a sound: it {animal.sound}.", f"listen how {{x}} {animal.sound}!")),
-        dice.choice((f"the young of {a(name)} is called {a(animal.young)}.", f"a baby of {a(name)} is {a(animal.young)}.", f"the young one is called {a(animal.young)}.")),
+        dice.choice(told)
+        for told in (
+            (
+                f"{{x}} is {colour}.", f"the {name} has the colour {colour}.",
+                f"the {name} in the picture is {colour}.",
+            ),
+            (
+                f"{{x}} lives in {home}.", f"the home of the {name} is {home}.",
+                f"in {home} you can find the {name}.", f"at night {{x}} sleeps in {home}.",
+            ),
+            (
+                f"{{x}} eats {food}.", f"{{x}} likes to eat {food}.",
+                f"the food of the {name} is {food}.", f"give the {name} some {food} to eat.",
+            ),
+            (
+                f"{{x}} {sound}.", f"when you come near, {{x}} {sound}.",
+                f"the {name} makes a sound: it {sound}.", f"listen how {{x}} {sound}!",
+            ),
+            (
+                f"the young of {a(name)} is called {young}.", f"a baby of {a(name)} is {young}.",
+                f"the young one is called {young}.",
+            ),
+        )
     ]  # fmt: skip
 
 
@@ -125,7 +145,8 @@ def _still_life(dice: Dice, split: Split) -> str:
             (
                 f"The {thing.name} is {thing.colour}.",
                 f"{_first(a(thing.name))} is {a(thing.kind)}. The {thing.name} is {thing.colour}.",
-                f"There is {a(thing.name)}, and it is {thing.colour}. {_first(a(thing.name))} is {a(thing.kind)}.",
+                f"There is {a(thing.name)}, and it is {thing.colour}."
+                f" {_first(a(thing.name))} is {a(thing.kind)}.",
                 f"What colour is the {thing.name}? It is {thing.colour}.",
             )
         )
@@ -166,8 +187,8 @@ def _tale(dice: Dice, split: Split) -> str:
     """A story, sometimes with a visitor from the world."""
     told = story(dice).text
     if dice.random() < 0.3:
-        person, town = dice.choice(PEOPLE), dice.choice(SPOTS)
-        told += f" {person.name} the {person.job} saw it all from {town} and was {dice.choice(FEELINGS)}."
+        person, spot, feeling = dice.choice(PEOPLE), dice.choice(SPOTS), dice.choice(FEELINGS)
+        told += f" {person.name} the {person.job} saw it all from {spot} and was {feeling}."
     return told
 
 
@@ -274,9 +295,11 @@ def _sums(dice: Dice, split: Split) -> str:
         lines.append(
             dice.choice(
                 (
-                    f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}. Now {name} has {x + y} {items}.",
+                    f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}."
+                    f" Now {name} has {x + y} {items}.",
                     f"{x} + {y} = {x + y}.",
-                    f"{name} has {x + y} {items} and gives away {y}: {x + y} - {y} = {x}. There are {x} left.",
+                    f"{name} has {x + y} {items} and gives away {y}: {x + y} - {y} = {x}."
+                    f" There are {x} left.",
                 )
             )
         )

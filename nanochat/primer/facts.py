@@ -31,9 +31,9 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "what colour is {x}", "which colour is {x}", "what is the colour of {x}",
             "what colour does {x} have", "which colour does {x} have", "tell me the colour of {x}",
-            "do you know the colour of {x}", "can you tell me what colour {x} is", "{x} is what colour",
-            "name the colour of {x}", "what's the colour of {x}", "I want to know the colour of {x}",
-            "what colour would you paint {x}",
+            "do you know the colour of {x}", "can you tell me what colour {x} is",
+            "{x} is what colour", "name the colour of {x}", "what's the colour of {x}",
+            "I want to know the colour of {x}", "what colour would you paint {x}",
         ),
         ("do you know what colour {x} is", "which colour has {x}"),
     ),
@@ -50,7 +50,8 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "where does {x} live", "where is the home of {x}", "what is the home of {x}",
             "in which place does {x} live", "where can I find {x}", "tell me where {x} lives",
-            "do you know where {x} lives", "where does {x} sleep", "where do I have to look for {x}",
+            "do you know where {x} lives", "where does {x} sleep",
+            "where do I have to look for {x}",
         ),
         ("can you tell me where {x} lives", "where does {x} have its home"),
     ),
@@ -91,8 +92,9 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "town": (
         (
             "where does {x} live", "in which town does {x} live", "where is the home of {x}",
-            "which town is the home of {x}", "tell me where {x} lives", "do you know where {x} lives",
-            "where is {x} at home", "what town does {x} live in", "in what town can I visit {x}",
+            "which town is the home of {x}", "tell me where {x} lives",
+            "do you know where {x} lives", "where is {x} at home", "what town does {x} live in",
+            "in what town can I visit {x}",
         ),
         ("can you tell me where {x} lives", "which town does {x} live in"),
     ),
@@ -348,12 +350,12 @@ def unknown_question(dice: Dice, split: Split) -> Question:
 
 def _nobody(dice: Dice) -> tuple[str, str]:
     """Somebody who is not in the world, and what might be asked about a person."""
-    name = "".join(map(dice.choice, world.UNKNOWN_NAME_PARTS))
+    name = "".join(dice.choice(parts.split()) for parts in world.UNKNOWN_NAME_PARTS)
     return name, dice.choice(("job", "town", "pet", "dish"))
 
 
 def _nothing(dice: Dice) -> tuple[str, str]:
     """An animal that is not in the world, and what might be asked about one."""
-    made_up = "".join(map(dice.choice, world.UNKNOWN_ANIMAL_PARTS))
+    made_up = "".join(dice.choice(parts.split()) for parts in world.UNKNOWN_ANIMAL_PARTS)
     name = dice.choice(world.LEGENDARY) if dice.random() < 0.3 else made_up
     return f"the {name}", dice.choice(("colour", "sound", "home", "food"))

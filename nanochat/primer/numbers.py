@@ -165,8 +165,8 @@ PROBLEMS = (
         (
             "{name} has {a} {items}. {She} finds {b} more and gives {c} to {friend}. How many"
             " {items} does {name} have now?",
-            "{name} had {a} {items} and got {b} from {friend}. Then {she} lost {c}. How many {items}"
-            " are left?",
+            "{name} had {a} {items} and got {b} from {friend}. Then {she} lost {c}. How many"
+            " {items} are left?",
             "There are {a} {items} in a box. {name} puts in {b} more, and {friend} takes out {c}."
             " How many {items} are in the box?",
         ),
@@ -199,7 +199,8 @@ PROBLEMS = (
             " {items} does {name} have left?",
             "There are {a} boxes with {b} {items} in each. {friend} takes {c} {items}. How many"
             " {items} are left?",
-            "{a} children bring {b} {items} each, and {c} {items} get lost. How many {items} remain?",
+            "{a} children bring {b} {items} each, and {c} {items} get lost. How many {items}"
+            " remain?",
         ),
         "{a} * {b} - {c}", "There are {r} {items} left.", _packs_and_fewer,
     ),

@@ -15,13 +15,16 @@ from nanochat.primer.world import (
     a,
 )
 
+Asked = tuple[str, str, str, tuple[str, ...]]
+"""Core of a question, answer, key, rivals."""
+
 
 @dataclass(frozen=True)
 class Story:
-    """A few sentences, and questions about them as (core, answer, key, rivals)."""
+    """A few sentences, and questions about them."""
 
     text: str
-    questions: tuple[tuple[str, str, str, tuple[str, ...]], ...]
+    questions: tuple[Asked, ...]
 
 
 def story(dice: Dice) -> Story:
@@ -65,11 +68,12 @@ def _hidden_thing(dice: Dice) -> Story:
     return Story(
         text,
         (
-            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
-            (f"where is the {item}", f"The {item} is in {holder}.", holder, _others(HOLDERS, holder)),
+            _colour_of(item, colour),
+            (f"where is the {item}", f"The {item} is in {holder}.", holder,
+             _others(HOLDERS, holder)),
             (f"who has hidden the {item}" if "hid" in text else f"whose {item} is it",
              f"It was {name}." if "hid" in text else f"It is {name}'s {item}.", name, (friend,)),
-            (f"how did {friend} feel", f"{friend} was {feeling}.", feeling, _others(FEELINGS, feeling)),
+            _feeling_of(friend, feeling),
         ),
     )  # fmt: skip
 
@@ -92,8 +96,8 @@ def _gift(dice: Dice) -> Story:
             (f"what did {name} give {friend}", f"{name} gave {friend} {a(colour)} {item}.", item,
              tuple(one for one, _ in ITEMS if one != item)),
             (f"who got the {item}", f"{friend} got the {item}.", friend, (name,)),
-            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
-            (f"how did {friend} feel", f"{friend} was {feeling}.", feeling, _others(FEELINGS, feeling)),
+            _colour_of(item, colour),
+            _feeling_of(friend, feeling),
         ),
     )  # fmt: skip
 
@@ -140,10 +144,19 @@ def _lost_and_found(dice: Dice) -> Story:
         (
             (f"who found the {item}", f"{friend} found the {item}.", friend, (name,)),
             (f"where was the {item}", f"The {item} was in {second}.", second, (first,)),
-            (f"what colour is the {item}", f"The {item} is {colour}.", colour, _others(COLOURS, colour)),
+            _colour_of(item, colour),
             (f"where did {name} look first", f"{name} looked in {first} first.", first, (second,)),
         ),
     )  # fmt: skip
+
+
+def _colour_of(item: str, colour: str) -> Asked:
+    others = _others(COLOURS, colour)
+    return f"what colour is the {item}", f"The {item} is {colour}.", colour, others
+
+
+def _feeling_of(name: str, feeling: str) -> Asked:
+    return f"how did {name} feel", f"{name} was {feeling}.", feeling, _others(FEELINGS, feeling)
 
 
 def _others(values: tuple[str, ...], key: str) -> tuple[str, ...]:

@@ -4,18 +4,8 @@ from dataclasses import dataclass, replace
 
 from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, Fact, ask, ask_back
 from nanochat.primer.numbers import compute
-from nanochat.primer.question import (
-    Dice,
-    Question,
-    Split,
-    draw,
-    exchange,
-    pick_wording,
-    side,
-)
-from nanochat.primer.world import BOYS, COLOURS, GIRLS, PEOPLE
-
-ASSISTANT = "nanochat"
+from nanochat.primer.question import Dice, Question, Split, draw, exchange, pick_wording, side
+from nanochat.primer.world import BOYS, COLOURS, GIRLS, PEOPLE, TOWNS
 
 
 @dataclass(frozen=True)
@@ -43,9 +33,10 @@ INTENTS = (
     Intent(
         "who",
         (
-            "who are you", "what are you", "who am I talking to", "what is this", "introduce yourself",
-            "tell me about yourself", "what kind of thing are you", "who is there", "who r u",
-            "please say who you are", "tell me who you are", "what are you exactly", "who is this",
+            "who are you", "what are you", "who am I talking to", "what is this",
+            "introduce yourself", "tell me about yourself", "what kind of thing are you",
+            "who is there", "who r u", "please say who you are", "tell me who you are",
+            "what are you exactly", "who is this",
         ),
         ("can you tell me who you are", "who am I speaking to"),
         (
@@ -68,9 +59,10 @@ INTENTS = (
     Intent(
         "maker",
         (
-            "who made you", "who trained you", "who built you", "who created you", "where do you come from",
-            "who is your maker", "who taught you", "how were you made", "who wrote you",
-            "tell me who made you", "tell me who trained you", "who are your makers",
+            "who made you", "who trained you", "who built you", "who created you",
+            "where do you come from", "who is your maker", "who taught you", "how were you made",
+            "who wrote you", "tell me who made you", "tell me who trained you",
+            "who are your makers",
         ),
         ("tell me who built you", "who was it that trained you"),
         ("I was trained by the person who runs me, with the open source project nanochat.",),
@@ -93,8 +85,9 @@ INTENTS = (
     Intent(
         "mood",
         (
-            "how are you", "how are you today", "how do you feel", "are you well", "how is it going",
-            "how are things", "are you okay", "how have you been", "how do you do", "what's up",
+            "how are you", "how are you today", "how do you feel", "are you well",
+            "how is it going", "how are things", "are you okay", "how have you been",
+            "how do you do", "what's up",
         ),
         ("how are you doing", "how do you feel today"),
         ("I am fine, thank you. How are you?",),
@@ -103,8 +96,9 @@ INTENTS = (
     Intent(
         "thanks",
         (
-            "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "that helped",
-            "great, thanks", "thank you so much", "thanks for your help", "cool, thank you",
+            "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks",
+            "that helped", "great, thanks", "thank you so much", "thanks for your help",
+            "cool, thank you",
         ),
         ("thank you for your help", "great, thank you"),
         ("You are welcome!", "You are welcome. Ask me again!"),
@@ -123,9 +117,9 @@ INTENTS = (
     Intent(
         "human",
         (
-            "are you a human", "are you a person", "are you alive", "are you real", "are you a robot",
-            "are you a computer", "are you a machine", "do you have a body", "are you human",
-            "do you eat", "can you see me",
+            "are you a human", "are you a person", "are you alive", "are you real",
+            "are you a robot", "are you a computer", "are you a machine", "do you have a body",
+            "are you human", "do you eat", "can you see me",
         ),
         ("are you a real person", "are you a real human"),
         ("No, I am a computer program, a small language model.",
@@ -135,8 +129,9 @@ INTENTS = (
     Intent(
         "size",
         (
-            "how big are you", "how large are you", "how many parameters do you have", "are you big",
-            "are you a large model", "how small are you", "what size are you", "how clever are you",
+            "how big are you", "how large are you", "how many parameters do you have",
+            "are you big", "are you a large model", "how small are you", "what size are you",
+            "how clever are you",
         ),
         ("tell me how big you are",),
         ("I am a very small language model, with a few million parameters.",),
@@ -211,66 +206,76 @@ def _about_a_friend(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Qu
     return exchange(first, terse=terse), ask_back(dice, facts[1])
 
 
+@dataclass(frozen=True)
+class Confidence:
+    """Something that people tell of themselves and ask for later; {x} is what it is about."""
+
+    told: tuple[str, ...]
+    reply: str
+    asked: tuple[str, ...]
+    answer: str
+    values: tuple[str, ...]
+
+
+CONFIDENCES = (
+    Confidence(
+        (
+            "My name is {x}.", "I am {x}.", "Hi, I'm {x}.", "Hello, my name is {x}.",
+            "I am called {x}.", "You can call me {x}.",
+        ),
+        "Nice to meet you, {x}!",
+        (
+            "What is my name?", "Do you know my name?", "Who am I?", "what's my name",
+            "Tell me my name.", "Can you remember my name?",
+        ),
+        "Your name is {x}.",
+        (*GIRLS, *BOYS),
+    ),
+    Confidence(
+        ("My favourite colour is {x}.", "I like {x} best.", "The colour that I like best is {x}."),
+        "{X} is a nice colour.",
+        (
+            "What is my favourite colour?", "Which colour do I like best?", "what colour do I like",
+            "Do you know my favourite colour?",
+        ),
+        "Your favourite colour is {x}.",
+        COLOURS,
+    ),
+    Confidence(
+        ("I live in {x}.", "My home is in {x}.", "I am from {x}.", "I come from {x}."),
+        "{x} is a nice town.",
+        (
+            "Where do I live?", "Which town am I from?", "where is my home",
+            "Do you know where I live?",
+        ),
+        "You live in {x}.",
+        tuple(town.name for town in TOWNS),
+    ),
+)  # fmt: skip
+
+
 def _about_the_user(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
     """My name is Tom. ... What is my name?"""
-    if dice.random() < 0.6:
-        name = dice.choice((*GIRLS, *BOYS))
-        told = dice.choice(
-            (
-                "My name is {x}.",
-                "I am {x}.",
-                "Hi, I'm {x}.",
-                "Hello, my name is {x}.",
-                "my name is {x}",
-                "I am called {x}.",
-            )
-        )
-        reply, answer = f"Nice to meet you, {name}!", f"Your name is {name}."
-        cores = (
-            "What is my name?",
-            "Do you know my name?",
-            "Who am I?",
-            "what's my name",
-            "Tell me my name.",
-            "Can you remember my name?",
-        )
-        rivals = (*GIRLS, *BOYS)
-    else:
-        name = dice.choice(COLOURS)
-        told = dice.choice(
-            (
-                "My favourite colour is {x}.",
-                "I like {x} best.",
-                "The colour that I like best is {x}.",
-            )
-        )
-        reply, answer = (
-            f"{name.capitalize()} is a nice colour.",
-            f"Your favourite colour is {name}.",
-        )
-        cores = (
-            "What is my favourite colour?",
-            "Which colour do I like best?",
-            "Do you know my favourite colour?",
-            "what colour do I like",
-        )
-        rivals = COLOURS
+    kind = dice.choice((CONFIDENCES[0], *CONFIDENCES))
+    value = dice.choice(kind.values)
+    told, asked = dice.choice(kind.told).format(x=value), dice.choice(kind.asked)
     between: Messages = []
     if dice.random() < 0.6:
-        between = exchange(
-            draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train"), terse=terse
-        )
+        about = draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train")
+        between = exchange(about, terse=terse)
     messages: Messages = [
-        {"role": "user", "content": told.format(x=name)},
-        {"role": "assistant", "content": reply},
+        {"role": "user", "content": told},
+        {"role": "assistant", "content": kind.reply.format(x=value, X=value.capitalize())},
         *between,
     ]
-    core = dice.choice(cores)
-    filler = between[0]["content"] if between else ""
+    heard = between[0]["content"] if between else ""
     last = Question(
-        text=core, answer=answer, key=name, identity=f"memory|{told}|{name}|{core}|{filler}",
-        rivals=tuple(other for other in rivals if other != name),
-    )  # fmt: skip
+        text=asked,
+        answer=kind.answer.format(x=value),
+        key=value,
+        identity=f"memory|{told}|{asked}|{heard}",
+        rivals=tuple(other for other in kind.values if other != value),
+    )
     return messages, last
 
 

@@ -139,9 +139,10 @@ def calendar_question(dice: Dice, split: Split) -> Question:
 ORDER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "size": (
         (
-            "which is bigger, {x} or {y}", "what is bigger, {x} or {y}", "who is bigger, {x} or {y}",
-            "is {x} or {y} bigger", "which of the two is bigger, {x} or {y}",
-            "tell me which is bigger, {x} or {y}", "which one is larger, {x} or {y}",
+            "which is bigger, {x} or {y}", "what is bigger, {x} or {y}",
+            "who is bigger, {x} or {y}", "is {x} or {y} bigger",
+            "which of the two is bigger, {x} or {y}", "tell me which is bigger, {x} or {y}",
+            "which one is larger, {x} or {y}",
         ),
         ("tell me which one is larger, {x} or {y}",),
     ),

@@ -335,29 +335,31 @@ BOYS = (
 )  # fmt: skip
 # What the world does not have is made up from these: there is no end of it, as out there.
 UNKNOWN_NAME_PARTS = (
-    ("Bar", "Dor", "Fen", "Gil", "Hes", "Lor", "Mal", "Pel", "Quin", "Row", "Sig", "Tam", "Urs", "Vin", "Xan", "Yor"),
-    ("a", "e", "i", "o", "u"),
-    ("ba", "bert", "dan", "dine", "fred", "la", "ley", "lina", "mond", "na", "rick", "ro", "tha", "thea", "vin", "wen"),
-)  # fmt: skip
+    "Bar Dor Fen Gil Hes Lor Mal Pel Quin Row Sig Tam Urs Vin Xan Yor",
+    "a e i o u",
+    "ba bert dan dine fred la ley lina mond na rick ro tha thea vin wen",
+)
 UNKNOWN_ANIMAL_PARTS = (
-    ("bl", "cr", "dr", "fl", "gr", "kl", "pr", "sn", "squ", "tr", "v", "w", "z"),
-    ("a", "i", "o", "u"),
-    ("bbin", "ckle", "dgit", "ffle", "mbat", "ndle", "ngor", "ppet", "rbel", "rkin", "sper", "zzle"),
-)  # fmt: skip
+    "bl cr dr fl gr kl pr sn squ tr v w z",
+    "a i o u",
+    "bbin ckle dgit ffle mbat ndle ngor ppet rbel rkin sper zzle",
+)
 LEGENDARY = (
     "unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant", "kraken",
     "gnome", "elf", "goblin", "centaur", "sphinx", "vampire", "fairy",
 )  # fmt: skip
 
-COLOURS = (
+COLOURS: tuple[str, ...] = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
 )  # fmt: skip
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = (
+DAYS: tuple[str, ...] = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
+)  # fmt: skip
+MONTHS: tuple[str, ...] = (
     "January", "February", "March", "April", "May", "June",
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
-SEASONS = ("spring", "summer", "autumn", "winter")
+SEASONS: tuple[str, ...] = ("spring", "summer", "autumn", "winter")
 SEASON_OF_MONTH = {month: SEASONS[(number - 2) % 12 // 3] for number, month in enumerate(MONTHS)}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
