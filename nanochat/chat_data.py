@@ -31,12 +31,16 @@ class Conversations(Protocol):
     def __getitem__(self, index: int) -> Conversation: ...
 
 
+def _refuse_empty(task: Conversations) -> None:
+    if not len(task):
+        raise UserError("no conversation to train on; the task is empty, give it some")
+
+
 class Shuffled:
     """Place n of an endless run through a task, shuffled anew in each epoch."""
 
     def __init__(self, task: Conversations, seed: int) -> None:
-        if not len(task):
-            raise UserError("no conversation to train on; the task is empty")
+        _refuse_empty(task)
         self.task, self.seed = task, seed
         self.order = lru_cache(maxsize=2)(self._order)
 
@@ -93,9 +97,10 @@ def packed_steps(
     task: Conversations, tokenizer: RustBPETokenizer, *, rows: int, sequence_len: int
 ) -> int:
     """Steps of about one pass over the task, by the length of a sample of its conversations."""
+    _refuse_empty(task)
     sample = range(0, len(task), max(1, len(task) // 500))
     lengths = [len(render_conversation(task[i], tokenizer)[0]) for i in sample]
-    total = sum(lengths) / len(lengths) * len(task)
+    total = sum(lengths) * len(task) / len(lengths)
     return max(1, round(total / (rows * sequence_len)))
 
 
@@ -119,18 +124,20 @@ def masked_conversations(
     """Batches (B, T) of one conversation a row; only what the assistant says is a target.
 
     Rows end after `num_epochs` passes; T is that of the longest row of the step. Conversations
-    beyond the context are cut there, and how many is said at the end.
+    beyond the context are cut there, and how many were is said at the end.
     """
     shuffled = Shuffled(task, seed)
     total = len(task) * num_epochs
     num_steps = masked_steps(task, rows, num_epochs)
-    num_cut = 0
-    for step in range(resume["step"] if resume else 0, num_steps):
+    first_step = resume["step"] if resume else 0
+    num_cut, num_mute = 0, 0
+    for step in range(first_step, num_steps):
         places = range(step * rows, min((step + 1) * rows, total))
         rendered = [
             render_conversation(shuffled.conversation(place), tokenizer) for place in places
         ]
         num_cut += sum(len(ids) > sequence_len + 1 for ids, _ in rendered)
+        num_mute += sum(any(mask) and not any(mask[: sequence_len + 1]) for _, mask in rendered)
         rendered = [(ids[: sequence_len + 1], mask[: sequence_len + 1]) for ids, mask in rendered]
         num_targets = sum(sum(mask[1:]) for _, mask in rendered)
         # Rows of like length stand together, so that micro-batches are cut short; the sum is equal.
@@ -150,7 +157,11 @@ def masked_conversations(
             resume={"step": step + 1},
         )
     if num_cut and rank == 0:
-        logger.info("%d conversations were cut at the context of %d tokens", num_cut, sequence_len)
+        logger.info(
+            "%d of %d conversations were cut at the context of %d tokens; %d of them lost all that"
+            " the assistant says",
+            num_cut, total - first_step * rows, sequence_len, num_mute,
+        )  # fmt: skip
 
 
 def _padded(

@@ -8,7 +8,7 @@ repeated. Rank r of W runs the lanes with l % W == r, and a lane's whole state i
 # B rows of this rank  T sequence_len
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,14 @@ import torch
 from nanochat.batch import Batch
 from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
+
+
+class Texts(Protocol):
+    """Texts by index: a list, or `dataset.Documents`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> str: ...
 
 
 class TokenSource(Protocol):
@@ -32,7 +40,7 @@ class TokenSource(Protocol):
 class EncodedTexts:
     """Texts by index, encoded when asked; counter n is document n % len in epoch n // len."""
 
-    def __init__(self, texts: Sequence[str], tokenizer: RustBPETokenizer) -> None:
+    def __init__(self, texts: Texts, tokenizer: RustBPETokenizer) -> None:
         if not len(texts):
             raise UserError("no document to read; run python -m nanochat.dataset first")
         self.texts, self.tokenizer = texts, tokenizer
@@ -125,7 +133,7 @@ def _refuse_other_run(resume: dict[str, Any], rows: int, num_documents: int) -> 
 
 
 def tokenizing_distributed_data_loader(
-    documents: Sequence[str],
+    documents: Texts,
     tokenizer: RustBPETokenizer,
     *,
     rows: int,

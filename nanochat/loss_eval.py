@@ -17,6 +17,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_token_bytes
 
 ROWS_PER_PASS = 16
+TEXT_ROWS = 32  # of one step over all ranks: the same text is measured on any number of them
 
 
 def text_bpb(
@@ -29,20 +30,20 @@ def text_bpb(
 ) -> float:
     """Bits per byte on the first `num_tokens` tokens of a split of a source's text.
 
-    Raises UserError when that is not a positive number.
+    They are taken in whole steps of 32 rows, at least one, so that any number of ranks measures
+    the same text. Raises UserError when `num_tokens` is not a positive number.
     """
     if num_tokens <= 0:
         raise UserError(f"--eval_tokens={num_tokens} measures nothing; use 1 or more")
     length = model.config.sequence_len
-    rows = ROWS_PER_PASS * place.world_size
     batches = tokenizing_distributed_data_loader(
         dataset.Documents(dataset.shard_paths(source, split)),
         tokenizer,
-        rows=rows,
+        rows=TEXT_ROWS,
         sequence_len=length,
         rank=place.rank,
         world_size=place.world_size,
-        num_steps=max(1, num_tokens // (rows * length)),
+        num_steps=max(1, num_tokens // (TEXT_ROWS * length)),
     )
     return _bpb(model, batches, place)
 
@@ -85,7 +86,9 @@ def evaluate_bpb(
         num_batches += 1
         for first in range(0, batch.inputs.size(0), device_batch_size):
             rows = slice(first, first + device_batch_size)
-            more_nats, more_bytes = _sums(model, batch.inputs[rows], batch.targets[rows], token_bytes)
+            more_nats, more_bytes = _sums(
+                model, batch.inputs[rows], batch.targets[rows], token_bytes
+            )
             nats, num_bytes = nats + more_nats, num_bytes + more_bytes
     model.train(was_training)
     total_nats, total_bytes, total_batches = runtime.all_reduce_sum(
