@@ -87,8 +87,8 @@ CHAT_TEMPLATE = """\
         {{- raise_exception('user and assistant take turns, after at most a system text') -}}
     {%- endif -%}
 {%- endfor -%}
-{%- if state.system -%}
-    {{- raise_exception('a system message must be followed by a user message') -}}
+{%- if state.turn == 0 -%}
+    {{- raise_exception('a conversation needs a user message') -}}
 {%- endif -%}
 {%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
 """

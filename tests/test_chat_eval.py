@@ -1,0 +1,395 @@
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from nanochat import chat_eval, report
+from nanochat.chat import Conversation, render_for_completion
+from nanochat.chat_eval import Judged, Tally, evaluate_task, merged, tally_of
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.primer import FAMILIES
+from scripts import chat_eval as script
+from tasks.common import Task, render_choices
+from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub
+from tests.small_model import save_small_run, small_model, small_tokenizer
+
+
+class Alive(dict[str, Any]):
+    """A conversation that can be counted while it is held."""
+
+    now = most = 0
+
+    def __init__(self, content: Conversation) -> None:
+        super().__init__(content)
+        Alive.now += 1
+        Alive.most = max(Alive.most, Alive.now)
+
+    def __del__(self) -> None:
+        Alive.now -= 1
+
+
+class Questions(Task):
+    """Questions of different lengths; judged by a rule on the answer."""
+
+    def __init__(
+        self, size: int, kind: Literal["generative", "categorical"] = "generative"
+    ) -> None:
+        super().__init__()
+        self.size, self.eval_type = size, kind
+
+    def num_examples(self) -> int:
+        return self.size
+
+    def get_example(self, index: int) -> Conversation:
+        letters = list("ABCD"[: 2 + index % 3])
+        text = "why " * (index % 7)
+        question = render_choices(text, ["x"] * len(letters), letters)
+        if self.eval_type == "generative":
+            question = f"{index} {text}"
+        return Alive(
+            {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": "A"},
+                ],
+                "letters": letters,
+                "index": index,
+                "unseen_wording": index % 4 == 0,
+            }
+        )
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        if self.eval_type == "categorical":
+            assert completion in conversation["letters"]
+            return completion == "A"
+        return (len(completion) + conversation["index"]) % 3 == 0
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(small_model(sequence_len=128, n_layer=1), small_tokenizer())
+
+
+def how(kind: str) -> dict[str, Any]:
+    return {} if kind == "categorical" else {"max_new_tokens": 6, "temperature": 1.0}
+
+
+# ---- any number of ranks, any batch
+
+
+@pytest.mark.parametrize("kind", ["categorical", "generative"])
+@pytest.mark.parametrize("world_size", [2, 3, 7, 50])
+def test_any_number_of_ranks_gives_the_tally_of_one(
+    engine: Engine, kind: Literal["generative", "categorical"], world_size: int
+) -> None:
+    task = Questions(41, kind)
+    whole = evaluate_task(task, engine, **how(kind))
+    shares = [
+        evaluate_task(task, engine, rank=rank, world_size=world_size, **how(kind))
+        for rank in range(world_size)
+    ]
+    assert merged(shares) == whole
+    assert whole.num_total == 41 and 0 < whole.num_passed < 41
+    assert whole.num_unseen == 11 and whole.num_passed_unseen <= whole.num_passed
+
+
+@pytest.mark.parametrize("kind", ["categorical", "generative"])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_any_batch_size_gives_the_same_tally(
+    engine: Engine, kind: Literal["generative", "categorical"], batch_size: int
+) -> None:
+    task = Questions(23, kind)
+    whole = evaluate_task(task, engine, **how(kind))
+    assert evaluate_task(task, engine, batch_size=batch_size, **how(kind)) == whole
+
+
+@pytest.mark.parametrize("kind", ["categorical", "generative"])
+def test_memory_stays_flat_however_long_the_task(
+    engine: Engine, kind: Literal["generative", "categorical"]
+) -> None:
+    most = []
+    for size in (60, 240):
+        before = Alive.most = Alive.now
+        tally = evaluate_task(
+            Questions(size, kind), engine, batch_size=5, max_new_tokens=1 + (kind == "generative")
+        )
+        assert tally.num_total == size
+        most.append(Alive.most - before)
+    assert most[0] == most[1] <= 2 * chat_eval.CHUNK_BATCHES * 5
+
+
+@pytest.mark.parametrize(
+    ("max_problems", "expected"), [(-1, 12), (0, 0), (5, 5), (12, 12), (1000, 12)]
+)
+def test_the_first_problems_are_asked_and_progress_is_told(
+    engine: Engine, max_problems: int, expected: int
+) -> None:
+    told: list[int] = []
+    tally = evaluate_task(
+        Questions(12, "categorical"), engine, max_problems=max_problems, batch_size=1,
+        on_progress=told.append,
+    )  # fmt: skip
+    assert tally.num_total == expected
+    assert (told[-1] if told else 0) == expected and told == sorted(told)
+
+
+def test_nothing_asked_is_nothing_right(engine: Engine) -> None:
+    assert evaluate_task(Questions(0), engine) == Tally()
+    assert Tally().accuracy == 0.0
+    assert merged([]) == Tally()
+
+
+# ---- how a problem is judged
+
+
+def test_the_likeliest_of_the_items_own_letters_at_the_end_of_the_prompt_is_the_choice(
+    engine: Engine,
+) -> None:
+    task, tokenizer = Questions(30, "categorical"), small_tokenizer()
+    judged = chat_eval._choose(task, engine, range(30), batch_size=7)
+    for one in judged:
+        prompt = render_for_completion(one.conversation, tokenizer)
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([prompt]))[0, -1]
+        scores = {
+            letter: float(logits[tokenizer.encode(letter)]) for letter in task[one.index]["letters"]
+        }
+        assert one.completion == max(scores, key=lambda letter: scores[letter])
+        assert one.passed == (one.completion == "A")
+
+
+def test_the_answers_are_those_of_the_engine_seeded_by_the_problem(engine: Engine) -> None:
+    task, seen = Questions(9), []
+    task.evaluate = lambda conversation, text: bool(seen.append((conversation["index"], text)))  # type: ignore[method-assign]
+    evaluate_task(task, engine, max_new_tokens=6, temperature=1.0, num_samples=3, batch_size=4)
+    for index in range(9):
+        prompt = render_for_completion(task[index], small_tokenizer())
+        own = engine.complete([prompt], 6, temperature=1.0, seed=[index], num_samples=3)
+        expected = [small_tokenizer().decode(one.tokens) for one in own]
+        assert [text for place, text in seen if place == index] == expected
+
+
+def test_one_right_sample_is_enough(engine: Engine) -> None:
+    class Second(Questions):
+        asked = 0
+
+        def evaluate(self, conversation: Conversation, completion: str) -> bool:
+            self.asked += 1
+            return self.asked % 3 == 2
+
+    tally = evaluate_task(
+        Second(4), engine, max_new_tokens=3, temperature=1.0, num_samples=2, batch_size=8
+    )
+    assert tally.num_total == 4 and tally.num_passed >= 2
+
+
+def test_a_prompt_over_the_context_is_asked_by_its_end_and_counted(engine: Engine) -> None:
+    class Long(Questions):
+        def get_example(self, index: int) -> Conversation:
+            found = super().get_example(index)
+            if index == 1:
+                found["messages"][0]["content"] = "long story " * 200
+            return found
+
+    for kind in ("generative", "categorical"):
+        tally = evaluate_task(Long(3, kind), engine, max_new_tokens=4)  # type: ignore[arg-type]
+        assert (tally.num_total, tally.num_cut) == (3, 1)
+    prompts, was_cut = chat_eval._prompts(engine, [Long(3)[1], Long(3)[2]], 50)
+    assert was_cut == [True, False] and len(prompts[0]) == 50
+    assert small_tokenizer().decode(prompts[0]).endswith("<|user_end|><|assistant_start|>")
+
+
+def judged(index: int, passed: bool, unseen: bool = False) -> Judged:
+    messages = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": f"question {index}"},
+        {"role": "assistant", "content": "known"},
+    ]
+    conversation = {"messages": messages, "unseen_wording": unseen}
+    return Judged(index, conversation, f"answer {index}", passed, was_cut=index == 3)
+
+
+def test_a_tally_counts_and_shows_the_first_wrong_and_right_answers() -> None:
+    some = [judged(i, passed=i % 2 == 0, unseen=i < 3) for i in range(8)]
+    tally = tally_of(some)
+    assert (tally.num_passed, tally.num_total, tally.accuracy) == (4, 8, 0.5)
+    assert (tally.num_passed_unseen, tally.num_unseen, tally.num_cut) == (2, 3, 1)
+    assert [(s["index"], s["passed"]) for s in tally.samples] == [(1, False), (3, False), (0, True)]
+    assert tally.samples[0] == {
+        "index": 1, "prompt": "question 1", "answer": "answer 1", "passed": False,
+    }  # fmt: skip
+    for cut in range(9):
+        assert merged([tally_of(some[cut:]), tally_of(some[:cut])]) == tally
+
+
+def test_centring_puts_chance_at_zero_and_all_at_one() -> None:
+    assert chat_eval.centred(0.25, 0.25) == 0.0
+    assert chat_eval.centred(1.0, 0.25) == 1.0
+    assert chat_eval.centred(0.0, 0.25) == pytest.approx(-1 / 3)
+
+
+# ---- scripts.chat_eval
+
+QUICK = ["--device_type=cpu", "--primer_problems=3", "--max_new_tokens=5"]
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What the command has said since it was asked last."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    caplog.set_level(logging.INFO)
+
+    def read() -> str:
+        words = "\n".join(record.getMessage() for record in caplog.records)
+        caplog.clear()
+        return words
+
+    return read
+
+
+def put_task_files() -> None:
+    """A few problems of each task of ChatCORE."""
+    arc = [
+        {
+            "question": f"Q{i}",
+            "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+            "answerKey": "A",
+        }
+        for i in range(4)
+    ]
+    for subset in ("ARC-Easy", "ARC-Challenge"):
+        put_on_hub("allenai/ai2_arc", f"{subset}/test-00000-of-00001.parquet", arc)
+    put_on_hub("cais/mmlu", "all/test-00000-of-00001.parquet", mmlu_rows("dev")[:4])
+    put_on_hub(
+        "openai/gsm8k", "main/test-00000-of-00001.parquet", json_lines("gsm8k/test.jsonl")[:4]
+    )
+
+
+def test_the_families_of_the_primer_are_asked_once_and_summed_up(
+    said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_small_run("sft", n_layer=1)
+    script.main(["-i", "sft", *QUICK])
+    words = said()
+    assert script.ALL_FAMILIES in words and script.UNSEEN_WORDING in words
+    section = report.read_section("chat_eval_sft")
+    assert section is not None and section["column"] == "SFT"
+    assert list(section["results"]) == list(FAMILIES)
+    assert all(section["results"][family]["num_total"] == 3 for family in FAMILIES)
+    right = sum(result["num_passed"] for result in section["results"].values())
+    assert section["table"][script.ALL_FAMILIES] == right / (3 * len(FAMILIES))
+
+    monkeypatch.setattr(chat_eval, "evaluate_task", None)  # asked again, it asks nobody
+    script.main(["-i", "sft", *QUICK])
+    words = said()
+    assert "has been asked already" in words and script.ALL_FAMILIES in words
+
+
+def test_a_run_that_was_killed_goes_on_and_other_settings_start_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_small_run("sft", n_layer=1)
+    asked: list[str] = []
+
+    def ask(label: str, *_: Any) -> Tally:
+        if len(asked) % 4 == 3:
+            asked.append("killed")
+            raise KeyboardInterrupt
+        asked.append(label)
+        return Tally(num_passed=1, num_total=2)
+
+    monkeypatch.setattr(script, "ask", ask)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            script.main(QUICK)
+    assert [label for label in asked if label != "killed"] == list(FAMILIES[:6])
+    section = report.read_section("chat_eval_sft")
+    assert section is not None and list(section["results"]) == list(FAMILIES[:6])
+    assert script.ALL_FAMILIES not in section["table"]
+    with pytest.raises(KeyboardInterrupt):
+        script.main([*QUICK, "--temperature=0.5"])
+    section = report.read_section("chat_eval_sft")
+    assert section is not None and list(section["results"]) == list(FAMILIES[:3])
+
+
+@needs_eval_data
+def test_all_tasks_that_are_there_are_asked_and_the_others_named(
+    said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    save_small_run("rl", n_layer=1)
+    put_task_files()
+    script.main(["-i", "rl", "-a", "all", "--max_problems=4", *QUICK])
+    words = said()
+    assert "HumanEval is left out: it runs programs that a model wrote" in words
+    section = report.read_section("chat_eval_rl")
+    assert section is not None
+    tasks = [name for name in script.CHAT_TASKS if name != "HumanEval"]
+    assert list(section["results"]) == tasks
+    assert {result["num_total"] for result in section["results"].values()} == {4}
+    assert not any(label.startswith(script.CHATCORE) for label in section["table"])
+    script.main(["-i", "rl", "-a", "GSM8K,facts", "--max_problems=4", *QUICK])
+    section = report.read_section("chat_eval_rl")
+    assert section is not None and list(section["results"]) == [*tasks, "facts"]
+
+
+def test_a_task_without_its_files_is_named_and_left_out_of_all(
+    said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    save_small_run("sft", n_layer=1)
+    script.main(["-a", "all", "--max_problems=2", *QUICK])
+    words = said()
+    assert "GSM8K is left out: " in words and "--prefetch" in words
+    assert "SpellingBee" in words
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        script.main(["-a", "GSM8K", *QUICK])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-a", "GSM8"], "-a GSM8 is not a task, nor primer or all; did you mean GSM8K"),
+        (["-a", "facts,zzz"], "-a zzz is not a task, nor primer or all; use facts, "),
+        (
+            ["-a", "HumanEval"],
+            "-a HumanEval runs programs that a model wrote, which needs a sandbox",
+        ),
+        (["--num_samples=4"], "--num_samples=4 at temperature 0 gives the same answer each time"),
+        (["--batch_size=0"], "--batch_size=0 must be 1 or more"),
+        (["--max_new_tokens=0"], "--max_new_tokens=0 must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_remedy(
+    arguments: list[str], message: str
+) -> None:
+    save_small_run("sft", n_layer=1)
+    with pytest.raises(UserError, match=message):
+        script.main([*QUICK, *arguments])
+
+
+def test_chatcore_is_the_mean_of_the_six_centred_and_only_then() -> None:
+    results = {
+        name: {"num_passed": passed, "num_total": 100}
+        for name, passed in zip(script.CHAT_TASKS, (40, 25, 62, 10, 5, 70), strict=True)
+    }
+    settings = {"max_problems": -1}
+    expected = (0.15 / 0.75 + 0.0 + 0.37 / 0.75 + 0.10 + 0.05 + 0.70) / 6
+    assert script.summary(results, settings) == {"ChatCORE": pytest.approx(expected)}
+    cropped = script.summary(results, {"max_problems": 100})
+    assert list(cropped) == ["ChatCORE of 100 problems each"]
+    del results["GSM8K"]
+    assert script.summary(results, settings) == {}
+
+
+def test_the_published_numbers_give_the_published_chatcore() -> None:
+    names = ("ARC-Challenge", "ARC-Easy", "GSM8K", "HumanEval", "MMLU")
+    mid = dict(zip(names, (0.2875, 0.3561, 0.0250, 0.0671, 0.3111), strict=True))
+    results = {name: {"num_passed": value, "num_total": 1} for name, value in mid.items()}
+    baselines = {name: baseline for name, (_, baseline) in script.CHAT_TASKS.items()}
+    centred = [chat_eval.centred(script.share(results[n]), baselines[n]) for n in names]
+    assert sum(centred) / 5 == pytest.approx(0.0730, abs=2e-3)  # without SpellingBee, as then

@@ -1,0 +1,324 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nanochat import export, paths
+from nanochat.chat import merge_system, render_conversation, render_for_completion
+from nanochat.errors import UserError
+from nanochat.gpt import GPT
+from nanochat.tokenizer import SPECIAL_TOKENS
+from scripts import export as script
+from tests.shared_data import json_lines, needs_eval_data
+from tests.small_model import save_small_run, small_model, small_tokenizer
+
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return small_model(softcap=11.0, rope_base=5000.0, rms_eps=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "model"
+    export.export_hf(model, small_tokenizer(), out, torch.float32)
+    return out
+
+
+@pytest.fixture(scope="module")
+def peer_tokenizer(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return content
+
+
+# ---- weights and config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_kv_head": 1},
+        {"n_kv_head": 4, "softcap": 30.0},
+        {"n_layer": 3, "rope_base": 200_000.0, "rms_eps": 1e-3},
+    ],
+)
+def test_transformers_gives_the_same_logits_to_the_last_bit(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model, out = small_model(**changes), tmp_path / "model"
+    export.export_hf(model, small_tokenizer(), out, torch.float32)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert type(peer).__name__ == "NanoChatForCausalLM" and peer.dtype == torch.float32
+    idx = torch.randint(400, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(peer(input_ids=idx).logits, model(idx))
+
+
+def test_bfloat16_weights_are_ours_rounded(model: GPT, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    export.export_hf(model, small_tokenizer(), out, torch.bfloat16)
+    assert read(out, "config.json")["dtype"] == "bfloat16"
+    names = export.hf_tensors(model.state_dict())
+    with safe_open(out / export.WEIGHTS_FILE, "pt") as file:
+        for name, tensor in names.items():
+            assert torch.equal(file.get_tensor(name), tensor.to(torch.bfloat16))
+
+
+def test_every_tensor_is_there_once_in_its_shape(model: GPT, folder: Path) -> None:
+    with safe_open(folder / export.WEIGHTS_FILE, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+    assert shapes == export.hf_shapes(model.config)
+    assert len(shapes) == 6 * model.config.n_layer + 2
+
+
+def test_no_key_of_the_config_is_left_to_a_default(model: GPT, folder: Path) -> None:
+    written, shape = read(folder, "config.json"), model.config
+    loaded = transformers.AutoConfig.from_pretrained(folder)
+    expected = {
+        "model_type": "nanochat", "vocab_size": shape.vocab_size, "hidden_size": shape.n_embd,
+        "intermediate_size": 4 * shape.n_embd, "num_hidden_layers": shape.n_layer,
+        "num_attention_heads": shape.n_head, "num_key_value_heads": shape.n_kv_head,
+        "head_dim": shape.head_dim, "max_position_embeddings": shape.sequence_len,
+        "hidden_act": "relu2", "rms_norm_eps": shape.rms_eps, "attention_bias": False,
+        "attention_dropout": 0.0, "final_logit_softcapping": shape.softcap,
+        "tie_word_embeddings": False, "bos_token_id": small_tokenizer().get_bos_token_id(),
+        "eos_token_id": small_tokenizer().encode_special("<|assistant_end|>"),
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert written[name] == getattr(loaded, name) == value, name
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == shape.rope_base
+    assert loaded.rope_parameters["rope_theta"] == shape.rope_base
+    # What transformers would write is what we wrote.
+    theirs = transformers.NanoChatConfig().to_dict().keys()
+    about_the_model = theirs - transformers.PretrainedConfig().to_dict().keys()
+    assert about_the_model <= written.keys()
+
+
+def test_generation_stops_at_the_end_of_an_answer(folder: Path) -> None:
+    config = transformers.GenerationConfig.from_pretrained(folder)
+    end = small_tokenizer().encode_special("<|assistant_end|>")
+    assert (config.eos_token_id, config.pad_token_id) == (end, end)
+    assert config.bos_token_id == small_tokenizer().get_bos_token_id()
+
+
+# ---- what cannot be mapped
+
+
+def test_a_tensor_without_a_place_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    model, out = small_model(), tmp_path / "model"
+    model.blocks[1].attention.gate = torch.nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"blocks\.1\.attention\.gate"):
+        export.export_hf(model, small_tokenizer(), out, torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_is_missing_or_misshapen_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    model.blocks[0].mlp.up.weight = torch.nn.Parameter(torch.zeros(96, 32))
+    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: \(96, 32\) and not \(128, 32\)"):
+        export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
+    del model.blocks[0].mlp.up
+    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: None and not"):
+        export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_with_a_switch_of_its_own_is_refused(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = model.config.to_dict()
+    monkeypatch.setattr(
+        type(model.config), "to_dict", lambda _: {**known, "value_embeddings": True}
+    )
+    with pytest.raises(UserError, match=r"value_embeddings.*only the classic recipe"):
+        export.hf_config(model.config, small_tokenizer(), torch.float32)
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    model = small_model(vocab_size=500)
+    with pytest.raises(UserError, match="the model has 500 tokens and the tokenizer 400"):
+        export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
+
+
+def test_a_folder_that_is_there_is_left_alone(model: GPT, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_nothing(
+    model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(paths, "write_whole", full)
+    with pytest.raises(UserError, match="full"):
+        export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the tokenizer
+
+
+TEXTS = [
+    "", " ", "\n\n", "Hello, world!", "12345 67 8", "naïve café \u20ac \U0001f642\U0001f469\u200d",
+    "  two  spaces\tand tabs\r\n", "日本語 한국어 العربية", "\x00\x01 control", "a" * 100,
+    "don't we'll I'M", "x=1;y+=2 // code", "\ufffd\u2028",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_tokenizer_gives_our_ids_and_our_text_back(peer_tokenizer: Any, text: str) -> None:
+    ids = small_tokenizer().encode(text)
+    assert peer_tokenizer.encode(text, add_special_tokens=False) == ids
+    assert peer_tokenizer.encode(text) == ids  # nothing is put before it
+    assert peer_tokenizer.decode(ids) == text
+
+
+@needs_eval_data
+def test_real_text_gets_our_ids(peer_tokenizer: Any) -> None:
+    texts = [row["question"] + row["answer"] for row in json_lines("gsm8k/test.jsonl")[:100]]
+    texts += [
+        str(row)
+        for row in json_lines("eval_data/language_understanding/lambada_openai.jsonl")[:100]
+    ]
+    assert peer_tokenizer(texts)["input_ids"] == small_tokenizer().encode(texts)
+
+
+def test_the_special_tokens_have_our_ids_and_roles(peer_tokenizer: Any) -> None:
+    for name in SPECIAL_TOKENS:
+        assert peer_tokenizer.convert_tokens_to_ids(name) == small_tokenizer().encode_special(name)
+        assert name in peer_tokenizer.all_special_tokens
+    assert peer_tokenizer.bos_token == "<|bos|>"
+    assert peer_tokenizer.eos_token == peer_tokenizer.pad_token == "<|assistant_end|>"
+    assert len(peer_tokenizer) == small_tokenizer().get_vocab_size()
+    assert peer_tokenizer.model_max_length == 64
+
+
+# ---- the chat template
+
+CALL = [
+    {"type": "text", "text": "Let me see. "},
+    {"type": "python", "text": "3+4"},
+    {"type": "python_output", "text": "7"},
+    {"type": "text", "text": "It is 7."},
+]
+USER, ANSWER = {"role": "user", "content": "Hi,\n you"}, {"role": "assistant", "content": " Yes. "}
+PARTS = {
+    "role": "user",
+    "content": [{"type": "text", "text": "a "}, {"type": "text", "text": " b"}],
+}
+CONVERSATIONS = [
+    [USER],
+    [PARTS],
+    [USER, ANSWER, PARTS],
+    [USER, {"role": "assistant", "content": CALL}, USER],
+    [{"role": "system", "content": "Be kind.\n"}, USER],
+    [
+        {"role": "system", "content": "One."},
+        {"role": "system", "content": "Two."},
+        PARTS,
+        ANSWER,
+        USER,
+    ],
+    [{"role": "system", "content": ""}, USER],
+    [USER, {"role": "assistant", "content": ""}, USER],
+    [{"role": "user", "content": ""}],
+    [{"role": "user", "content": "{{ 1 + 1 }} {% if x %}"}],
+]
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_the_chat_template_renders_our_prompt(
+    peer_tokenizer: Any, messages: list[dict[str, Any]]
+) -> None:
+    rendered = peer_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    ours = render_for_completion({"messages": messages}, small_tokenizer())
+    assert rendered["input_ids"] == ours
+
+
+@pytest.mark.parametrize("messages", [[*c, ANSWER] for c in CONVERSATIONS])
+def test_the_chat_template_renders_our_conversation_and_mask(
+    peer_tokenizer: Any, messages: list[dict[str, Any]]
+) -> None:
+    rendered = peer_tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = render_conversation({"messages": messages}, small_tokenizer())
+    assert rendered["input_ids"] == ids
+    assert rendered["assistant_masks"] == mask
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [ANSWER],
+        [USER, USER],
+        [USER, ANSWER, ANSWER],
+        [{"role": "system", "content": "S"}],
+        [{"role": "system", "content": "S"}, ANSWER],
+        [USER, {"role": "system", "content": "S"}],
+        [USER, {"role": "assistant", "content": [{"type": "image", "text": "x"}]}, USER],
+    ],
+)
+def test_the_chat_template_refuses_what_we_refuse(
+    peer_tokenizer: Any, messages: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UserError):
+        render_conversation({"messages": messages}, small_tokenizer())
+    with pytest.raises(Exception, match=r"take turns|a user message|parts are|empty"):
+        peer_tokenizer.apply_chat_template(messages)
+
+
+def test_a_developers_text_is_merged_like_a_systems(peer_tokenizer: Any) -> None:
+    texts = [
+        peer_tokenizer.apply_chat_template([{"role": role, "content": "S"}, USER], tokenize=False)
+        for role in ("system", "developer")
+    ]
+    merged = merge_system([{"role": "system", "content": "S"}, USER])[0]["content"]
+    assert texts[0] == texts[1] == f"<|bos|><|user_start|>{merged}<|user_end|>"
+
+
+# ---- scripts.export
+
+
+def test_the_command_writes_the_model_of_a_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_small_run("sft")
+    script.main(["--source=sft", "--format=hf", f"--out={tmp_path / 'out'}"])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    idx = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(peer(input_ids=idx).logits, model(idx))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--out=DIR is needed"),
+        (["--format=mlx", "--out=x"], "--format=mlx is not there yet; --format=hf is"),
+        (["--source=rl", "--out=x"], r"no checkpoint in .*; run python -m scripts\.chat_rl first"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        script.main(arguments)
