@@ -121,7 +121,7 @@ def train(
             began = time.perf_counter()
             batch = next(batches)
             loss = accumulate_gradients(model, batch, device_batch_size, place.device)
-            facts = _agree(loss, batch.inputs.numel(), stop_requested())
+            facts = _agree(loss, tokens_in_use(batch.targets), stop_requested())
             if not math.isfinite(facts.loss):
                 raise UserError(
                     f"the loss of step {state.step + 1} is {facts.loss}: stopped before the update;"
@@ -176,6 +176,12 @@ def width_in_use(targets: Tensor) -> int:
     """Columns up to the last target of any row, in whole steps: what is behind has no effect."""
     last = int((targets >= 0).any(dim=0).nonzero().max()) + 1 if (targets >= 0).any() else 1
     return min(-(-last // WIDTH_STEP) * WIDTH_STEP, targets.size(1))
+
+
+def tokens_in_use(targets: Tensor) -> int:
+    """Tokens up to the last target of each row: padding is no work done."""
+    columns = torch.arange(1, targets.size(1) + 1)
+    return int(((targets >= 0) * columns).amax(dim=1).sum())
 
 
 def _on(device: torch.device, tensor: Tensor) -> Tensor:

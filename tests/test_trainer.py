@@ -176,3 +176,8 @@ def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path)
 
     with pytest.raises(UserError, match="shard_00003"):
         run(tmp_path, broken())
+
+
+def test_padding_counts_neither_as_tokens_nor_as_speed() -> None:
+    targets = torch.tensor([[5, 6, 7, 8], [-1, 3, -1, -1], [-1, -1, -1, -1]])
+    assert trainer.tokens_in_use(targets) == 4 + 2 + 0
