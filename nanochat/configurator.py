@@ -11,10 +11,11 @@ import difflib
 import logging
 import math
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as hints_of
@@ -34,6 +35,46 @@ FALSE_WORDS = ("false", "no", "off", "0")
 def short(name: str) -> Any:
     """Gives an option a second, short name: `source: Annotated[str, short("-i")] = "sft"`."""
     return tyro.conf.arg(aliases=[name])
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that an option takes; stands in `Annotated[int, ...]`."""
+
+    low: float
+    high: float = math.inf
+    besides: int | None = None
+    """A number outside that has a meaning of its own."""
+
+    def refusal(self, value: float) -> str:
+        """What is wrong and what helps, to stand behind `--name=value`; empty when all is well."""
+        if self.low <= value <= self.high or value == self.besides:
+            return ""
+        if self.high < math.inf:
+            return f"must be between {self.low:g} and {self.high:g}"
+        also = "" if self.besides is None else f", or {self.besides} (see --help)"
+        return f"must be {self.low:g} or more{also}"
+
+
+def at_least(low: float, besides: int | None = None) -> Bounds:
+    """`steps: Annotated[int, at_least(1, besides=-1)] = -1`."""
+    return Bounds(low, besides=besides)
+
+
+def between(low: float, high: float) -> Bounds:
+    """`share: Annotated[float, between(0, 1)] = 0.5`."""
+    return Bounds(low, high)
+
+
+@dataclass(frozen=True)
+class FolderName:
+    """A text that becomes the name of one folder."""
+
+    def refusal(self, value: str) -> str:
+        """As that of Bounds."""
+        if not value or re.fullmatch(r"[A-Za-z0-9_+=,@-][A-Za-z0-9._+=,@-]*", value):
+            return ""
+        return "is not the plain name of a folder; use letters, digits, '-', '_' and '.'"
 
 
 def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> OptionsType:
@@ -157,8 +198,19 @@ def _unknown(head: str, name: str, known: list[str]) -> str:
 
 def _convert(where: str, text: str, hint: Any) -> Any:
     """`text` as a value of the type `hint`. Raises UserError naming what was expected."""
+    checks: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
+        hint, *extras = get_args(hint)
+        checks = tuple(extra for extra in extras if isinstance(extra, Bounds | FolderName))
+    value = _of_type(where, text, hint)
+    for check in checks:
+        refusal = check.refusal(value)
+        if refusal:
+            raise UserError(f"{where}={text} {refusal}")
+    return value
+
+
+def _of_type(where: str, text: str, hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         if text.lower() == "none":
             return None

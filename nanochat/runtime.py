@@ -52,6 +52,8 @@ def start(device_type: str = "") -> Runtime:
     Raises UserError when the device asked for is not there.
     """
     device_type = device_type or best_device_type()
+    if device_type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device_type=cuda: there is no usable NVIDIA GPU or driver; use cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device(device_type, local_rank) if device_type == "cuda" else _plain(device_type)
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from nanochat.batch import Batch
 from nanochat.chat import render_for_completion
 from nanochat.chat_data import Conversations
 from nanochat.checkpoint_manager import Checkpoint
+from nanochat.configurator import FolderName, at_least
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
@@ -59,27 +60,27 @@ CUDA_MICRO_BATCH_TOKENS = 65536  # where the search for the largest that fits be
 class LoopOptions:
     """Options that every training command has."""
 
-    model_tag: str = ""
+    model_tag: Annotated[str, FolderName()] = ""
     """Folder of the checkpoints; empty means d<depth>."""
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest that is there."""
-    device_batch_size: int = -1
+    device_batch_size: Annotated[int, at_least(1, besides=-1)] = -1
     """Rows in one forward pass on one device; -1 means as many as fit. Does not change results."""
-    matrix_lr: float = 0.02
+    matrix_lr: Annotated[float, at_least(0)] = 0.02
     """Learning rate of the matrices (Muon)."""
-    embedding_lr: float = 0.2
+    embedding_lr: Annotated[float, at_least(0)] = 0.2
     """Learning rate of the token embedding (AdamW), scaled by (width / 768) ** -0.5."""
-    unembedding_lr: float = 0.004
+    unembedding_lr: Annotated[float, at_least(0)] = 0.004
     """Learning rate of the unembedding (AdamW), scaled by (width / 768) ** -0.5."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decay of the matrices at width 768; scaled by 1 / width^2, falls to zero over the run."""
-    eval_every: int = 250
+    eval_every: Annotated[int, at_least(0)] = 250
     """Steps between evaluations; 0 means only after the last step."""
-    eval_tokens: int = 65536
+    eval_tokens: Annotated[int, at_least(1)] = 65536
     """Validation tokens of each evaluation."""
-    save_every: int = 250
+    save_every: Annotated[int, at_least(0)] = 250
     """Steps between checkpoints; 0 means only after the last step."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, at_least(1)] = 2
     """How many of the newest checkpoints stay."""
     fresh: bool = False
     """Start from step 0 and replace what an earlier run of this stage saved."""
@@ -268,12 +269,12 @@ def _begin(
     if found is None:
         return State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False), None
     directory, step = found
-    checkpoint = Checkpoint(directory, step, checkpoint_manager.read_meta(plan.stage, plan.tag, step))
+    meta = checkpoint_manager.read_meta(plan.stage, plan.tag, step)
+    checkpoint = Checkpoint(directory, step, meta)
     plan.model.load_state_dict(checkpoint.load_model_state(place.device))
     states = checkpoint.load_optimizer_states(place.device)
     for optimizer, of_ranks in zip(optimizers, states, strict=True):
         optimizer.load_merged(of_ranks)
-    meta = checkpoint.meta
     logger.info("going on from step %d in %s", step, directory)
     start = State(
         step=step,
@@ -425,31 +426,33 @@ def _section(
     }
 
 
-def continuations(engine: Engine, prompts: Sequence[str]) -> list[dict[str, str]]:
+def continuations(engine: Engine, texts: Sequence[str]) -> list[dict[str, str]]:
     """Greedy continuations of plain text, as samples for the report."""
     tokenizer = engine.tokenizer
     bos = tokenizer.get_bos_token_id()
-    completions = engine.complete(
-        [tokenizer.encode(prompt, prepend=bos) for prompt in prompts], max_tokens=SAMPLE_TOKENS
-    )
-    answers = [tokenizer.decode(one.tokens) for one in completions]
-    return _samples(prompts, answers)
+    return _samples(engine, texts, [tokenizer.encode(text, prepend=bos) for text in texts])
 
 
 def answers(engine: Engine, questions: Sequence[str]) -> list[dict[str, str]]:
     """Greedy answers to questions put in a chat, as samples for the report."""
-    tokenizer = engine.tokenizer
     prompts = [
-        render_for_completion({"messages": [{"role": "user", "content": question}]}, tokenizer)
-        for question in questions
+        render_for_completion({"messages": [{"role": "user", "content": text}]}, engine.tokenizer)
+        for text in questions
     ]
-    completions = engine.complete(prompts, max_tokens=SAMPLE_TOKENS)
-    return _samples(questions, [tokenizer.decode(one.tokens) for one in completions])
+    return _samples(engine, questions, prompts)
 
 
-def _samples(prompts: Sequence[str], texts: list[str]) -> list[dict[str, str]]:
-    pairs = zip(prompts, texts, strict=True)
-    return [{"prompt": prompt, "answer": text} for prompt, text in pairs]
+def _samples(
+    engine: Engine, texts: Sequence[str], prompts: list[list[int]]
+) -> list[dict[str, str]]:
+    """What the model says to each prompt that its context has room for."""
+    context = engine.model.config.sequence_len
+    fitting = [(t, ids) for t, ids in zip(texts, prompts, strict=True) if len(ids) < context]
+    completions = engine.complete([ids for _, ids in fitting], max_tokens=SAMPLE_TOKENS)
+    return [
+        {"prompt": text, "answer": engine.tokenizer.decode(one.tokens)}
+        for (text, _), one in zip(fitting, completions, strict=True)
+    ]
 
 
 def _curve(history: list[dict[str, Any]], name: str) -> list[list[float]]:

@@ -1,17 +1,19 @@
 """Bits per byte of a model on training and validation text.
 
-    python -m scripts.base_loss
-    torchrun --standalone --nproc_per_node=8 -m scripts.base_loss
+python -m scripts.base_loss
+torchrun --standalone --nproc_per_node=8 -m scripts.base_loss
 """
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from nanochat import checkpoint_manager, dataset, loss_eval, report, stage
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, parse, run
 
 logger = logging.getLogger(__name__)
+
+SPLITS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Options:
     """Folder of the checkpoint; empty means the newest."""
     step: int = -1
     """Step of the checkpoint; -1 means the newest."""
-    eval_tokens: int = 262_144
+    eval_tokens: Annotated[int, at_least(1)] = 262_144
     """Tokens of each split; 0 is refused."""
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest that is there."""
@@ -45,15 +47,18 @@ def main(argv: list[str] | None = None) -> None:
         }
         done = report.read_section(name)
         if done is not None and done["settings"] == settings and not options.fresh:
-            logger.info("bits per byte of %s are measured already: %s", options.source, done["metrics"])
+            logger.info(
+                "bits per byte of %s are measured already: %s", options.source, done["metrics"]
+            )
             return
         tag = meta["settings"]["model_tag"]
         model, tokenizer, meta = checkpoint_manager.load_model(options.source, place, tag, step)
+        source = dataset.current_source()
         measured = {
-            f"bits per byte, {words} text": loss_eval.text_bpb(
-                model, tokenizer, place, dataset.current_source(), options.eval_tokens, split
+            f"bits per byte, {SPLITS[split]} text": loss_eval.text_bpb(
+                model, tokenizer, place, source, options.eval_tokens, split
             )
-            for split, words in (("train", "training"), ("val", "validation"))
+            for split in get_args(dataset.Split)
         }
         for label, value in measured.items():
             logger.info("%s: %.4f", label, value)

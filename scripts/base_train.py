@@ -1,25 +1,28 @@
 """Pretrain a model on the text of the current source.
 
-    python -m scripts.base_train --depth=4
-    torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
+python -m scripts.base_train --depth=4
+torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from nanochat import dataset, schedule, stage
 from nanochat.batch import Batch
 from nanochat.checkpoint_manager import default_tag
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, between, parse, run
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.engine import Engine
-from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 
-SAMPLE_PROMPTS = ("The fox is", "Once upon a time", "Question: What day comes after Monday? Answer:")
+SAMPLE_PROMPTS = (
+    "The fox is",
+    "Once upon a time",
+    "Question: What day comes after Monday? Answer:",
+)
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,21 @@ class Options(stage.LoopOptions):
     """Layers; the width is 64 times as much, and everything else follows."""
     head_dim: int = 128
     """Width of an attention head; small depths take the nearest legal shape."""
-    max_seq_len: int = 2048
+    max_seq_len: Annotated[int, at_least(1)] = 2048
     """Tokens of context."""
-    num_iterations: int = -1
-    """Optimizer steps; -1 means by --target_flops or --tokens_per_parameter."""
-    target_flops: float = -1.0
+    num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
+    """Optimizer steps; -1 means what --target_flops or --tokens_per_parameter give."""
+    target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
     """FLOPs to spend; -1 means by --tokens_per_parameter."""
     tokens_per_parameter: float = 20.0
     """Training tokens for each parameter outside the embedding."""
     total_batch_size: int = -1
     """Tokens of one optimizer step over all ranks; -1 means by the token budget."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, at_least(0)] = 0
     """Steps in which the learning rate rises."""
-    warmdown_share: float = 0.5
+    warmdown_share: Annotated[float, between(0, 1)] = 0.5
     """Share of the run, at its end, in which the learning rate falls."""
-    final_lr: float = 0.0
+    final_lr: Annotated[float, between(0, 1)] = 0.0
     """Where the learning rate ends, as a share of its plateau."""
     source: str = ""
     """Text to train on; empty means what nanochat.dataset chose last."""
@@ -111,8 +114,6 @@ def pretrain(options: Options, place: Runtime) -> None:
 
 def size(options: Options, model: GPT, world_size: int) -> tuple[int, int]:
     """Optimizer steps and rows of one step."""
-    if options.num_iterations == 0:
-        raise UserError("--num_iterations=0 trains nothing; use 1 or more, or -1 for the horizon")
     counts = model.num_parameters()
     budget = schedule.horizon_tokens(
         num_parameters=counts["total"] - counts["embedding"],

@@ -1,8 +1,8 @@
 """How well a model answers: task by task, or family by family of the primer world.
 
-    python -m scripts.chat_eval -i sft
-    python -m scripts.chat_eval -i sft -a GSM8K
-    torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i rl
+python -m scripts.chat_eval -i sft
+python -m scripts.chat_eval -i sft -a GSM8K
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i rl
 """
 
 import difflib
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from nanochat import chat_eval, checkpoint_manager, dataset, report, runtime, stage
-from nanochat.chat_eval import Tally
-from nanochat.configurator import parse, run, short
+from nanochat.chat_eval import Tally, merged
+from nanochat.configurator import at_least, parse, run, short
+from nanochat.core_eval import centred
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine
@@ -40,14 +41,15 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
     "SpellingBee": (lambda: SpellingBee("test", size=256), 0.0),
 }
 NEEDS_SANDBOX = "HumanEval"
+NO_SANDBOX = "runs programs that a model wrote, which needs a sandbox that is not built yet"
 ALL_FAMILIES = "all families"
 UNSEEN_WORDING = "worded as never in training"
 CHATCORE = "ChatCORE"
 MARKS = {True: "", False: "  (wrong)"}
 
 Makers = dict[str, Callable[[], Task]]
-Results = dict[str, dict[str, Any]]
-"""By label what `Tally` counts; the section of the report keeps them for the next call."""
+Results = dict[str, Tally]
+"""By label; the section of the report keeps them for the next call."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,19 @@ class Options:
     task: Annotated[str, short("-a")] = ""
     """Tasks or families of the primer, with commas between; or "primer" or "all"; empty means what
     suits the text."""
-    max_problems: int = -1
+    max_problems: Annotated[int, at_least(1, besides=-1)] = -1
     """Problems of each task; -1 means all."""
-    primer_problems: int = 100
+    primer_problems: Annotated[int, at_least(1)] = 100
     """Held-out questions of each family of the primer world."""
-    num_samples: int = 1
+    num_samples: Annotated[int, at_least(1)] = 1
     """Answers to each question; one right one is enough. Above 1 wants a temperature."""
-    temperature: float = 0.0
+    temperature: Annotated[float, at_least(0)] = 0.0
     """0 takes the likeliest token."""
-    top_k: int = 50
+    top_k: Annotated[int, at_least(0)] = 50
     """Draw from the k likeliest tokens only, when there is a temperature; 0 means all."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, at_least(1)] = 512
     """Tokens of an answer at most."""
-    batch_size: int = 64
+    batch_size: Annotated[int, at_least(1)] = 64
     """Answers in the making at once; does not change results."""
     model_tag: str = ""
     """Folder of the checkpoint; empty means the newest."""
@@ -92,9 +94,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(options: Options) -> None:
-    for name in ("num_samples", "max_new_tokens", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}={getattr(options, name)} must be 1 or more")
     if options.num_samples > 1 and options.temperature <= 0:
         raise UserError(
             f"--num_samples={options.num_samples} at temperature 0 gives the same answer each time;"
@@ -109,26 +108,25 @@ def evaluate(options: Options, place: Runtime) -> None:
     settings = defining_settings(options, meta)
     tasks = runtime.on_main_first(lambda: choose_tasks(options))
     name = f"chat_eval_{options.source}"
-    section = runtime.on_main_first(lambda: earlier_section(name, settings))
-    results: Results = {} if section is None else dict(section["results"])
+    section = runtime.on_main_first(lambda: report.read_section(name, settings)) or {}
+    results = {label: Tally(**kept) for label, kept in section.get("results", {}).items()}
+    seconds = section.get("seconds", 0.0)
     left = [label for label in tasks if options.fresh or label not in results]
     if not left:
         logger.info("%s at step %d has been asked already:", options.source, meta["step"])
-        say_table({label: results[label] for label in tasks}, results, settings)
+        say_table(tasks, results, settings)
         return
     tag = meta["settings"]["model_tag"]
     model, tokenizer, _ = checkpoint_manager.load_model(options.source, place, tag, step)
     engine = Engine(model, tokenizer)
-    seconds = section["seconds"] if section is not None else 0.0
     for label in left:
         began = time.perf_counter()
-        tally = ask(label, engine, options, place)
+        results[label] = ask(label, engine, options, place)
         seconds += time.perf_counter() - began
-        results[label] = vars(tally) | {"samples": list(tally.samples)}
         if place.is_main:  # after each task, so that nothing is asked twice after a crash
             report.write_section(name, make_section(options.source, settings, results, seconds))
     if place.is_main:
-        say_table({label: results[label] for label in tasks}, results, settings)
+        say_table(tasks, results, settings)
 
 
 def defining_settings(options: Options, meta: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +136,6 @@ def defining_settings(options: Options, meta: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     model = {"model": checkpoint_manager.model_identity(meta), "step": meta["step"]}
     return {**model, **{name: getattr(options, name) for name in names}}
-
-
-def earlier_section(name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The section that an earlier call wrote under the same settings."""
-    section = report.read_section(name)
-    return section if section is not None and section.get("settings") == settings else None
 
 
 # ---- which tasks
@@ -177,9 +169,6 @@ def choose_tasks(options: Options) -> list[str]:
             raise UserError(f"-a {label} {NO_SANDBOX}; name other tasks")
         known[label]()  # brings its files
     return labels
-
-
-NO_SANDBOX = "runs programs that a model wrote, which needs a sandbox that is not built yet"
 
 
 def available(tasks: Makers) -> list[str]:
@@ -219,68 +208,59 @@ def ask(label: str, engine: Engine, options: Options, place: Runtime) -> Tally:
             batch_size=options.batch_size,
             on_progress=line.update,
         )
-    return chat_eval.merged(runtime.gather_objects(own))
+    return merged(runtime.gather_objects(own))
 
 
 # ---- the table
-
-
-def share(result: dict[str, Any]) -> float:
-    """Accuracy of a task."""
-    return result["num_passed"] / result["num_total"] if result["num_total"] else 0.0
 
 
 def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
     """What can be said of all families, and of all six chat tasks, once they are complete."""
     found = {}
     if all(family in results for family in FAMILIES):
-        families = [results[family] for family in FAMILIES]
-        found[ALL_FAMILIES] = _ratio(families, "num_passed", "num_total")
-        if any(result["num_unseen"] for result in families):
-            found[UNSEEN_WORDING] = _ratio(families, "num_passed_unseen", "num_unseen")
+        total = merged([results[family] for family in FAMILIES])
+        found[ALL_FAMILIES] = total.accuracy
+        if total.num_unseen:
+            found[UNSEEN_WORDING] = total.num_passed_unseen / total.num_unseen
     if all(name in results for name in CHAT_TASKS):
-        values = [chat_eval.centred(share(results[n]), b) for n, (_, b) in CHAT_TASKS.items()]
+        values = [centred(results[n].accuracy, chance) for n, (_, chance) in CHAT_TASKS.items()]
         cropped = settings["max_problems"]
         label = CHATCORE if cropped < 0 else f"{CHATCORE} of {cropped} problems each"
         found[label] = sum(values) / len(values)
     return found
 
 
-def _ratio(results: list[dict[str, Any]], passed: str, total: str) -> float:
-    return sum(one[passed] for one in results) / max(1, sum(one[total] for one in results))
-
-
 def make_section(
     source: str, settings: dict[str, Any], results: Results, seconds: float
 ) -> dict[str, Any]:
     """The section of the report, with the results that a later call adds to."""
-    cut = sum(result["num_cut"] for result in results.values())
+    cut = sum(tally.num_cut for tally in results.values())
     return {
         "title": f"Questions to the {source.upper()} model",
         "column": stage.COLUMNS[source],
         "order": 20 + list(stage.COLUMNS).index(source),
         "settings": settings,
-        "metrics": {
-            f"{label}, right of {r['num_total']}": r["num_passed"] for label, r in results.items()
-        },
+        "metrics": {f"{name}, right of {t.num_total}": t.num_passed for name, t in results.items()},
         "notes": [f"{cut} prompts exceeded the context; the model saw their end."] if cut else [],
-        "table": {label: share(r) for label, r in results.items()} | summary(results, settings),
+        "table": {label: tally.accuracy for label, tally in results.items()}
+        | summary(results, settings),
         "samples": [
             {"prompt": one["prompt"], "answer": one["answer"] + MARKS[one["passed"]]}
-            for result in results.values()
-            for one in result["samples"]
+            for tally in results.values()
+            for one in tally.samples
         ],
-        "results": results,
+        "results": {label: vars(tally) for label, tally in results.items()},
         "seconds": seconds,
     }
 
 
-def say_table(asked: Results, results: Results, settings: dict[str, Any]) -> None:
+def say_table(asked: list[str], results: Results, settings: dict[str, Any]) -> None:
     """Print what was asked, and the summary of all there is."""
-    for label, result in asked.items():
-        logger.info("  %-28s %6.2f %%  of %d", label, 100 * share(result), result["num_total"])
-        if result["num_cut"]:
-            logger.info("  %-28s %d prompts were longer than the context", "", result["num_cut"])
+    for label in asked:
+        tally = results[label]
+        logger.info("  %-28s %6.2f %%  of %d", label, 100 * tally.accuracy, tally.num_total)
+        if tally.num_cut:
+            logger.info("  %-28s %d prompts were longer than the context", "", tally.num_cut)
     for label, value in summary(results, settings).items():
         is_core = label.startswith(CHATCORE)
         logger.info("  %-28s %s", label, f"{value:.4f}" if is_core else f"{100 * value:6.2f} %")

@@ -1,16 +1,16 @@
 """Reinforcement learning: raise what the model gets right only sometimes.
 
-    python -m scripts.chat_rl
-    torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl
+python -m scripts.chat_rl
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from nanochat import dataset, rollout, stage
 from nanochat.batch import Batch
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, parse, run
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime
@@ -24,27 +24,27 @@ from tasks.primer import Primer
 class Options(stage.LoopOptions):
     """Raise what the model gets right only sometimes."""
 
-    num_iterations: int = -1
+    num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means --num_epochs passes over the prompts."""
-    num_epochs: int = 1
+    num_epochs: Annotated[int, at_least(1)] = 1
     """Passes over the prompts."""
-    num_prompts: int = 2_000
+    num_prompts: Annotated[int, at_least(1)] = 2_000
     """Prompts drawn from the primer world, when that is the source."""
     family: str = "word_problems"
     """Family of the primer world that is trained."""
-    prompts_per_step: int = 16
+    prompts_per_step: Annotated[int, at_least(1)] = 16
     """Prompts of one optimizer step over all ranks."""
-    num_samples: int = 16
+    num_samples: Annotated[int, at_least(2)] = 16
     """Answers drawn for each prompt."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, at_least(1)] = 256
     """Tokens of an answer at most."""
-    temperature: float = 1.0
+    temperature: Annotated[float, at_least(0)] = 1.0
     """Of the samples."""
-    top_k: int = 50
+    top_k: Annotated[int, at_least(0)] = 50
     """Likeliest tokens that are drawn from; 0 means all."""
-    init_lr: float = 0.05
+    init_lr: Annotated[float, at_least(0)] = 0.05
     """Learning rates at the start, as a share of those of the options."""
-    eval_conversations: int = 256
+    eval_conversations: Annotated[int, at_least(1)] = 256
     """Held-out conversations of each evaluation."""
 
 

@@ -1,16 +1,16 @@
 """Supervised finetuning: teach the manner of answering, on the assistant's tokens only.
 
-    python -m scripts.chat_sft
-    torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
+python -m scripts.chat_sft
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from nanochat import chat_data, dataset, stage
 from nanochat.batch import Batch
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, between, parse, run
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule
@@ -27,19 +27,19 @@ from tasks.spellingbee import SimpleSpelling, SpellingBee
 class Options(stage.LoopOptions):
     """Teach the manner of answering, on the assistant's tokens only."""
 
-    rows_per_step: int = 32
+    rows_per_step: Annotated[int, at_least(1)] = 32
     """Conversations of one optimizer step over all ranks."""
-    num_epochs: int = 1
+    num_epochs: Annotated[int, at_least(1)] = 1
     """Passes over the conversations."""
-    num_conversations: int = 8_000
+    num_conversations: Annotated[int, at_least(1)] = 8_000
     """Conversations drawn from the primer world, when that is the source."""
-    warmdown_share: float = 1.0
+    warmdown_share: Annotated[float, between(0, 1)] = 1.0
     """Share of the run, at its end, in which the learning rate falls."""
-    init_lr: float = 0.1
+    init_lr: Annotated[float, at_least(0)] = 0.1
     """Learning rates at the start, as a share of those of the options."""
     identity_file: str = ""
     """Conversations about the model itself, one JSON list of messages a line (CustomJSON)."""
-    eval_conversations: int = 256
+    eval_conversations: Annotated[int, at_least(1)] = 256
     """Held-out conversations of each evaluation."""
 
 

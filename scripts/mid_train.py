@@ -1,16 +1,16 @@
 """Midtraining: teach a pretrained model the form of a conversation, tools and choices.
 
-    python -m scripts.mid_train
-    torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
+python -m scripts.mid_train
+torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from nanochat import chat_data, dataset, stage
 from nanochat.batch import Batch
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, between, parse, run
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule, global_rows
@@ -29,17 +29,17 @@ class Options(stage.LoopOptions):
 
     total_batch_size: int = 524288
     """Tokens of one optimizer step over all ranks."""
-    num_iterations: int = -1
+    num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means one pass over the mixture."""
-    num_conversations: int = 20_000
+    num_conversations: Annotated[int, at_least(1)] = 20_000
     """Conversations drawn from the primer world, when that is the source."""
-    warmdown_share: float = 0.5
+    warmdown_share: Annotated[float, between(0, 1)] = 0.5
     """Share of the run, at its end, in which the learning rate falls."""
-    init_lr: float = 1.0
+    init_lr: Annotated[float, at_least(0)] = 1.0
     """Learning rates at the plateau, as a share of those of the options."""
     identity_file: str = ""
     """Conversations about the model itself, one JSON list of messages a line (CustomJSON)."""
-    eval_conversations: int = 256
+    eval_conversations: Annotated[int, at_least(1)] = 256
     """Held-out conversations of each evaluation."""
 
 

@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from nanochat import dataset, paths, report
-from nanochat.configurator import parse, run
+from nanochat.configurator import at_least, parse, run
 from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
@@ -22,9 +23,9 @@ SECTION = "tok_train"
 class Options:
     """Train the tokenizer on the text of the current source."""
 
-    max_chars: int = 2_000_000_000
+    max_chars: Annotated[int, at_least(1, besides=-1)] = 2_000_000_000
     """Characters to learn from at most."""
-    doc_cap: int = 10_000
+    doc_cap: Annotated[int, at_least(1, besides=-1)] = 10_000
     """Characters of one document at most, so that no long one dominates; -1 means all."""
     vocab_size: int = 65_536
     """Tokens, the nine special ones included."""

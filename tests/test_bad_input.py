@@ -1,0 +1,428 @@
+"""Mistakes that people make: each ends in one line with the remedy, and nothing is lost."""
+
+import hashlib
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat import checkpoint_manager, dataset, paths
+from nanochat.configurator import run
+from nanochat.tokenizer import get_tokenizer
+from tests.small_model import small_tokenizer
+
+ROOT = Path(__file__).parents[1]
+TRAIN = (
+    "scripts.base_train --depth=1 --head_dim=32 --max_seq_len=64 --total_batch_size=256"
+    " --num_iterations=6 --save_every=2 --eval_every=0 --eval_tokens=2048 --compile=off"
+    " --device_type=cpu"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 200)
+    monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 50)
+
+
+@pytest.fixture
+def ready(base_dir: Path) -> Path:
+    """A base directory with text and a tokenizer."""
+    dataset.make("primer", 1)
+    small_tokenizer().save(paths.tokenizer_dir())
+    return base_dir
+
+
+def outcome(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit code and lines on stderr of a command, run in this process as its guard runs it."""
+    module, *argv = shlex.split(line)
+    main: Callable[[list[str]], None] = importlib.import_module(module).main
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: main(argv))
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, capsys.readouterr().err.splitlines()
+
+
+def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command ends with."""
+    code, said = outcome(line, capsys)
+    errors = [words for words in said if words.startswith("error: ")]
+    assert code != 0 and errors == said[-1:], said
+    return errors[0]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+# ---- something is missing
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("scripts.tok_train", "no text in {base}/data; run python -m nanochat.dataset first"),
+        ("scripts.tok_eval", "no tokenizer in {base}/tokenizer; run python -m scripts.tok_train"),
+        (TRAIN, "no tokenizer in {base}/tokenizer; run python -m scripts.tok_train first"),
+        (
+            "scripts.base_loss",
+            "no checkpoint in {base}/base_checkpoints; run python -m scripts.base",
+        ),
+        (
+            "scripts.base_eval",
+            "no checkpoint in {base}/base_checkpoints; run python -m scripts.base",
+        ),
+        (
+            "scripts.mid_train",
+            "no checkpoint in {base}/base_checkpoints; run python -m scripts.base",
+        ),
+        ("scripts.chat_sft", "no checkpoint in {base}/mid_checkpoints; run python -m scripts.mid"),
+        (
+            "scripts.chat_rl",
+            "no checkpoint in {base}/chatsft_checkpoints; run python -m scripts.ch",
+        ),
+        (
+            "scripts.chat_eval -i mid",
+            "no checkpoint in {base}/mid_checkpoints; run python -m script",
+        ),
+        ("scripts.chat_cli -p hello", "no model in {base}; run bash speedrun.sh"),
+        ("scripts.export --out=here", "no checkpoint in {base}/chatsft_checkpoints; run python"),
+        ("nanochat.report generate", "no section in {base}/report; run a stage first"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
+    base_dir: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    assert words.replace("{base}", str(base_dir)) in refusal(line, capsys)
+    assert not base_dir.exists() or contents(base_dir) == {}
+
+
+def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ready / "tokenizer" / "tokenizer.json").unlink()
+    assert "no tokenizer" in refusal(TRAIN, capsys)
+    small_tokenizer().save(paths.tokenizer_dir())
+    (ready / "data" / "source.json").unlink()
+    assert "no text in" in refusal(TRAIN, capsys)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"{TRAIN} --depth=0", "--depth=0 must be 1 or more"),
+        (f"{TRAIN} --depht=4", "--depht is not an option of this command; did you mean --depth?"),
+        (f"{TRAIN} --device_batch_size=abc", "--device_batch_size=abc is not a whole number"),
+        (f"{TRAIN} --device_batch_size=0", "--device_batch_size=0 must be 1 or more, or -1"),
+        (
+            f"{TRAIN} --total_batch_size=100",
+            "--total_batch_size=100 is not a positive multiple of 64",
+        ),
+        (f"{TRAIN} --total_batch_size=0", "--total_batch_size=0 is not a positive multiple"),
+        (f"{TRAIN} --matrix_lr=-0.1", "--matrix_lr=-0.1 must be 0 or more"),
+        (f"{TRAIN} --embedding_lr=nan", "--embedding_lr=nan is not a finite number"),
+        (f"{TRAIN} --unembedding_lr=inf", "--unembedding_lr=inf is not a finite number"),
+        (f"{TRAIN} --weight_decay=-1", "--weight_decay=-1 must be 0 or more"),
+        (f"{TRAIN} --num_iterations=0", "--num_iterations=0 must be 1 or more, or -1"),
+        (f"{TRAIN} --num_iterations=-5", "--num_iterations=-5 must be 1 or more, or -1"),
+        (f"{TRAIN} --num_iterations=-1 --tokens_per_parameter=-2", "--tokens_per_parameter=-2"),
+        (f"{TRAIN} --max_seq_len=0", "--max_seq_len=0 must be 1 or more"),
+        (f"{TRAIN} --warmup_steps=-1", "--warmup_steps=-1 must be 0 or more"),
+        (f"{TRAIN} --warmdown_share=1.5", "--warmdown_share=1.5 must be between 0 and 1"),
+        (f"{TRAIN} --final_lr=-1", "--final_lr=-1 must be between 0 and 1"),
+        (f"{TRAIN} --eval_tokens=0", "--eval_tokens=0 must be 1 or more"),
+        (f"{TRAIN} --save_every=-1", "--save_every=-1 must be 0 or more"),
+        (f"{TRAIN} --keep_checkpoints=0", "--keep_checkpoints=0 must be 1 or more"),
+        (f"{TRAIN} --head_dim=0", "--head_dim=0 must be 2 or more"),
+        (f"{TRAIN} --model_tag=../../x", "--model_tag=../../x is not the plain name of a folder"),
+        (f"{TRAIN} --model_tag=a/b", "--model_tag=a/b is not the plain name of a folder"),
+        (f"{TRAIN} --model_tag=..", "--model_tag=.. is not the plain name of a folder"),
+        (f"{TRAIN} --device_type=tpu", "--device_type=tpu is not known; use cuda, mps or cpu"),
+        (f"{TRAIN} --source=primmer", "did you mean primer?"),
+        (f"{TRAIN} --source=fineweb-edu", "no text of source fineweb-edu; run python -m nanochat"),
+        (f"{TRAIN} nowhere.conf", "nowhere.conf is neither an option"),
+        ("scripts.tok_train --vocab_size=100", "--vocab_size=100 is below 265"),
+        ("scripts.tok_train --max_chars=0", "--max_chars=0 must be 1 or more, or -1"),
+        ("scripts.mid_train --num_conversations=0", "--num_conversations=0 must be 1 or more"),
+        ("scripts.chat_sft --rows_per_step=0", "--rows_per_step=0 must be 1 or more"),
+        ("scripts.chat_sft --num_epochs=-1", "--num_epochs=-1 must be 1 or more"),
+        ("scripts.chat_rl --num_samples=1", "--num_samples=1 must be 2 or more"),
+        ("scripts.chat_rl --temperature=-1", "--temperature=-1 must be 0 or more"),
+        ("scripts.chat_eval --max_problems=0", "--max_problems=0 must be 1 or more, or -1"),
+        ("scripts.chat_cli --max_tokens=0", "--max_tokens=0 must be 1 or more"),
+        ("nanochat.dataset --source primer -n 0", "-n 0 is below 1; use 1 or more"),
+        ("nanochat.dataset --source no/where", "--source=no/where is neither a known source nor"),
+        ("nanochat.dataset -n 2000000", "-n 2000000 is not between 1 and 1822"),
+    ],
+)
+def test_an_impossible_option_is_named_with_its_bound_and_nothing_changes(
+    ready: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    before = contents(ready)
+    assert words in refusal(line, capsys)
+    assert contents(ready) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_used(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = TRAIN.replace("--device_type=cpu", "--device_type=cuda")
+    assert "--device_type=cuda: there is no usable NVIDIA GPU" in refusal(line, capsys)
+
+
+@pytest.mark.parametrize("name", ["NANOCHAT_DTYPE", "HF_ENDPOINT"])
+def test_a_variable_of_the_environment_that_makes_no_sense_is_named(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "float17")
+    line = TRAIN if name == "NANOCHAT_DTYPE" else "nanochat.dataset -n 1"
+    assert f"{name}=float17" in refusal(line, capsys)
+
+
+def test_a_context_too_short_for_the_samples_of_the_report_still_trains(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{TRAIN} --max_seq_len=2 --total_batch_size=8 --num_iterations=2 --eval_tokens=64"
+    assert outcome(line, capsys)[0] == 0
+
+
+# ---- text
+
+
+def test_text_that_cannot_be_used_is_refused_and_the_source_in_use_stays(
+    ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(ready)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    assert "holds no .parquet" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    (folder / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    assert "a.parquet is damaged" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    (folder / "a.parquet").unlink()
+    (folder / "a.txt").write_bytes(b"gr\xfcn")
+    assert "a.txt is not UTF-8" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    (folder / "a.txt").write_bytes(b"")
+    assert "holds too little text" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    assert contents(ready) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize("line", [TRAIN, "scripts.tok_train --vocab_size=300 --fresh"])
+def test_a_damaged_shard_ends_training_with_its_name(
+    ready: Path, capsys: pytest.CaptureFixture[str], damage: str, line: str
+) -> None:
+    shard = ready / "data" / "primer" / "train_00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    if damage != "gone":
+        shard.write_bytes(content if damage == "flipped" else content[:1000])
+    said = refusal(line, capsys)
+    assert "train_00000.parquet is" in said and "nanochat.dataset" in said
+    assert outcome("nanochat.dataset --source primer -n 1", capsys)[0] == 0
+    assert outcome(line, capsys)[0] == 0
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_way_to_work_without(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said = refusal("nanochat.dataset -n 1", capsys)
+    assert "Connection refused" in said and "--source primer" in said
+    assert dataset.current_source() == "primer"
+
+
+# ---- the disk
+
+
+def test_a_base_directory_that_is_a_file_is_named(
+    base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_dir.write_text("not a folder")
+    said = refusal("nanochat.dataset --source primer -n 1", capsys)
+    assert str(base_dir) in said and "set NANOCHAT_BASE_DIR" in said
+    assert base_dir.read_text() == "not a folder"
+
+
+class Disk:
+    """A small disk of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.filler = folder, folder / "filler"
+
+    def fill(self) -> None:
+        """Leave no room."""
+        with self.filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096) == 4096:
+                    pass
+            except OSError:
+                pass
+
+    def free(self) -> None:
+        """Leave room again."""
+        self.filler.unlink()
+
+    def remount(self, how: str) -> None:
+        """Make it "ro" or "rw"."""
+        subprocess.run(["mount", "-o", f"remount,{how}", self.folder], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """A disk of 8 MB as the base directory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder))
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_while_text_is_made_loses_nothing_and_is_gone_on_from(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset.make("primer", 1)
+    before = contents(disk.folder)
+    disk.fill()
+    said = refusal("nanochat.dataset --source primer -n 3", capsys)
+    assert "the disk is full" in said and "train_00001.parquet" in said
+    disk.free()
+    assert contents(disk.folder) == before
+    assert outcome("nanochat.dataset --source primer -n 3", capsys)[0] == 0
+
+
+def test_a_disk_that_is_full_keeps_the_tokenizer_that_was_there(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset.make("primer", 1)
+    small_tokenizer().save(paths.tokenizer_dir())
+    disk.fill()
+    said = refusal("scripts.tok_train --vocab_size=500", capsys)
+    assert "the disk is full" in said and "tokenizer.json" in said
+    assert get_tokenizer().content_hash == small_tokenizer().content_hash
+    disk.free()
+    assert outcome("scripts.tok_train --vocab_size=500", capsys)[0] == 0
+    assert get_tokenizer().get_vocab_size() == 500
+
+
+def weights(tag: str) -> dict[str, Any]:
+    checkpoint = checkpoint_manager.newest_whole(paths.checkpoints_dir("base") / tag)
+    assert checkpoint is not None
+    return checkpoint.load_model_state(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
+def test_a_disk_that_fills_while_training_keeps_the_last_checkpoint_and_the_run_goes_on(
+    disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    dataset.make("primer", 1)
+    small_tokenizer().save(paths.tokenizer_dir())
+    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
+    original = checkpoint_manager.save
+
+    def filling(directory: Path, at: int, *arguments: Any, **more: Any) -> None:
+        if at >= step:
+            disk.fill()
+        original(directory, at, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_manager, "save", filling)
+        said = refusal(f"{TRAIN} --model_tag=full", capsys)
+    saved = step + step % 2
+    assert f"checkpoint of step {saved} was not saved" in said and "the disk is full" in said
+    folder = paths.checkpoints_dir("base") / "full"
+    left = checkpoint_manager.newest_whole(folder)
+    assert (left.step if left else 0) == saved - 2
+    disk.free()
+    assert outcome(f"{TRAIN} --model_tag=full", capsys)[0] == 0
+    straight, resumed = weights("straight"), weights("full")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nanochat.dataset --source primer -n 2", "scripts.tok_train --vocab_size=300", TRAIN],
+)
+def test_a_disk_that_cannot_be_written_is_named_with_the_variable_that_chooses_another(
+    disk: Disk, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    dataset.make("primer", 1)
+    small_tokenizer().save(paths.tokenizer_dir())
+    before = contents(disk.folder)
+    disk.remount("ro")
+    said = refusal(line, capsys)
+    assert "no permission" in said and "NANOCHAT_BASE_DIR" in said
+    assert contents(disk.folder) == before
+    disk.remount("rw")
+    assert outcome(line, capsys)[0] == 0
+
+
+# ---- as a person starts it
+
+
+def started(base: Path, line: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
+    return subprocess.run(
+        [*launcher, *shlex.split(line)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "scripts.base_train --depht=4",
+            "error: --depht is not an option of this command; did you",
+        ),
+        ("scripts.base_train --depth=4", "error: no tokenizer in "),
+        ("nanochat.dataset --source=nowhere", "error: --source=nowhere is neither a known source"),
+    ],
+)
+def test_a_person_sees_one_line_and_no_traceback(base_dir: Path, line: str, words: str) -> None:
+    done = started(base_dir, line)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(words) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("scripts.base_train -- --depht=4", "error: --depht is not an option of this command"),
+        (TRAIN.replace("_train", "_train --", 1), "error: no tokenizer in "),
+    ],
+)
+def test_under_torchrun_the_line_is_there_and_no_traceback_of_ours(
+    base_dir: Path, line: str, words: str
+) -> None:
+    done = started(base_dir, line, ranks=2)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "nanochat/" not in done.stderr.replace(str(base_dir), "")
