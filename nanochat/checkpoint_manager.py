@@ -61,9 +61,7 @@ def find_directory(stage: str, tag: str | None = None) -> Path:
     saved = [(path.stat().st_mtime, path) for c in candidates for path in c.glob("meta_*.json")]
     if not saved:
         where = root / tag if tag else root
-        raise UserError(
-            f"no checkpoint in {where}; run python -m {TRAINING_COMMANDS[stage]} first"
-        )
+        raise UserError(f"no checkpoint in {where}; run python -m {TRAINING_COMMANDS[stage]} first")
     return max(saved)[1].parent
 
 
@@ -211,7 +209,9 @@ class Checkpoint:
 
     def load_optimizer_states(self, device: torch.device) -> list[list[Any]]:
         """For each optimizer, the state dictionaries of all the ranks that saved."""
-        by_rank = [torch.load(path, map_location=device, weights_only=True) for path in self._optim()]
+        by_rank = [
+            torch.load(path, map_location=device, weights_only=True) for path in self._optim()
+        ]
         return [list(states) for states in zip(*by_rank, strict=True)]
 
     def _optim(self) -> Iterator[Path]:
@@ -251,7 +251,8 @@ def newest_whole(directory: Path, step: int | None = None) -> Checkpoint | None:
         damage = "its meta cannot be read" if meta is None else _damage(directory, meta)
         if meta is not None and not damage:
             return Checkpoint(directory, candidate, meta)
-        logger.warning("checkpoint of step %d in %s is passed over: %s", candidate, directory, damage)
+        said = "checkpoint of step %d in %s is passed over: %s"
+        logger.warning(said, candidate, directory, damage)
     return None
 
 

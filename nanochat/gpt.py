@@ -1,4 +1,4 @@
-"""The model, classic recipe: rotary, QK-norm, weightless RMSNorm, ReLU^2, grouped queries, soft cap.
+"""The model, classic recipe: rotary, QK-norm, weightless RMSNorm, ReLU^2, grouped queries.
 
 Parameters are float32; matrices are multiplied in the compute dtype, without autocast.
 
@@ -24,7 +24,7 @@ class AttentionCache(Protocol):
     """What the model asks of a cache of keys and values; storage and masks are the cache's."""
 
     def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of the next `num_new` tokens of each row; UserError past its end."""
+        """(B, T) int64 positions of each row's next `num_new` tokens; UserError past its end."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep k and v (B, K, T, D); attention of q (B, H, T, D) over all kept: (B, H, T, D)."""
@@ -66,7 +66,7 @@ class GPTConfig:
     def from_depth(
         cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128
     ) -> "GPTConfig":
-        """The model of a depth: 64 channels a layer, heads of `head_dim` or the nearest legal width.
+        """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
 
         Legal widths divide the channels and are multiples of 8 (of 2 when `head_dim` is below 8).
         Raises UserError when the depth is not 1 or more.

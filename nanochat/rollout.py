@@ -53,8 +53,12 @@ class Scored:
 
 
 def sample_and_score(
-    engine: Engine, tokenizer: RustBPETokenizer, task: ScoredTask, indices: list[int],
-    plan: RolloutPlan, step: int,
+    engine: Engine,
+    tokenizer: RustBPETokenizer,
+    task: ScoredTask,
+    indices: list[int],
+    plan: RolloutPlan,
+    step: int,
 ) -> list[Scored]:
     """`num_samples` answers to each conversation of `indices`, with advantages."""
     conversations = [task[index] for index in indices]
@@ -127,10 +131,12 @@ def rollout_batches(
         prompts = range(first + rank, first + plan.prompts_per_step, runtime.world_size())
         indices = [index % len(task) for index in prompts]
         scored = sample_and_score(engine, tokenizer, task, indices, plan, step)
-        reward, length, count = runtime.all_reduce_sum([
-            sum(one.reward for one in scored),
-            float(sum(sum(one.completion.mask) for one in scored)),
-            float(len(scored)),
-        ])
+        reward, length, count = runtime.all_reduce_sum(
+            [
+                sum(one.reward for one in scored),
+                float(sum(sum(one.completion.mask) for one in scored)),
+                float(len(scored)),
+            ]
+        )
         observe(reward / count, length / count)
         yield to_batch(scored, step=step, num_steps=num_steps)

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule
-
 
 WIDTH_STEP = 32  # few widths, few allocations
 
@@ -92,7 +91,7 @@ class Stopped:
 
 def train(
     model: nn.Module,
-    optimizers: list[Optimizer],
+    optimizers: Sequence[Optimizer],
     batches: Iterator[Batch],
     schedule: Schedule,
     start: State,
@@ -208,7 +207,7 @@ def _agree(loss: float, tokens: int, signal: str | None) -> _StepFacts:
     )
 
 
-def update(optimizers: list[Optimizer], schedule: Schedule, step: int) -> float:
+def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> float:
     """Set every group's rates for this step and move; returns the learning rate's multiplier."""
     multiplier = schedule.learning_rate(step)
     for optimizer in optimizers:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,12 @@ def weights(base: Path, stage: str, tag: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base directory with a small primer world and a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     run(folder, "nanochat.dataset", "--source=primer", "-n", "1")
     run(folder, "scripts.tok_train", "--vocab_size=600", "--max_chars=200000")
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")

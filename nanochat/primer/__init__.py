@@ -37,16 +37,15 @@ _MAKERS = {
 }
 FAMILIES = (*_MAKERS, "memory")
 
-# How often each stage sees a family. Word problems are scarce before reinforcement, so that it
-# has something to raise.
+# How often each stage sees a family.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 20, "unknown": 3, "reading": 16, "arithmetic": 11, "word_problems": 1.5,
-        "spelling": 11, "calendar": 6, "ordering": 9, "choice": 13, "talk": 5, "memory": 10,
+        "facts": 17, "unknown": 3, "reading": 17, "arithmetic": 9, "word_problems": 6,
+        "spelling": 12, "calendar": 5, "ordering": 9, "choice": 14, "talk": 4, "memory": 9,
     },
     "sft": {
-        "facts": 18, "unknown": 4, "reading": 16, "arithmetic": 9, "word_problems": 2,
-        "spelling": 11, "calendar": 6, "ordering": 10, "choice": 12, "talk": 6, "memory": 10,
+        "facts": 16, "unknown": 4, "reading": 16, "arithmetic": 8, "word_problems": 6,
+        "spelling": 12, "calendar": 5, "ordering": 10, "choice": 13, "talk": 5, "memory": 9,
     },
     "rl": {"word_problems": 1},
 }  # fmt: skip

@@ -11,10 +11,12 @@ from nanochat.primer.words import (
     WORDS,
     calendar_question,
     ordering_question,
+    spelling_question,
 )
 from nanochat.primer.world import (
     ANIMALS,
     BOYS,
+    COLOURS,
     DAYS,
     FEELINGS,
     GIRLS,
@@ -197,6 +199,7 @@ def _question_and_answer(dice: Dice, split: Split) -> str:
     makers = (
         fact_question, fact_question, choice_question, reading_question, calendar_question,
         ordering_question, sum_question, sum_question, word_problem, unknown_question,
+        spelling_question, spelling_question,
     )  # fmt: skip
     lines = []
     for _ in range(dice.randint(1, 3)):
@@ -218,6 +221,65 @@ def _belongings(dice: Dice, split: Split) -> str:
     return " ".join([text, *(f"{question} {answer}" for question, answer in pairs)])
 
 
+def _packed_bag(dice: Dice, split: Split) -> str:
+    """The game in which everybody says again what the others have packed, and adds a thing."""
+    place = dice.choice(SPOTS)
+    packed: list[str] = []
+    lines = []
+    for name in dice.sample((*GIRLS, *BOYS), dice.randint(2, 4)):
+        packed.append(f"{a(dice.choice(COLOURS))} {dice.choice(ITEMS)[0]}")
+        lines.append(f"{name}: I go to {place} and take {', '.join(packed)}.")
+    return "\n".join(lines)
+
+
+def _echo(dice: Dice, split: Split) -> str:
+    """The game in which one says again what the other has said, word by word."""
+    first, second = dice.sample((*GIRLS, *BOYS), 2)
+    said = ", ".join(dice.choice(_SAYINGS)(dice) for _ in range(dice.randint(3, 6)))
+    return dice.choice(
+        (
+            f"{first} says: {said}.\n{second} says it too: {said}.",
+            f"Listen: {said}. Say it again: {said}.",
+            f"{first} wrote {said}. {second} copied it: {said}.",
+        )
+    )
+
+
+_SAYINGS: tuple[Callable[[Dice], str], ...] = (
+    lambda dice: str(dice.randint(0, 9999)),
+    lambda dice: str(dice.randint(0, 99)),
+    lambda dice: dice.choice(WORDS),
+    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 5))),
+    lambda dice: dice.choice(PEOPLE).name,
+    lambda dice: dice.choice(SPOTS),
+    lambda dice: f"{dice.choice(COLOURS)} {dice.choice(ITEMS)[0]}",
+)
+
+
+def _lettered_list(dice: Dice, split: Split) -> str:
+    """A list with letters, and which letter stands behind what."""
+    values = dice.sample(dice.choice(_LISTS), 4)
+    pairs = list(zip(values, "ABCD", strict=True))
+    lines = [f"- {value}={letter}" for value, letter in pairs]
+    dice.shuffle(pairs)
+    asked = [
+        dice.choice((f"{value} has the letter {letter}.", f"Which letter is {value}? {letter}."))
+        for value, letter in pairs
+    ]
+    return "\n".join([*lines, *asked])
+
+
+_LISTS: tuple[tuple[str, ...], ...] = (
+    COLOURS,
+    WORDS,
+    tuple(person.name for person in PEOPLE),
+    tuple({person.dish: None for person in PEOPLE}),
+    tuple(animal.name for animal in ANIMALS),
+    tuple(animal.home for animal in ANIMALS),
+    tuple(town.name for town in TOWNS),
+)
+
+
 def _plain(question: Question) -> str:
     text = question.text.strip()
     return text if text.endswith(("?", ".", "!")) else text + "?"
@@ -226,6 +288,8 @@ def _plain(question: Question) -> str:
 def _worked(question: Question) -> str:
     if question.expression:
         return f"{question.expression} = {question.result}. {question.answer}"
+    if question.kind == "choice":
+        return f"{question.answer} The letter is {question.key}."
     return question.answer
 
 
@@ -259,7 +323,7 @@ def _letters(dice: Dice, split: Split) -> str:
                 "To write {w}, write {s}.",
             )
         ).format(w=word, s="-".join(word))
-        for word in dice.sample(WORDS, dice.randint(2, 5))
+        for word in dice.sample(WORDS, dice.randint(3, 7))
     ]
     if dice.random() < 0.3:
         start = dice.randrange(20)
@@ -319,9 +383,9 @@ def _first(text: str) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
-    (_portrait, 18), (_nature, 14), (_still_life, 6), (_journey, 5), (_tale, 3),
-    (_reading_lesson, 12), (_belongings, 8), (_question_and_answer, 20), (_days_and_months, 4),
-    (_letters, 5), (_counting, 4), (_sums, 2),
+    (_portrait, 16), (_nature, 13), (_still_life, 8), (_journey, 4), (_tale, 2),
+    (_reading_lesson, 10), (_belongings, 6), (_packed_bag, 4), (_echo, 6), (_lettered_list, 4),
+    (_question_and_answer, 14), (_days_and_months, 4), (_letters, 6), (_counting, 3), (_sums, 2),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]
 _WEIGHTS = [weight for _, weight in _KINDS]

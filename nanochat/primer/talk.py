@@ -176,7 +176,6 @@ def choice_question(dice: Dice, split: Split) -> Question:
     return replace(
         asked,
         text=f"{text}\nRespond only with the letter of the correct answer.",
-        answer=CHOICE_LETTERS[choices.index(fact.key)],
         key=CHOICE_LETTERS[choices.index(fact.key)],
         identity=f"choice|{asked.identity}",
         rivals=(),
