@@ -127,7 +127,11 @@ def trim_to_fit(
     """
     num_system = sum(message["role"] == "system" for message in messages)
     system, turns = messages[:num_system], messages[num_system:]
-    for dropped in range(0, max(1, len(turns)), 2):  # a user message and its answer at a time
+    sizes = [_num_tokens(message, tokenizer) for message in turns]
+    first = 0  # what is far too long is not rendered whole again and again
+    while first + 2 < len(turns) and sum(sizes[first:]) > max_prompt_tokens:
+        first += 2
+    for dropped in range(first, max(1, len(turns)), 2):  # a user message and its answer at a time
         kept = [*system, *turns[dropped:]]
         num_tokens = len(render_for_completion({"messages": kept}, tokenizer))
         if num_tokens <= max_prompt_tokens:
@@ -136,6 +140,11 @@ def trim_to_fit(
         f"the message has {num_tokens} tokens and the model's context has room for"
         f" {max_prompt_tokens}; shorten it"
     )
+
+
+def _num_tokens(message: Message, tokenizer: Tokenizer) -> int:
+    pieces = _user(message) if message["role"] == "user" else _assistant(message)
+    return sum(1 if special else len(tokenizer.encode(text)) for special, text, _ in pieces)
 
 
 class ToolCalls:

@@ -10,7 +10,7 @@ import codecs
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -183,6 +183,10 @@ class RowState:
     """1 for a sampled token, 0 for a forced one."""
     forced: deque[int] = field(default_factory=deque)
     stop: Literal["", "end", "length"] = ""
+    num_likeliest: int | None = None
+    """None, or how many of the likeliest tokens are noted beside each that is taken."""
+    choice: "TokenChoice | None" = None
+    """The newest token's, where it is noted."""
 
     def take(self, token: int, is_forced: bool, end_tokens: frozenset[int]) -> None:
         """Add a token and find out whether the answer has ended."""
@@ -204,6 +208,31 @@ class Completion:
     mask: list[int]
     """1 for a sampled token, 0 for one that a tool forced."""
     stop: Literal["end", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how it is to be answered."""
+
+    prompt: list[int]
+    max_tokens: int | None = None
+    """None: until the context is full."""
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    stop: Sequence[str] = ()
+    """Strings that end the answer and are left out of it."""
+    num_likeliest: int | None = None
+    """A number: a `TokenChoice` for each token of text, with so many of the likeliest."""
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """How likely a token was, before temperature, and what was likeliest in its place."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+    """(token, logprob), the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +259,7 @@ class Finished:
     num_tokens: int
 
 
-Event = TextPiece | ToolCall | Finished
+Event = TokenChoice | TextPiece | ToolCall | Finished
 
 
 # ---- the engine
@@ -274,15 +303,14 @@ class _Running:
             token = row.forced.popleft() if is_forced else token
             row.take(token, is_forced, self.end_tokens)
             taken.append(token)
-        self._drop_finished()
+        self._note_choices(taken)
+        self.drop_finished()
         if self.rows:
             last = torch.tensor([[row.tokens[-1]] for row in self.rows])
             self.logits = self._forward(0, last, [1] * len(self.rows))
-        else:
-            self.logits = self.logits[:0]
         return taken
 
-    def _drop_finished(self) -> None:
+    def drop_finished(self) -> None:
         """Fill the place of each row that has ended with the last row."""
         for i in reversed(range(len(self.rows))):
             if self.rows[i].stop:
@@ -290,7 +318,19 @@ class _Running:
                 if i != last:
                     self.cache.copy_row(last, i)
                     self.rows[i] = self.rows[last]
+                    self.logits[i] = self.logits[last]
                 self.rows.pop()
+        self.logits = self.logits[: len(self.rows)]
+
+    def _note_choices(self, taken: list[int]) -> None:
+        """Give the rows that want it the choice that the token just taken was."""
+        asked = [(i, row.num_likeliest) for i, row in enumerate(self.rows)]
+        wanted = {i: number for i, number in asked if number is not None}
+        if wanted:
+            tokens = torch.tensor([taken[i] for i in wanted], device=self.logits.device)
+            choices = token_choices(self.logits[list(wanted)], tokens, max(wanted.values()))
+            for (i, number), choice in zip(wanted.items(), choices, strict=True):
+                self.rows[i].choice = replace(choice, likeliest=choice.likeliest[:number])
 
     def _forward(self, first: int, tokens: Tensor, lengths: list[int]) -> Tensor:
         """(B, V) logits after the last token of each row."""
@@ -300,6 +340,18 @@ class _Running:
         logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
         self.cache.advance(lengths)
         return logits[:, 0]
+
+
+def token_choices(logits: Tensor, tokens: Tensor, num_likeliest: int) -> list[TokenChoice]:
+    """A choice for each of tokens (N,), drawn from logits (N, V)."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    own = logprobs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+    values, likeliest = logprobs.topk(min(num_likeliest, logits.size(-1)), dim=-1)
+    rows = zip(tokens.tolist(), own, likeliest.tolist(), values.tolist(), strict=True)
+    return [
+        TokenChoice(token, logprob, tuple(zip(others, theirs, strict=True)))
+        for token, logprob, others, theirs in rows
+    ]
 
 
 class Engine:
@@ -412,6 +464,16 @@ class Engine:
         masks = [[0] * len(tokens) + one.mask[:end] for one, end in zip(done, cut, strict=True)]
         return results, masks
 
+    @torch.inference_mode()
+    def score(self, tokens: list[int], num_likeliest: int = 0) -> list[TokenChoice]:
+        """How likely each token but the first is after those before it, as if it had been drawn.
+
+        Raises UserError when they pass the model's context.
+        """
+        ids = torch.tensor(tokens, device=self.model.embedding.weight.device)
+        logits = self.model(ids[None])[0]
+        return token_choices(logits[:-1], ids[1:], num_likeliest)
+
     def stream_text(
         self,
         prompt: list[int],
@@ -424,15 +486,91 @@ class Engine:
 
         Text comes in whole code points, without stop strings and special tokens.
         """
-        row = self._row(prompt, sampling, max_tokens, seed)
-        text = _TextStream(self.tokenizer, stop)
-        for i, _ in enumerate(self._run([row], 1)):
-            yield from text.feed(row.tokens[i], is_forced=not row.mask[i])
-            if text.has_stopped:
-                break
-        yield from text.flush()
-        has_ended = row.stop == "end" or text.has_stopped
-        yield Finished("stop" if has_ended else "length", len(prompt), len(row.tokens))
+        answer = LiveAnswer(self, Request(prompt, max_tokens, sampling, seed, stop))
+        if answer.row.max_tokens == 0:
+            yield answer.finished()
+        for _ in self._run([answer.row], 1):
+            yield from answer.new_events()
+            if answer.row.stop:  # by a stop string, perhaps
+                return
+
+    def open(self, num_slots: int) -> "LiveBatch":
+        """Room for `num_slots` answers at once."""
+        return LiveBatch(self, num_slots)
+
+
+class LiveAnswer:
+    """One request being answered: its row, and its tokens as events."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        """Raises UserError when the prompt leaves no room for an answer."""
+        self.row = engine._row(request.prompt, request.sampling, request.max_tokens, request.seed)
+        self.row.num_likeliest = request.num_likeliest
+        self._text = _TextStream(engine.tokenizer, request.stop)
+
+    def new_events(self) -> Iterator[Event]:
+        """What the newest token makes; the last token of an answer makes `Finished`, too."""
+        row = self.row
+        if row.choice is not None and self._text.is_text(row.tokens[-1]):
+            yield row.choice
+        yield from self._text.feed(row.tokens[-1], is_forced=not row.mask[-1])
+        if self._text.has_stopped:
+            row.stop = "end"
+        if row.stop:
+            yield from self._text.flush()
+            yield self.finished()
+
+    def finished(self) -> Finished:
+        """The end of it, as it stands."""
+        reason: Literal["stop", "length"] = "stop" if self.row.stop == "end" else "length"
+        return Finished(reason, len(self.row.prompt), len(self.row.tokens))
+
+
+class LiveBatch:
+    """Answers that come and go: each step gives every one of them its next token."""
+
+    def __init__(self, engine: Engine, num_slots: int) -> None:
+        self.engine = engine
+        self._running = _Running(engine.model, num_slots, engine.end_tokens)
+        self._answers: dict[int, LiveAnswer] = {}
+
+    @property
+    def cache_use(self) -> float:
+        """Share of the cache's positions that hold something."""
+        cache = self._running.cache
+        used = sum(cache.lengths[: len(self._running.rows)])
+        return used / (len(cache.lengths) * cache.capacity) if cache.capacity else 0.0
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> list[LiveAnswer]:
+        """Read their prompts; equal ones (the same list) after another are read once.
+
+        Raises UserError, and admits none, when a prompt leaves no room for an answer.
+        """
+        answers = [LiveAnswer(self.engine, request) for request in requests]
+        self._running.admit([answer.row for answer in answers])
+        self._answers |= {id(answer.row): answer for answer in answers}
+        return answers
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[LiveAnswer, list[Event]]]:
+        """Each answer with what its next token makes; those that end leave the batch."""
+        stepped = [self._answers[id(row)] for row in self._running.rows]
+        self._running.step()
+        events = [(answer, list(answer.new_events())) for answer in stepped]
+        self._leave()
+        return events
+
+    @torch.inference_mode()
+    def cancel(self, answer: LiveAnswer) -> None:
+        """It leaves the batch at once."""
+        answer.row.stop = answer.row.stop or "length"
+        self._leave()
+
+    def _leave(self) -> None:
+        """Those that a stop string or a cancelling has ended leave; the others stay."""
+        self._running.drop_finished()
+        self._answers = {id(row): self._answers[id(row)] for row in self._running.rows}
 
 
 class _TextStream:
@@ -450,6 +588,10 @@ class _TextStream:
         self.inside = ""
         self.collected: list[int] = []
         self.expression = ""
+
+    def is_text(self, token: int) -> bool:
+        """Whether a token is read by people: not special, and not inside of a tool call."""
+        return token not in self.names and not self.inside
 
     def feed(self, token: int, is_forced: bool) -> Iterator[TextPiece | ToolCall]:
         """Events that one more token makes."""

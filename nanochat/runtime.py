@@ -181,6 +181,11 @@ def tracker_run() -> str | None:
     return None if name in ("", "dummy") else name
 
 
+def api_key() -> str:
+    """What clients of the web chat must show; empty: nothing. A flag would be seen by all."""
+    return os.environ.get("NANOCHAT_API_KEY", "")
+
+
 def hub_endpoint() -> str:
     """Where data sets are downloaded from, without a trailing slash.
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from nanochat import checkpoint_manager, paths, runtime, stage
 from nanochat.chat import Message, render_for_completion, trim_to_fit
-from nanochat.configurator import parse, run, short
+from nanochat.configurator import FolderName, at_least, between, parse, run, short
 from nanochat.engine import Engine, Event, Finished, Sampling, TextPiece, ToolCall
 from nanochat.errors import UserError
 
@@ -48,15 +48,15 @@ class Options:
     """Answer this one question and leave."""
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], short("-i")] = "latest"
     """Stage whose model answers; latest is the furthest that there is."""
-    model_tag: str = ""
+    model_tag: Annotated[str, FolderName()] = ""
     """Folder of the checkpoint; empty means the newest."""
-    step: int = -1
+    step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""
-    temperature: float = 0.0
+    temperature: Annotated[float, between(0, 2)] = 0.0
     """0 takes the likeliest token; 1 draws as the model was trained."""
-    top_k: int = 50
+    top_k: Annotated[int, at_least(0)] = 50
     """Likeliest tokens that are drawn from; 0 means all."""
-    max_tokens: int = 512
+    max_tokens: Annotated[int, at_least(1)] = 512
     """Tokens of an answer at most."""
     seed: int = 42
     """Of the draws; each answer of a conversation draws anew."""
@@ -67,10 +67,6 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Load the model, then answer. Leaves with 2 when a message of a pipe could not be answered."""
     options = parse(Options, argv)
-    if options.max_tokens < 1:
-        raise UserError(f"--max_tokens={options.max_tokens} must be 1 or more")
-    if options.temperature < 0:
-        raise UserError(f"--temperature={options.temperature} must be 0 or more")
     with stage.opened(options.device_type) as place:
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
         step = None if options.step == -1 else options.step

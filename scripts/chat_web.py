@@ -8,13 +8,13 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nanochat import checkpoint_manager, stage
-from nanochat.configurator import parse, run, short
+from nanochat import checkpoint_manager, runtime, stage
+from nanochat.configurator import FolderName, at_least, between, parse, run, short
 from nanochat.engine import Engine
-from nanochat.errors import UserError
 from nanochat.web import listen
 from nanochat.web.openai_api import Defaults
-from nanochat.web.server import Settings, create_app
+from nanochat.web.server import create_app
+from nanochat.web.service import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -25,26 +25,30 @@ class Options:
 
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], short("-i")] = "latest"
     """Stage whose model answers; latest is the furthest that there is."""
-    model_tag: str = ""
+    model_tag: Annotated[str, FolderName()] = ""
     """Folder of the checkpoint; empty means the newest."""
-    step: int = -1
+    step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in (then set a key as well)."""
-    port: int = 8000
+    port: Annotated[int, between(0, 65535)] = 8000
     """Port to listen on; 0 means any that is free."""
-    temperature: float = 0.0
+    temperature: Annotated[float, between(0, 2)] = 0.0
     """Where a request names none: 0 takes the likeliest token, 1 draws as the model was trained."""
-    top_k: int = 50
+    top_k: Annotated[int, at_least(0)] = 50
     """Where a request names none: likeliest tokens that are drawn from; 0 means all."""
-    max_tokens: int = 512
+    max_tokens: Annotated[int, at_least(1)] = 512
     """Where a request names none: tokens of an answer at most."""
-    max_waiting: int = 64
-    """Answers that may wait for the engine; more are refused with 429."""
-    deadline: float = 300.0
+    num_slots: Annotated[int, at_least(1)] = 32
+    """Answers that are written at once."""
+    max_waiting: Annotated[int, at_least(0)] = 64
+    """Answers that may wait for a slot; more are refused with 429."""
+    deadline: Annotated[float, at_least(1)] = 300.0
     """Seconds that one request may take, its waiting included."""
     api_key: str = ""
-    """Key that clients must show as a Bearer token; empty means none."""
+    """Key that clients must show as a Bearer token; empty means NANOCHAT_API_KEY, or none."""
+    cors_origins: str = ""
+    """Other sites whose pages may ask, with commas between; empty means none."""
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest that is there."""
 
@@ -52,7 +56,6 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Take the port, load the model, serve until told to stop."""
     options = parse(Options, argv)
-    refuse_nonsense(options)
     with (
         stage.opened(options.device_type) as place,
         listen.bind(options.host, options.port) as sock,
@@ -64,7 +67,9 @@ def main(argv: list[str] | None = None) -> None:
         settings = Settings(
             model_name=f"nanochat-{meta['settings']['model_tag']}-{source}",
             defaults=Defaults(options.temperature, options.top_k, options.max_tokens),
-            api_key=options.api_key,
+            api_key=options.api_key or runtime.api_key(),
+            cors_origins=tuple(filter(None, options.cors_origins.split(","))),
+            num_slots=options.num_slots,
             max_waiting=options.max_waiting,
             deadline_seconds=options.deadline,
         )
@@ -72,23 +77,6 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%s, step %d, on %s", settings.model_name, meta["step"], place.device)
         logger.info("open http://%s:%d in a browser; Ctrl-C ends", name_of(host), port)
         listen.serve(create_app(Engine(model, tokenizer), settings), sock)
-
-
-def refuse_nonsense(options: Options) -> None:
-    """Raises UserError on a number out of its bounds."""
-    bounds = {
-        "port": (0, 65535),
-        "temperature": (0, 2),
-        "top_k": (0, None),
-        "max_tokens": (1, None),
-        "max_waiting": (1, None),
-        "deadline": (1, None),
-    }
-    for name, (least, most) in bounds.items():
-        value = getattr(options, name)
-        if value < least or (most is not None and value > most):
-            wanted = f"{least} or more" if most is None else f"{least} to {most}"
-            raise UserError(f"--{name}={value} must be {wanted}")
 
 
 def name_of(host: str) -> str:

@@ -10,7 +10,7 @@ from nanochat.chat import Message, render_conversation
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
 
-EVIL = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+EVIL = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'
 MARKDOWN = "**bold**\n\n```python\nx = 1\n```\n"
 LONG = " ".join(f"{word} {number}" for number in range(10, 17) for word in ("tick", "tock"))
 ANSWERS: dict[str, str | list[dict[str, str]]] = {

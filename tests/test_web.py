@@ -1,54 +1,27 @@
 """The server, asked over loopback by plain HTTP and by the `openai` package."""
 
+import asyncio
 import json
+import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from openai.types.chat import ChatCompletionMessageParam
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.web import listen, markdown
+from nanochat.web import guard, listen, markdown
 from nanochat.web.openai_api import ChatMessage, Defaults, in_turns
-from nanochat.web.server import Settings, create_app
 from tests.learned_by_heart import EVIL, LONG, model_and_tokenizer
-
-MODEL = "nanochat-d2-sft"
-
-
-class SlowEngine(Engine):
-    """Takes its time for each token, so that something can happen meanwhile."""
-
-    seconds = 0.0
-
-    def slow_down(self, seconds: float) -> None:
-        """For every forward pass from now on."""
-        self.seconds = seconds
-        self.model.embedding.register_forward_pre_hook(lambda *_: time.sleep(self.seconds))
-
-
-@contextmanager
-def serving(engine: Engine, **settings: Any) -> Iterator[str]:
-    """The address of a server in a thread of its own."""
-    app = create_app(engine, Settings(model_name=MODEL, **settings))
-    listener = listen.bind("127.0.0.1", 0)
-    server = listen.server_of(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+from tests.served import MODEL, num_at_work, serving, slowed, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +138,7 @@ def test_equal_seeds_agree_and_choices_differ(address: str) -> None:
         assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
         return [choice["message"]["content"] for choice in choices]
 
-    assert texts(7) == texts(7) and len(set(texts(7))) == 4
+    assert texts(7) == texts(7) and len(set(texts(7))) > 1
     assert texts(7) != texts(8) and texts(None) != texts(None)
 
 
@@ -173,6 +146,27 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(address: str) -> None:
     for stop in ("nano", ["x", "nano"]):
         choice = chat(address, stop=stop).json()["choices"][0]
         assert choice["message"]["content"] == "I am " and choice["finish_reason"] == "stop"
+
+
+def test_logprobs_of_a_chat_are_those_of_the_tokens_of_its_text(
+    client: openai.OpenAI, engine: Engine
+) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=user("Smile"), logprobs=True, top_logprobs=3
+    )
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content or []
+    text = b"".join(bytes(one.bytes or []) for one in content).decode()
+    assert text == answer.choices[0].message.content == "😀 é 汉字"
+    for one in content:
+        assert len(one.top_logprobs) == 3
+        assert one.logprob == one.top_logprobs[0].logprob <= 0  # greedy takes the likeliest
+    chunks = events(
+        str(client.base_url).removesuffix("/v1/"), messages=user("Smile"), logprobs=True
+    )
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    logprobs = [one["logprob"] for lp in streamed if lp for one in lp["content"]]
+    assert logprobs == pytest.approx([one.logprob for one in content], abs=1e-3)
 
 
 def test_an_answer_that_is_cut_says_so(address: str) -> None:
@@ -186,6 +180,197 @@ def test_unknown_fields_and_nulls_are_ignored(address: str) -> None:
     nulls = {"temperature": None, "max_tokens": None, "stop": None, "n": None, "stream": None}
     answer = chat(address, **nulls, frequency_penalty=1, user="me", tools=[]).json()
     assert answer["choices"][0]["message"]["content"] == "I am nanochat."
+
+
+# ---- plain completions
+
+
+def test_a_text_is_gone_on_with_however_it_is_given(client: openai.OpenAI, engine: Engine) -> None:
+    text = "tick 10 tock 10 tick 11"
+    ids = engine.tokenizer.encode(text)
+    prompts: list[Any] = [text, ids, [text, "Hi"], [ids, ids]]
+    found = [
+        client.completions.create(model=MODEL, prompt=prompt, max_tokens=6, temperature=0)
+        for prompt in prompts
+    ]
+    assert [len(one.choices) for one in found] == [1, 1, 2, 2]
+    assert len({one.choices[0].text for one in found}) == 1
+    stream = client.completions.create(
+        model=MODEL, prompt=text, max_tokens=6, temperature=0, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == found[0].choices[0].text
+
+
+def test_echoed_logprobs_are_those_of_a_full_forward(address: str, engine: Engine) -> None:
+    bos = engine.tokenizer.get_bos_token_id()
+    ids = engine.tokenizer.encode("tick 10 tock 10")
+    logits = engine.model(torch.tensor([[bos, *ids]]))[0].log_softmax(dim=-1)
+    wanted = [float(logits[i, token].detach()) for i, token in enumerate(ids)]
+    for prompt in (ids, [bos, *ids], "tick 10 tock 10"):
+        body = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
+        choice = httpx.post(f"{address}/v1/completions", json=body).json()["choices"][0]
+        assert choice["text"].startswith("tick 10 tock 10")
+        logprobs = choice["logprobs"]
+        skipped = 1 if prompt == [bos, *ids] else 0
+        assert logprobs["token_logprobs"][:skipped] == [None] * skipped
+        assert logprobs["token_logprobs"][skipped:-1] == pytest.approx(wanted, abs=1e-3)
+        assert "".join(logprobs["tokens"][skipped:]) == choice["text"]
+        offsets, tokens = logprobs["text_offset"], logprobs["tokens"]
+        assert offsets[-1] == sum(map(len, tokens[:-1]))
+        assert all(len(one) == 2 for one in logprobs["top_logprobs"][skipped:])
+    body = {"prompt": ids, "echo": True, "max_tokens": 0}
+    choice = httpx.post(f"{address}/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"] == "tick 10 tock 10"
+
+
+@pytest.mark.parametrize("prompt", [[], [99999], [-1], [["x"]], {}, 3, ["x"] * 65])
+def test_a_prompt_that_is_none_is_a_400(address: str, prompt: Any) -> None:
+    response = httpx.post(f"{address}/v1/completions", json={"prompt": prompt})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith("prompt")
+
+
+# ---- many at once
+
+
+def test_many_streams_at_once_each_get_what_they_get_alone(address: str) -> None:
+    questions = ["Who are you?", "Smile", "Count", "Markdown", "Evil"] * 8
+    alone = {text: chat(address, messages=user(text)).json() for text in set(questions)}
+
+    async def all_at_once() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as one:
+            url = f"{address}/v1/chat/completions"
+            return await asyncio.gather(
+                *(one.post(url, json={"messages": user(text)}) for text in questions)
+            )
+
+    for text, response in zip(questions, asyncio.run(all_at_once()), strict=True):
+        assert response.json()["choices"] == alone[text]["choices"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_when_the_client_leaves_the_work_ends(address: str, engine: Engine, stream: bool) -> None:
+    body = {
+        "messages": user("Count"),
+        "stream": stream,
+        "n": 3,
+        "temperature": 2,
+        "max_tokens": 400,
+    }
+    with slowed(engine, 0.05), httpx.Client() as one:
+        host, port = address.removeprefix("http://").split(":")
+        content = json.dumps(body).encode()
+        with socket.create_connection((host, int(port))) as connection:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+            connection.sendall(head.encode() + content)
+            wait_until(lambda: num_at_work(address) == 3)
+        wait_until(lambda: num_at_work(address) == 0)
+        assert one.get(f"{address}/health").status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_ended(engine: Engine) -> None:
+    with serving(engine, deadline_seconds=0.3) as address, slowed(engine, 0.05):
+        body = {"messages": user("Count")}
+        response = chat(address, **body)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+        with httpx.stream(
+            "POST", f"{address}/v1/chat/completions", json={**body, "stream": True}
+        ) as streamed:
+            last = streamed.read().decode().strip().split("\n\n")[-1]
+        assert json.loads(last[6:])["error"]["code"] == "deadline_exceeded"
+        wait_until(lambda: num_at_work(address) == 0)
+
+
+def test_an_engine_that_fails_ends_the_answer_with_an_error_and_serves_the_next(
+    engine: Engine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    hook = engine.model.embedding.register_forward_pre_hook(fail)
+    response = chat(address)
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert "out of luck" not in response.text
+    with httpx.stream(
+        "POST", f"{address}/v1/chat/completions", json={"messages": user("Hi"), "stream": True}
+    ) as streamed:
+        last = streamed.read().decode().strip().split("\n\n")[-1]
+    assert json.loads(last[6:])["error"]["type"] == "server_error"
+    hook.remove()
+    assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
+    assert num_at_work(address) == 0
+
+
+def test_a_server_that_is_stopped_lets_answers_end_and_then_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "DRAIN_SECONDS", 1)
+    with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
+        with serving(engine) as address:
+            short = pool.submit(chat, address)
+            long = pool.submit(chat, address, messages=user("Count"))
+            wait_until(lambda: num_at_work(address) == 2)
+        assert short.result().json()["choices"][0]["message"]["content"] == "I am nanochat."
+        assert long.result().status_code == 503
+        assert "shutting down" in long.result().json()["error"]["message"]
+
+
+def test_a_client_that_sends_no_head_or_reads_nothing_is_closed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "HEAD_SECONDS", 0.2)
+    with serving(engine) as address:
+        host, port = address.removeprefix("http://").split(":")
+        for begin in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(begin)
+                with suppress(ConnectionResetError):
+                    assert connection.recv(100) == b""
+
+
+def test_a_body_that_does_not_come_is_a_408(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    with serving(engine) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+            connection.sendall(head.encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_metrics_are_in_the_format_of_prometheus(address: str) -> None:
+    def value(name: str) -> float:
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    before = value("nanochat_tokens_total"), value("nanochat_first_token_seconds_count")
+    used = chat(address).json()["usage"]["completion_tokens"]
+    assert value("nanochat_tokens_total") == before[0] + used
+    assert value("nanochat_first_token_seconds_count") == before[1] + 1
+    assert value("nanochat_slots") == 32 and value("nanochat_running") == 0
+    for line in httpx.get(f"{address}/metrics").text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{\w+=\"[^\"]*\"\})? [0-9.e+-]+", line)
+
+
+def test_the_log_holds_no_text_of_users_and_no_control_characters(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        chat(address, messages=user("my secret"))
+        chat(address, messages=[{"role": "my secret"}])
+        httpx.get(f"{address}/a%0aforged%1b[31m?my=secret")
+        wait_until(lambda: sum(r.name == "nanochat.web.access" for r in caplog.records) == 3)
+    lines = [r.getMessage() for r in caplog.records if r.name == "nanochat.web.access"]
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("nanochat", "uvicorn"))]
+    assert len(lines) == 3 and not any("secret" in line for line in ours)
+    assert all(line.isprintable() for line in lines)
+    assert json.loads(lines[0]).keys() == {"client", "method", "path", "status", "ms"}
 
 
 # ---- conversations as clients send them
@@ -309,7 +494,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> 
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(engine: Engine) -> None:
-    with serving(engine, max_waiting=2) as address:
+    with serving(engine, num_slots=1, max_waiting=1) as address:
         response = chat(address, n=3)
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["type"] == "rate_limit_error"
@@ -349,6 +534,15 @@ def test_every_answer_forbids_sniffing_and_framing_and_allows_no_other_origin(ad
         assert headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert not [name for name in headers if name.startswith("access-control")]
+
+
+def test_another_site_may_ask_only_where_it_is_told_so(engine: Engine) -> None:
+    friend, stranger = {"origin": "https://a.example"}, {"origin": "https://b.example"}
+    with serving(engine, cors_origins=("https://a.example",)) as address:
+        allowed = httpx.get(f"{address}/v1/models", headers=friend).headers
+        assert allowed["access-control-allow-origin"] == "https://a.example"
+        refused = httpx.get(f"{address}/v1/models", headers=stranger).headers
+        assert "access-control-allow-origin" not in refused
 
 
 def test_markdown_becomes_html_without_anything_that_runs() -> None:

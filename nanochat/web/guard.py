@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from nanochat.web.openai_api import ApiError
+from nanochat.web.prometheus import Metrics
 
 access = logging.getLogger("nanochat.web.access")
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: App, max_body_bytes: int) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
+    def __init__(self, app: App, max_body_bytes: int, metrics: Metrics) -> None:
+        self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +55,7 @@ class Guard:
             logger.error("%s in a route:\n%s", type(error).__name__, where)
             await response.fail(ApiError(500, "the server failed; its log says where"))
         finally:
+            self.metrics.count("nanochat_requests_total", f'status="{response.status}"')
             _log(scope, response.status, time.monotonic() - began)
 
     def _refuse_declared_size(self, scope: MutableMapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from nanochat.errors import UserError
 
 HEAD_SECONDS = 10.0  # for the head of a request
 STALL_SECONDS = 30.0  # for a client that reads nothing while there is something to read
-DRAIN_SECONDS = 8  # for answers that run when the server is told to stop
+DRAIN_SECONDS = 7  # for answers that run when the server is told to stop
 BACKLOG = 1024
 
 
@@ -42,6 +42,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class DrainingServer(uvicorn.Server):
+    """When told to stop, lets answers end for a while, then tells the rest that it goes."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        worker = self.config.app.state.service.worker  # type: ignore[union-attr]
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, worker.scheduler.close)
+        await super().shutdown(sockets)
+
+
 def server_of(app: Any) -> uvicorn.Server:
     """A server for `app`; its `run(sockets=[...])` serves until it is told to stop."""
     config = uvicorn.Config(
@@ -52,9 +61,9 @@ def server_of(app: Any) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS + 1,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config)
 
 
 def serve(app: Any, listener: socket.socket) -> None:
@@ -67,36 +76,37 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._timer: asyncio.TimerHandle | None = None
+        self.access_log = False  # the guard writes one that holds no text of users
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._arm(HEAD_SECONDS)
+        self._abort_after(HEAD_SECONDS, "head")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        for name in [*self._timers]:
+            self._go_on(name)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._disarm()  # the head is whole
-        elif self._timer is None:
-            self._arm(HEAD_SECONDS)  # part of a next head
+            self._go_on("head")  # it is whole
+        elif "head" not in self._timers:
+            self._abort_after(HEAD_SECONDS, "head")  # part of a next one
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._arm(STALL_SECONDS)
+        self._abort_after(STALL_SECONDS, "stall")
 
     def resume_writing(self) -> None:
-        self._disarm()
+        self._go_on("stall")
         super().resume_writing()
 
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self.transport.abort)
+    def _abort_after(self, seconds: float, name: str) -> None:
+        self._go_on(name)
+        self._timers[name] = self.loop.call_later(seconds, self.transport.abort)
 
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _go_on(self, name: str) -> None:
+        if timer := self._timers.pop(name, None):
+            timer.cancel()

@@ -5,31 +5,37 @@ have parts of type `python` and `python_output` (as in `chat`), and an answer na
 under `tools` beside the text.
 """
 
+import itertools
 import json
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from nanochat.chat import (
-    Message,
-    Tokenizer,
-    render_conversation,
-    render_for_completion,
-    trim_to_fit,
-)
-from nanochat.engine import Sampling, ToolCall
+from nanochat import chat
+from nanochat.chat import Message, render_conversation, render_for_completion, trim_to_fit
+from nanochat.engine import Sampling, TokenChoice, ToolCall
 from nanochat.errors import UserError
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16
+MAX_PROMPTS = 64
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 200
+LEAST_LOGPROB = -9999.0
 PART_TYPES = ("text", "python", "python_output")
+
+
+class Tokenizer(chat.Tokenizer, Protocol):
+    """What the protocol asks of a tokenizer."""
+
+    def decode_bytes(self, ids: list[int]) -> bytes: ...
+
+    def get_vocab_size(self) -> int: ...
 
 
 # ---- errors
@@ -127,8 +133,26 @@ class ChatRequest(Generation):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     trim: bool | None = None
     """Leave the oldest turns out when the conversation outgrows the context (ours)."""
+
+    def num_likeliest(self) -> int | None:
+        """How many likeliest tokens are wanted beside each; None: no logprobs at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions: plain text gone on with."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    def num_likeliest(self) -> int | None:
+        """How many likeliest tokens are wanted beside each; None: no logprobs at all."""
+        return self.logprobs
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,45 @@ def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Pr
         raise ApiError(400, str(error), param="messages", code=code) from None
 
 
+@dataclass(frozen=True)
+class TextPrompt:
+    """A plain text as tokens that begin with <|bos|>."""
+
+    tokens: list[int]
+    is_bos_hidden: bool
+    """True where we put it there: it is not shown."""
+
+    def shown(self, choices: list[TokenChoice]) -> list[TokenChoice | int]:
+        """What is known of each token that the client has sent."""
+        return [*choices] if self.is_bos_hidden else [self.tokens[0], *choices]
+
+
+def prompts_of(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
+    """Each prompt of a completion. Raises ApiError when there is none, or an id is unknown."""
+    asked = request.prompt
+    texts: list[str | list[int]]
+    if isinstance(asked, str):
+        texts = [asked]
+    elif asked and isinstance(asked[0], int):
+        texts = [[token for token in asked if isinstance(token, int)]]
+    else:
+        texts = [text for text in asked if not isinstance(text, int)]
+    if not 1 <= len(texts) <= MAX_PROMPTS:
+        raise ApiError(400, f"{len(texts)} prompts; between 1 and {MAX_PROMPTS}", param="prompt")
+    return [_text_prompt(text, tokenizer) for text in texts]
+
+
+def _text_prompt(text: str | list[int], tokenizer: Tokenizer) -> TextPrompt:
+    tokens = tokenizer.encode(text) if isinstance(text, str) else text
+    limit = tokenizer.get_vocab_size()
+    if wrong := [token for token in tokens if not 0 <= token < limit]:
+        message = f"token {wrong[0]} is not between 0 and {limit - 1}"
+        raise ApiError(400, message, param="prompt")
+    bos = tokenizer.encode_special("<|bos|>")
+    is_hidden = tokens[:1] != [bos]
+    return TextPrompt([bos, *tokens] if is_hidden else tokens, is_hidden)
+
+
 def in_turns(messages: Sequence[ChatMessage]) -> list[Message]:
     """The messages as `chat` wants them: a system text first, then user and assistant in turns.
 
@@ -233,11 +296,6 @@ def _text(parts: list[dict[str, str]]) -> str:
 # ---- answers
 
 
-def new_id(prefix: str) -> str:
-    """An id that no other answer has."""
-    return f"{prefix}-{secrets.token_hex(12)}"
-
-
 @dataclass(frozen=True)
 class Envelope:
     """What every body and every chunk of one answer begins with."""
@@ -245,13 +303,13 @@ class Envelope:
     id: str
     model: str
     created: int
-    kind: Literal["chat.completion", "text_completion"] = "chat.completion"
+    kind: Literal["chat.completion", "text_completion"]
 
     @classmethod
     def new(cls, kind: Literal["chat.completion", "text_completion"], model: str) -> "Envelope":
         """Of an answer that begins now."""
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
-        return cls(new_id(prefix), model, int(time.time()), kind)
+        return cls(f"{prefix}-{secrets.token_hex(12)}", model, int(time.time()), kind)
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """A whole answer."""
@@ -266,16 +324,6 @@ class Envelope:
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
 
-def delta(index: int, change: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    """One choice of a chunk of a chat."""
-    return {"index": index, "delta": change, "logprobs": None, "finish_reason": finish_reason}
-
-
-def tool_body(call: ToolCall) -> dict[str, Any]:
-    """A tool call as JSON."""
-    return {"expression": call.expression, "result": call.result}
-
-
 def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
     """How many tokens were read and written."""
     return {
@@ -285,11 +333,70 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
     }
 
 
+def tool_body(call: ToolCall) -> dict[str, Any]:
+    """A tool call as JSON."""
+    return {"expression": call.expression, "result": call.result}
+
+
+def chat_logprobs(choices: Sequence[TokenChoice], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Choices as a chat's `logprobs`."""
+
+    def token(number: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.decode_bytes([number])
+        text = raw.decode(errors="replace")
+        return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+
+    return {
+        "content": [
+            {
+                **token(one.token, one.logprob),
+                "top_logprobs": [token(*other) for other in one.likeliest],
+            }
+            for one in choices
+        ]
+    }
+
+
+def text_logprobs(
+    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int = 0
+) -> dict[str, Any]:
+    """Choices as a completion's `logprobs`; a token that nothing is known of is a bare number."""
+    tokens, known = [], []
+    for one in choices:
+        tokens.append(token_name(one if isinstance(one, int) else one.token, tokenizer))
+        known.append(None if isinstance(one, int) else one)
+    offsets = itertools.accumulate(map(len, tokens), initial=offset)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [None if one is None else finite(one.logprob) for one in known],
+        "top_logprobs": [
+            None
+            if one is None
+            else {token_name(token, tokenizer): finite(value) for token, value in one.likeliest}
+            for one in known
+        ],
+        "text_offset": list(offsets)[:-1],
+    }
+
+
+def token_name(token: int, tokenizer: Tokenizer) -> str:
+    """A token as text; one that is no text alone, as `bytes:` and its bytes."""
+    raw = tokenizer.decode_bytes([token])
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity."""
+    return max(logprob, LEAST_LOGPROB)
+
+
 def server_sent(body: dict[str, Any]) -> bytes:
     """One event of a stream."""
-    return (
-        b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"

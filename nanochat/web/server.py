@@ -1,188 +1,48 @@
 """The ASGI application: the OpenAI protocol over a worker, and the page."""
 
 import asyncio
-import hmac
-import logging
-import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Response
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import Field
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from nanochat import runtime
-from nanochat.engine import Engine, Finished, TextPiece, ToolCall
+from nanochat.engine import Engine, TokenChoice
 from nanochat.web import markdown
 from nanochat.web.guard import Guard
 from nanochat.web.openai_api import (
     DONE,
     ApiError,
     ChatRequest,
-    Defaults,
+    CompletionRequest,
     Envelope,
-    Generation,
     Loose,
-    Prompt,
-    delta,
+    TextPrompt,
     error_body,
     prompt_of,
-    sampling_of,
-    seed_of,
+    prompts_of,
     server_sent,
-    tool_body,
-    usage,
 )
-from nanochat.web.worker import Busy, Failed, Question, Worker, WorkerEvent
-
-logger = logging.getLogger(__name__)
+from nanochat.web.replies import Echo, chat_body, chat_stream, completion_body, completion_stream
+from nanochat.web.service import Answers, Service, Settings
+from nanochat.web.worker import Scoring
 
 PAGE = Path(__file__).with_name("ui.html")
-ALIAS = "nanochat"  # a name of the model that always holds
-RETRY_AFTER_SECONDS = 2
+PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DEFAULT_COMPLETION_TOKENS = 16  # the protocol's
 MIN_ANSWER_TOKENS = 64  # room that a trimmed conversation leaves in the context
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of one server."""
-
-    model_name: str
-    defaults: Defaults = field(default_factory=Defaults)
-    api_key: str = ""
-    """What clients must show as a Bearer token; empty: nothing."""
-    max_waiting: int = 64
-    """Answers that may wait for the engine; more are refused."""
-    deadline_seconds: float = 300.0
-    """For one request, its waiting included."""
-    max_body_bytes: int = 256 * 1024
-
-
-class Service:
-    """A worker and what the routes ask of it."""
-
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.settings = settings
-        self.worker = Worker(engine, settings.max_waiting)
-        self.tokenizer = engine.tokenizer
-        self.context = engine.model.config.sequence_len
-        self.started = int(time.time())
-
-    def refuse_stranger(self, request: Request) -> None:
-        """Raises ApiError unless the key was shown, where one is wanted."""
-        wanted = f"Bearer {self.settings.api_key}".encode()
-        shown = request.headers.get("authorization", "").encode()
-        if self.settings.api_key and not hmac.compare_digest(wanted, shown):
-            raise ApiError(
-                401, "this server wants its API key as a Bearer token", code="invalid_api_key"
-            )
-
-    def refuse_other_model(self, name: str | None) -> None:
-        """Raises ApiError when a model is asked for that is not here."""
-        if name and name not in (ALIAS, self.settings.model_name):
-            message = (
-                f"the model {name[:80]!r} is not here; this server has {self.settings.model_name}"
-            )
-            raise ApiError(404, message, param="model", code="model_not_found")
-
-    def model_body(self) -> dict[str, Any]:
-        """The model as the protocol lists it, with its context and the server's defaults."""
-        defaults = self.settings.defaults
-        return {
-            "id": self.settings.model_name,
-            "object": "model",
-            "created": self.started,
-            "owned_by": "nanochat",
-            "context_length": self.context,
-            "defaults": {
-                "temperature": defaults.temperature,
-                "top_k": defaults.top_k,
-                "max_tokens": defaults.max_tokens,
-            },
-        }
-
-    def questions(
-        self, request: Generation, prompt: list[int], max_tokens: int | None
-    ) -> list[Question]:
-        """One for each choice. Raises ApiError when prompt and answer pass the context."""
-        room = self.context - len(prompt)
-        if room < 1 or (max_tokens or 0) > room:
-            raise ApiError(
-                400,
-                f"the model's context is {self.context} tokens; the prompt has {len(prompt)} and"
-                f" {max_tokens or 1} are to follow: shorten one of them",
-                param="messages" if isinstance(request, ChatRequest) else "prompt",
-                code="context_length_exceeded",
-            )
-        limit = min(self.settings.defaults.max_tokens, room) if max_tokens is None else max_tokens
-        sampling, stop = sampling_of(request, self.settings.defaults), request.stop_strings()
-        seed = seed_of(request)
-        seeds = [runtime.derive_seed(seed, choice) for choice in range(request.n or 1)]
-        return [Question(prompt, limit, sampling, one, stop) for one in seeds]
-
-    def ask(self, questions: list[Question]) -> "Answers":
-        """The answers, begun. Raises ApiError when too many wait already."""
-        return Answers(self.worker, questions, self.settings.deadline_seconds)
-
-
-class Answers:
-    """What comes back for one request: events of its choices, in the order in which they come."""
-
-    def __init__(self, worker: Worker, questions: list[Question], deadline_seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + deadline_seconds
-        self._events: asyncio.Queue[tuple[int, WorkerEvent]] = asyncio.Queue()
-        self.num_choices = len(questions)
-        try:
-            self._tickets = worker.submit(
-                [(one, self._deliver(loop, index)) for index, one in enumerate(questions)]
-            )
-        except Busy:
-            raise ApiError(
-                429, "the server is busy: too many answers wait already; try again in a moment",
-                code="queue_full", headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-            ) from None  # fmt: skip
-
-    def _deliver(
-        self, loop: asyncio.AbstractEventLoop, index: int
-    ) -> Callable[[WorkerEvent], None]:
-        def deliver(event: WorkerEvent) -> None:  # in the worker's thread
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-        return deliver
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, TextPiece | ToolCall | Finished]]:
-        """(choice, event) until every choice has ended.
-
-        Raises ApiError when one fails or is late.
-        """
-        num_open = self.num_choices
-        while num_open:
-            try:
-                async with asyncio.timeout_at(self._deadline):
-                    index, event = await self._events.get()
-            except TimeoutError:
-                raise ApiError(503, "the answer took too long", code="deadline_exceeded") from None
-            if isinstance(event, Failed):
-                raise ApiError(500, event.reason, code="engine_error")
-            num_open -= isinstance(event, Finished)
-            yield index, event
-
-    def cancel(self) -> None:
-        """End the work on what has not ended."""
-        for ticket in self._tickets:
-            ticket.cancel()
 
 
 class EventStream(StreamingResponse):
@@ -209,7 +69,9 @@ async def _as_bytes(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[byte
         yield server_sent(error.body())
 
 
-async def unless_left(request: Request, answers: Answers, work: Awaitable[Response]) -> Response:
+async def unless_left(
+    request: HttpRequest, answers: Answers, work: Awaitable[Response]
+) -> Response:
     """What `work` comes to; when the client leaves, the work ends."""
 
     async def left() -> None:
@@ -226,60 +88,10 @@ async def unless_left(request: Request, answers: Answers, work: Awaitable[Respon
         working.cancel()
 
 
-# ---- chat
-
-
-async def chat_stream(
-    answers: Answers, envelope: Envelope, prompt: Prompt, with_usage: bool
-) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a chat."""
-    more = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
-    begin = {"role": "assistant", "content": ""}
-    for index in range(answers.num_choices):
-        yield envelope.chunk([delta(index, begin)], **more)
-    num_tokens = 0
-    async for index, event in answers:
-        if isinstance(event, TextPiece):
-            yield envelope.chunk([delta(index, {"content": event.text})])
-        elif isinstance(event, ToolCall):
-            yield envelope.chunk([delta(index, {"tools": [tool_body(event)]})])
-        else:
-            num_tokens += event.num_tokens
-            yield envelope.chunk([delta(index, {}, event.reason)])
-    if with_usage:
-        yield envelope.chunk([], usage=usage(len(prompt.tokens), num_tokens))
-
-
-async def chat_body(answers: Answers, envelope: Envelope, prompt: Prompt) -> Response:
-    """A chat answered at once."""
-    choices: list[dict[str, Any]] = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": "", "tools": []},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        for index in range(answers.num_choices)
-    ]
-    num_tokens = 0
-    async for index, event in answers:
-        message = choices[index]["message"]
-        if isinstance(event, TextPiece):
-            message["content"] += event.text
-        elif isinstance(event, ToolCall):
-            message["tools"].append(tool_body(event))
-        else:
-            num_tokens += event.num_tokens
-            choices[index]["finish_reason"] = event.reason
-    more = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
-    used = usage(len(prompt.tokens), num_tokens)
-    return JSONResponse(envelope.body(choices, usage=used, **more))
-
-
 # ---- routes
 
 
-class _StrictRequest(Request):
+class _StrictRequest(HttpRequest):
     """JSON without NaN, without lone surrogates, and not too deep."""
 
     async def json(self) -> Any:
@@ -290,10 +102,10 @@ class _StrictRequest(Request):
 
 
 class _StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Any]:
+    def get_route_handler(self) -> Callable[[HttpRequest], Any]:
         handle = super().get_route_handler()
 
-        async def strict(request: Request) -> Response:
+        async def strict(request: HttpRequest) -> Response:
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
@@ -310,18 +122,18 @@ def api_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=_StrictRoute)
 
     @router.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models(request: HttpRequest) -> dict[str, Any]:
         service.refuse_stranger(request)
         return {"object": "list", "data": [service.model_body()]}
 
     @router.get("/v1/models/{name}")
-    async def model(name: str, request: Request) -> dict[str, Any]:
+    async def model(name: str, request: HttpRequest) -> dict[str, Any]:
         service.refuse_stranger(request)
         service.refuse_other_model(name)
         return service.model_body()
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    async def chat(body: ChatRequest, request: HttpRequest) -> Response:
         service.refuse_stranger(request)
         service.refuse_other_model(body.model)
         room = service.context - min(MIN_ANSWER_TOKENS, service.context // 4)
@@ -329,13 +141,52 @@ def api_routes(service: Service) -> APIRouter:
         max_tokens = body.max_completion_tokens or body.max_tokens
         if body.trim and max_tokens:
             max_tokens = min(max_tokens, service.context - len(prompt.tokens))
-        answers = service.ask(service.questions(body, prompt.tokens, max_tokens))
+        answers = service.ask(service.requests(body, [prompt.tokens], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
+        reply = answers, envelope, prompt, service.tokenizer
         if body.stream:
-            return EventStream(answers, chat_stream(answers, envelope, prompt, body.wants_usage()))
-        return await unless_left(request, answers, chat_body(answers, envelope, prompt))
+            return EventStream(answers, chat_stream(*reply, body.wants_usage()))
+        return await unless_left(request, answers, chat_body(*reply))
+
+    @router.post("/v1/completions", response_model=None)
+    async def complete(body: CompletionRequest, request: HttpRequest) -> Response:
+        service.refuse_stranger(request)
+        service.refuse_other_model(body.model)
+        prompts = await asyncio.to_thread(prompts_of, body, service.tokenizer)
+        max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        tokens = [prompt.tokens for prompt in prompts]
+        requests = service.requests(body, tokens, max_tokens)
+        echo = await echo_of(service, body, prompts)
+        answers = service.ask(requests if max_tokens else [])
+        envelope = Envelope.new("text_completion", service.settings.model_name)
+        if body.stream and answers.num_choices:
+            stream = completion_stream(
+                answers, envelope, echo, service.tokenizer, body.wants_usage()
+            )
+            return EventStream(answers, stream)
+        reply = completion_body(answers, envelope, echo, service.tokenizer, body.n or 1)
+        return await unless_left(request, answers, reply)
 
     return router
+
+
+async def echo_of(service: Service, body: CompletionRequest, prompts: list[TextPrompt]) -> Echo:
+    """What a completion shows of its prompts. Raises ApiError when too much waits already."""
+    num_tokens = sum(len(prompt.tokens) for prompt in prompts)
+    if not body.echo:
+        return Echo([""] * len(prompts), [[]] * len(prompts), num_tokens)
+    texts = [service.tokenizer.decode(prompt.tokens[1:]) for prompt in prompts]
+    if body.logprobs is None:
+        return Echo(texts, [[]] * len(prompts), num_tokens)
+    scoring = service.ask([Scoring(prompt.tokens, body.logprobs) for prompt in prompts])
+    choices: list[list[TokenChoice]] = [[]] * len(prompts)
+    try:
+        async for said in scoring:
+            choices[said.index] = said.scores or []
+    finally:
+        scoring.cancel()
+    shown = [prompt.shown(own) for prompt, own in zip(prompts, choices, strict=True)]
+    return Echo(texts, shown, num_tokens)
 
 
 def page_routes(service: Service) -> APIRouter:
@@ -350,17 +201,22 @@ def page_routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        worker = service.worker
+        scheduler, is_alive = service.worker.scheduler, service.worker.is_alive
         body = {
-            "status": "ok" if worker.is_alive else "down",
+            "status": "ok" if is_alive else "down",
             "model": service.settings.model_name,
-            "waiting": worker.num_waiting,
-            "running": worker.num_running,
+            "waiting": scheduler.num_waiting,
+            "running": scheduler.num_running,
         }
-        return JSONResponse(body, status_code=200 if worker.is_alive else 503)
+        return JSONResponse(body, status_code=200 if is_alive else 503)
+
+    @router.get("/metrics", response_model=None)
+    async def metrics(request: HttpRequest) -> Response:
+        service.refuse_stranger(request)
+        return Response(service.rendered_metrics(), media_type=PROMETHEUS_TYPE)
 
     @router.post("/page/markdown", include_in_schema=False)
-    async def to_html(body: MarkdownRequest, request: Request) -> dict[str, list[str]]:
+    async def to_html(body: MarkdownRequest, request: HttpRequest) -> dict[str, list[str]]:
         service.refuse_stranger(request)
         return {"html": await asyncio.to_thread(lambda: list(map(markdown.to_html, body.texts)))}
 
@@ -387,7 +243,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        service.worker.start(asyncio.get_running_loop().call_soon_threadsafe)
         yield
         await asyncio.to_thread(service.worker.stop)
 
@@ -401,19 +257,21 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.state.service = service
     app.include_router(api_routes(service))
     app.include_router(page_routes(service))
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["*"])
+    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _other_error)
     return app
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), status_code=error.status_code, headers=error.headers)
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(_: HttpRequest, error: Exception) -> Response:
     """The first thing that is wrong, by field; 422 is 400 in this protocol."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -421,7 +279,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return JSONResponse(error_body(400, f"{where}: {first['msg']}", where), status_code=400)
 
 
-async def _other_error(_: Request, error: Exception) -> Response:
+async def _other_error(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     body = error_body(error.status_code, str(error.detail))
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)

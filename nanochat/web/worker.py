@@ -1,79 +1,81 @@
-"""The seam between a server and an engine: questions go in, events come out.
+"""The seam between a server and an engine: jobs go in, events come out.
 
 A worker is a thread that owns an engine; nobody else touches it. What it accepts is bounded, and
-every question accepted ends with exactly one `Finished` or `Failed`. Nothing here knows HTTP.
+every job that is accepted and not cancelled ends with exactly one `Finished`, `Scores` or `Failed`.
+Nothing here knows HTTP.
 """
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nanochat.engine import Engine, Event, Finished, Sampling
+from nanochat.engine import Engine, Event, Finished, LiveAnswer, Request, TokenChoice
 from nanochat.errors import UserError
+from nanochat.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-
-class Busy(Exception):
-    """No room in the queue."""
+MAX_TOKENS_PER_ROUND = 2048  # of prompts that are read while others wait for their next token
+SHUTTING_DOWN = "the server is shutting down"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt and how it is to be answered."""
+class Scoring:
+    """How likely are these tokens? Answered by `Scores`."""
 
-    prompt: list[int]
-    max_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...] = ()
+    tokens: list[int]
+    num_likeliest: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A choice for each token but the first."""
+
+    choices: list[TokenChoice]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of an answer that did not come to its end; `reason` is for the client."""
+    """The end of a job that did not come to its end; `reason` is for the client."""
 
     reason: str
 
 
-WorkerEvent = Event | Failed
-Deliver = Callable[[WorkerEvent], None]
+WorkerEvent = Event | Scores | Failed
+Deliver = Callable[[list[WorkerEvent]], None]
+HandOver = Callable[[Callable[[], None]], object]
 
 
-class Ticket:
-    """One question that was accepted."""
+@dataclass(eq=False)
+class Job:
+    """What was asked, and who is told."""
 
-    def __init__(self, question: Question, deliver: Deliver) -> None:
-        self.question, self.deliver = question, deliver
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        """End the work on it; from any thread, at any time. No event follows the next token."""
-        self.is_cancelled = True
+    asked: Request | Scoring
+    deliver: Deliver
+    num_prompt_tokens: int
+    answer: LiveAnswer | None = None
 
 
 class Worker:
-    """A thread with an engine and a bounded queue."""
+    """A thread with an engine and a scheduler."""
 
-    def __init__(self, engine: Engine, max_waiting: int) -> None:
-        self.engine, self.max_waiting = engine, max_waiting
-        self.num_running = 0
-        self._waiting: deque[Ticket] = deque()
-        self._changed = threading.Condition()
-        self._is_stopping = False
+    def __init__(self, engine: Engine, num_slots: int, max_waiting: int) -> None:
+        self.engine = engine
+        self.scheduler: Scheduler[Job] = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
+        self._batch = engine.open(num_slots)
+        self._jobs: dict[LiveAnswer, Job] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._hand_over: HandOver = lambda call: call()
 
-    def start(self) -> None:
-        """Begin to work."""
+    def start(self, hand_over: HandOver) -> None:
+        """Begin to work. `hand_over` calls what it is given in the thread of the one who asks."""
+        self._hand_over = hand_over
         self._thread.start()
 
     def stop(self) -> None:
         """End the work after the next token; what still waits or runs fails."""
-        with self._changed:
-            self._is_stopping = True
-            self._changed.notify()
+        self.scheduler.close()
         self._thread.join()
 
     @property
@@ -82,56 +84,92 @@ class Worker:
         return self._thread.is_alive()
 
     @property
-    def num_waiting(self) -> int:
-        """Questions that have been accepted and not begun."""
-        return len(self._waiting)
+    def cache_use(self) -> float:
+        """Share of the cache's positions that hold something."""
+        return self._batch.cache_use
 
-    def submit(self, questions: list[tuple[Question, Deliver]]) -> list[Ticket]:
-        """Accept all of them or none. `deliver` is called in the worker's thread.
+    def submit(self, asked: Sequence[tuple[Request | Scoring, Deliver]]) -> list[Job]:
+        """Accept all of them or none. Raises `scheduler.Busy` when there is no room for all."""
+        jobs: list[Job] = []
+        read: list[int] | None = None
+        for one, deliver in asked:
+            tokens = one.prompt if isinstance(one, Request) else one.tokens
+            # A prompt that follows itself is read once.
+            jobs.append(Job(one, deliver, 0 if tokens is read else len(tokens)))
+            read = tokens
+        self.scheduler.submit(jobs)
+        return jobs
 
-        Raises Busy when there is no room for all.
-        """
-        tickets = [Ticket(*one) for one in questions]
-        with self._changed:
-            self._drop_cancelled()
-            if self._is_stopping or len(self._waiting) + len(tickets) > self.max_waiting:
-                raise Busy
-            self._waiting += tickets
-            self._changed.notify()
-        return tickets
-
-    def _drop_cancelled(self) -> None:
-        self._waiting = deque(one for one in self._waiting if not one.is_cancelled)
-
-    def _next(self) -> Ticket | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_stopping)
-            return None if self._is_stopping else self._waiting.popleft()
+    def cancel(self, job: Job) -> None:
+        """End the work on it; from any thread, at any time. Nothing follows the next token."""
+        self.scheduler.cancel(job)
 
     def _work(self) -> None:
-        while (ticket := self._next()) is not None:
-            self.num_running = 1
+        while self.scheduler.wait():
             try:
-                self._answer(ticket)
-            except UserError as error:
-                ticket.deliver(Failed(str(error)))
-            except Exception:  # one answer fails, the server goes on
+                self._round()
+            except Exception:  # those who were being answered fail, the server goes on
                 logger.exception("the engine failed")
-                ticket.deliver(Failed("the engine failed; the server's log says why"))
-            self.num_running = 0
-        for ticket in self._waiting:
-            ticket.deliver(Failed("the server is shutting down"))
+                self._fail_all("the engine failed; the server's log says why")
+        self._fail_all(SHUTTING_DOWN)
 
-    def _answer(self, ticket: Ticket) -> None:
-        asked = ticket.question
-        events = self.engine.stream_text(
-            asked.prompt, asked.max_tokens, asked.sampling, asked.seed, asked.stop
-        )
-        for event in events:
-            if ticket.is_cancelled:
-                events.close()  # type: ignore[attr-defined]
-                return
-            if self._is_stopping and not isinstance(event, Finished):
-                ticket.deliver(Failed("the server is shutting down"))
-                return
-            ticket.deliver(event)
+    def _round(self) -> None:
+        """One token for everybody."""
+        for job in self.scheduler.leaving():
+            if job.answer is not None:
+                del self._jobs[job.answer]
+                self._batch.cancel(job.answer)
+        said: list[tuple[Job, list[WorkerEvent]]] = []
+        try:
+            self._begin(self.scheduler.admit(), said)
+            if self._jobs:
+                self._step(said)
+        finally:
+            self._tell(said)
+
+    def _step(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
+        for answer, events in self._batch.step():
+            job = self._jobs[answer]
+            said.append((job, [*events]))
+            if events and isinstance(events[-1], Finished):
+                del self._jobs[answer]
+                self.scheduler.finish(job)
+
+    def _begin(self, jobs: list[Job], said: list[tuple[Job, list[WorkerEvent]]]) -> None:
+        """Scorings are done at once, requests join the batch."""
+        admitted: list[tuple[Job, Request]] = []
+        for job in jobs:
+            try:
+                if isinstance(job.asked, Request):
+                    LiveAnswer(self.engine, job.asked)  # raises when it cannot be answered
+                    admitted.append((job, job.asked))
+                    continue
+                choices = self.engine.score(job.asked.tokens, job.asked.num_likeliest)
+                said.append((job, [Scores(choices)]))
+            except UserError as error:
+                said.append((job, [Failed(str(error))]))
+            self.scheduler.finish(job)
+        if admitted:
+            answers = self._batch.admit([request for _, request in admitted])
+            for (job, _), answer in zip(admitted, answers, strict=True):
+                job.answer = answer
+                self._jobs[answer] = job
+
+    def _fail_all(self, reason: str) -> None:
+        self._batch = self.engine.open(self.scheduler.num_slots)
+        self._jobs = {}
+        self._tell([(job, [Failed(reason)]) for job in self.scheduler.drain()])
+
+    def _tell(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
+        """Hand over what there is to say, all of it at once."""
+        told = [(job.deliver, events) for job, events in said if events]
+
+        def deliver_all() -> None:
+            for deliver, events in told:
+                deliver(events)
+
+        if told:
+            try:
+                self._hand_over(deliver_all)
+            except RuntimeError:  # the loop that would hear it is closed
+                logger.debug("nobody is left to be told")
