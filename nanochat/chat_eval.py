@@ -63,47 +63,36 @@ class Tally:
         return self.num_passed / self.num_total if self.num_total else 0.0
 
 
-def tally_of(judged: Sequence[Judged]) -> Tally:
-    """Counts of judged problems."""
-    unseen = [one for one in judged if one.conversation.get("unseen_wording")]
-    return Tally(
-        num_passed=sum(one.passed for one in judged),
-        num_total=len(judged),
-        num_passed_unseen=sum(one.passed for one in unseen),
-        num_unseen=len(unseen),
-        num_cut=sum(one.was_cut for one in judged),
-        samples=_first_samples([_sample(one) for one in judged]),
-    )
-
-
 def merged(tallies: Sequence[Tally]) -> Tally:
     """The sum of several shares of one task, such as those of all ranks."""
+    samples = [sample for one in tallies for sample in one.samples]
     return Tally(
         num_passed=sum(one.num_passed for one in tallies),
         num_total=sum(one.num_total for one in tallies),
         num_passed_unseen=sum(one.num_passed_unseen for one in tallies),
         num_unseen=sum(one.num_unseen for one in tallies),
         num_cut=sum(one.num_cut for one in tallies),
-        samples=_first_samples([sample for one in tallies for sample in one.samples]),
+        samples=_first_samples(sorted(samples, key=lambda sample: sample["index"])),
     )
 
 
 def _first_samples(samples: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """The first few wrong ones and right ones, whatever share they come from."""
-    samples = sorted(samples, key=lambda sample: sample["index"])
     wrong = [sample for sample in samples if not sample["passed"]][:SAMPLES_WRONG]
     right = [sample for sample in samples if sample["passed"]][:SAMPLES_RIGHT]
     return (*wrong, *right)
 
 
-def _sample(one: Judged) -> dict[str, Any]:
+def tally_of(one: Judged) -> Tally:
+    """The tally of a single problem."""
     asked = next(m for m in reversed(one.conversation["messages"]) if m["role"] == "user")
-    return {
+    sample = {
         "index": one.index,
         "prompt": text_of(asked["content"]),
         "answer": one.completion,
         "passed": one.passed,
     }
+    is_unseen = bool(one.conversation.get("unseen_wording"))
+    return Tally(one.passed, 1, one.passed and is_unseen, is_unseen, one.was_cut, (sample,))
 
 
 def evaluate_task(
@@ -138,7 +127,7 @@ def evaluate_task(
                 max_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                 num_samples=num_samples, batch_size=batch_size,
             )  # fmt: skip
-        shares.append(tally_of(judged))
+        shares.append(merged([tally_of(one) for one in judged]))
         on_progress(first + len(some))
     return merged(shares)
 
@@ -196,8 +185,3 @@ def _last_logits(engine: Engine, prompts: Sequence[list[int]]) -> torch.Tensor:
     device = engine.model.embedding.weight.device
     logits: torch.Tensor = engine.model(padded.to(device), logits_at=last.to(device))
     return logits[:, 0]
-
-
-def centred(value: float, baseline: float) -> float:
-    """Accuracy on a scale where chance is 0: (value - baseline) / (1 - baseline)."""
-    return (value - baseline) / (1 - baseline)

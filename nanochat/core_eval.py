@@ -357,6 +357,10 @@ def _score_batch(
 
 
 def centred_accuracy(task: CoreTask, counts: Counts) -> float:
-    """Accuracy on a scale where chance is 0."""
-    accuracy = counts.num_right / counts.num_items if counts.num_items else 0.0
-    return (accuracy - task.baseline) / (1 - task.baseline)
+    """Accuracy of a task on a scale where chance is 0."""
+    return centred(counts.num_right / max(1, counts.num_items), task.baseline)
+
+
+def centred(accuracy: float, baseline: float) -> float:
+    """(accuracy - baseline) / (1 - baseline): 0 is chance, 1 is perfect."""
+    return (accuracy - baseline) / (1 - baseline)

@@ -49,13 +49,15 @@ def write_section(name: str, section: Section) -> None:
     )
 
 
-def read_section(name: str) -> Section | None:
-    """A section, or None when it is not there or cannot be read."""
+def read_section(name: str, settings: dict[str, Any] | None = None) -> Section | None:
+    """A section, or None when it is not there, cannot be read, or is not of these settings."""
     try:
         section = json.loads(_path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return section if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        return None
+    return section if settings is None or section.get("settings") == settings else None
 
 
 def _path(name: str) -> Path:
