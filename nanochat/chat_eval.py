@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from nanochat.chat import Conversation, render_for_completion, text_of
-from nanochat.engine import Engine
+from nanochat.engine import Engine, padded
 
 CHUNK_BATCHES = 4  # conversations in memory at once, so that a batch has problems to refill from
 ANSWER_SHARE = 4  # a prompt that is too long leaves this part (1 / 4) of the context to the answer
@@ -178,10 +178,8 @@ def _prompts(
 
 
 def _last_logits(engine: Engine, prompts: Sequence[list[int]]) -> torch.Tensor:
-    """(B, V) logits behind each prompt, padded on the right to one length."""
-    longest = max(map(len, prompts))
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
+    """(B, V) logits behind each prompt."""
     last = torch.tensor([len(prompt) - 1 for prompt in prompts])
     device = engine.model.embedding.weight.device
-    logits: torch.Tensor = engine.model(padded.to(device), logits_at=last.to(device))
+    logits: torch.Tensor = engine.model(padded(prompts).to(device), logits_at=last.to(device))
     return logits[:, 0]

@@ -265,6 +265,12 @@ Event = TokenChoice | TextPiece | ToolCall | Finished
 # ---- the engine
 
 
+def padded(rows: Sequence[list[int]]) -> Tensor:
+    """(B, T) int64 of rows of tokens, with zeros behind those that are shorter than the longest."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
 class _Running:
     """The rows of one batch: a cache and, for each row, the logits of its next token."""
 
@@ -279,12 +285,10 @@ class _Running:
         """Read the prompts, padded on the right; equal prompts one after another are read once."""
         firsts = [i for i, row in enumerate(rows) if i == 0 or row.prompt is not rows[i - 1].prompt]
         prompts = [rows[i].prompt for i in firsts]
-        start, longest = len(self.rows), max(map(len, prompts))
-        padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
-        lengths = [len(prompt) for prompt in prompts]
+        start, lengths = len(self.rows), [len(prompt) for prompt in prompts]
         for row in range(start, start + len(rows)):
             self.cache.lengths[row] = 0
-        logits = self._forward(start, padded, lengths)
+        logits = self._forward(start, padded(prompts), lengths)
         source = torch.bucketize(torch.arange(len(rows)), torch.tensor(firsts), right=True) - 1
         for i in reversed(range(len(rows))):  # backwards: a source is read before it is written
             if i != int(source[i]):

@@ -16,6 +16,7 @@ from nanochat.engine import (
     Event,
     Finished,
     KVCache,
+    Request,
     Sampling,
     TextPiece,
     ToolCall,
@@ -403,6 +404,59 @@ def test_answers_in_training_come_from_the_model_that_is_not_compiled(
     assert isinstance(trained, Compiled) and trained.module is model
     done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
     assert [len(one.tokens) for one in done] == [4, 4]
+
+
+# ---- a batch that lives
+
+
+def test_answers_that_come_and_go_are_each_what_they_are_alone(engine: Engine) -> None:
+    requests = [
+        Request(random_ids(3 + 5 * n % 17, n), 4 + 3 * n % 11, Sampling(1.0), seed=n)
+        for n in range(9)
+    ]
+    alone = [list(engine.stream_text(r.prompt, r.max_tokens, r.sampling, r.seed)) for r in requests]
+    batch, waiting = engine.open(3), list(enumerate(requests))
+    found: dict[int, list[Event]] = {}
+    numbers: dict[int, int] = {}
+    while waiting or numbers:
+        while waiting and len(numbers) < 3:
+            number, request = waiting.pop(0)
+            [answer] = batch.admit([request])
+            numbers[id(answer)], found[number] = number, []
+        for answer, events in batch.step():
+            found[numbers[id(answer)]] += events
+            if isinstance(events[-1] if events else None, Finished):
+                del numbers[id(answer)]
+    assert [found[number] for number in range(9)] == alone
+
+
+def test_a_cancelled_answer_leaves_the_others_as_they_are(engine: Engine) -> None:
+    requests = [Request(random_ids(4 + n, n), 12, Sampling(1.0), seed=n) for n in range(4)]
+    alone = [list(engine.stream_text(r.prompt, 12, r.sampling, r.seed)) for r in requests]
+    for cancelled in range(4):
+        batch = engine.open(4)
+        answers = batch.admit(requests)
+        found: dict[int, list[Event]] = {id(answer): [] for answer in answers}
+        for step in range(12):
+            if step == 3:
+                batch.cancel(answers[cancelled])
+            for answer, events in batch.step():
+                assert step < 3 or answer is not answers[cancelled]
+                found[id(answer)] += events
+        others = [n for n in range(4) if n != cancelled]
+        assert [found[id(answers[n])] for n in others] == [alone[n] for n in others]
+
+
+def test_a_scored_text_has_the_logprobs_of_a_plain_forward(engine: Engine) -> None:
+    tokens = random_ids(15)
+    with torch.no_grad():
+        logprobs = engine.model(torch.tensor([tokens]))[0].log_softmax(dim=-1)
+    choices = engine.score(tokens, num_likeliest=3)
+    assert [choice.token for choice in choices] == tokens[1:]
+    for place, choice in enumerate(choices):
+        assert choice.logprob == pytest.approx(float(logprobs[place, choice.token]), abs=1e-5)
+        likeliest = logprobs[place].argsort(descending=True)[:3].tolist()
+        assert [token for token, _ in choice.likeliest] == likeliest
 
 
 # ---- streams
