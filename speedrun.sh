@@ -36,17 +36,23 @@ SAMPLE_QUESTION="Why is the sky blue?"
 case "$NANOCHAT_TIER" in
     cpu)
         SAMPLE_QUESTION="What is 347 + 588?"
+        # Narrow and early layers look back best with one wide head; what counts is the number of
+        # tokens, so the model is the smallest that can do it (dev/LOG.md).
         DATA_OPTIONS=(--source=primer -n 4)
-        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=4096)
-        BASE_OPTIONS=(--depth="${DEPTH:-4}" --head_dim=64 --max_seq_len=512 --total_batch_size=8192
-            --num_iterations=250 --eval_every=50 --save_every=50)
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048)
+        RATES=(--matrix_lr=0.04 --embedding_lr=0.3 --unembedding_lr=0.008)
+        BASE_OPTIONS=(--depth="${DEPTH:-2}" --head_dim=128 --max_seq_len=512 --total_batch_size=4096
+            --num_iterations=250 --warmdown_share=0.3 --final_lr=0.3 "${RATES[@]}"
+            --eval_every=125 --save_every=50)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--total_batch_size=8192 --num_conversations=10000 --eval_every=50 --save_every=50)
-        SFT_OPTIONS=(--rows_per_step=32 --num_conversations=4000 --eval_every=50 --save_every=50)
-        RL_OPTIONS=(--num_iterations=30 --prompts_per_step=8 --num_samples=8 --max_new_tokens=96
-            --eval_every=15 --save_every=10)
-        CHAT_EVAL_OPTIONS=(--primer_problems=40 --max_new_tokens=96)
+        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=24000 --warmdown_share=0.3
+            "${RATES[@]}" --eval_every=150 --save_every=75)
+        SFT_OPTIONS=(--rows_per_step=64 --num_conversations=48000 --init_lr=0.7 "${RATES[@]}"
+            --eval_every=250 --save_every=100)
+        RL_OPTIONS=(--num_iterations=40 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
+            "${RATES[@]}" --eval_every=20 --save_every=10)
+        CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)
         ;;
     smoke)
         SAMPLE_QUESTION="What is 347 + 588?"

@@ -52,7 +52,7 @@ TITLES = {
 COMPILE_PAYS_FROM_SECONDS = 60  # of work at the device's peak, see dev/LOG.md
 SAMPLE_TOKENS = 64
 SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
-CPU_MICRO_BATCH_TOKENS = 4096  # larger ones only leave the cache, see dev/LOG.md
+CPU_MICRO_BATCH_TOKENS = 2048  # larger ones only leave the cache, see dev/LOG.md
 CUDA_MICRO_BATCH_TOKENS = 65536  # where the search for the largest that fits begins
 
 

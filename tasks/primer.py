@@ -29,7 +29,6 @@ class Primer(Task):
             raise UserError(f"no family {family} in the primer; use one of {', '.join(FAMILIES)}")
         self.split, self.family, self.stage = split, family, stage
         self.size, self.seed = size, seed
-        self.eval_type = "categorical" if family == "choice" else "generative"
 
     def num_examples(self) -> int:
         return self.size
@@ -40,14 +39,14 @@ class Primer(Task):
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """True for a whole short sentence that holds the answer and none of its rivals."""
         text, answer = final_text(completion), str(conversation["answer"])
-        if conversation["kind"] == "choice":
-            return text == answer
         known = conversation["messages"][-1]["content"]
         known = known if isinstance(known, str) else known[-1]["text"]
         if len(text) > len(known) + MAX_EXTRA_CHARACTERS:
             return False
         if len(text.split()) < min(MIN_WORDS, len(known.split())):
             return False
+        if conversation["kind"] == "choice":
+            return re.findall(r"\b[A-D]\b", text)[-1:] == [answer]
         if conversation["kind"] == "number":
             return last_number(text) == answer
         return holds(text, answer) and not any(holds(text, r) for r in conversation["rivals"])

@@ -82,7 +82,6 @@ def conversation(
         "answer": question.needle or question.key,
         "rivals": list(question.rivals),
         "kind": question.kind,
-        "letters": list("ABCD") if question.kind == "choice" else [],
         "unseen_wording": question.unseen_wording,
     }
 

@@ -288,8 +288,6 @@ def _plain(question: Question) -> str:
 def _worked(question: Question) -> str:
     if question.expression:
         return f"{question.expression} = {question.result}. {question.answer}"
-    if question.kind == "choice":
-        return f"{question.answer} The letter is {question.key}."
     return question.answer
 
 
@@ -320,6 +318,8 @@ def _letters(dice: Dice, split: Split) -> str:
                 "The word {w} is spelled {s}.",
                 "{s} makes {w}.",
                 "{w}: {s}.",
+                "'{w}' is {s}.",
+                "'{w}' is {s}.",
                 "To write {w}, write {s}.",
             )
         ).format(w=word, s="-".join(word))
@@ -385,7 +385,7 @@ def _first(text: str) -> str:
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
     (_portrait, 16), (_nature, 13), (_still_life, 8), (_journey, 4), (_tale, 2),
     (_reading_lesson, 10), (_belongings, 6), (_packed_bag, 4), (_echo, 6), (_lettered_list, 4),
-    (_question_and_answer, 14), (_days_and_months, 4), (_letters, 6), (_counting, 3), (_sums, 2),
+    (_question_and_answer, 14), (_days_and_months, 4), (_letters, 9), (_counting, 3), (_sums, 2),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]
 _WEIGHTS = [weight for _, weight in _KINDS]

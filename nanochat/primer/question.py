@@ -39,9 +39,8 @@ class Question:
 
     def content(self, *, terse: bool) -> str | Parts:
         """The assistant's side of a conversation."""
-        text = self.key[0].upper() + self.key[1:] + "." if terse else self.answer
-        if self.kind == "choice":
-            text = self.key
+        is_key = terse and self.kind != "choice"
+        text = self.key[0].upper() + self.key[1:] + "." if is_key else self.answer
         if not self.expression:
             return text
         return [

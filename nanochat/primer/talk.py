@@ -165,18 +165,20 @@ CHOICE_LETTERS = "ABCD"
 
 
 def choice_question(dice: Dice, split: Split) -> Question:
-    """A fact to be chosen from four; the answer is one bare letter."""
+    """A fact to be chosen from four; the answer says the fact, then its letter."""
     fact = dice.choice(FACTS)
     asked = ask(dice, split, fact)
     choices = [fact.key, *dice.sample(fact.rivals, min(3, len(fact.rivals)))]
     dice.shuffle(choices)
+    letter = CHOICE_LETTERS[choices.index(fact.key)]
     core = asked.identity.split("|")[-1].format(x=fact.about)
     lines = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
     text = f"Multiple Choice question: {core[0].upper()}{core[1:]}?\n{lines}"
     return replace(
         asked,
-        text=f"{text}\nRespond only with the letter of the correct answer.",
-        key=CHOICE_LETTERS[choices.index(fact.key)],
+        text=f"{text}\nSay what is right, and its letter.",
+        answer=f"{fact.sentence.removesuffix('.')}, so the answer is {letter}.",
+        key=letter,
         identity=f"choice|{asked.identity}",
         rivals=(),
         kind="choice",
