@@ -354,7 +354,6 @@ def weights(tag: str) -> dict[str, Any]:
     return checkpoint.load_model_state(torch.device("cpu"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_disk_that_fills_while_training_keeps_the_last_checkpoint_and_the_run_goes_on(
     disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int

@@ -100,7 +100,7 @@ PLACE = Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
 def model(monkeypatch: pytest.MonkeyPatch, base_dir: Path) -> GPT:
     """A small model with its tokenizer, and a little of the primer world."""
     monkeypatch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 60)
-    monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 60)
+    monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 200)
     dataset.make("primer", 1)
     return save_small_run("base")
 
