@@ -456,4 +456,22 @@ def test_the_primer_task_is_the_world_by_its_arguments() -> None:
     task = Primer("train", stage="mid", size=7, seed=3)
     assert len(task) == 7
     assert task[4] == primer.conversation(3, 4, "train", None, "mid")
-    assert Primer("test", family="choice").eval_type == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("completion", "passed"),
+    [
+        ("The bee buzzes, so the answer is B.", True),
+        ("The bee buzzes, so the answer is B<|assistant_end|>", True),
+        ("A bee buzzes: B", True),
+        ("The bee buzzes, so the answer is A.", False),
+        ("The bee buzzes, so the answer is b.", False),
+        ("The bee buzzes.", False),
+        ("B", False),
+        ("The answer is B or C.", False),
+        ("The bee buzzes, so the answer is" + " of course" * 12 + " B.", False),
+    ],
+)
+def test_the_last_letter_of_a_choice_counts(completion: str, passed: bool) -> None:
+    item = item_of("B", "The bee buzzes, so the answer is B.", kind="choice")
+    assert Primer("test", family="choice").evaluate(item, completion) == passed
