@@ -197,7 +197,7 @@ def test_a_choice_offers_the_right_answer_under_its_letter() -> None:
             line[2:].rsplit("=", 1)[::-1] for line in question.text.splitlines() if line[:2] == "- "
         )
         assert question.key in offered and len(set(offered.values())) == len(offered) >= 2
-        assert offered[question.key] in question.answer and f"is {question.key}." in question.answer
+        assert offered[question.key] in question.answer and f"={question.key}." in question.answer
 
 
 def test_who_is_not_in_the_world_is_never_somebody_who_is() -> None:

@@ -176,8 +176,8 @@ def choice_question(dice: Dice, split: Split) -> Question:
     text = f"Multiple Choice question: {core[0].upper()}{core[1:]}?\n{lines}"
     return replace(
         asked,
-        text=f"{text}\nSay what is right, and its letter.",
-        answer=f"{fact.sentence.removesuffix('.')}, so the answer is {letter}.",
+        text=f"{text}\nSay what is right, with its letter.",
+        answer=f"{fact.sentence.removesuffix('.')}={letter}.",
         key=letter,
         identity=f"choice|{asked.identity}",
         rivals=(),
