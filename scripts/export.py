@@ -1,6 +1,6 @@
 """A trained model as a folder for other engines.
 
-    python -m scripts.export --source=sft --format=hf --out=my_model
+python -m scripts.export --source=sft --format=hf --out=my_model
 """
 
 import logging
