@@ -8,11 +8,13 @@ repeated. Rank r of W runs the lanes with l % W == r, and a lane's whole state i
 # B rows of this rank  T sequence_len
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from nanochat.batch import Batch
@@ -28,13 +30,18 @@ class Texts(Protocol):
     def __getitem__(self, index: int, /) -> str: ...
 
 
+# int64, the tokens of one row of the step; and the ids of a document.
+Row = np.ndarray[Any, np.dtype[np.int64]]
+Ids = Sequence[int] | np.ndarray[Any, Any]
+
+
 class TokenSource(Protocol):
     """Documents as token ids, without <|bos|>; document n of an endless run through epochs."""
 
     num_documents: int
     """Of one epoch."""
 
-    def tokens(self, counter: int) -> list[int]: ...
+    def tokens(self, counter: int) -> Ids: ...
 
 
 class EncodedTexts:
@@ -46,8 +53,9 @@ class EncodedTexts:
         self.texts, self.tokenizer = texts, tokenizer
         self.num_documents = len(texts)
 
-    def tokens(self, counter: int) -> list[int]:
-        return self.tokenizer.encode(self.texts[counter % self.num_documents])
+    def tokens(self, counter: int) -> Ids:
+        text = self.texts[counter % self.num_documents]
+        return self.tokenizer.encode_to_array([text], num_threads=1)[0]
 
 
 @dataclass
@@ -58,23 +66,24 @@ class Lane:
     """Document that is being read, counted through the epochs."""
     offset: int
     """Its tokens that have been given out."""
-    document: list[int] | None = None
+    document: Ids | None = None
     """Its tokens, when they are known."""
 
-    def fill(self, source: TokenSource, num_lanes: int, bos: int, num_tokens: int) -> list[int]:
-        """The next `num_tokens` tokens of this lane, the first of them <|bos|>."""
-        row: list[int] = []
-        while len(row) < num_tokens:
-            if not row or self.offset == 0:
-                row.append(bos)
+    def fill(self, source: TokenSource, num_lanes: int, bos: int, row: Row) -> None:
+        """Write the next tokens of this lane over `row`, the first of them <|bos|>."""
+        filled = 0
+        while filled < len(row):
+            if not filled or self.offset == 0:
+                row[filled] = bos
+                filled += 1
             if self.document is None:
                 self.document = source.tokens(self.counter)
-            end = self.offset + num_tokens - len(row)
-            row += self.document[self.offset : end]
-            self.offset = end
-            if end >= len(self.document):
+            part = self.document[self.offset : self.offset + len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
+            self.offset += len(part)
+            if self.offset >= len(self.document):
                 self.counter, self.offset, self.document = self.counter + num_lanes, 0, None
-        return row
 
 
 def packed_batches(
@@ -101,10 +110,10 @@ def packed_batches(
     first_step = resume["step"] if resume else 0
     with ThreadPoolExecutor(num_threads) as pool:
         for step in range(first_step, num_steps):
-            filled = pool.map(
-                lambda lane: lane.fill(source, rows, bos, sequence_len + 1), lanes.values()
-            )
-            tokens = torch.tensor(list(filled), dtype=torch.int64).view(len(own), sequence_len + 1)
+            block = np.empty((len(own), sequence_len + 1), np.int64)
+            fills = [partial(lane.fill, source, rows, bos) for lane in lanes.values()]
+            list(pool.map(lambda fill, row: fill(row), fills, block))
+            tokens = torch.from_numpy(block)
             yield Batch(
                 inputs=tokens[:, :-1].contiguous(),
                 targets=tokens[:, 1:].contiguous(),

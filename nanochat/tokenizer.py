@@ -1,18 +1,21 @@
-"""Byte-pair encoding: trained by our Rust core, used through tiktoken or Hugging Face tokenizers.
+"""Byte-pair encoding by our Rust core, which tiktoken or Hugging Face tokenizers can stand in for.
 
-The vocabulary is 256 bytes, the merges in their order, then nine special tokens. Both backends are
+The vocabulary is 256 bytes, the merges in their order, then nine special tokens. All backends are
 built from the same ranks and give the same ids. Text never becomes a special token.
 """
 
+import base64
+import codecs
 import hashlib
 import json
 import queue
 import threading
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
+import numpy as np
 import tiktoken
 import tiktoken.load
 import tokenizers
@@ -43,34 +46,46 @@ MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 PATIENCE_SECONDS = 2.0  # for the first answer when a published vocabulary is asked for
 
 
+Progress = Callable[[str, int, int], object]
+
+
 class RustBPETokenizer:
-    """Text to ids and back; trained by rustbpe, encoded by tiktoken."""
+    """Text to ids and back, trained and encoded by rustbpe."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
-        """ranks: id of each token that is not special, by its bytes."""
+        """ranks: id of each token that is not special, by its bytes.
+
+        Raises UserError when they are no vocabulary: a byte or a number is missing.
+        """
         self.ranks, self.pattern = ranks, pattern
         self._special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
         self._bytes = sorted(ranks, key=lambda token: ranks[token])
-        self._names = list(SPECIAL_TOKENS)
+        self._pieces = [*self._bytes, *(name.encode() for name in SPECIAL_TOKENS)]
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise UserError(f"the {len(ranks)} ranks are not the numbers from 0 on; give all")
+        try:
+            self._core = rustbpe.Tokenizer(self._bytes, pattern)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         self._build()
 
     def _build(self) -> None:
-        """Make the encoder of this backend."""
-        self._tiktoken = tiktoken.Encoding(
-            "nanochat",
-            pat_str=self.pattern,
-            mergeable_ranks=self.ranks,
-            special_tokens=self._special,
-        )
+        """Make the encoder of another backend."""
 
     @classmethod
     def train_from_iterator(
-        cls, texts: Iterable[str], vocab_size: int, pattern: str = SPLIT_PATTERN
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        pattern: str = SPLIT_PATTERN,
+        num_threads: int = 0,
+        progress: Progress | None = None,
     ) -> Self:
         """Learn merges until there are `vocab_size` tokens, the nine special ones included.
 
-        There are fewer when the texts have no pair left to merge. Raises UserError on a
-        vocabulary below 265, on no text and on a bad pattern.
+        There are fewer when the texts have no pair left to merge. Merges do not depend on
+        `num_threads` (0: one for each core). `progress(what, done, total)` is called now and then.
+        Raises UserError on a vocabulary below 265, on no text and on a bad pattern.
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
@@ -79,7 +94,13 @@ class RustBPETokenizer:
             )
         trainer = rustbpe.Tokenizer()
         try:
-            trainer.train_from_iterator(texts, vocab_size - len(SPECIAL_TOKENS), pattern=pattern)
+            trainer.train_from_iterator(
+                texts,
+                vocab_size - len(SPECIAL_TOKENS),
+                pattern=pattern,
+                num_threads=num_threads,
+                progress=progress,
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
         return cls(dict(trainer.get_mergeable_ranks()), pattern)
@@ -102,25 +123,73 @@ class RustBPETokenizer:
         try:
             whole = json.loads(path.read_text(encoding="utf-8"))
             content = {name: whole[name] for name in ("pattern", "special_tokens", "merges")}
+            content |= {name: whole[name] for name in ("bytes",) if name in whole}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is not a tokenizer of ours; {remedy}") from None
         if whole.get("format") != FORMAT or whole.get("version") != FORMAT_VERSION:
             raise UserError(f"{path} has another format or version; {remedy}")
         if whole.get("sha256") != _digest(content):
             raise UserError(f"{path} is damaged (its checksum differs); {remedy}")
-        return cls(_ranks_of_merges(content["merges"]), content["pattern"])
+        ranks = _ranks_of_merges(content["merges"], content.get("bytes", range(256)))
+        return cls(ranks, content["pattern"])
 
     def _content(self) -> dict[str, Any]:
-        return {
+        """What the file holds; "bytes" only where their ids are not their values."""
+        content: dict[str, Any] = {
             "pattern": self.pattern,
             "special_tokens": list(SPECIAL_TOKENS),
-            "merges": _merges_of_ranks(self._bytes, self.ranks),
+            "merges": _merges(self._core),
         }
+        order = [token[0] for token in self._bytes[:256]]
+        return content if order == list(range(256)) else {**content, "bytes": order}
 
     @property
     def content_hash(self) -> str:
         """sha256 of pattern, special tokens and merges: equal when the ids are."""
         return _digest(self._content())
+
+    # ---- other projects' files
+
+    @classmethod
+    def from_tiktoken(cls, path: Path, pattern: str = SPLIT_PATTERN) -> Self:
+        """From a rank file of tiktoken, which knows no pattern. Raises UserError on any other."""
+        try:
+            lines = [line.split() for line in path.read_bytes().splitlines() if line]
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
+        return cls(ranks, pattern)
+
+    def to_tiktoken(self, path: Path) -> None:
+        """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
+        lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(self._bytes))
+        paths.write_whole(path, "".join(lines))
+
+    @classmethod
+    def from_huggingface(cls, path: Path) -> Self:
+        """From a tokenizer.json of Hugging Face: byte-level BPE with one split pattern.
+
+        Its special tokens are left out, ours take their place. Raises UserError on another kind.
+        """
+        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+        try:
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            added = {token["content"] for token in whole.get("added_tokens") or ()}
+            names = {k: v for k, v in whole["model"]["vocab"].items() if k not in added}
+            ranks = {bytes(bytes_of[letter] for letter in name): i for name, i in names.items()}
+            steps = whole["pre_tokenizer"].get("pretokenizers", [whole["pre_tokenizer"]])
+            (pattern,) = (step["pattern"]["Regex"] for step in steps if step["type"] == "Split")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path} is not a tokenizer.json of byte-level BPE with one split pattern"
+            ) from None
+        return cls(ranks, pattern)
+
+    def to_huggingface(self, path: Path) -> None:
+        """Write a tokenizer.json of Hugging Face, special tokens included."""
+        backend = huggingface_backend(self.ranks, self.pattern)
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        paths.write_whole(path, backend.to_str(pretty=True))
 
     # ---- text to ids
 
@@ -154,10 +223,21 @@ class RustBPETokenizer:
         return [before + ids + after for ids in self._encode_batch(text, num_threads)]
 
     def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
-        clean = [_without_lone_surrogates(text) for text in texts]
-        if len(clean) == 1:
-            return [self._tiktoken.encode_ordinary(clean[0])]
-        return self._tiktoken.encode_ordinary_batch(clean, num_threads=num_threads)
+        if len(texts) == 1:
+            return [self._core.encode(texts[0])]
+        return self._core.encode_batch(texts, num_threads)
+
+    def encode_to_array(
+        self, texts: Sequence[str], num_threads: int = 8
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(N,) ids of all texts, one after another, and (len(texts),) int64 where each text ends.
+
+        Ids are uint16, or uint32 in a vocabulary of more than 65,536. An Arrow array of strings
+        will do for `texts` and is not copied. By rustbpe, whatever the backend.
+        """
+        ids, ends = self._core.encode_to_buffer(texts, num_threads)
+        dtype = np.uint16 if len(self.ranks) <= 1 << 16 else np.uint32
+        return np.frombuffer(ids, dtype), np.frombuffer(ends, np.int64)
 
     def _special_ids(self, token: int | str | None) -> list[int]:
         if token is None:
@@ -176,11 +256,11 @@ class RustBPETokenizer:
 
     def decode_bytes(self, ids: list[int]) -> bytes:
         """Bytes of ids; special tokens give their names."""
-        return b"".join(map(self._token_bytes, ids))
+        return b"".join([self._pieces[token] for token in ids])
 
-    def _token_bytes(self, token: int) -> bytes:
-        number = len(self._bytes)
-        return self._bytes[token] if token < number else self._names[token - number].encode()
+    def stream_decoder(self) -> "StreamDecoder":
+        """Decodes token by token."""
+        return StreamDecoder(self)
 
     def id_to_token(self, token: int) -> str:
         """One token as text."""
@@ -205,6 +285,38 @@ class RustBPETokenizer:
         return [len(token) for token in self._bytes] + [0] * len(self._special)
 
 
+class StreamDecoder:
+    """Ids to text as they come: a character is held back until its last byte is there."""
+
+    def __init__(self, tokenizer: RustBPETokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, ids: list[int]) -> str:
+        """Text of whole characters that these ids complete."""
+        return self.decoder.decode(self.tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What is left; bytes that are not UTF-8 become U+FFFD."""
+        return self.decoder.decode(b"", final=True)
+
+
+class TiktokenTokenizer(RustBPETokenizer):
+    """The same tokenizer on the backend of tiktoken."""
+
+    def _build(self) -> None:
+        self._tiktoken = tiktoken.Encoding(
+            "nanochat",
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
+            special_tokens=self._special,
+        )
+
+    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        clean = [_without_lone_surrogates(text) for text in texts]
+        return self._tiktoken.encode_ordinary_batch(clean, num_threads=num_threads)
+
+
 class HuggingFaceTokenizer(RustBPETokenizer):
     """The same tokenizer on the backend of Hugging Face `tokenizers`."""
 
@@ -222,7 +334,7 @@ def huggingface_backend(ranks: dict[bytes, int], pattern: str) -> tokenizers.Tok
     order = sorted(ranks, key=lambda token: ranks[token])
     letters = byte_letters()
     names = ["".join(letters[byte] for byte in token) for token in order]
-    pairs = _merges_of_ranks(order, ranks)
+    pairs = _merges(rustbpe.Tokenizer(order, pattern))
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab={name: i for i, name in enumerate(names)},
@@ -250,27 +362,19 @@ def byte_letters() -> list[str]:
     return [stand_ins.get(byte, chr(byte)) for byte in range(256)]
 
 
-def _merges_of_ranks(order: list[bytes], ranks: dict[bytes, int]) -> list[list[int]]:
+def _merges(core: rustbpe.Tokenizer) -> list[list[int]]:
     """[left id, right id] of each token after the 256 bytes.
 
-    A token's parts are what its bytes are merged to by the ranks below its own.
+    Raises UserError when there is a token that no merge makes.
     """
-    return [_parts(token, ranks) for token in order[256:]]
+    try:
+        return [list(pair) for pair in core.get_merges()]
+    except ValueError as error:
+        raise UserError(f"{error}; such a vocabulary cannot be written as merges") from None
 
 
-def _parts(token: bytes, ranks: dict[bytes, int]) -> list[int]:
-    own = ranks[token]
-    pieces = [token[i : i + 1] for i in range(len(token))]
-    while len(pieces) > 2:
-        joined = [ranks.get(a + b, own) for a, b in zip(pieces, pieces[1:], strict=False)]
-        lowest = min(joined)
-        at = joined.index(lowest)
-        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-    return [ranks[piece] for piece in pieces]
-
-
-def _ranks_of_merges(merges: list[list[int]]) -> dict[bytes, int]:
-    tokens = [bytes([byte]) for byte in range(256)]
+def _ranks_of_merges(merges: list[list[int]], order: Iterable[int]) -> dict[bytes, int]:
+    tokens = [bytes([byte]) for byte in order]
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
     return {token: i for i, token in enumerate(tokens)}

@@ -1,19 +1,29 @@
 """What the compiled module holds; the code is in src/python.rs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 DEFAULT_PATTERN: str
 
 class Tokenizer:
     vocab_size: int
-    def __init__(self) -> None: ...
+    def __init__(
+        self, tokens: Sequence[bytes] | None = None, pattern: str | None = None
+    ) -> None: ...
     def train_from_iterator(
         self,
-        iterator: Iterable[str],
+        iterator: Iterable[Any],
         vocab_size: int,
         buffer_size: int = 8192,
         pattern: str | None = None,
+        num_threads: int = 0,
+        progress: Callable[[str, int, int], object] | None = None,
     ) -> None: ...
     def get_pattern(self) -> str: ...
     def get_mergeable_ranks(self) -> list[tuple[bytes, int]]: ...
+    def get_merges(self) -> list[tuple[int, int]]: ...
     def encode(self, text: str) -> list[int]: ...
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]: ...
+    def encode_to_buffer(
+        self, texts: Any, num_threads: int = 0, wide: bool = False
+    ) -> tuple[bytearray, bytearray]: ...

@@ -18,6 +18,7 @@ from nanochat.errors import UserError
 from nanochat.tokenizer import (
     HuggingFaceTokenizer,
     RustBPETokenizer,
+    TiktokenTokenizer,
     get_tokenizer,
     published_encoding,
 )
@@ -25,6 +26,7 @@ from nanochat.tokenizer import (
 logger = logging.getLogger(__name__)
 
 SECTION = "tok_eval"
+BACKENDS = {"tiktoken": TiktokenTokenizer, "Hugging Face tokenizers": HuggingFaceTokenizer}
 PUBLISHED = {"GPT-2": "r50k_base", "GPT-4": "cl100k_base"}
 COLOURS = ("cyan", "green", "yellow", "magenta", "bright_blue")
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\r": "␍", "\t": "⇥"})
@@ -139,10 +141,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     began = time.perf_counter()
     kinds = _kinds_of_text(options.max_chars)
-    agreement = _agreement(tokenizer, kinds)
+    notes = _agreement(tokenizer, kinds)
     others, missing = _published()
     rows = _table(tokenizer, others, kinds)
-    for note in (agreement, *missing):
+    notes += missing
+    for note in notes:
         logger.info("%s", note)
     for row in rows:
         logger.info(_line(row))
@@ -150,8 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         "title": "Tokenizer, compared",
         "order": -1,
         "settings": settings,
-        "notes": ["Bytes per token, the more the better, and what tokens are made of.",
-                  agreement, *missing],
+        "notes": ["Bytes per token, the more the better, and what tokens are made of.", *notes],
         "rows": rows,
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
@@ -170,16 +172,19 @@ def _kinds_of_text(max_chars: int) -> dict[str, list[str]]:
     return splits | {kind: [text] for kind, text in SAMPLES.items()}
 
 
-def _agreement(tokenizer: RustBPETokenizer, kinds: dict[str, list[str]]) -> str:
-    """Whether the other backend gives the same ids, in words."""
-    other = HuggingFaceTokenizer(tokenizer.ranks, tokenizer.pattern)
+def _agreement(tokenizer: RustBPETokenizer, kinds: dict[str, list[str]]) -> list[str]:
+    """Whether the other backends give the same ids, in words."""
     texts = [text for own in kinds.values() for text in own]
-    differing = sum(
-        a != b for a, b in zip(tokenizer.encode(texts), other.encode(texts), strict=True)
-    )
-    if differing:
-        return f"The Hugging Face backend gives OTHER ids on {differing} of {len(texts)} texts."
-    return f"The Hugging Face backend gives equal ids on all {len(texts):,} texts."
+    ours = tokenizer.encode(texts)
+    notes = []
+    for name, backend in BACKENDS.items():
+        theirs = backend(tokenizer.ranks, tokenizer.pattern).encode(texts)
+        differing = sum(a != b for a, b in zip(ours, theirs, strict=True))
+        if differing:
+            notes.append(f"{name} gives OTHER ids on {differing} of {len(texts)} texts.")
+        else:
+            notes.append(f"{name} gives equal ids on all {len(texts):,} texts.")
+    return notes
 
 
 def _published() -> tuple[dict[str, Callable[[str], list[int]]], list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, raise_signal
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,6 +122,86 @@ def test_encoding_is_that_of_the_slow_reference(texts: list[str], text: str) -> 
 @given(text=st.text())
 def test_without_merges_every_string_is_its_bytes(text: str) -> None:
     assert bytes(rustbpe.Tokenizer().encode(text)) == text.encode()
+
+
+def test_merges_do_not_depend_on_the_number_of_threads() -> None:
+    texts = [some_text(seed, 2000) for seed in range(60)]
+    expected = trained(texts, 400)
+    for num_threads in (1, 2, 3):
+        tokenizer = rustbpe.Tokenizer()
+        tokenizer.train_from_iterator(texts, 400, buffer_size=2, num_threads=num_threads)
+        assert [token for token, _ in tokenizer.get_mergeable_ranks()] == expected
+
+
+def test_arrays_of_arrow_are_learned_from_as_their_strings_are() -> None:
+    texts = [some_text(seed) for seed in range(20)]
+    array = pa.array(["not this", *texts, "nor this"]).slice(1, 20)
+    tokenizer = rustbpe.Tokenizer()
+    columns = [array.slice(0, 3), pa.chunked_array([array.slice(3, 7)]), "", array.slice(10)]
+    tokenizer.train_from_iterator(columns, 330)
+    assert [token for token, _ in tokenizer.get_mergeable_ranks()] == trained(texts, 330)
+    with pytest.raises(TypeError, match="int64"):
+        tokenizer.train_from_iterator([pa.array([1, 2])], 330)
+
+
+def test_a_lone_surrogate_is_learned_from_as_the_replacement_character() -> None:
+    broken, mended = ["é\ud800z \ud83d\ude42"] * 3, ["é\ufffdz 🙂"] * 3
+    assert trained(broken, 300) == trained(mended, 300)
+
+
+def test_progress_is_told_and_its_errors_come_through() -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def slow_texts() -> Iterator[str]:
+        for seed in range(4):
+            time.sleep(0.12)  # it is told every tenth of a second
+            yield some_text(seed)
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(slow_texts(), 300, buffer_size=1, progress=progress)
+    done = [number for what, number, _ in told if what == "counting"]
+    assert len(done) >= 3 and done == sorted(done)
+
+    def give_up(*_: object) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        tokenizer.train_from_iterator(slow_texts(), 300, buffer_size=1, progress=give_up)
+
+
+def test_the_parts_of_a_token_are_those_it_was_merged_from() -> None:
+    texts = [some_text(seed) for seed in range(3)] + ["-" * 300] * 9
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(texts, 420)
+    assert tokenizer.get_merges() == bpe.learn_merges(texts, 420)
+    again = rustbpe.Tokenizer([token for token, _ in tokenizer.get_mergeable_ranks()])
+    assert again.get_merges() == tokenizer.get_merges()
+    assert again.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_ids_come_in_buffers_of_two_bytes_or_of_four() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(["the then there"], 270)
+    first, _, last = tokenizer.encode_batch(["the then", "", "there"])
+    for wide, code in ((False, "H"), (True, "I")):
+        data, ends = tokenizer.encode_to_buffer(["the then", "", "there"], wide=wide)
+        assert list(memoryview(data).cast(code)) == first + last
+        assert list(memoryview(ends).cast("q")) == [len(first), len(first), len(first + last)]
+
+
+def test_a_vocabulary_of_more_than_65536_tokens_is_learned_and_used() -> None:
+    letters = [chr(0x4E00 + i) + chr(0x5E00 + i % 7919) for i in range(12_000)]
+    words = ["".join(rng.sample(letters, 4)) for rng in map(random.Random, range(12_000))]
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(words, 100_000)
+    assert tokenizer.vocab_size > 1 << 16
+    data, _ = tokenizer.encode_to_buffer(words)
+    assert max(memoryview(data).cast("I")) >= 1 << 16
+    decoded = [token for token, _ in tokenizer.get_mergeable_ranks()]
+    assert b"".join(decoded[i] for i in memoryview(data).cast("I")) == "".join(words).encode()
 
 
 # ---- requests that cannot be met

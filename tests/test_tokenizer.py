@@ -1,15 +1,21 @@
-"""Both backends agree, nothing is lost, and the file is believed only when it is whole."""
+"""All backends agree, nothing is lost, and the file is believed only when it is whole."""
 
+import itertools
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
 
 from nanochat import paths
 from nanochat import tokenizer as tokenizer_module
@@ -19,6 +25,7 @@ from nanochat.tokenizer import (
     SPECIAL_TOKENS,
     HuggingFaceTokenizer,
     RustBPETokenizer,
+    TiktokenTokenizer,
     get_token_bytes,
     get_tokenizer,
     published_encoding,
@@ -50,8 +57,10 @@ def tokenizer() -> RustBPETokenizer:
 
 
 @pytest.fixture(scope="module")
-def huggingface(tokenizer: RustBPETokenizer) -> HuggingFaceTokenizer:
-    return HuggingFaceTokenizer(tokenizer.ranks, tokenizer.pattern)
+def others(tokenizer: RustBPETokenizer) -> list[RustBPETokenizer]:
+    """The other backends."""
+    kinds = (TiktokenTokenizer, HuggingFaceTokenizer)
+    return [kind(tokenizer.ranks, tokenizer.pattern) for kind in kinds]
 
 
 # ---- text to ids and back
@@ -59,11 +68,11 @@ def huggingface(tokenizer: RustBPETokenizer) -> HuggingFaceTokenizer:
 
 @settings(max_examples=500, deadline=None)
 @given(text=any_text)
-def test_both_backends_give_the_ids_of_the_slow_reference(
-    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, text: str
+def test_all_backends_give_the_ids_of_the_slow_reference(
+    tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], text: str
 ) -> None:
     ids = tokenizer.encode(text)
-    assert huggingface.encode(text) == ids
+    assert [other.encode(text) for other in others] == [ids, ids]
     merges = [(left, right) for left, right in tokenizer._content()["merges"]]
     assert bpe.encode(merges, text) == ids
 
@@ -83,11 +92,13 @@ def test_what_was_encoded_is_decoded_and_its_bytes_add_up(
 @settings(max_examples=200, deadline=None)
 @given(text=broken_text)
 def test_a_lone_surrogate_is_encoded_as_the_replacement_character(
-    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, text: str
+    tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], text: str
 ) -> None:
     mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert tokenizer.encode(text) == huggingface.encode(text) == tokenizer.encode(mended)
-    assert tokenizer.encode([text, ""]) == [tokenizer.encode(mended), []]
+    ids = tokenizer.encode(mended)
+    for backend in (tokenizer, *others):
+        assert backend.encode(text) == ids
+        assert backend.encode([text, ""]) == [ids, []]
 
 
 def test_surrogates_that_form_a_pair_are_one_character(tokenizer: RustBPETokenizer) -> None:
@@ -98,12 +109,16 @@ def test_surrogates_that_form_a_pair_are_one_character(tokenizer: RustBPETokeniz
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(any_text, max_size=8))
 def test_a_batch_gives_what_each_text_gives_alone(
-    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, texts: list[str]
+    tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], texts: list[str]
 ) -> None:
     alone = [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encode(texts) == alone
-    assert tokenizer.encode(texts, num_threads=1) == alone
-    assert huggingface.encode(texts) == alone
+    for backend in (tokenizer, *others):
+        assert backend.encode(texts) == alone
+        assert backend.encode(texts, num_threads=1) == alone
+    ids, ends = tokenizer.encode_to_array(texts)
+    assert (ids.dtype, ends.dtype) == (np.uint16, np.int64)
+    assert ids.tolist() == [token for own in alone for token in own]
+    assert ends.tolist() == list(itertools.accumulate(map(len, alone)))
 
 
 def test_special_tokens_stand_before_and_after_where_asked(tokenizer: RustBPETokenizer) -> None:
@@ -117,12 +132,12 @@ def test_special_tokens_stand_before_and_after_where_asked(tokenizer: RustBPETok
 
 @pytest.mark.parametrize("name", SPECIAL_TOKENS)
 def test_the_name_of_a_special_token_in_text_stays_text(
-    tokenizer: RustBPETokenizer, huggingface: HuggingFaceTokenizer, name: str
+    tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], name: str
 ) -> None:
     text = f"say {name} twice: {name}{name}"
     ids = tokenizer.encode(text)
     assert max(ids) < tokenizer.get_vocab_size() - len(SPECIAL_TOKENS)
-    assert huggingface.encode(text) == ids
+    assert [other.encode(text) for other in others] == [ids, ids]
     assert tokenizer.decode(ids) == text
 
 
@@ -146,6 +161,79 @@ def test_bytes_that_are_no_text_are_shown_as_the_replacement_character(
     assert tokenizer.decode([0xE6, 0x97]) == "\ufffd"
     assert tokenizer.decode_bytes([0xE6, 0x97]) == b"\xe6\x97"
     assert tokenizer.decode([0xE6, 0x97, 0xA5]) == "日"
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_a_stream_gives_whole_characters_that_add_up(
+    tokenizer: RustBPETokenizer, text: str
+) -> None:
+    decoder = tokenizer.stream_decoder()
+    pieces = [decoder.feed([token]) for token in tokenizer.encode(text)]
+    assert decoder.finish() == ""
+    assert "".join(pieces) == text
+
+
+def test_a_stream_that_ends_inside_a_character_ends_in_the_replacement_character(
+    tokenizer: RustBPETokenizer,
+) -> None:
+    decoder = tokenizer.stream_decoder()
+    assert [decoder.feed([token]) for token in (0xE6, 0x97)] == ["", ""]
+    assert decoder.finish() == "\ufffd"
+
+
+def test_documents_in_memory_of_arrow_give_the_ids_of_their_strings(
+    tokenizer: RustBPETokenizer,
+) -> None:
+    texts = [*TRAINING_TEXTS, "", "x" * 50]
+    ids, ends = tokenizer.encode_to_array(texts)
+    for kind in (pa.string(), pa.large_string()):
+        array = pa.array(["before", *texts, "after"], kind).slice(1, len(texts))
+        for column in (array, pa.chunked_array([array.slice(0, 2), array.slice(2)])):
+            found = tokenizer.encode_to_array(column)
+            assert np.array_equal(found[0], ids) and np.array_equal(found[1], ends)
+    with_gaps = tokenizer.encode_to_array(pa.array(["a b", None, "c"]))
+    assert with_gaps[0].tolist() == tokenizer.encode("a b") + tokenizer.encode("c")
+    assert with_gaps[1].tolist()[0] == with_gaps[1].tolist()[1]
+    assert tokenizer.encode_to_array(pa.array([], pa.string()))[1].tolist() == []
+
+
+@pytest.mark.parametrize("texts", [["a", 3], pa.array([1, 2]), 7])
+def test_what_is_no_text_is_not_encoded(tokenizer: RustBPETokenizer, texts: Any) -> None:
+    with pytest.raises(TypeError):
+        tokenizer.encode_to_array(texts)
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "1", "\n", "🙂", "日", "ab", "a ", "\u0301"])
+def test_a_long_run_of_anything_is_no_trouble(tokenizer: RustBPETokenizer, letter: str) -> None:
+    """A quadratic encoder would take hours on this."""
+    text = letter * (1_000_000 // len(letter))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    tiktoken = TiktokenTokenizer(tokenizer.ranks, tokenizer.pattern)
+    assert tokenizer.encode(text[:3000]) == tiktoken.encode(text[:3000])
+
+
+@pytest.mark.slow
+def test_ids_are_those_of_the_peers_on_generated_strings(
+    tokenizer: RustBPETokenizer, others: list[RustBPETokenizer]
+) -> None:
+    """Strings of all planes, of pieces on which encoders have differed, and both mixed."""
+    rng = random.Random(20261124)
+
+    def character() -> str:
+        return chr(
+            rng.choice(
+                [rng.randrange(0x300), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]
+            )
+        )
+
+    def piece() -> str:
+        return rng.choice(PIECES) if rng.random() < 0.7 else character()
+
+    texts = ["".join(piece() for _ in range(rng.randrange(1, 20))) for _ in range(100_000)]
+    ids = tokenizer.encode(texts)
+    for other in others:
+        assert other.encode(texts) == ids
 
 
 def test_numbers_are_cut_to_at_most_two_digits(tokenizer: RustBPETokenizer) -> None:
@@ -191,7 +279,7 @@ def test_a_saved_tokenizer_is_read_back_with_pattern_ids_and_hash(tmp_path: Path
     pattern = r"[a-z]+|[^a-z]"
     tokenizer = RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 400, pattern)
     tokenizer.save(tmp_path)
-    for kind in (RustBPETokenizer, HuggingFaceTokenizer):
+    for kind in (RustBPETokenizer, TiktokenTokenizer, HuggingFaceTokenizer):
         read = kind.from_directory(tmp_path)
         assert type(read) is kind
         assert (read.ranks, read.pattern) == (tokenizer.ranks, pattern)
@@ -270,6 +358,79 @@ def test_the_tokenizer_of_the_base_directory_and_its_bytes(tokenizer: RustBPETok
     assert get_tokenizer().content_hash == tokenizer.content_hash
     sizes = get_token_bytes()
     assert (sizes.dtype, sizes.tolist()) == (torch.int32, tokenizer.token_bytes())
+
+
+# ---- other projects' files
+
+
+def test_a_rank_file_of_tiktoken_holds_the_same_ranks(
+    tokenizer: RustBPETokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "ours.tiktoken"
+    tokenizer.to_tiktoken(path)
+    assert load_tiktoken_bpe(str(path)) == tokenizer.ranks
+    read = RustBPETokenizer.from_tiktoken(path, tokenizer.pattern)
+    assert read.content_hash == tokenizer.content_hash
+
+
+def test_a_tokenizer_json_gives_the_same_ids_in_its_library_and_when_read_back(
+    tokenizer: RustBPETokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer.to_huggingface(path)
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    for text in TRAINING_TEXTS:
+        assert theirs.encode(text).ids == tokenizer.encode(text)
+    assert theirs.token_to_id("<|bos|>") == tokenizer.get_bos_token_id()
+    read = RustBPETokenizer.from_huggingface(path)
+    assert read.content_hash == tokenizer.content_hash
+
+
+def test_bytes_in_another_order_as_in_published_vocabularies_are_kept(
+    tokenizer: RustBPETokenizer, tmp_path: Path
+) -> None:
+    order = [*range(33, 127), *range(161, 256), *range(33), *range(127, 161)]
+    ranks = {bytes([byte]): i for i, byte in enumerate(order)}
+    ranks |= {token: i for token, i in tokenizer.ranks.items() if i >= 256}
+    other = RustBPETokenizer(ranks, tokenizer.pattern)
+    theirs = TiktokenTokenizer(ranks, tokenizer.pattern)
+    assert other.encode(TRAINING_TEXTS) == theirs.encode(TRAINING_TEXTS)
+    other.save(tmp_path)
+    read = RustBPETokenizer.from_directory(tmp_path)
+    assert (read.ranks, read.content_hash) == (ranks, other.content_hash)
+    assert other.content_hash != tokenizer.content_hash
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        {b"a": 0},
+        {bytes([byte]): byte + 1 for byte in range(256)},
+        {bytes([byte, byte]): byte for byte in range(256)},
+    ],
+)
+def test_ranks_with_gaps_are_refused(ranks: dict[bytes, int]) -> None:
+    with pytest.raises(UserError):
+        RustBPETokenizer(ranks)
+
+
+def test_a_token_that_no_merge_makes_can_be_used_but_not_written(tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
+    tokenizer = RustBPETokenizer(ranks)
+    assert tokenizer.encode("abc abcd") == TiktokenTokenizer(ranks).encode("abc abcd")
+    with pytest.raises(UserError, match="token 256 is not a pair of tokens before it"):
+        tokenizer.save(tmp_path)
+
+
+def test_other_files_are_refused(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in ("", "YQ==", "a b c", "YQ== 0\n%%%% 1", '{"model": {}}', "[]"):
+        path.write_text(content)
+        for read in (RustBPETokenizer.from_tiktoken, RustBPETokenizer.from_huggingface):
+            with pytest.raises(UserError):
+                read(path)
+    with pytest.raises(UserError):
+        RustBPETokenizer.from_tiktoken(tmp_path / "nothing")
 
 
 # ---- published vocabularies

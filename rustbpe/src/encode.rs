@@ -1,51 +1,645 @@
-//! Encoding by the learned merges, plainly: the lowest rank of a word's pairs is merged first.
+//! Encoding: each word's bytes are merged, the pair of lowest rank first.
+//!
+//! Most words of a text have been seen before, so each worker remembers what words became, in
+//! tables of bounded size. A new word is merged in time that grows with its length only.
 
 use crate::error::Error;
-use crate::merge::{Pair, NUM_BYTES};
-use crate::split::Splitter;
+use crate::merge::NUM_BYTES;
+use crate::split::{Splitter, Taker};
+use crate::word::{Key, Word};
 use rustc_hash::FxHashMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Mutex, PoisonError};
 
-/// Token that each pair becomes.
-pub type Ranks = FxHashMap<Pair, u32>;
+/// Ids that a short word may have to be remembered beside its key.
+const MAX_NEAR_IDS: usize = 3;
+/// Pairs of slots that the table of short words starts with and may grow to: 16 MB.
+const MIN_NEAR: usize = 1 << 8;
+const MAX_NEAR: usize = 1 << 18;
+/// Bytes of longer words, with their ids, that are remembered.
+const MAX_FAR_BYTES: usize = 8 << 20;
+/// A longer word is not likely to come again.
+const MAX_FAR_WORD: usize = 128;
+/// What a remembered longer word costs beside its bytes and ids.
+const FAR_COST: usize = 64;
+/// Up to this length the lowest rank is found by looking at all pairs.
+const MAX_PLAIN: usize = 64;
+/// The rank of a pair that is no token.
+const NONE: u32 = u32::MAX;
 
-/// The look-up that encoding needs, from merges in their order.
-pub fn ranks_of(merges: &[Pair]) -> Ranks {
-    let ids = NUM_BYTES as u32..;
-    merges.iter().copied().zip(ids).collect()
+/// A number type that ids are given out in.
+pub trait Id: Copy + Send {
+    /// The id in this type; the caller knows that it fits.
+    fn from_u32(id: u32) -> Self;
 }
 
-/// Token ids of a text.
-pub fn encode(splitter: &Splitter, ranks: &Ranks, text: &str) -> Result<Vec<u32>, Error> {
-    let mut ids = Vec::new();
-    splitter.for_each_word(text, |word| ids.extend(encode_word(ranks, word.as_bytes())))?;
-    Ok(ids)
+impl Id for u32 {
+    #[inline(always)]
+    fn from_u32(id: u32) -> Self {
+        id
+    }
 }
 
-fn encode_word(ranks: &Ranks, word: &[u8]) -> Vec<u32> {
-    let mut tokens: Vec<u32> = word.iter().map(|&byte| u32::from(byte)).collect();
-    loop {
-        let pairs = tokens.windows(2).enumerate();
-        let lowest = pairs
-            .filter_map(|(i, w)| ranks.get(&(w[0], w[1])).map(|&rank| (rank, i)))
-            .min();
-        let Some((rank, i)) = lowest else {
-            return tokens;
+impl Id for u16 {
+    #[inline(always)]
+    fn from_u32(id: u32) -> Self {
+        id as u16
+    }
+}
+
+/// A vocabulary ready to encode with, to be shared by threads.
+pub struct Encoder {
+    splitter: Splitter,
+    ids: FxHashMap<Box<[u8]>, u32>,
+    bytes: [u32; NUM_BYTES],
+    /// Words that are tokens.
+    whole: Whole,
+    /// The token that a pair becomes.
+    pairs: FxHashMap<(u32, u32), u32>,
+    /// The same for the first 256 x 256 pairs, which every new word asks for.
+    byte_pairs: Vec<u32>,
+    /// What workers remember, between two uses.
+    idle: Mutex<Vec<Memory>>,
+}
+
+impl Encoder {
+    /// From the bytes of every token in the order of ids, the lowest ids being merged first.
+    ///
+    /// A pair of tokens becomes a token whenever one has just their bytes, as in tiktoken.
+    pub fn new(tokens: &[Vec<u8>], splitter: Splitter) -> Result<Self, Error> {
+        let mut ids = FxHashMap::default();
+        for (id, token) in tokens.iter().enumerate() {
+            if token.is_empty() || ids.insert(token[..].into(), id as u32).is_some() {
+                let why = format!("token {id} is empty or stands twice");
+                return Err(Error::Vocabulary(why));
+            }
+        }
+        let mut bytes = [NONE; NUM_BYTES];
+        for (byte, id) in (0..=u8::MAX).zip(&mut bytes) {
+            match ids.get(&[byte][..]) {
+                Some(&found) => *id = found,
+                None => return Err(Error::Vocabulary(format!("byte {byte} has no token"))),
+            }
+        }
+        let mut encoder = Self {
+            splitter,
+            ids,
+            bytes,
+            whole: Whole::new(tokens),
+            pairs: FxHashMap::default(),
+            byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
+            idle: Mutex::default(),
         };
-        tokens[i] = rank;
-        tokens.remove(i + 1);
+        for (id, token) in tokens.iter().enumerate() {
+            encoder.add_pairs(token, id as u32);
+        }
+        Ok(encoder)
+    }
+
+    fn add_pairs(&mut self, token: &[u8], id: u32) {
+        for middle in 1..token.len() {
+            let (left, right) = token.split_at(middle);
+            if let (Some(&left), Some(&right)) = (self.ids.get(left), self.ids.get(right)) {
+                match self.byte_pair(left, right) {
+                    Some(place) => self.byte_pairs[place] = id,
+                    None => {
+                        self.pairs.insert((left, right), id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The place of a pair of ids below 256.
+    #[inline(always)]
+    fn byte_pair(&self, left: u32, right: u32) -> Option<usize> {
+        (left | right < NUM_BYTES as u32).then_some((left as usize) << 8 | right as usize)
+    }
+
+    #[inline(always)]
+    fn rank(&self, left: u32, right: u32) -> u32 {
+        match self.byte_pair(left, right) {
+            Some(place) => self.byte_pairs[place],
+            None => self.pairs.get(&(left, right)).copied().unwrap_or(NONE),
+        }
+    }
+
+    /// A worker, with what one before it has remembered.
+    pub fn worker(&self) -> Worker<'_> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        Worker {
+            encoder: self,
+            memory: idle.pop().unwrap_or_default(),
+        }
+    }
+
+    /// Ids of a word that is not remembered.
+    fn encode_word(&self, word: &[u8]) -> Vec<u32> {
+        match self.ids.get(word) {
+            Some(&id) => vec![id],
+            None => self.merge(word, NONE),
+        }
+    }
+
+    /// The two tokens that a token is made of, by the merges before its own; none of a byte.
+    pub fn parts(&self, token: &[u8]) -> Option<(u32, u32)> {
+        let &id = self.ids.get(token)?;
+        match self.merge(token, id)[..] {
+            [left, right] => Some((left, right)),
+            _ => None,
+        }
+    }
+
+    /// Merge the bytes of a word by the ranks below a limit.
+    fn merge(&self, word: &[u8], limit: u32) -> Vec<u32> {
+        let mut ids: Vec<u32> = word.iter().map(|&b| self.bytes[b as usize]).collect();
+        if word.len() <= MAX_PLAIN {
+            self.merge_plainly(&mut ids, limit);
+            ids
+        } else {
+            Chain::new(self, ids, limit).merged()
+        }
+    }
+
+    /// The time grows with the square of the number of ids.
+    fn merge_plainly(&self, tokens: &mut Vec<u32>, limit: u32) {
+        let mut ranks = [NONE; MAX_PLAIN];
+        let mut length = tokens.len();
+        for at in 1..length {
+            ranks[at - 1] = self.rank(tokens[at - 1], tokens[at]);
+        }
+        while length > 1 {
+            let (at, lowest) = lowest(&ranks[..length - 1]);
+            if lowest >= limit {
+                break;
+            }
+            tokens[at] = lowest;
+            tokens.copy_within(at + 2..length, at + 1);
+            ranks.copy_within(at + 1..length, at);
+            length -= 1;
+            if at + 1 < length {
+                ranks[at] = self.rank(tokens[at], tokens[at + 1]);
+            }
+            if at > 0 {
+                ranks[at - 1] = self.rank(tokens[at - 1], tokens[at]);
+            }
+        }
+        tokens.truncate(length);
+    }
+}
+
+/// Finds short words that are tokens: nine of ten words of a text. A table that is written once,
+/// small enough for a core's own cache, since the keys of frequent tokens stand together.
+struct Whole {
+    /// The token that may be at each place; where places collide, the one of the lowest id.
+    places: Vec<u32>,
+    /// Key of each token, by id.
+    keys: Vec<Key>,
+}
+
+impl Whole {
+    fn new(tokens: &[Vec<u8>]) -> Self {
+        let keys: Vec<Key> = tokens.iter().map(|token| Word::new(token).key()).collect();
+        let mut places = vec![NONE; 2 * tokens.len().next_power_of_two()];
+        for (id, key) in keys.iter().enumerate().filter(|(_, key)| key.is_short()) {
+            let place = place(*key, places.len());
+            places[place] = places[place].min(id as u32);
+        }
+        // Any token will do for a free place: its key is compared.
+        places
+            .iter_mut()
+            .for_each(|id| *id = if *id == NONE { 0 } else { *id });
+        Self { places, keys }
+    }
+
+    /// The only token that a word may be.
+    #[inline(always)]
+    fn candidate(&self, key: Key) -> u32 {
+        self.places[place(key, self.places.len())]
+    }
+
+    #[inline(always)]
+    fn is(&self, candidate: u32, key: Key) -> bool {
+        self.keys[candidate as usize] == key
+    }
+}
+
+/// The first of the lowest ranks, and its place.
+fn lowest(ranks: &[u32]) -> (usize, u32) {
+    let mut found = (0, NONE);
+    for (at, &rank) in ranks.iter().enumerate() {
+        if rank < found.1 {
+            found = (at, rank);
+        }
+    }
+    found
+}
+
+/// A long word as a chain of tokens, and a heap of the pairs that can be merged.
+struct Chain<'a> {
+    encoder: &'a Encoder,
+    limit: u32,
+    tokens: Vec<u32>,
+    /// Rank of the pair that a token begins; NONE as well for a token that was merged away.
+    ranks: Vec<u32>,
+    next: Vec<u32>,
+    before: Vec<u32>,
+    heap: BinaryHeap<Reverse<(u32, u32)>>,
+}
+
+impl<'a> Chain<'a> {
+    fn new(encoder: &'a Encoder, tokens: Vec<u32>, limit: u32) -> Self {
+        let number = tokens.len() as u32;
+        let pairs = tokens.windows(2);
+        let mut ranks: Vec<u32> = pairs.map(|pair| encoder.rank(pair[0], pair[1])).collect();
+        ranks.push(NONE);
+        let places = ranks.iter().zip(0..);
+        let known = places.filter(|(&rank, _)| rank < limit);
+        Self {
+            encoder,
+            limit,
+            tokens,
+            heap: known.map(|(&rank, at)| Reverse((rank, at))).collect(),
+            ranks,
+            next: (1..=number).collect(),
+            before: (0..number).map(|at| at.wrapping_sub(1)).collect(),
+        }
+    }
+
+    fn merged(mut self) -> Vec<u32> {
+        while let Some(Reverse((rank, at))) = self.heap.pop() {
+            if self.ranks[at as usize] == rank {
+                self.merge(at, rank);
+            }
+        }
+        let mut ids = Vec::new();
+        let mut at = 0;
+        while at < self.tokens.len() {
+            ids.push(self.tokens[at]);
+            at = self.next[at] as usize;
+        }
+        ids
+    }
+
+    /// Join the token at `at` with the next one.
+    fn merge(&mut self, at: u32, token: u32) {
+        let gone = self.next[at as usize];
+        let next = self.next[gone as usize];
+        self.tokens[at as usize] = token;
+        self.next[at as usize] = next;
+        self.ranks[gone as usize] = NONE;
+        if let Some(before) = self.before.get_mut(next as usize) {
+            *before = at;
+        }
+        self.rank(at);
+        let before = self.before[at as usize];
+        if before != u32::MAX {
+            self.rank(before);
+        }
+    }
+
+    /// Find the rank of the pair that the token at `at` begins.
+    fn rank(&mut self, at: u32) {
+        let next = self.next[at as usize] as usize;
+        let rank = match self.tokens.get(next) {
+            Some(&next) => self.encoder.rank(self.tokens[at as usize], next),
+            None => NONE,
+        };
+        self.ranks[at as usize] = rank;
+        if rank < self.limit {
+            self.heap.push(Reverse((rank, at)));
+        }
+    }
+}
+
+/// A short word and its ids.
+#[derive(Clone, Copy, Default)]
+#[repr(align(32))]
+struct Near {
+    key: Key,
+    ids: [u32; MAX_NEAR_IDS],
+    number: u32,
+}
+
+/// What was learned about words that were seen: never more than about 24 MB.
+struct Memory {
+    near: Vec<[Near; 2]>,
+    new_words: usize,
+    far: FxHashMap<Box<[u8]>, Box<[u32]>>,
+    far_bytes: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            near: vec![[Near::default(); 2]; MIN_NEAR],
+            new_words: 0,
+            far: FxHashMap::default(),
+            far_bytes: 0,
+        }
+    }
+}
+
+impl Memory {
+    #[inline(always)]
+    fn near(&self, key: Key) -> &Near {
+        let slots = &self.near[place(key, self.near.len())];
+        &slots[usize::from(slots[1].key == key)]
+    }
+
+    fn remember_near(&mut self, near: Near) {
+        self.new_words += 1;
+        if self.new_words > self.near.len() && self.near.len() < MAX_NEAR {
+            self.grow();
+        }
+        self.put(near);
+    }
+
+    /// The newer of two words stays, in the second slot the newest one.
+    fn put(&mut self, near: Near) {
+        let number = self.near.len();
+        let slots = &mut self.near[place(near.key, number)];
+        slots[0] = slots[1];
+        slots[1] = near;
+    }
+
+    fn grow(&mut self) {
+        let larger = vec![[Near::default(); 2]; 2 * self.near.len()];
+        let old = std::mem::replace(&mut self.near, larger);
+        for near in old.into_iter().flatten().filter(|near| near.number > 0) {
+            self.put(near);
+        }
+    }
+
+    fn remember_far(&mut self, word: &[u8], ids: &[u32]) {
+        self.far_bytes += word.len() + 4 * ids.len() + FAR_COST;
+        if self.far_bytes > MAX_FAR_BYTES {
+            self.far.clear();
+            self.far_bytes = 0;
+        }
+        self.far.insert(word.into(), ids.into());
+    }
+}
+
+/// Which of `number` places, a power of two above 1, a key has.
+#[inline(always)]
+fn place(key: Key, number: usize) -> usize {
+    (key.mixed() >> (number.leading_zeros() + 1)) as usize
+}
+
+/// One thread's way to encode.
+pub struct Worker<'a> {
+    encoder: &'a Encoder,
+    memory: Memory,
+}
+
+impl Worker<'_> {
+    /// Add the ids of a text to `ids`.
+    pub fn encode<T: Id>(&mut self, text: &str, ids: &mut Vec<T>) -> Result<(), Error> {
+        let (encoder, memory) = (self.encoder, &mut self.memory);
+        let mut run = Run {
+            encoder,
+            memory,
+            words: [(Key::LONG, &[]); RUN],
+            number: 0,
+            ids,
+        };
+        encoder.splitter.split(text, &mut run)?;
+        run.look_up();
+        Ok(())
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let idle = self.encoder.idle.lock();
+        let mut idle = idle.unwrap_or_else(PoisonError::into_inner);
+        idle.push(std::mem::take(&mut self.memory));
+    }
+}
+
+/// Words that are looked up together.
+const RUN: usize = 128;
+
+/// A run of words between splitting and looking up. The memory's table is larger than the caches
+/// near the core: where words are looked up one by one, the time goes into waiting for it.
+struct Run<'a, 'm, T: Id> {
+    encoder: &'m Encoder,
+    memory: &'m mut Memory,
+    words: [(Key, &'a [u8]); RUN],
+    number: usize,
+    ids: &'m mut Vec<T>,
+}
+
+impl<'a, T: Id> Taker<'a> for Run<'a, '_, T> {
+    #[inline(always)]
+    fn take(&mut self, word: Word<'a>) {
+        self.words[self.number] = (word.key(), word.bytes);
+        self.number += 1;
+        if self.number == RUN {
+            self.look_up();
+        }
+    }
+}
+
+impl<T: Id> Run<'_, '_, T> {
+    #[inline(never)]
+    fn look_up(&mut self) {
+        let (encoder, words) = (self.encoder, &self.words[..self.number]);
+        self.number = 0;
+        let mut ids = [0; RUN];
+        for (id, &(key, _)) in ids.iter_mut().zip(words) {
+            *id = encoder.whole.candidate(key);
+        }
+        // Which words are no tokens; their slots are fetched, so that none is waited for alone.
+        let (mut others, mut number, mut seen) = ([0; RUN + 1], 0, 0);
+        for (at, &(key, _)) in words.iter().enumerate() {
+            others[number] = at;
+            number += usize::from(!encoder.whole.is(ids[at], key));
+        }
+        for &at in &others[..number] {
+            seen |= self.memory.near(words[at].0).number;
+        }
+        std::hint::black_box(seen);
+        let mut first = 0;
+        for &at in &others[..number] {
+            extend(self.ids, &ids[first..at]);
+            first = at + 1;
+            let (key, word) = words[at];
+            let near = self.memory.near(key);
+            if near.key == key {
+                extend(self.ids, &near.ids[..near.number as usize]);
+            } else {
+                encode_unseen(encoder, self.memory, key, word, self.ids);
+            }
+        }
+        extend(self.ids, &ids[first..words.len()]);
+    }
+}
+
+#[inline(always)]
+fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32]) {
+    to.extend(ids.iter().map(|&id| T::from_u32(id)));
+}
+
+#[cold]
+fn encode_unseen<T: Id>(
+    encoder: &Encoder,
+    memory: &mut Memory,
+    key: Key,
+    word: &[u8],
+    to: &mut Vec<T>,
+) {
+    if let Some(ids) = memory.far.get(word) {
+        extend(to, ids);
+        return;
+    }
+    let ids = encoder.encode_word(word);
+    extend(to, &ids);
+    if key.is_short() && ids.len() <= MAX_NEAR_IDS {
+        let mut near = Near {
+            key,
+            ids: [0; MAX_NEAR_IDS],
+            number: ids.len() as u32,
+        };
+        near.ids[..ids.len()].copy_from_slice(&ids);
+        memory.remember_near(near);
+    } else if word.len() <= MAX_FAR_WORD {
+        memory.remember_far(word, &ids);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::merge::token_bytes;
     use crate::split::DEFAULT_PATTERN;
+
+    fn encoder(merges: &[(u32, u32)]) -> Encoder {
+        let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
+        Encoder::new(&token_bytes(merges), splitter).unwrap()
+    }
+
+    fn encode(encoder: &Encoder, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        encoder.worker().encode(text, &mut ids).unwrap();
+        ids
+    }
+
+    /// Merges of "a" to runs of 2, 4, ... 64, of "b" and "c" to "bc", of that and "a" to "bca".
+    const MERGES: [(u32, u32); 8] = [
+        (97, 97),
+        (256, 256),
+        (98, 99),
+        (258, 97),
+        (257, 257),
+        (260, 260),
+        (261, 261),
+        (262, 262),
+    ];
 
     #[test]
     fn the_lowest_rank_is_merged_first() {
-        let merges = [(98, 99), (97, 98), (97, 256)];
-        let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
-        let ids = encode(&splitter, &ranks_of(&merges), "abc ab").unwrap();
-        assert_eq!(ids, [258, 32, 257]);
+        let encoder = encoder(&[(98, 99), (97, 98), (97, 256)]);
+        assert_eq!(encode(&encoder, "abc ab"), [258, 32, 257]);
+        assert_eq!(encode(&encoder, "ab"), [257]);
+    }
+
+    #[test]
+    fn a_word_seen_again_gives_the_same_ids() {
+        let encoder = encoder(&MERGES);
+        let words: Vec<String> = (0..5000)
+            .map(|i| format!("{i}abc{} ", "a".repeat(i % 99)))
+            .collect();
+        let alone: Vec<u32> = words
+            .iter()
+            .flat_map(|word| encode(&self::encoder(&MERGES), word))
+            .collect();
+        for _ in 0..2 {
+            assert_eq!(encode(&encoder, &words.concat()), alone);
+        }
+    }
+
+    #[test]
+    fn long_words_are_merged_as_short_ones_are() {
+        let encoder = encoder(&MERGES);
+        let mut state = 1_u64;
+        for length in (0..MAX_PLAIN).chain([100, 1000]) {
+            let word: Vec<u8> = (0..length)
+                .map(|_| {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    b"aaaabc"[(state >> 33) as usize % 6]
+                })
+                .collect();
+            let ids: Vec<u32> = word.iter().map(|&byte| u32::from(byte)).collect();
+            let chained = Chain::new(&encoder, ids.clone(), NONE).merged();
+            assert_eq!(chained, slowly(&MERGES, ids), "{length}");
+            assert_eq!(chained, encoder.merge(&word, NONE));
+        }
+    }
+
+    /// The definition: the merges one after another, each from the left.
+    fn slowly(merges: &[(u32, u32)], mut ids: Vec<u32>) -> Vec<u32> {
+        for (&(left, right), token) in merges.iter().zip(NUM_BYTES as u32..) {
+            let mut at = 0;
+            while at + 1 < ids.len() {
+                if (ids[at], ids[at + 1]) == (left, right) {
+                    ids[at] = token;
+                    ids.remove(at + 1);
+                }
+                at += 1;
+            }
+        }
+        ids
+    }
+
+    #[test]
+    fn a_token_has_the_parts_that_it_was_merged_from() {
+        let encoder = encoder(&MERGES);
+        let tokens = token_bytes(&MERGES);
+        for (token, &parts) in tokens[NUM_BYTES..].iter().zip(&MERGES) {
+            assert_eq!(encoder.parts(token), Some(parts));
+        }
+        assert_eq!(encoder.parts(b"a"), None);
+        assert_eq!(encoder.parts(b"zz"), None);
+    }
+
+    #[test]
+    fn a_megabyte_of_one_letter_is_one_word_and_no_trouble() {
+        let encoder = encoder(&MERGES);
+        let ids = encode(&encoder, &"a".repeat(1 << 20));
+        assert_eq!(ids, vec![263; 1 << 14]);
+    }
+
+    #[test]
+    fn what_is_remembered_stays_bounded() {
+        let encoder = encoder(&[]);
+        let mut worker = encoder.worker();
+        for i in 0..400_000_u64 {
+            let mut ids: Vec<u32> = Vec::new();
+            worker
+                .encode(&format!("{:x}é é{i}é", i * 7919), &mut ids)
+                .unwrap();
+        }
+        let memory = &worker.memory;
+        assert!(memory.near.len() <= MAX_NEAR);
+        assert!(memory.far_bytes <= MAX_FAR_BYTES && memory.far.len() * FAR_COST <= MAX_FAR_BYTES);
+    }
+
+    #[test]
+    fn vocabularies_with_gaps_are_refused() {
+        let splitter = || Splitter::new(DEFAULT_PATTERN).unwrap();
+        let refused = |tokens: &[Vec<u8>]| {
+            let found = Encoder::new(tokens, splitter());
+            assert!(matches!(found, Err(Error::Vocabulary(_))));
+        };
+        let bytes = token_bytes(&[]);
+        refused(&bytes[1..]);
+        refused(&[bytes.clone(), vec![vec![]]].concat());
+        refused(&[bytes.clone(), vec![vec![7]]].concat());
+        assert!(Encoder::new(&bytes, splitter()).is_ok());
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! The algorithm knows no Python; `python.rs`, behind the feature `python`, is its face.
 
+pub mod batch;
+pub mod classes;
 pub mod count;
 pub mod encode;
 pub mod error;
 pub mod merge;
 pub mod split;
+pub mod word;
 
 #[cfg(feature = "python")]
 mod python;

@@ -2,10 +2,15 @@
 //!
 //! Ties are defined: among pairs of equal count the one with the smallest (left id, right id) is
 //! merged first, so merges depend on nothing but the word counts.
+//!
+//! Only pairs of at least `floor` occurrences are watched, with the words that they stand in. A
+//! pair's count never grows after the merge that made it, so no other pair can be the most frequent
+//! one while a watched pair is left; when none is, the floor is lowered and all pairs are counted
+//! anew. This keeps the tables small: rare pairs, which are most of them, never get there.
 
 use crate::count::WordCounts;
 use crate::error::Error;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -17,131 +22,257 @@ pub const NUM_BYTES: usize = 256;
 
 /// Merges between two questions whether to go on.
 const MERGES_PER_QUESTION: usize = 256;
-
-struct Word {
-    tokens: Vec<u32>,
-    count: u64,
-}
+/// How much the floor is lowered when no watched pair is left.
+const FLOOR_STEP: u64 = 4;
+/// Stands behind the last token of a word.
+const END: u32 = u32::MAX;
 
 /// Learn merges until there are `vocab_size` tokens or no pair is left.
 ///
 /// Merge number i makes token 256 + i. `go_on` is asked now and then with the number of merges.
 pub fn learn_merges(
-    counts: &WordCounts,
+    counts: WordCounts,
     vocab_size: usize,
     mut go_on: impl FnMut(usize) -> bool,
 ) -> Result<Vec<Pair>, Error> {
-    if vocab_size < NUM_BYTES {
-        return Err(Error::VocabularyTooSmall(vocab_size));
+    if !(NUM_BYTES..END as usize).contains(&vocab_size) {
+        return Err(Error::VocabularySize(vocab_size));
     }
-    if counts.is_empty() {
-        return Err(Error::NoText);
-    }
-    let mut state = State::new(counts);
-    let mut merges = Vec::with_capacity(vocab_size - NUM_BYTES);
+    let mut words = Words::new(counts)?;
+    let mut watch = Watch::new(&mut words);
+    let mut merges = Vec::new();
     while merges.len() < vocab_size - NUM_BYTES {
         if merges.len() % MERGES_PER_QUESTION == 0 && !go_on(merges.len()) {
             return Err(Error::Stopped);
         }
-        let Some(pair) = state.most_frequent() else {
+        let Some((pair, places)) = watch.take_most_frequent(&mut words) else {
             break;
         };
-        state.merge(pair, (NUM_BYTES + merges.len()) as u32);
+        let token = (NUM_BYTES + merges.len()) as u32;
+        for place in places {
+            watch.merge(&mut words, place, pair, token);
+        }
+        watch.add_new_pairs();
         merges.push(pair);
     }
     Ok(merges)
 }
 
-/// Words as tokens, and how often and where each pair of neighbours stands.
-struct State {
-    words: Vec<Word>,
-    pair_counts: FxHashMap<Pair, u64>,
-    places: FxHashMap<Pair, FxHashSet<u32>>,
+/// All distinct words: their tokens one after another, each word's closed by `END`.
+struct Words {
+    tokens: Vec<u32>,
+    starts: Vec<u32>,
+    counts: Vec<u64>,
+}
+
+impl Words {
+    fn new(counts: WordCounts) -> Result<Self, Error> {
+        let (mut tokens, mut starts, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut has_words = false;
+        counts.drain(|word, count| {
+            has_words = true;
+            if word.len() > 1 {
+                starts.push(tokens.len() as u32);
+                numbers.push(count);
+                tokens.extend(word.iter().map(|&byte| u32::from(byte)));
+                tokens.push(END);
+            }
+        });
+        if !has_words {
+            return Err(Error::NoText);
+        }
+        if u32::try_from(tokens.len()).is_err() {
+            return Err(Error::TooManyWords);
+        }
+        Ok(Self {
+            tokens,
+            starts,
+            counts: numbers,
+        })
+    }
+
+    /// Close the gaps that merges have left and forget words that are one token by now.
+    fn close_gaps(&mut self) {
+        let (mut to, mut kept) = (0, 0);
+        for word in 0..self.starts.len() {
+            let start = self.starts[word] as usize;
+            let length = self.of(word as u32).count();
+            if length > 1 {
+                // The gaps are behind: `to` never overtakes `start`.
+                self.tokens.copy_within(start..=start + length, to);
+                self.starts[kept] = to as u32;
+                self.counts[kept] = self.counts[word];
+                kept += 1;
+                to += length + 1;
+            }
+        }
+        self.tokens.truncate(to);
+        self.starts.truncate(kept);
+        self.counts.truncate(kept);
+    }
+
+    /// The tokens of a word.
+    fn of(&self, word: u32) -> impl Iterator<Item = u32> + '_ {
+        let rest = &self.tokens[self.starts[word as usize] as usize..];
+        rest.iter().copied().take_while(|&token| token != END)
+    }
+
+    /// Each pair of neighbours, word by word, with the word and its count.
+    fn for_each_pair(&self, mut take: impl FnMut(Pair, u32, u64)) {
+        for (word, (&start, &count)) in self.starts.iter().zip(&self.counts).enumerate() {
+            let rest = &self.tokens[start as usize..];
+            for pair in rest.windows(2).take_while(|pair| pair[1] != END) {
+                take((pair[0], pair[1]), word as u32, count);
+            }
+        }
+    }
+}
+
+/// A pair that may become a token.
+#[derive(Default)]
+struct Watched {
+    count: u64,
+    /// Words that it stands in, and some in which it stood.
+    words: Vec<u32>,
+}
+
+impl Watched {
+    fn add_word(&mut self, word: u32) {
+        if self.words.last() != Some(&word) {
+            self.words.push(word);
+        }
+    }
+}
+
+struct Watch {
+    floor: u64,
+    pairs: FxHashMap<Pair, Watched>,
     /// Lazy: an entry holds when its count is still the pair's.
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
+    /// The pairs of the token that is being made, occurrence by occurrence, and their counts.
+    new_places: Vec<(Pair, u32)>,
+    new_counts: FxHashMap<Pair, u64>,
 }
 
-impl State {
-    fn new(counts: &WordCounts) -> Self {
-        let words: Vec<Word> = counts
-            .iter()
-            .filter(|(word, _)| word.len() > 1)
-            .map(|(word, &count)| Word {
-                tokens: word.bytes().map(u32::from).collect(),
-                count,
-            })
-            .collect();
-        let mut state = Self {
-            words,
-            pair_counts: FxHashMap::default(),
-            places: FxHashMap::default(),
+impl Watch {
+    fn new(words: &mut Words) -> Self {
+        let mut most = 0;
+        let mut counts = FxHashMap::<Pair, u64>::default();
+        words.for_each_pair(|pair, _, count| {
+            let sum = counts.entry(pair).or_insert(0);
+            *sum += count;
+            most = most.max(*sum);
+        });
+        let mut watch = Self {
+            floor: (most / FLOOR_STEP).max(1),
+            pairs: FxHashMap::default(),
             heap: BinaryHeap::new(),
+            new_places: Vec::new(),
+            new_counts: FxHashMap::default(),
         };
-        for index in 0..state.words.len() {
-            let word = &state.words[index];
-            for pair in word.tokens.windows(2).map(|w| (w[0], w[1])) {
-                *state.pair_counts.entry(pair).or_insert(0) += word.count;
-                state.places.entry(pair).or_default().insert(index as u32);
-            }
-        }
-        let entries = state.pair_counts.iter();
-        state.heap = entries.map(|(&pair, &n)| (n, Reverse(pair))).collect();
-        state
+        watch.watch(words, &counts);
+        watch
     }
 
-    fn most_frequent(&mut self) -> Option<Pair> {
-        while let Some((count, Reverse(pair))) = self.heap.pop() {
-            let now = self.pair_counts.get(&pair).copied().unwrap_or(0);
-            if now == count && count > 0 {
-                return Some(pair);
-            }
-            if now > 0 && now < count {
-                self.heap.push((now, Reverse(pair)));
-            }
+    /// Watch all pairs that are frequent enough.
+    fn watch(&mut self, words: &Words, counts: &FxHashMap<Pair, u64>) {
+        let floor = self.floor;
+        let frequent = counts.iter().filter(|(_, &count)| count >= floor);
+        for (&pair, &count) in frequent {
+            let words = Vec::new();
+            self.pairs.insert(pair, Watched { count, words });
+            self.heap.push((count, Reverse(pair)));
         }
-        None
+        words.for_each_pair(|pair, word, _| {
+            if let Some(watched) = self.pairs.get_mut(&pair) {
+                watched.add_word(word);
+            }
+        });
     }
 
-    fn merge(&mut self, pair: Pair, token: u32) {
-        let mut grown: FxHashSet<Pair> = FxHashSet::default();
-        for index in self.places.remove(&pair).unwrap_or_default() {
-            let word = &mut self.words[index as usize];
-            let merged = merge_tokens(&word.tokens, pair, token);
-            for old in word.tokens.windows(2).map(|w| (w[0], w[1])) {
-                if let Some(count) = self.pair_counts.get_mut(&old) {
-                    *count -= word.count;
+    /// The next pair to merge, no longer watched, and the words to look for it in.
+    fn take_most_frequent(&mut self, words: &mut Words) -> Option<(Pair, Vec<u32>)> {
+        loop {
+            while let Some((count, Reverse(pair))) = self.heap.pop() {
+                let now = self.pairs.get(&pair).map_or(0, |watched| watched.count);
+                if now == count {
+                    let taken = self.pairs.remove(&pair)?;
+                    return Some((pair, taken.words));
+                }
+                if now >= self.floor {
+                    self.heap.push((now, Reverse(pair)));
+                } else {
+                    self.pairs.remove(&pair);
                 }
             }
-            for new in merged.windows(2).map(|w| (w[0], w[1])) {
-                *self.pair_counts.entry(new).or_insert(0) += word.count;
-                if new.0 == token || new.1 == token {
-                    self.places.entry(new).or_default().insert(index);
-                    grown.insert(new);
+            if self.floor == 1 {
+                return None;
+            }
+            self.lower_floor(words);
+        }
+    }
+
+    #[cold]
+    fn lower_floor(&mut self, words: &mut Words) {
+        self.floor = (self.floor / FLOOR_STEP).max(1);
+        self.pairs.clear();
+        words.close_gaps();
+        let mut counts = FxHashMap::<Pair, u64>::default();
+        words.for_each_pair(|pair, _, count| *counts.entry(pair).or_insert(0) += count);
+        self.watch(words, &counts);
+    }
+
+    /// Merge a pair in one word, from the left, and note what this does to its neighbours' pairs.
+    fn merge(&mut self, words: &mut Words, word: u32, (left, right): Pair, token: u32) {
+        let count = words.counts[word as usize];
+        let tokens = &mut words.tokens[words.starts[word as usize] as usize..];
+        let (mut from, mut to, mut is_behind_match) = (0, 0, false);
+        while tokens[from] != END {
+            let is_match = tokens[from] == left && tokens[from + 1] == right;
+            let new = if is_match { token } else { tokens[from] };
+            if is_match && from > 0 && !is_behind_match {
+                self.take_away((tokens[from - 1], left), count);
+            }
+            if is_match && tokens[from + 2] != END {
+                self.take_away((right, tokens[from + 2]), count);
+            }
+            if to > 0 && (is_match || tokens[to - 1] == token) {
+                let pair = (tokens[to - 1], new);
+                *self.new_counts.entry(pair).or_insert(0) += count;
+                self.new_places.push((pair, word));
+            }
+            tokens[to] = new;
+            to += 1;
+            from += 1 + usize::from(is_match);
+            is_behind_match = is_match;
+        }
+        tokens[to] = END;
+    }
+
+    fn take_away(&mut self, pair: Pair, count: u64) {
+        if let Some(watched) = self.pairs.get_mut(&pair) {
+            watched.count -= count;
+        }
+    }
+
+    /// Watch the frequent ones of the pairs that the last merge has made.
+    fn add_new_pairs(&mut self) {
+        let floor = self.floor;
+        self.new_counts.retain(|_, &mut count| count >= floor);
+        for (&pair, &count) in &self.new_counts {
+            let words = Vec::new();
+            self.pairs.insert(pair, Watched { count, words });
+            self.heap.push((count, Reverse(pair)));
+        }
+        for (pair, word) in self.new_places.drain(..) {
+            if self.new_counts.contains_key(&pair) {
+                if let Some(watched) = self.pairs.get_mut(&pair) {
+                    watched.add_word(word);
                 }
             }
-            word.tokens = merged;
         }
-        self.pair_counts.remove(&pair);
-        for new in grown {
-            self.heap.push((self.pair_counts[&new], Reverse(new)));
-        }
+        self.new_counts.clear();
     }
-}
-
-/// Tokens with each occurrence of `pair`, from the left, replaced by `token`.
-fn merge_tokens(tokens: &[u32], pair: Pair, token: u32) -> Vec<u32> {
-    let mut merged = Vec::with_capacity(tokens.len());
-    let mut i = 0;
-    while i < tokens.len() {
-        if i + 1 < tokens.len() && (tokens[i], tokens[i + 1]) == pair {
-            merged.push(token);
-            i += 2;
-        } else {
-            merged.push(tokens[i]);
-            i += 1;
-        }
-    }
-    merged
 }
 
 /// The bytes of every token: 256 bytes, then one for each merge.
@@ -157,48 +288,112 @@ pub fn token_bytes(merges: &[Pair]) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::split::Splitter;
+    use std::collections::BTreeMap;
 
     fn counts(words: &[(&str, u64)]) -> WordCounts {
-        words.iter().map(|&(w, n)| (w.into(), n)).collect()
+        let splitter = Splitter::by_regex(r"\S+").unwrap();
+        let counts = WordCounts::default();
+        for &(word, count) in words {
+            let texts = vec![word.to_string(); count as usize];
+            counts.count(&splitter, &texts).unwrap();
+        }
+        counts
+    }
+
+    /// The definition: everything counted anew for each merge.
+    fn learn_slowly(words: &[(&str, u64)], vocab_size: usize) -> Vec<Pair> {
+        let of = |word: &str| word.bytes().map(u32::from).collect();
+        let mut words: Vec<(Vec<u32>, u64)> = words.iter().map(|&(w, n)| (of(w), n)).collect();
+        let mut merges = Vec::new();
+        while merges.len() < vocab_size - NUM_BYTES {
+            let mut pairs = BTreeMap::new();
+            for (word, count) in &words {
+                for pair in word.windows(2) {
+                    *pairs.entry((pair[0], pair[1])).or_insert(0) += count;
+                }
+            }
+            let best = pairs
+                .iter()
+                .max_by_key(|(&pair, &count)| (count, Reverse(pair)));
+            let Some((&best, _)) = best else { break };
+            let token = (NUM_BYTES + merges.len()) as u32;
+            merges.push(best);
+            for (word, _) in &mut words {
+                let mut at = 0;
+                while at + 1 < word.len() {
+                    if (word[at], word[at + 1]) == best {
+                        word[at] = token;
+                        word.remove(at + 1);
+                    }
+                    at += 1;
+                }
+            }
+        }
+        merges
     }
 
     #[test]
     fn the_most_frequent_pair_is_merged_first() {
         let counts = counts(&[("aab", 3), ("ab", 2), ("cd", 4)]);
-        let merges = learn_merges(&counts, 258, |_| true).unwrap();
+        let merges = learn_merges(counts, 258, |_| true).unwrap();
         assert_eq!(merges, [(97, 98), (99, 100)]);
     }
 
     #[test]
     fn ties_go_to_the_smallest_pair() {
         let counts = counts(&[("zy", 5), ("ab", 5), ("ac", 5)]);
-        let merges = learn_merges(&counts, 259, |_| true).unwrap();
+        let merges = learn_merges(counts, 259, |_| true).unwrap();
         assert_eq!(merges, [(97, 98), (97, 99), (122, 121)]);
     }
 
     #[test]
-    fn runs_are_merged_from_the_left() {
-        assert_eq!(merge_tokens(&[1, 1, 1, 1, 1], (1, 1), 9), [9, 9, 1]);
+    fn merges_are_those_of_the_definition() {
+        let mut state = 7_u64;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        };
+        for letters in 1..4 {
+            for _ in 0..100 {
+                let mut words = BTreeMap::new();
+                for _ in 0..1 + random(20) {
+                    let word: String = (0..1 + random(14))
+                        .map(|_| char::from(b'a' + random(letters) as u8))
+                        .collect();
+                    words.insert(word, 1 + random(300));
+                }
+                let words: Vec<(&str, u64)> = words.iter().map(|(w, &n)| (&w[..], n)).collect();
+                let fast = learn_merges(counts(&words), 300, |_| true).unwrap();
+                assert_eq!(fast, learn_slowly(&words, 300), "{words:?}");
+            }
+        }
     }
 
     #[test]
     fn it_ends_when_no_pair_is_left() {
-        let merges = learn_merges(&counts(&[("abc", 1)]), 1000, |_| true).unwrap();
+        let merges = learn_merges(counts(&[("abc", 1)]), 1000, |_| true).unwrap();
         assert_eq!(merges.len(), 2);
         assert_eq!(token_bytes(&merges)[257], b"abc");
     }
 
     #[test]
+    fn words_of_one_letter_are_words_but_give_no_pair() {
+        let merges = learn_merges(counts(&[("a", 3)]), 300, |_| true);
+        assert_eq!(merges, Ok(Vec::new()));
+    }
+
+    #[test]
     fn bad_requests_are_refused() {
-        let some = counts(&[("ab", 1)]);
-        assert_eq!(
-            learn_merges(&some, 255, |_| true),
-            Err(Error::VocabularyTooSmall(255))
-        );
-        assert_eq!(
-            learn_merges(&WordCounts::default(), 300, |_| true),
-            Err(Error::NoText)
-        );
-        assert_eq!(learn_merges(&some, 300, |_| false), Err(Error::Stopped));
+        let learn = |counts, size| learn_merges(counts, size, |_| true);
+        for size in [0, 255, u32::MAX as usize] {
+            let found = learn(counts(&[("ab", 1)]), size);
+            assert_eq!(found, Err(Error::VocabularySize(size)));
+        }
+        assert_eq!(learn(WordCounts::default(), 300), Err(Error::NoText));
+        let stopped = learn_merges(counts(&[("ab", 1)]), 300, |_| false);
+        assert_eq!(stopped, Err(Error::Stopped));
     }
 }
