@@ -1,0 +1,203 @@
+"""The chat in the terminal: piped, in one question, and typed by a person at a terminal."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from scripts import chat_cli
+from tests import learned_by_heart
+from tests.learned_by_heart import LONG
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def saved(base_dir: Path) -> Path:
+    """A base directory with the model that knows its conversations by heart."""
+    learned_by_heart.save(base_dir)
+    return base_dir
+
+
+@pytest.fixture
+def chat() -> chat_cli.Chat:
+    engine = Engine(*learned_by_heart.model_and_tokenizer())
+    return chat_cli.Chat(engine, chat_cli.Options(), chat_cli.Pipe())
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """What is on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def test_one_question_prints_just_the_answer_and_the_tool_call_beside_it(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_cli.main(["-p", "What is 347 + 588?", "--device_type=cpu"])
+    shown = capsys.readouterr()
+    assert shown.out == "347 + 588 = 935.\n"
+    assert "[347 + 588 = 935]" in shown.err
+
+
+def test_lines_of_a_pipe_are_one_conversation(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "My name is Ann.", "", "What is my name?")
+    chat_cli.main(["--device_type=cpu"])
+    assert capsys.readouterr().out == "Hello Ann.\nYou are Ann.\n"
+
+
+def test_a_message_that_does_not_fit_is_told_and_the_next_one_is_answered(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "x" * 5000, "/hlep", "Smile")
+    with pytest.raises(SystemExit) as caught:
+        chat_cli.main(["--device_type=cpu"])
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "😀 é 汉字\n"
+    assert "shorten it" in shown.err and "did you mean /help?" in shown.err
+
+
+def test_a_conversation_is_kept_in_a_file_and_gone_on_with(
+    chat: chat_cli.Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kept é.json"
+    chat.answer("My name is Ann.")
+    chat_cli.obey(chat, f"/save {path}")
+    chat_cli.obey(chat, "/clear")
+    assert chat.messages == []
+    chat_cli.obey(chat, f"/load {path}")
+    chat.answer("What is my name?")
+    assert capsys.readouterr().out == "Hello Ann.\nYou are Ann.\n"
+    chat_cli.obey(chat, "/system Be kind.")
+    chat_cli.obey(chat, f"/save {path}")
+    chat.system = ""
+    chat_cli.obey(chat, f"/load {path}")
+    assert chat.system == "Be kind." and len(chat.messages) == 4
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"system": "", "messages": [{"role": "cook"}]}', "\xff", "null"]
+)
+def test_a_file_that_is_no_conversation_is_refused_and_nothing_changes(
+    chat: chat_cli.Chat, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content, encoding="latin-1")
+    chat.messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(UserError, match="is no conversation"):
+        chat_cli.obey(chat, f"/load {path}")
+    with pytest.raises(UserError, match="cannot be read"):
+        chat_cli.obey(chat, f"/load {tmp_path / 'nothing'}")
+    assert chat.messages == [{"role": "user", "content": "Hi"}]
+
+
+def test_another_answer_takes_the_place_of_the_last(chat: chat_cli.Chat) -> None:
+    chat_cli.obey(chat, "/retry")
+    assert chat.messages == []
+    chat.answer("Who are you?")
+    chat_cli.obey(chat, "/retry")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert chat.messages[0]["content"] == "Who are you?"
+
+
+def test_a_long_conversation_is_trimmed_for_the_model_and_kept_for_the_person(
+    chat: chat_cli.Chat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat.messages = [
+        {"role": "user", "content": "Count"},
+        {"role": "assistant", "content": LONG},
+    ] * 12
+    chat.answer("Who are you?")
+    assert "messages no longer fit and are left out" in capsys.readouterr().err
+    assert len(chat.messages) == 26
+
+
+def test_the_speed_of_the_last_answer_is_told(
+    chat: chat_cli.Chat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat.answer("Who are you?")
+    chat_cli.obey(chat, "/stats")
+    assert "tokens read" in capsys.readouterr().err
+
+
+def test_a_stopped_answer_keeps_what_was_said(
+    chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = chat.face.show_text
+
+    def interrupt(text: str) -> None:
+        show(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.face, "show_text", interrupt)
+    assert not chat.answer("Count")
+    assert capsys.readouterr().err.endswith("(stopped)\n")
+    monkeypatch.setattr(chat.face, "show_text", show)
+    assert len(chat.messages) == 2 and chat.answer("Who are you?")
+
+
+@pytest.mark.slow
+def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
+    """Through a pseudo-terminal: Ctrl-C does not end the program."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "90"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.chat_cli", "--device_type=cpu"],
+        cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    prompt = "\x1b[?2004h"  # the terminal is told to expect pasting
+
+    def read_until(words: str) -> str:
+        """What has appeared, `words` at its end."""
+        seen, end = "", time.monotonic() + 250
+        while words not in seen:
+            assert time.monotonic() < end, f"no {words!r} in {seen!r}"
+            if select.select([ours], [], [], 0.2)[0]:
+                seen += os.read(ours, 65536).decode(errors="replace")
+        return seen
+
+    try:
+        assert "/help lists the commands" in read_until(prompt)
+        os.write(ours, b"/stats\r")
+        assert "no answer yet" in read_until(prompt)
+        os.write(ours, b"What is 347 + 588?\r")
+        said = read_until(prompt)
+        assert "347 + 588 = 935\x1b" in said and "347 + 588 = 935." in said
+        os.kill(process.pid, signal.SIGINT)
+        assert "/quit to leave" in read_until(prompt)
+        os.write(ours, b"/stats\r")
+        assert "tokens read" in read_until(prompt)
+        os.write(ours, b"/quit\r")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    history = (saved / "chat_history.txt").read_text(encoding="utf-8")
+    assert "What is 347 + 588?" in history
+
+
+def test_a_kept_conversation_is_a_file_that_people_can_read(
+    chat: chat_cli.Chat, tmp_path: Path
+) -> None:
+    chat.answer("What is 347 + 588?")
+    chat.save(tmp_path / "kept.json")
+    kept = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
+    assert kept["messages"][1]["content"][:2] == [
+        {"type": "python", "text": "347 + 588"},
+        {"type": "python_output", "text": "935"},
+    ]
