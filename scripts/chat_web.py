@@ -41,7 +41,7 @@ class Options:
     """Where a request names none: tokens of an answer at most."""
     num_slots: Annotated[int, at_least(1)] = 32
     """Answers that are written at once."""
-    max_waiting: Annotated[int, at_least(0)] = 64
+    max_waiting: Annotated[int, at_least(0)] = 256
     """Answers that may wait for a slot; more are refused with 429."""
     deadline: Annotated[float, at_least(1)] = 300.0
     """Seconds that one request may take, its waiting included."""

@@ -37,7 +37,7 @@ class Settings:
     """What clients must show as a Bearer token; empty: nothing."""
     num_slots: int = 32
     """Answers that are written at once."""
-    max_waiting: int = 64
+    max_waiting: int = 256
     """Answers that may wait for a slot; more are refused."""
     deadline_seconds: float = 300.0
     """For one request, its waiting included."""
