@@ -36,20 +36,21 @@ SAMPLE_QUESTION="Why is the sky blue?"
 case "$NANOCHAT_TIER" in
     cpu)
         SAMPLE_QUESTION="What is 347 + 588?"
-        # Narrow and early layers look back best with one wide head; what counts is the number of
-        # tokens, so the model is the smallest that can do it (dev/LOG.md).
+        # What counts is the number of tokens, so the model is the smallest that can do it. Most of
+        # the minutes go to finetuning: one conversation a row is where looking back is learned.
+        if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
         TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048)
         RATES=(--matrix_lr=0.04 --embedding_lr=0.3 --unembedding_lr=0.008)
-        BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=96 --max_seq_len=256 --total_batch_size=4096
-            --num_iterations=200 --warmdown_share=0.3 --final_lr=0.3 "${RATES[@]}"
-            --eval_every=100 --save_every=50)
+        BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
+            --total_batch_size=4096 --num_iterations=250 --warmdown_share=0.3 --final_lr=0.3
+            "${RATES[@]}" --eval_every=125 --save_every=50)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=16000 --warmdown_share=0.3
+        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=18000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=100 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=48 --device_batch_size=24 --num_conversations=40000 --init_lr=0.7
-            "${RATES[@]}" --eval_every=400 --save_every=100)
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=32 --num_conversations=48000 --init_lr=0.7
+            "${RATES[@]}" --eval_every=250 --save_every=100)
         RL_OPTIONS=(--num_iterations=30 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
             --device_batch_size=32 "${RATES[@]}" --eval_every=15 --save_every=10)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)

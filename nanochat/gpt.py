@@ -64,7 +64,13 @@ class GPTConfig:
 
     @classmethod
     def from_depth(
-        cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128
+        cls,
+        depth: int,
+        *,
+        vocab_size: int,
+        sequence_len: int,
+        head_dim: int = 128,
+        rope_base: float = 10_000.0,
     ) -> "GPTConfig":
         """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
 
@@ -86,6 +92,7 @@ class GPTConfig:
             n_head=n_head,
             n_kv_head=n_head,
             n_embd=n_embd,
+            rope_base=rope_base,
         )
 
     def to_dict(self) -> dict[str, Any]:

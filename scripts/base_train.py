@@ -35,6 +35,8 @@ class Options(stage.LoopOptions):
     """Width of an attention head; small depths take the nearest legal shape."""
     max_seq_len: Annotated[int, at_least(1)] = 2048
     """Tokens of context."""
+    rope_base: Annotated[float, at_least(2)] = 10_000.0
+    """Base of the rotary embedding; a short context wants a small one."""
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means what --target_flops or --tokens_per_parameter give."""
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
@@ -68,6 +70,7 @@ def pretrain(options: Options, place: Runtime) -> None:
         vocab_size=tokenizer.get_vocab_size(),
         sequence_len=options.max_seq_len,
         head_dim=options.head_dim,
+        rope_base=options.rope_base,
     )
     source = options.source or dataset.current_source()
     tag = options.model_tag or default_tag(options.depth)

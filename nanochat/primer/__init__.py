@@ -40,12 +40,12 @@ FAMILIES = (*_MAKERS, "memory")
 # How often each stage sees a family.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 17, "unknown": 3, "reading": 17, "arithmetic": 9, "word_problems": 6,
-        "spelling": 12, "calendar": 5, "ordering": 9, "choice": 14, "talk": 4, "memory": 9,
+        "facts": 11, "unknown": 3, "reading": 20, "arithmetic": 9, "word_problems": 5,
+        "spelling": 12, "calendar": 4, "ordering": 11, "choice": 15, "talk": 3, "memory": 8,
     },
     "sft": {
-        "facts": 16, "unknown": 4, "reading": 16, "arithmetic": 8, "word_problems": 6,
-        "spelling": 12, "calendar": 5, "ordering": 10, "choice": 13, "talk": 5, "memory": 9,
+        "facts": 10, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 5,
+        "spelling": 12, "calendar": 4, "ordering": 12, "choice": 15, "talk": 3, "memory": 8,
     },
     "rl": {"word_problems": 1},
 }  # fmt: skip

@@ -176,7 +176,7 @@ ORDER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def ordering_question(dice: Dice, split: Split) -> Question:
     """Sizes of animals, numbers up to a hundred, letters."""
-    topic = dice.choice(("size", "size", "number", "number", "next", "letter"))
+    topic = dice.choice(("size", "size", "number", "number", "next", "next", "letter"))
     core, is_unseen = pick_wording(dice, split, *ORDER[topic])
     if topic == "size":
         i, j = dice.sample(range(len(ANIMALS)), 2)
