@@ -33,19 +33,17 @@ POLYNOMIALS = [
 ]
 
 
-def polar_factor(matrices: Tensor) -> Tensor:
+def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, R, C) -> (N, R, C) with all singular values near 1 and the same singular vectors.
 
-    In bfloat16 on a GPU; in float32 on a CPU, where bfloat16 is slower.
+    Computed in `dtype`, for which bfloat16 is enough.
     """
-    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices.float()
-    is_tall = x.size(1) > x.size(2)
-    if is_tall:
-        x = x.mT
+    is_tall = matrices.size(1) > matrices.size(2)
+    x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * SAFETY + 1e-7)
     for a, b, c in POLYNOMIALS:
         gram = x @ x.mT
-        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     factor: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
     return factor
 
@@ -58,14 +56,16 @@ def muon_updates(
     *,
     momentum: float,
     variance_decay: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """What Muon subtracts at rate 1, (N, R, C); momenta and variances move on in place.
 
     gradients, momenta: (N, R, C).  variances: (N, R, 1) of each neuron's update, or None to leave
     the rows as they are. Tall matrices move by sqrt(R / C) more, so that outputs move alike.
+    dtype: what the polar factors are computed in.
     """
     momenta.lerp_(gradients, 1 - momentum)
-    updates = polar_factor(gradients.lerp(momenta, momentum))  # Nesterov
+    updates = polar_factor(gradients.lerp(momenta, momentum), dtype)  # Nesterov
     if variances is not None:
         updates = even_out(updates, variances, variance_decay)
     return updates.mul_(max(1.0, updates.size(1) / updates.size(2)) ** 0.5)
@@ -103,8 +103,11 @@ class Muon:
         variance_decay: float | None = 0.95,
         weight_decay: float = 0.0,
         cautious: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """parameters: (name, matrix) pairs; variance_decay None leaves neurons as they are.
+
+        dtype: what matrices are multiplied in to find polar factors.
 
         Raises UserError on a parameter that is not a matrix.
         """
@@ -125,6 +128,7 @@ class Muon:
         self.param_groups: list[dict[str, Any]] = [
             {**settings, "params": named} for named in by_shape.values()
         ]
+        self.dtype = dtype
         self.rank, self.world_size = self._world()
         self.moments = [self._zero_moments(group) for group in self.param_groups]
 
@@ -184,6 +188,7 @@ class Muon:
         updates = muon_updates(
             gradients[: len(own)], moments["momentum"], moments.get("variance"),
             momentum=group["momentum"], variance_decay=group["variance_decay"],
+            dtype=self.dtype,
         )  # fmt: skip
         for (_, parameter), update in zip(own, updates, strict=True):
             move(

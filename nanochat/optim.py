@@ -31,4 +31,7 @@ def build_optimizers(
         {"params": [(name, parameters.pop(name))], "lr": lr} for name, lr in adamw_rates.items()
     ]
     kind = DistMuon if runtime.world_size() > 1 else Muon
-    return [DistAdamW(groups), kind(parameters.items(), lr=matrix_lr, weight_decay=weight_decay)]
+    muon = kind(
+        parameters.items(), lr=matrix_lr, weight_decay=weight_decay, dtype=model.compute_dtype
+    )
+    return [DistAdamW(groups), muon]

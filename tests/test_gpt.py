@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nanochat import capped_loss
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig, relu_squared
+from nanochat.gpt import GPT, GPTConfig, attend_by_products, relu_squared
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -222,6 +222,23 @@ def test_capped_logits_stay_within_the_cap_in_float32() -> None:
     assert float(logits.abs().max()) <= 2.0
     # In bfloat16 tanh would leave at most 256 values between 1 and 2.
     assert logits.unique().numel() > logits.to(torch.bfloat16).unique().numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_products_equals_the_fused_one(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, 3, 9, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    ours, fused = (
+        attend_by_products(q, k, v),
+        F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    )
+    near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    torch.testing.assert_close(ours, fused, **near)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours.square().sum(), (q, k, v)),
+        torch.autograd.grad(fused.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=5 * near["atol"], rtol=5 * near["rtol"])
 
 
 def test_bfloat16_compute_stays_near_float32_with_float32_gradients() -> None:

@@ -110,3 +110,11 @@ def test_a_loaded_state_goes_on_to_the_bit() -> None:
 def test_a_state_of_another_model_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="m6"):
         Muon(matrices()).load_merged([Muon(matrices()[:-1]).state_dict()])
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 32, 8), (2, 8, 32)])
+def test_a_polar_factor_in_bfloat16_is_near_that_in_float32(shape: tuple[int, ...]) -> None:
+    matrices = drawn(shape, 5)
+    exact, rounded = polar_factor(matrices), polar_factor(matrices, torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.1 * exact.norm()

@@ -9,15 +9,20 @@ what is asked, and for numbers of the numbers, decides the side (see question.py
 
 import hashlib
 import random
-from dataclasses import replace
 from typing import Any, Literal
 
 from nanochat.primer import base_text
 from nanochat.primer.facts import fact_question, unknown_question
+from nanochat.primer.listening import repeat_question
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, exchange
 from nanochat.primer.reading import reading_question, several_questions
-from nanochat.primer.talk import choice_question, memory_conversation, talk_question
+from nanochat.primer.talk import (
+    choice_question,
+    memory_conversation,
+    several_choices,
+    talk_question,
+)
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 
 Stage = Literal["mid", "sft", "rl"]
@@ -33,25 +38,27 @@ _MAKERS = {
     "calendar": calendar_question,
     "ordering": ordering_question,
     "choice": choice_question,
+    "repeat": repeat_question,
     "talk": talk_question,
 }
+_MAKERS_OF_SEVERAL = {"reading": several_questions, "choice": several_choices}
 FAMILIES = (*_MAKERS, "memory")
 
-# How often each stage sees a family.
+# How often each stage sees a family: what is learned last is practised most.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 11, "unknown": 3, "reading": 20, "arithmetic": 9, "word_problems": 5,
-        "spelling": 12, "calendar": 4, "ordering": 11, "choice": 15, "talk": 3, "memory": 8,
+        "facts": 10, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 4, "repeat": 8,
+        "spelling": 11, "calendar": 4, "ordering": 9, "choice": 15, "talk": 2, "memory": 6,
     },
     "sft": {
-        "facts": 10, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 5,
-        "spelling": 12, "calendar": 4, "ordering": 12, "choice": 15, "talk": 3, "memory": 8,
+        "facts": 9, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 5, "repeat": 5,
+        "spelling": 12, "calendar": 3, "ordering": 11, "choice": 15, "talk": 3, "memory": 6,
     },
     "rl": {"word_problems": 1},
 }  # fmt: skip
 TERSE_SHARE = {"mid": 0.5, "sft": 0.0, "rl": 0.0}
 FOLLOW_UP_SHARE = 0.25
-SEVERAL_QUESTIONS_SHARE = 0.6
+SEVERAL_QUESTIONS_SHARE = 0.7
 
 
 def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:
@@ -94,27 +101,21 @@ def _last_question(
     if family == "memory":
         earlier, question = memory_conversation(dice, split, is_terse)
         return list(earlier), question, family
-    if family == "reading" and split == "train" and dice.random() < SEVERAL_QUESTIONS_SHARE:
-        return *_several_about_a_story(dice, is_terse), family
+    asks_several = split == "train" and dice.random() < SEVERAL_QUESTIONS_SHARE
+    if asks_several and family in _MAKERS_OF_SEVERAL:
+        *turns, question = _MAKERS_OF_SEVERAL[family](dice, "train")
+        return _exchanges(turns, is_terse), question, family
     return [], draw(_MAKERS[family], dice, split), family
-
-
-def _several_about_a_story(dice: Dice, is_terse: bool) -> tuple[list[dict[str, Any]], Question]:
-    """A story told once, and questions about it one after another."""
-    while True:
-        text, asked = several_questions(dice, "train")
-        if len(asked) > 1:
-            break
-    first = replace(asked[0], text=f"{text} {asked[0].text}")
-    turns = [first, *asked[1:]]
-    earlier = [message for turn in turns[:-1] for message in exchange(turn, terse=is_terse)]
-    return earlier, turns[-1]
 
 
 def _small_beginning(dice: Dice, is_terse: bool) -> list[dict[str, Any]]:
     """One or two turns on something else, so that questions also come later in a conversation."""
     makers = (talk_question, talk_question, fact_question, sum_question, calendar_question)
-    turns = (draw(dice.choice(makers), dice, "train") for _ in range(dice.randint(1, 2)))
+    turns = [draw(dice.choice(makers), dice, "train") for _ in range(dice.randint(1, 2))]
+    return _exchanges(turns, is_terse)
+
+
+def _exchanges(turns: list[Question], is_terse: bool) -> list[dict[str, Any]]:
     return [message for turn in turns for message in exchange(turn, terse=is_terse)]
 
 

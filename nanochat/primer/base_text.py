@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nanochat.primer.facts import fact_question, unknown_question
+from nanochat.primer.listening import sayings
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, side
 from nanochat.primer.reading import belongings, reading_question, several_questions, story
@@ -210,9 +211,8 @@ def _question_and_answer(dice: Dice, split: Split) -> str:
 
 def _reading_lesson(dice: Dice, split: Split) -> str:
     """A story, then questions about it with their answers."""
-    text, asked = several_questions(dice, split)
-    lines = [f"Question: {question.text} Answer: {question.answer}" for question in asked]
-    return "\n".join([text, *lines])
+    asked = several_questions(dice, split)
+    return "\n".join(f"{question.text} {question.answer}" for question in asked)
 
 
 def _belongings(dice: Dice, split: Split) -> str:
@@ -235,7 +235,7 @@ def _packed_bag(dice: Dice, split: Split) -> str:
 def _echo(dice: Dice, split: Split) -> str:
     """The game in which one says again what the other has said, word by word."""
     first, second = dice.sample((*GIRLS, *BOYS), 2)
-    said = ", ".join(dice.choice(_SAYINGS)(dice) for _ in range(dice.randint(3, 6)))
+    said = sayings(dice, 3, 6)
     return dice.choice(
         (
             f"{first} says: {said}.\n{second} says it too: {said}.",
@@ -243,17 +243,6 @@ def _echo(dice: Dice, split: Split) -> str:
             f"{first} wrote {said}. {second} copied it: {said}.",
         )
     )
-
-
-_SAYINGS: tuple[Callable[[Dice], str], ...] = (
-    lambda dice: str(dice.randint(0, 9999)),
-    lambda dice: str(dice.randint(0, 99)),
-    lambda dice: dice.choice(WORDS),
-    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 5))),
-    lambda dice: dice.choice(PEOPLE).name,
-    lambda dice: dice.choice(SPOTS),
-    lambda dice: f"{dice.choice(COLOURS)} {dice.choice(ITEMS)[0]}",
-)
 
 
 def _lettered_list(dice: Dice, split: Split) -> str:
@@ -385,7 +374,7 @@ def _first(text: str) -> str:
 # Facts are learned soon; looking back, which all else stands on, takes by far the most practice.
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
     (_portrait, 9), (_nature, 8), (_still_life, 5), (_journey, 3), (_tale, 1),
-    (_reading_lesson, 14), (_belongings, 10), (_packed_bag, 4), (_echo, 12), (_lettered_list, 8),
+    (_reading_lesson, 14), (_belongings, 8), (_packed_bag, 4), (_echo, 12), (_lettered_list, 12),
     (_question_and_answer, 14), (_days_and_months, 3), (_letters, 7), (_counting, 5), (_sums, 1),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]

@@ -1,8 +1,8 @@
 """Short stories, and what can be asked of one who has read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nanochat.primer.question import Dice, Question, Split, side
+from nanochat.primer.question import Dice, Question, Split, pick_wording, side
 from nanochat.primer.world import (
     BOYS,
     COLOURS,
@@ -174,40 +174,34 @@ UNSEEN_FRAMES = ("Listen to this: {story} Now tell me: {lower}",)
 
 def reading_question(dice: Dice, split: Split) -> Question:
     """A story and a question about it."""
-    return _ask_with_story(dice, split, story(dice))
-
-
-def _ask_with_story(dice: Dice, split: Split, told: Story) -> Question:
-    core, answer, key, rivals = dice.choice(told.questions)
-    is_unseen = split == "test" and dice.random() < 0.15
-    frame = dice.choice(UNSEEN_FRAMES if is_unseen else FRAMES)
-    question = core[0].upper() + core[1:] + "?"
-    return Question(
-        text=frame.format(story=told.text, question=question, lower=core + "?"),
-        answer=answer,
-        key=key,
-        identity=f"reading|{told.text}|{core}",
-        rivals=rivals,
-        unseen_wording=is_unseen,
-    )
-
-
-def several_questions(dice: Dice, split: Split) -> tuple[str, list[Question]]:
-    """A story and all questions about it that fall on one side of the split, in some order."""
     told = story(dice)
-    asked = [
-        Question(
-            text=core[0].upper() + core[1:] + "?",
-            answer=answer,
-            key=key,
-            identity=f"reading|{told.text}|{core}",
-            rivals=rivals,
-        )
-        for core, answer, key, rivals in told.questions
-    ]
-    asked = [question for question in asked if side(question.identity) == split]
+    asked = _about(told, dice.choice(told.questions))
+    frame, is_unseen = pick_wording(dice, split, FRAMES, UNSEEN_FRAMES)
+    lower = asked.text[0].lower() + asked.text[1:]
+    text = frame.format(story=told.text, question=asked.text, lower=lower)
+    return replace(asked, text=text, unseen_wording=is_unseen)
+
+
+def several_questions(dice: Dice, split: Split) -> list[Question]:
+    """A story, and the questions about it that fall on one side of the split, in some order.
+
+    The story stands before the first of the questions, of which there are at least two.
+    """
+    asked: list[Question] = []
+    while len(asked) < 2:
+        told = story(dice)
+        asked = [_about(told, one) for one in told.questions]
+        asked = [question for question in asked if side(question.identity) == split]
     dice.shuffle(asked)
-    return told.text, asked
+    return [replace(asked[0], text=f"{told.text} {asked[0].text}"), *asked[1:]]
+
+
+def _about(told: Story, asked: Asked) -> Question:
+    core, answer, key, rivals = asked
+    return Question(
+        text=core[0].upper() + core[1:] + "?", answer=answer, key=key,
+        identity=f"reading|{told.text}|{core}", rivals=rivals,
+    )  # fmt: skip
 
 
 def belongings(dice: Dice) -> tuple[str, list[tuple[str, str]]]:

@@ -1,5 +1,6 @@
 """Polite small talk, who-are-you, multiple choice, and conversations that refer back."""
 
+import re
 from dataclasses import dataclass, replace
 
 from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, Fact, ask, ask_back
@@ -183,6 +184,23 @@ def choice_question(dice: Dice, split: Split) -> Question:
         rivals=(),
         kind="choice",
     )
+
+
+def several_choices(dice: Dice, split: Split) -> list[Question]:
+    """A choice, then the letters of some of what was offered."""
+    first = draw(choice_question, dice, split)
+    offered = re.findall(r"^- (.+)=([A-D])$", first.text, re.MULTILINE)
+    dice.shuffle(offered)
+    asked = offered[: dice.randint(1, len(offered))]
+    return [first, *(_which_letter(dice, value, letter) for value, letter in asked)]
+
+
+def _which_letter(dice: Dice, value: str, letter: str) -> Question:
+    wording = dice.choice(("Which letter has {x}?", "And {x}?", "Find {x}.", "Where is {x}?"))
+    return Question(
+        text=wording.format(x=value), answer=f"It is {value}={letter}.", key=letter,
+        identity=f"letter|{value}", kind="choice",
+    )  # fmt: skip
 
 
 Messages = list[dict[str, object]]
