@@ -1,12 +1,11 @@
-"""Inference: a cache of keys and values with a slot for each row, sampling, tools, batches.
+"""Inference: batches of rows that come and go, sampling, tools.
 
 Rows of different lengths share a batch; a finished row leaves at once and a waiting prompt takes
 its slot. What a row gets does not depend on its neighbours.
 
-# B batch (active rows)  T time  H heads  K kv heads  D head dim  V vocab
+B batch (active rows)  T time  V vocab
 """
 
-import codecs
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,155 +13,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat import calculator, runtime
 from nanochat.chat import ToolCalls
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig, attend_causally
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache
+from nanochat.sampling import GREEDY, Sampling, TokenChoice, sample_next_token, token_choices
+from nanochat.text_stream import Event, Finished, TextStream
 from nanochat.tokenizer import RustBPETokenizer
 
-CAPACITY_STEP = 128  # positions by which a cache grows
-GREEDY_BELOW = 1e-4  # temperatures under this are greedy: dividing by them overflows
 MAX_OUTPUT_TOKENS = 64  # of one tool call
-
-
-# ---- the cache
-
-
-class KVCache:
-    """Keys and values of rows 0 ... B-1, each with its own length; a forward sees a window of rows.
-
-    The rows in use are kept together at the front, so that a batch is a slice and not a copy.
-    """
-
-    def __init__(
-        self, config: GPTConfig, num_rows: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.config = config
-        self.lengths = [0] * num_rows
-        shape = num_rows, config.n_kv_head, 0, config.head_dim
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.window = slice(0, num_rows)
-
-    @property
-    def capacity(self) -> int:
-        """Positions that there is room for."""
-        return self.keys[0].size(2)
-
-    def look_at(self, first: int, count: int) -> None:
-        """The next forward passes are about rows first ... first + count - 1."""
-        self.window = slice(first, first + count)
-
-    def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of the next tokens; makes room for them.
-
-        Raises UserError when they pass the end of the model's context.
-        """
-        lengths = self.lengths[self.window]
-        needed, limit = max(lengths) + num_new, self.config.sequence_len
-        if needed > limit:
-            raise UserError(f"{needed} tokens are more than the model's context of {limit}")
-        self._grow_to(needed)
-        device = self.keys[0].device
-        starts = torch.tensor(lengths, device=device)
-        self._positions = starts[:, None] + torch.arange(num_new, device=device)
-        self._visible = self._mask(lengths, num_new)
-        return self._positions
-
-    def _mask(self, lengths: list[int], num_new: int) -> Tensor | None:
-        """(B, 1, T, S) True where a query may look; None where causal or full look will do."""
-        is_level = min(lengths) == max(lengths)
-        if is_level and (num_new == 1 or lengths[0] == 0):
-            return None
-        keys = torch.arange(max(lengths) + num_new, device=self._positions.device)
-        return (keys <= self._positions[:, :, None])[:, None]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v (B, K, T, D), return attention of q (B, H, T, D) over all that is kept."""
-        num_new, end = q.size(2), max(self.lengths[self.window]) + q.size(2)
-        keys, values = self.keys[layer][self.window], self.values[layer][self.window]
-        rows = torch.arange(keys.size(0), device=keys.device)[:, None]
-        keys[rows, :, self._positions] = k.transpose(1, 2).to(keys.dtype)
-        values[rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)
-        if self._visible is None and num_new > 1:
-            return attend_causally(q, k, v)
-        return F.scaled_dot_product_attention(
-            q, keys[:, :, :end], values[:, :, :end], attn_mask=self._visible,
-            enable_gqa=q.size(1) != k.size(1),
-        )  # fmt: skip
-
-    def advance(self, counts: Sequence[int]) -> None:
-        """The rows of the window have taken in so many tokens each."""
-        for row, count in zip(range(self.window.start, self.window.stop), counts, strict=True):
-            self.lengths[row] += count
-
-    def copy_row(self, source: int, target: int) -> None:
-        """Make a row what another one is."""
-        length = self.lengths[source]
-        for store in (*self.keys, *self.values):
-            store[target, :, :length] = store[source, :, :length]
-        self.lengths[target] = length
-
-    def _grow_to(self, needed: int) -> None:
-        if needed <= self.capacity:
-            return
-        steps = -(-max(needed, 2 * self.capacity) // CAPACITY_STEP)
-        extra = min(steps * CAPACITY_STEP, self.config.sequence_len) - self.capacity
-        self.keys = [F.pad(store, (0, 0, 0, extra)) for store in self.keys]
-        self.values = [F.pad(store, (0, 0, 0, extra)) for store in self.values]
-
-
-# ---- sampling
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a row's tokens are drawn; temperature 0 takes the likeliest."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    """Only the k likeliest; None, 0 and below, or more than the vocabulary: all."""
-    top_p: float = 1.0
-    """Only the likeliest that together reach this probability."""
-    min_p: float = 0.0
-    """Only what has at least this share of the likeliest one's probability."""
-
-    def num_candidates(self, num_tokens: int) -> int:
-        """How many of `num_tokens` tokens top_k leaves."""
-        return min(self.top_k, num_tokens) if self.top_k and self.top_k > 0 else num_tokens
-
-
-def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    """(B,) int64 tokens from logits (B, V), each row in its own way.
-
-    uniforms: a number in [0, 1) for each row, which alone decides its draw.
-    """
-    likeliest = logits.argmax(dim=-1)
-    if all(one.temperature < GREEDY_BELOW for one in how):
-        return likeliest
-    num_tokens = logits.size(-1)
-    limits = [one.num_candidates(num_tokens) for one in how]
-    values, tokens = logits.float().topk(max(limits), dim=-1)
-
-    def column(numbers: Sequence[float]) -> Tensor:
-        return torch.tensor(numbers, device=logits.device)[:, None]
-
-    heat = column([max(one.temperature, GREEDY_BELOW) for one in how])
-    ranks = torch.arange(values.size(-1), device=logits.device)
-    values = (values / heat).masked_fill(ranks >= column(limits), -torch.inf)
-    shares = values.softmax(dim=-1)
-    before = shares.cumsum(dim=-1) - shares  # what the likelier ones have together
-    top_p, min_p = column([one.top_p for one in how]), column([one.min_p for one in how])
-    out = ((before >= top_p) & (ranks > 0)) | (shares < min_p * shares[:, :1])
-    summed = shares.masked_fill(out, 0.0).cumsum(dim=-1)
-    aims = column(uniforms) * summed[:, -1:]  # in float32 this may be all of the sum
-    chosen = (summed < aims).sum(dim=-1, keepdim=True)
-    drawn = tokens.gather(-1, chosen).squeeze(-1)
-    is_greedy = column([float(one.temperature < GREEDY_BELOW) for one in how]).squeeze(-1) > 0
-    return torch.where(is_greedy, likeliest, drawn)
 
 
 # ---- rows
@@ -185,7 +47,7 @@ class RowState:
     stop: Literal["", "end", "length"] = ""
     num_likeliest: int | None = None
     """None, or how many of the likeliest tokens are noted beside each that is taken."""
-    choice: "TokenChoice | None" = None
+    choice: TokenChoice | None = None
     """The newest token's, where it is noted."""
 
     def take(self, token: int, is_forced: bool, end_tokens: frozenset[int]) -> None:
@@ -217,49 +79,12 @@ class Request:
     prompt: list[int]
     max_tokens: int | None = None
     """None: until the context is full."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     seed: int = 0
     stop: Sequence[str] = ()
     """Strings that end the answer and are left out of it."""
     num_likeliest: int | None = None
     """A number: a `TokenChoice` for each token of text, with so many of the likeliest."""
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """How likely a token was, before temperature, and what was likeliest in its place."""
-
-    token: int
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...]
-    """(token, logprob), the likeliest first."""
-
-
-@dataclass(frozen=True)
-class TextPiece:
-    """Text in whole code points."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """What was computed and what came out; None when the tool refused."""
-
-    expression: str
-    result: str | None
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer."""
-
-    reason: Literal["stop", "length"]
-    num_prompt_tokens: int
-    num_tokens: int
-
-
-Event = TokenChoice | TextPiece | ToolCall | Finished
 
 
 # ---- the engine
@@ -344,18 +169,6 @@ class _Running:
         logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
         self.cache.advance(lengths)
         return logits[:, 0]
-
-
-def token_choices(logits: Tensor, tokens: Tensor, num_likeliest: int) -> list[TokenChoice]:
-    """A choice for each of tokens (N,), drawn from logits (N, V)."""
-    logprobs = logits.float().log_softmax(dim=-1)
-    own = logprobs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-    values, likeliest = logprobs.topk(min(num_likeliest, logits.size(-1)), dim=-1)
-    rows = zip(tokens.tolist(), own, likeliest.tolist(), values.tolist(), strict=True)
-    return [
-        TokenChoice(token, logprob, tuple(zip(others, theirs, strict=True)))
-        for token, logprob, others, theirs in rows
-    ]
 
 
 class Engine:
@@ -482,7 +295,7 @@ class Engine:
         self,
         prompt: list[int],
         max_tokens: int | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[Event]:
@@ -510,7 +323,7 @@ class LiveAnswer:
         """Raises UserError when the prompt leaves no room for an answer."""
         self.row = engine._row(request.prompt, request.sampling, request.max_tokens, request.seed)
         self.row.num_likeliest = request.num_likeliest
-        self._text = _TextStream(engine.tokenizer, request.stop)
+        self._text = TextStream(engine.tokenizer, request.stop)
 
     def new_events(self) -> Iterator[Event]:
         """What the newest token makes; the last token of an answer makes `Finished`, too."""
@@ -575,74 +388,3 @@ class LiveBatch:
         """Those that a stop string or a cancelling has ended leave; the others stay."""
         self._running.drop_finished()
         self._answers = {id(row): self._answers[id(row)] for row in self._running.rows}
-
-
-class _TextStream:
-    """Turns tokens into events: tool calls as one event, text in whole code points."""
-
-    def __init__(self, tokenizer: RustBPETokenizer, stop: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.stop = [string for string in stop if string]
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.names = {
-            tokenizer.encode_special(name): name for name in tokenizer.get_special_tokens()
-        }
-        self.held = ""
-        self.has_stopped = False
-        self.inside = ""
-        self.collected: list[int] = []
-        self.expression = ""
-
-    def is_text(self, token: int) -> bool:
-        """Whether a token is read by people: not special, and not inside of a tool call."""
-        return token not in self.names and not self.inside
-
-    def feed(self, token: int, is_forced: bool) -> Iterator[TextPiece | ToolCall]:
-        """Events that one more token makes."""
-        name = self.names.get(token)
-        if name is None and self.inside:
-            self.collected.append(token)
-        elif name is None:
-            yield from self._release(self.decoder.decode(self.tokenizer.decode_bytes([token])))
-        elif name in ("<|python_start|>", "<|output_start|>"):
-            if name == "<|python_start|>" and self.expression:
-                yield self._tool_call(None)
-            self.inside, self.collected = name, []
-        elif name == "<|python_end|>" and self.inside == "<|python_start|>":
-            self.expression, self.inside = self.tokenizer.decode(self.collected), ""
-        elif name == "<|output_end|>":
-            self.inside = ""
-            if is_forced:  # else the model has made the output up
-                yield self._tool_call(self.tokenizer.decode(self.collected))
-
-    def _tool_call(self, result: str | None) -> ToolCall:
-        call = ToolCall(self.expression, result)
-        self.expression = ""
-        return call
-
-    def _release(self, new: str, is_last: bool = False) -> Iterator[TextPiece | ToolCall]:
-        if new and self.expression:  # text right after a call: the tool has refused
-            yield self._tool_call(None)
-        self.held += new
-        found = [at for at in (self.held.find(string) for string in self.stop) if at >= 0]
-        if found:
-            self.held, self.has_stopped = self.held[: min(found)], True
-        keep = 0 if is_last or self.has_stopped else self._possible_stop()
-        released, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        if released:
-            yield TextPiece(released)
-
-    def _possible_stop(self) -> int:
-        """How many characters at the end could be the beginning of a stop string."""
-        longest = max(map(len, self.stop), default=0)
-        for length in range(min(longest, len(self.held)), 0, -1):
-            if any(string.startswith(self.held[-length:]) for string in self.stop):
-                return length
-        return 0
-
-    def flush(self) -> Iterator[TextPiece | ToolCall]:
-        """What was held back."""
-        if not self.has_stopped:
-            yield from self._release(self.decoder.decode(b"", final=True), is_last=True)
-        if self.expression:
-            yield self._tool_call(None)

@@ -22,8 +22,10 @@ from rich.text import Text
 from nanochat import checkpoint_manager, paths, runtime, stage
 from nanochat.chat import Message, render_for_completion, trim_to_fit
 from nanochat.configurator import FolderName, at_least, between, parse, run, short
-from nanochat.engine import Engine, Event, Finished, Sampling, TextPiece, ToolCall
+from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.sampling import Sampling
+from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
 
 COMMANDS = {
     "/help": "these lines",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nanochat import checkpoint_manager, paths, primer
-from nanochat.engine import KVCache
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.kv_cache import KVCache
 from nanochat.tokenizer import RustBPETokenizer
 
 

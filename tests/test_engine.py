@@ -9,20 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat import runtime, stage
-from nanochat.engine import (
-    Completion,
-    Engine,
-    Event,
-    Finished,
-    KVCache,
-    Request,
-    Sampling,
-    TextPiece,
-    ToolCall,
-)
+from nanochat import kv_cache, runtime, stage
+from nanochat.engine import Completion, Engine, Request
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache
+from nanochat.sampling import Sampling
+from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
 from nanochat.trainer import Speed
 from tests.reference import generation
 from tests.small_model import ScriptedModel, follows, small_model, small_tokenizer
@@ -61,7 +54,7 @@ def engine() -> Engine:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache grows often."""
-    monkeypatch.setattr(engine_module, "CAPACITY_STEP", 4)
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 4)
 
 
 # ---- the cache

@@ -108,8 +108,8 @@ def test_sums_that_are_asked_in_a_test_stand_nowhere_in_training() -> None:
 
     tests = (primer.conversation(2, i, "test", "arithmetic") for i in range(3000))
     held_out = sums([user_texts(one)[-1] for one in tests if not one["unseen_wording"]])
-    trained = sums([primer.document(1, i) for i in range(6000)])
-    for i in range(4000):
+    trained = sums([primer.document(1, i) for i in range(8000)])
+    for i in range(5000):
         one = primer.conversation(2, i, stage="mid")
         trained |= sums([text for m in one["messages"] for text in [str(m["content"])]])
     small = {one for one in held_out if int(one[0]) < 20 and int(one[2]) < 20}

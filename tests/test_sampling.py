@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanochat.engine import Sampling, sample_next_token
+from nanochat.sampling import Sampling, sample_next_token
 from tests.reference import sampling as slow
 
 VOCAB = 23

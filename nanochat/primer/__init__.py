@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nanochat.primer import base_text
 from nanochat.primer.facts import fact_question, unknown_question
-from nanochat.primer.listening import repeat_question
+from nanochat.primer.listening import list_question, repeat_question, several_rows
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, exchange
 from nanochat.primer.reading import reading_question, several_questions
@@ -39,26 +39,33 @@ _MAKERS = {
     "ordering": ordering_question,
     "choice": choice_question,
     "repeat": repeat_question,
+    "lists": list_question,
     "talk": talk_question,
 }
-_MAKERS_OF_SEVERAL = {"reading": several_questions, "choice": several_choices}
+_MAKERS_OF_SEVERAL = {
+    "reading": several_questions,
+    "choice": several_choices,
+    "lists": several_rows,
+}
 FAMILIES = (*_MAKERS, "memory")
 
 # How often each stage sees a family: what is learned last is practised most.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 10, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 4, "repeat": 8,
-        "spelling": 11, "calendar": 4, "ordering": 9, "choice": 15, "talk": 2, "memory": 6,
+        "facts": 9, "unknown": 3, "reading": 16, "arithmetic": 8, "word_problems": 4, "repeat": 5,
+        "lists": 14, "spelling": 10, "calendar": 4, "ordering": 8, "choice": 14, "talk": 2,
+        "memory": 5,
     },
     "sft": {
-        "facts": 9, "unknown": 3, "reading": 20, "arithmetic": 8, "word_problems": 5, "repeat": 5,
-        "spelling": 12, "calendar": 3, "ordering": 11, "choice": 15, "talk": 3, "memory": 6,
+        "facts": 8, "unknown": 3, "reading": 18, "arithmetic": 8, "word_problems": 4, "repeat": 5,
+        "lists": 10, "spelling": 14, "calendar": 3, "ordering": 9, "choice": 14, "talk": 3,
+        "memory": 5,
     },
     "rl": {"word_problems": 1},
 }  # fmt: skip
 TERSE_SHARE = {"mid": 0.5, "sft": 0.0, "rl": 0.0}
 FOLLOW_UP_SHARE = 0.25
-SEVERAL_QUESTIONS_SHARE = 0.7
+SEVERAL_QUESTIONS_SHARE = 0.8
 
 
 def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from nanochat.primer.facts import fact_question, unknown_question
-from nanochat.primer.listening import sayings
+from nanochat.primer.listening import sayings, several_rows
 from nanochat.primer.numbers import sum_question, word_problem
 from nanochat.primer.question import Dice, Question, Split, draw, side
 from nanochat.primer.reading import belongings, reading_question, several_questions, story
-from nanochat.primer.talk import choice_question
+from nanochat.primer.talk import choice_question, several_choices
 from nanochat.primer.words import (
     WORDS,
     calendar_question,
@@ -209,9 +209,9 @@ def _question_and_answer(dice: Dice, split: Split) -> str:
     return "\n".join(lines)
 
 
-def _reading_lesson(dice: Dice, split: Split) -> str:
-    """A story, then questions about it with their answers."""
-    asked = several_questions(dice, split)
+def _lesson(dice: Dice, split: Split) -> str:
+    """A story or a list, then questions about it with their answers."""
+    asked = dice.choice((several_questions, several_choices, several_rows))(dice, split)
     return "\n".join(f"{question.text} {question.answer}" for question in asked)
 
 
@@ -243,30 +243,6 @@ def _echo(dice: Dice, split: Split) -> str:
             f"{first} wrote {said}. {second} copied it: {said}.",
         )
     )
-
-
-def _lettered_list(dice: Dice, split: Split) -> str:
-    """A list with letters, and which letter stands behind what."""
-    values = dice.sample(dice.choice(_LISTS), 4)
-    pairs = list(zip(values, "ABCD", strict=True))
-    lines = [f"- {value}={letter}" for value, letter in pairs]
-    dice.shuffle(pairs)
-    asked = [
-        dice.choice((f"It is {value}={letter}.", f"Now take {value}={letter}."))
-        for value, letter in pairs
-    ]
-    return "\n".join([*lines, *asked])
-
-
-_LISTS: tuple[tuple[str, ...], ...] = (
-    COLOURS,
-    WORDS,
-    tuple(person.name for person in PEOPLE),
-    tuple({person.dish: None for person in PEOPLE}),
-    tuple(animal.name for animal in ANIMALS),
-    tuple(animal.home for animal in ANIMALS),
-    tuple(town.name for town in TOWNS),
-)
 
 
 def _plain(question: Question) -> str:
@@ -374,8 +350,8 @@ def _first(text: str) -> str:
 # Facts are learned soon; looking back, which all else stands on, takes by far the most practice.
 _KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
     (_portrait, 9), (_nature, 8), (_still_life, 5), (_journey, 3), (_tale, 1),
-    (_reading_lesson, 14), (_belongings, 8), (_packed_bag, 4), (_echo, 12), (_lettered_list, 12),
-    (_question_and_answer, 14), (_days_and_months, 3), (_letters, 7), (_counting, 5), (_sums, 1),
+    (_lesson, 42), (_belongings, 6), (_packed_bag, 3), (_echo, 8),
+    (_question_and_answer, 10), (_days_and_months, 3), (_letters, 7), (_counting, 5), (_sums, 1),
 )  # fmt: skip
 _MAKERS = [make for make, _ in _KINDS]
 _WEIGHTS = [weight for _, weight in _KINDS]

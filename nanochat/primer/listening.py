@@ -1,16 +1,31 @@
-"""To say again what was said: the plainest practice of looking back."""
+"""Looking back at its plainest: to say again what was said, to find a row of a list.
+
+A model that has learned this finds its way in stories and among the letters of a choice; one that
+is only shown the letters A to D guesses them for long (dev/LOG.md).
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from nanochat.primer.question import Dice, Question, Split, pick_wording
+from nanochat.primer.question import Dice, Question, Split, pick_wording, side
 from nanochat.primer.words import WORDS
-from nanochat.primer.world import COLOURS, ITEMS, LETTERS, PEOPLE, SPOTS
+from nanochat.primer.world import (
+    ANIMALS,
+    BOYS,
+    COLOURS,
+    GIRLS,
+    ITEMS,
+    LETTERS,
+    PEOPLE,
+    SPOTS,
+    TOWNS,
+)
 
 _SAYINGS: tuple[Callable[[Dice], str], ...] = (
     lambda dice: str(dice.randint(0, 9999)),
     lambda dice: str(dice.randint(0, 99)),
     lambda dice: dice.choice(WORDS),
-    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 5))),
+    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 4))),
     lambda dice: dice.choice(PEOPLE).name,
     lambda dice: dice.choice(SPOTS),
     lambda dice: f"{dice.choice(COLOURS)} {dice.choice(ITEMS)[0]}",
@@ -33,7 +48,7 @@ def sayings(dice: Dice, at_least: int, at_most: int) -> str:
 def repeat_question(dice: Dice, split: Split) -> Question:
     """A request to say again a few words."""
     wording, is_unseen = pick_wording(dice, split, _REQUESTS, _UNSEEN_REQUESTS)
-    said = sayings(dice, 2, 5)
+    said = sayings(dice, 2, 4)
     return Question(
         text=wording.format(x=said),
         answer=f"{said}.",
@@ -41,3 +56,46 @@ def repeat_question(dice: Dice, split: Split) -> Question:
         identity=f"repeat|{said}",
         unseen_wording=is_unseen,
     )
+
+
+_COLUMNS = (
+    COLOURS,
+    COLOURS,
+    COLOURS,
+    WORDS,
+    tuple(person.name for person in PEOPLE),
+    tuple(dict.fromkeys(person.dish for person in PEOPLE)),
+    tuple(animal.name for animal in ANIMALS),
+    tuple(town.name for town in TOWNS),
+)
+_NAMES = tuple(f" {name}" for name in (*GIRLS, *BOYS))
+_LETTERS = tuple(f"={letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_FIND = ("Find {x}.", "And {x}?", "Where is {x}?", "What stands beside {x}?")
+
+
+def several_rows(dice: Dice, split: Split) -> list[Question]:
+    """A list of things with a name or a letter beside each, and what stands beside which.
+
+    The list stands before the first of the questions, which fall on one side of the split.
+    """
+    asked: list[Question] = []
+    while not asked:
+        things = dice.sample(dice.choice(_COLUMNS), dice.randint(3, 4))
+        beside = dice.sample(dice.choice((_NAMES, _LETTERS)), len(things))
+        rows = [thing + mark for thing, mark in zip(things, beside, strict=True)]
+        text = "".join(f"- {row}\n" for row in rows)
+        asked = [
+            Question(
+                text=dice.choice(_FIND).format(x=thing), answer=f"It is {row}.", key=row,
+                identity=f"lists|{text}|{thing}",
+            )
+            for thing, row in zip(things, rows, strict=True)
+        ]  # fmt: skip
+        asked = [question for question in asked if side(question.identity) == split]
+    dice.shuffle(asked)
+    return [replace(asked[0], text=f"{text}\n{asked[0].text}"), *asked[1:]]
+
+
+def list_question(dice: Dice, split: Split) -> Question:
+    """A list, and a question about one of its rows."""
+    return several_rows(dice, split)[0]

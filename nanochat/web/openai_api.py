@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 
 from nanochat import chat
 from nanochat.chat import Message, render_conversation, render_for_completion, trim_to_fit
-from nanochat.engine import Sampling, TokenChoice, ToolCall
 from nanochat.errors import UserError
+from nanochat.sampling import Sampling, TokenChoice
+from nanochat.text_stream import ToolCall
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from nanochat.engine import TokenChoice
+from nanochat.sampling import TokenChoice
 from nanochat.web.openai_api import (
     Envelope,
     Prompt,

@@ -18,7 +18,8 @@ from pydantic import Field
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from nanochat.engine import Engine, TokenChoice
+from nanochat.engine import Engine
+from nanochat.sampling import TokenChoice
 from nanochat.web import markdown
 from nanochat.web.guard import Guard
 from nanochat.web.openai_api import (

@@ -10,8 +10,10 @@ from typing import Any
 from fastapi import Request as HttpRequest
 
 from nanochat import runtime
-from nanochat.engine import Engine, Finished, Request, TextPiece, TokenChoice, ToolCall
+from nanochat.engine import Engine, Request
+from nanochat.sampling import TokenChoice
 from nanochat.scheduler import Busy
+from nanochat.text_stream import Finished, TextPiece, ToolCall
 from nanochat.web.openai_api import (
     ApiError,
     ChatRequest,

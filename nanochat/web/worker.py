@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nanochat.engine import Engine, Event, Finished, LiveAnswer, Request, TokenChoice
+from nanochat.engine import Engine, LiveAnswer, Request
 from nanochat.errors import UserError
+from nanochat.sampling import TokenChoice
 from nanochat.scheduler import Scheduler
+from nanochat.text_stream import Event, Finished
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from nanochat.engine import Sampling
 from nanochat.gpt import GPT
+from nanochat.sampling import Sampling
 from tests.reference import sampling
 
 

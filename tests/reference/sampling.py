@@ -2,7 +2,7 @@
 
 import math
 
-from nanochat.engine import Sampling
+from nanochat.sampling import Sampling
 
 
 def distribution(logits: list[float], how: Sampling) -> dict[int, float]:
