@@ -8,45 +8,33 @@
 The source that was made last is the one that later stages use.
 """
 
-import bisect
 import difflib
-import errno
 import hashlib
-import io
 import json
 import logging
 import math
 import random
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nanochat import paths, primer, runtime
 from nanochat.configurator import parse, run, short
 from nanochat.download import download
 from nanochat.errors import UserError
+from nanochat.own_text import kind_of, text_files, texts_of
+from nanochat.shards import Documents, is_shard, open_parquet, runs, write_shard
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
 
-ROW_GROUP_ROWS = 1024
-ROW_GROUP_CHARACTERS = 8_000_000  # so that a group of long texts is not large
-MAX_ROW_GROUP_BYTES = 64_000_000  # shards of larger ones are cut anew: lanes hop between groups
-CACHED_BYTES = 512_000_000  # of text; lanes drift apart, and each wants a row group of its own
-NUM_READING_LOCKS = 64
 PRIMER_SEED = 1
 PRIMER_SHARD_DOCUMENTS = 16_384
 PRIMER_VAL_DOCUMENTS = 4_096
 PATH_SHARD_CHARACTERS = 50_000_000
-MAX_DOCUMENT_CHARACTERS = 10_000  # a longer text file is cut at ends of paragraphs
 VAL_SHARE = 0.05
 
 
@@ -169,8 +157,8 @@ class _Shards:
 
     def __init__(self, name: str) -> None:
         self.folder = paths.data_dir(name)
-        manifest = _read_manifest(name) if _is_made(name) else {}
-        noted = [*manifest.get("train", []), *manifest.get("val", [])]
+        self.manifest = _read_manifest(name) if _is_made(name) else {}
+        noted = [*self.manifest.get("train", []), *self.manifest.get("val", [])]
         self.noted: dict[Path, dict[str, Any]] = {
             self.folder / facts["path"]: facts for facts in noted
         }
@@ -194,7 +182,7 @@ class _Shards:
         is_own = path.is_relative_to(self.folder)  # by name then: the folder may be moved
         return {
             "path": path.name if is_own else str(path),
-            "rows": _open(path).metadata.num_rows,
+            "rows": open_parquet(path).metadata.num_rows,
             "bytes": size,
             "mtime_ns": mtime,
             "sha256": _sha256(path),
@@ -249,48 +237,26 @@ def _write_primer(num_shards: int, shards: _Shards) -> dict[str, Any]:
         first = number * PRIMER_SHARD_DOCUMENTS
         indices = range(first, first + PRIMER_SHARD_DOCUMENTS)
         wanted[shards.folder / f"train_{number:05d}.parquet"] = ("train", indices)
+    world = primer.fingerprint()
+    is_of_this_world = shards.manifest.get("world") == world
     for path, (split, indices) in wanted.items():
-        if not shards.is_whole(path):
+        if not is_of_this_world or not shards.is_whole(path):
             write_shard(path, (primer.document(PRIMER_SEED, i, split) for i in indices))
             logger.info("wrote %s", path)
     train = [shards.facts(path) for path in wanted if path != val]
-    return {"train": train, "val": [shards.facts(val)]}
-
-
-def write_shard(path: Path, texts: Iterable[str]) -> None:
-    """Write a parquet shard: row groups of 1,024 texts or fewer, zstd, pages with checksums."""
-    schema = pa.schema([("text", pa.string())])
-    with paths.whole_file(path) as file:
-        options = {"compression": "zstd", "write_page_checksum": True}
-        with pq.ParquetWriter(file, schema, **options) as writer:
-            for group in _runs(texts, ROW_GROUP_CHARACTERS, ROW_GROUP_ROWS):
-                writer.write_table(pa.table({"text": group}, schema=schema))
-
-
-def _runs(texts: Iterable[str], max_characters: int, max_texts: int = -1) -> Iterator[list[str]]:
-    """The texts in lists that end where a limit is reached."""
-    run: list[str] = []
-    characters = 0
-    for text in texts:
-        run.append(text)
-        characters += len(text)
-        if characters >= max_characters or len(run) == max_texts:
-            yield run
-            run, characters = [], 0
-    if run:
-        yield run
+    return {"train": train, "val": [shards.facts(val)], "world": world}
 
 
 # ---- anybody's own text
 
 
 def _import_path(path: Path, shards: _Shards) -> dict[str, Any]:
-    files = _text_files(path)
+    files = text_files(path)
     if not files:
         raise UserError(
             f"{path} holds no .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt file; put text there"
         )
-    if len(files) > 1 and all(_is_shard(file) for file in files):
+    if len(files) > 1 and all(kind_of(file) == ".parquet" and is_shard(file) for file in files):
         # Used where they are, the last by name for validation.
         facts = [shards.facts(file) for file in files]
         return {"train": facts[:-1], "val": facts[-1:]}
@@ -304,11 +270,11 @@ def _import_path(path: Path, shards: _Shards) -> dict[str, Any]:
 
 
 def _write_imported(path: Path, files: list[Path], shards: _Shards) -> dict[str, Any]:
-    limit, num_documents = _val_limit(_texts_of(files))
+    limit, num_documents = _val_limit(texts_of(files))
     written: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for split in ("train", "val"):
-        texts = (t for t in _texts_of(files) if (_place(t) < limit) == (split == "val"))
-        for number, some in enumerate(_runs(texts, PATH_SHARD_CHARACTERS)):
+        texts = (t for t in texts_of(files) if (_place(t) < limit) == (split == "val"))
+        for number, some in enumerate(runs(texts, PATH_SHARD_CHARACTERS)):
             # Neighbours in a file are alike, and so would be the rows of a step.
             random.Random(number).shuffle(some)
             shard = shards.folder / f"{split}_{number:05d}.parquet"
@@ -335,143 +301,10 @@ def _val_limit(texts: Iterable[str]) -> tuple[float, int]:
     return max(VAL_SHARE, math.nextafter(lowest, 2.0)), num_documents
 
 
-def _text_files(path: Path) -> list[Path]:
-    """The files of text in a folder, or the one file; not hidden ones, nor what we made."""
-    if path.is_file():
-        return [path] if _kind(path) else []
-    base = paths.base_dir().resolve()
-
-    def is_meant(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        return not hidden and (path.is_relative_to(base) or not file.is_relative_to(base))
-
-    found = [file for file in path.rglob("*") if _kind(file) and file.is_file()]
-    return sorted(filter(is_meant, found))
-
-
-def _kind(path: Path) -> str:
-    kinds = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-    return next((kind for kind in kinds if path.name.lower().endswith(kind)), "")
-
-
-def _is_shard(path: Path) -> bool:
-    """True for parquet whose row groups are small enough for lanes to hop between them."""
-    if _kind(path) != ".parquet":
-        return False
-    metadata = _open(path).metadata
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return all(group.total_byte_size <= MAX_ROW_GROUP_BYTES for group in groups)
-
-
 def _place(text: str) -> float:
     """A number from 0 to 1 made of a text: the same however files are named or ordered."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
-
-
-def _texts_of(files: list[Path]) -> Iterator[str]:
-    """All texts that are not empty; half a surrogate pair, which is no text, becomes U+FFFD."""
-    for file in files:
-        if _kind(file) == ".parquet":
-            texts = _parquet_texts(file)
-        elif _kind(file) == ".txt":
-            texts = _parts_of_text(file, files)
-        else:
-            texts = (_text_field(file, number, row) for number, row in _json_lines(file))
-        for text in texts:
-            if text and not text.isspace():
-                yield _without_half_pairs(text)
-
-
-def _parquet_texts(file: Path) -> Iterator[str]:
-    try:
-        for batch in _open(file).iter_batches(batch_size=ROW_GROUP_ROWS, columns=["text"]):
-            yield from (text or "" for text in batch.column(0).to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is damaged ({_one_line(error)}); bring it again") from None
-
-
-def _text_field(file: Path, number: int, row: Any) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise UserError(f'{file}:{number} is not an object with a "text" that is a string')
-    return str(row["text"])
-
-
-def _without_half_pairs(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _parts_of_text(file: Path, files: list[Path]) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            yield from cut_at_paragraphs(lines, MAX_DOCUMENT_CHARACTERS)
-    except UnicodeDecodeError:
-        rest = files[files.index(file) + 1 :]
-        more = sum(_kind(other) == ".txt" and not _is_utf8(other) for other in rest)
-        also = f" (nor are {more} more)" if more else ""
-        raise UserError(
-            f"{file} is not UTF-8{also}; convert it, as in iconv -f LATIN1 -t UTF-8 OLD > NEW"
-        ) from None
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return all(True for _ in lines)
-    except UnicodeDecodeError:
-        return False
-
-
-def cut_at_paragraphs(lines: Iterable[str], max_characters: int) -> Iterator[str]:
-    """Parts of a text, each a run of whole paragraphs of about `max_characters` at most."""
-    part: list[str] = []
-    size = 0
-    for paragraph in _paragraphs(lines):
-        if part and size + len(paragraph) > max_characters:
-            yield "\n\n".join(part)
-            part, size = [], 0
-        part.append(paragraph)
-        size += len(paragraph)
-    if part:
-        yield "\n\n".join(part)
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Runs of lines between blank ones."""
-    paragraph: list[str] = []
-    for line in lines:
-        if line.isspace():
-            if paragraph:
-                yield "".join(paragraph).removesuffix("\n")
-            paragraph = []
-        else:
-            paragraph.append(line)
-    if paragraph:
-        yield "".join(paragraph).removesuffix("\n")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each line that is not blank. Raises UserError naming file:line."""
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    number = 0
-    try:
-        # Arrow reads all of a file of several frames, and finds one that was cut short.
-        with pa.input_stream(path, compression=compression) as stream:
-            for number, line in enumerate(io.BufferedReader(stream), start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(
-            f"{path}:{number}: {_one_line(error)}; each line must be one JSON value in UTF-8"
-        ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 # ---- reading
@@ -500,90 +333,6 @@ def shard_paths(source: str, split: Split) -> list[Path]:
             )
         found.append(path)
     return found
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    """A parquet file with text. Raises UserError when it is damaged or has no such column."""
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOENT:
-            raise UserError(f"{path} is not there") from None
-        raise UserError(f"{path} is damaged or not parquet; bring it again") from None
-    schema = file.schema_arrow
-    if "text" not in schema.names:
-        names = ", ".join(schema.names)
-        raise UserError(f'{path} has columns {names} and none named "text"; rename one')
-    kind = schema.field("text").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f'{path}: the column "text" holds {kind} and not strings; convert it')
-    return file
-
-
-class Documents:
-    """All texts of some shards by index, read a row group at a time; safe to share over threads."""
-
-    def __init__(self, shards: list[Path]) -> None:
-        """Raises UserError when there is no shard or no text, or when a shard is damaged."""
-        if not shards:
-            raise UserError("no shard to read; run python -m nanochat.dataset first")
-        self.shards = shards
-        self.groups: list[tuple[int, int]] = []  # (shard, row group)
-        self.starts: list[int] = []
-        self.num_documents = 0
-        for number, path in enumerate(shards):
-            metadata = _open(path).metadata
-            for group in range(metadata.num_row_groups):
-                self.groups.append((number, group))
-                self.starts.append(self.num_documents)
-                self.num_documents += metadata.row_group(group).num_rows
-        if not self.num_documents:
-            raise UserError(f"{', '.join(map(str, shards[:3]))}: not one document in there")
-        self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self.cached_bytes = 0
-        self.cache_lock = threading.Lock()
-        self.reading_locks = [threading.Lock() for _ in range(NUM_READING_LOCKS)]
-
-    def __len__(self) -> int:
-        return self.num_documents
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < self.num_documents:
-            raise IndexError(index)
-        group = bisect.bisect_right(self.starts, index) - 1
-        text = self._group(group)[index - self.starts[group]].as_py()
-        return "" if text is None else text
-
-    def _group(self, number: int) -> pa.ChunkedArray:
-        # Threads that want the same group wait for one reader; other groups are read meanwhile.
-        with self.reading_locks[number % NUM_READING_LOCKS]:
-            with self.cache_lock:
-                if number in self.cache:
-                    self.cache.move_to_end(number)
-                    return self.cache[number]
-            shard, group = self.groups[number]
-            column = self._read(self.shards[shard], group)
-            self._keep(number, column)
-            return column
-
-    def _keep(self, number: int, column: pa.ChunkedArray) -> None:
-        with self.cache_lock:
-            self.cache[number] = column
-            self.cached_bytes += column.nbytes
-            while self.cached_bytes > CACHED_BYTES and len(self.cache) > 1:
-                _, oldest = self.cache.popitem(last=False)
-                self.cached_bytes -= oldest.nbytes
-
-    @staticmethod
-    def _read(path: Path, group: int) -> pa.ChunkedArray:
-        try:
-            return _open(path).read_row_group(group, columns=["text"]).column("text")
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{path} is damaged in row group {group} ({_one_line(error)}); remove it and make"
-                " it again with python -m nanochat.dataset"
-            ) from None
 
 
 def iter_texts(
@@ -625,17 +374,6 @@ def task_file(repo: str, path: str, revision: str = "main") -> Path:
         remedy = f"; where there is a network, --prefetch {stages[0]} brings it" if stages else ""
         raise UserError(f"{error}{remedy}") from None
     return local
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet or jsonl file."""
-    if path.suffix == ".parquet":
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except (pa.ArrowInvalid, OSError):
-            raise UserError(f"{path} is damaged; remove it, it is brought again") from None
-        return rows
-    return [row for _, row in _json_lines(path)]
 
 
 def prefetch(names: str) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nanochat import dataset, runtime
+from nanochat import dataset, runtime, shards
 from nanochat.batch import Batch
 from nanochat.chat_data import Conversations, masked_conversations
 from nanochat.dataloader import tokenizing_distributed_data_loader
@@ -37,7 +37,7 @@ def text_bpb(
         raise UserError(f"--eval_tokens={num_tokens} measures nothing; use 1 or more")
     length = model.config.sequence_len
     batches = tokenizing_distributed_data_loader(
-        dataset.Documents(dataset.shard_paths(source, split)),
+        shards.Documents(dataset.shard_paths(source, split)),
         tokenizer,
         rows=TEXT_ROWS,
         sequence_len=length,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nanochat import dataset, schedule, stage
+from nanochat import dataset, schedule, shards, stage
 from nanochat.batch import Batch
 from nanochat.checkpoint_manager import default_tag
 from nanochat.configurator import at_least, between, parse, run
@@ -83,7 +83,7 @@ def pretrain(options: Options, place: Runtime) -> None:
     model.init_weights(options.seed)
     model.to(place.device)
     num_steps, rows = size(options, model, place.world_size)
-    documents = dataset.Documents(dataset.shard_paths(source, "train"))
+    documents = shards.Documents(dataset.shard_paths(source, "train"))
 
     def batches(resume: dict[str, Any] | None) -> Iterator[Batch]:
         return tokenizing_distributed_data_loader(

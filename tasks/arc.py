@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from nanochat import dataset
+from nanochat import dataset, shards
 from tasks.common import Conversation, Task, final_text, render_choices, shuffled
 
 REPO = "allenai/ai2_arc"
@@ -22,7 +22,7 @@ class ARC(Task):
     ) -> None:
         super().__init__(start, stop)
         file = dataset.task_file(REPO, f"{subset}/{split}-00000-of-00001.parquet")
-        self.rows = shuffled(dataset.read_rows(file))
+        self.rows = shuffled(shards.read_rows(file))
 
     def num_examples(self) -> int:
         return len(self.rows)

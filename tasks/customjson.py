@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nanochat import dataset
+from nanochat import shards
 from nanochat.chat import pieces_of
 from nanochat.errors import UserError
 from tasks.common import Conversation, Task
@@ -18,7 +18,7 @@ class CustomJSON(Task):
         file = Path(path).expanduser()
         if not file.is_file():
             raise UserError(f"--identity_file={path} does not exist")
-        self.rows = [_messages(file, n, row) for n, row in enumerate(dataset.read_rows(file), 1)]
+        self.rows = [_messages(file, n, row) for n, row in enumerate(shards.read_rows(file), 1)]
 
     def num_examples(self) -> int:
         return len(self.rows)

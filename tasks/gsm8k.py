@@ -6,7 +6,7 @@
 import re
 from typing import Any, Literal
 
-from nanochat import dataset
+from nanochat import dataset, shards
 from tasks.common import Conversation, Task, shuffled
 
 REPO = "openai/gsm8k"
@@ -26,7 +26,7 @@ class GSM8K(Task):
     ) -> None:
         super().__init__(start, stop)
         file = dataset.task_file(REPO, f"{subset}/{split}-00000-of-00001.parquet")
-        self.rows = shuffled(dataset.read_rows(file))
+        self.rows = shuffled(shards.read_rows(file))
 
     def num_examples(self) -> int:
         return len(self.rows)

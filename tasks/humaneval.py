@@ -2,7 +2,7 @@
 
 import re
 
-from nanochat import dataset
+from nanochat import dataset, shards
 from nanochat.execution import execute_code
 from tasks.common import Conversation, Task, final_text, shuffled
 
@@ -16,7 +16,7 @@ class HumanEval(Task):
 
     def __init__(self, start: int = 0, stop: int | None = None) -> None:
         super().__init__(start, stop)
-        self.rows = shuffled(dataset.read_rows(dataset.task_file(REPO, FILE)))
+        self.rows = shuffled(shards.read_rows(dataset.task_file(REPO, FILE)))
 
     def num_examples(self) -> int:
         return len(self.rows)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from nanochat import dataset
+from nanochat import dataset, shards
 from tasks.common import Conversation, Task, final_text, render_choices, shuffled
 
 REPO = "cais/mmlu"
@@ -24,7 +24,7 @@ class MMLU(Task):
         super().__init__(start, stop)
         name = "auxiliary_train" if subset == "auxiliary_train" else split
         file = dataset.task_file(REPO, f"all/{name}-00000-of-00001.parquet")
-        rows = dataset.read_rows(file)
+        rows = shards.read_rows(file)
         # Some copies of the training file wrap each row in a column of its own.
         self.rows = shuffled([row.get("train") or row for row in rows])
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from nanochat import dataset
+from nanochat import dataset, shards
 from tasks.common import Conversation, Task, shuffled
 
 REPO = "HuggingFaceTB/smol-smoltalk"
@@ -20,7 +20,7 @@ class SmolTalk(Task):
     ) -> None:
         super().__init__(start, stop)
         files = [dataset.task_file(REPO, name) for name in FILES[split]]
-        self.rows = shuffled([row for file in files for row in dataset.read_rows(file)])
+        self.rows = shuffled([row for file in files for row in shards.read_rows(file)])
 
     def num_examples(self) -> int:
         return len(self.rows)

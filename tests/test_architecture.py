@@ -124,7 +124,7 @@ def test_tasks_import_only_the_common_module_of_their_own() -> None:
     ("package", "homes"),
     [
         ("torch.distributed", {"nanochat.runtime", "nanochat.adamw", "nanochat.muon"}),
-        ("pyarrow", {"nanochat.dataset"}),
+        ("pyarrow", {"nanochat.shards"}),
         ("wandb", {"nanochat.metrics"}),
         ("tyro", {"nanochat.configurator"}),
         ("rustbpe", {"nanochat.tokenizer"}),

@@ -13,16 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat import dataset, paths, primer
-from nanochat.dataset import (
-    Documents,
-    cut_at_paragraphs,
-    iter_texts,
-    make,
-    shard_paths,
-    write_shard,
-)
+from nanochat import dataset, own_text, paths, primer, shards
+from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
+from nanochat.own_text import cut_at_paragraphs
+from nanochat.shards import Documents, write_shard
 from tests.hub import Hub, running_hub
 
 TEXTS = [
@@ -73,6 +68,17 @@ def test_making_a_source_again_writes_nothing_anew(base_dir: Path) -> None:
     before = stamps()
     make("primer", 2)
     assert stamps() == before
+
+
+def test_shards_of_an_older_world_are_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("primer", 1)
+    older = texts_of("primer")["train"]
+    monkeypatch.setattr(dataset, "PRIMER_SEED", 77)
+    make("primer", 1)
+    assert texts_of("primer")["train"] == older
+    monkeypatch.setattr(primer, "fingerprint", lambda: "another")
+    make("primer", 1)
+    assert texts_of("primer")["train"] != older
 
 
 def test_more_shards_are_added_and_fewer_are_taken_as_asked() -> None:
@@ -184,7 +190,7 @@ def test_files_of_tasks_are_brought_once_and_then_stages_work_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for files in dataset.TASK_FILES.values():
         for repo, path in files:
-            assert dataset.read_rows(dataset.task_file(repo, path)) == [{"question": "Why?"}]
+            assert shards.read_rows(dataset.task_file(repo, path)) == [{"question": "Why?"}]
 
 
 def test_a_file_of_a_task_that_is_not_there_offline_names_its_prefetch(
@@ -251,7 +257,7 @@ def test_a_file_of_documents_is_imported_to_the_last_one(tmp_path: Path, name: s
 def test_text_files_are_cut_at_paragraphs_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "MAX_DOCUMENT_CHARACTERS", 500)
+    monkeypatch.setattr(own_text, "MAX_DOCUMENT_CHARACTERS", 500)
     paragraphs = [
         f"Paragraph {number}.\nIts second line." * (1 + number % 5) for number in range(400)
     ]
@@ -298,8 +304,8 @@ def test_shards_of_parquet_are_used_where_they_are_and_the_last_by_name_validate
 def test_shards_whose_row_groups_are_too_large_to_hop_between_are_cut_anew(
     tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "MAX_ROW_GROUP_BYTES", 4000)
-    monkeypatch.setattr(dataset, "ROW_GROUP_CHARACTERS", 1000)
+    monkeypatch.setattr(shards, "MAX_ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr(shards, "ROW_GROUP_CHARACTERS", 1000)
     for number in range(2):
         write_parquet(tmp_path / f"s{number}.parquet", TEXTS[number::2])
     source = make(str(tmp_path), 1)
@@ -555,10 +561,10 @@ def test_without_any_source_the_way_to_one_is_named() -> None:
 
 def test_documents_are_those_of_the_shards_by_index_in_any_order(tmp_path: Path) -> None:
     bounds = [0, 1, 1, 150, 300]
-    shards = [tmp_path / f"{i}.parquet" for i in range(4)]
-    for path, first, last in zip(shards, bounds, bounds[1:], strict=False):
+    files = [tmp_path / f"{i}.parquet" for i in range(4)]
+    for path, first, last in zip(files, bounds, bounds[1:], strict=False):
         write_parquet(path, pa.array(TEXTS[first:last], pa.string()), row_group_size=64)
-    documents = Documents(shards)
+    documents = Documents(files)
     places = list(range(300))
     random.Random(3).shuffle(places)
     assert len(documents) == 300
@@ -607,7 +613,7 @@ def test_every_flipped_bit_in_our_shards_is_found_or_does_not_change_the_text(
 def test_row_groups_are_bounded_in_rows_and_in_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "ROW_GROUP_CHARACTERS", 6000)
+    monkeypatch.setattr(shards, "ROW_GROUP_CHARACTERS", 6000)
     texts = ["x" * 3000, "y" * 3000, "z" * 20_000, *["abc"] * 2000]
     write_shard(tmp_path / "a.parquet", texts)
     metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
@@ -656,7 +662,7 @@ def test_what_is_kept_of_row_groups_has_a_bound_in_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=10)
-    monkeypatch.setattr(dataset, "CACHED_BYTES", 2000)
+    monkeypatch.setattr(shards, "CACHED_BYTES", 2000)
     documents = Documents([tmp_path / "a.parquet"])
     assert [documents[i] for i in range(300)] == TEXTS
     assert 1 <= len(documents.cache) < 5 and documents.cached_bytes <= 2000
@@ -666,7 +672,7 @@ def test_what_is_kept_of_row_groups_has_a_bound_in_bytes(
 def test_memory_stays_flat_over_a_shard_larger_than_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "CACHED_BYTES", 1_000_000)
+    monkeypatch.setattr(shards, "CACHED_BYTES", 1_000_000)
     noise = random.Random(5)
     write_shard(tmp_path / "a.parquet", (noise.randbytes(1000).hex() for _ in range(10_000)))
     documents = Documents([tmp_path / "a.parquet"])
@@ -693,10 +699,10 @@ def test_texts_are_cut_as_asked() -> None:
 def test_rows_of_jsonl_and_parquet_are_read_alike(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS[:3]))
     write_parquet(tmp_path / "a.parquet", TEXTS[:3])
-    assert dataset.read_rows(tmp_path / "a.jsonl") == dataset.read_rows(tmp_path / "a.parquet")
+    assert shards.read_rows(tmp_path / "a.jsonl") == shards.read_rows(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="damaged"):
-        dataset.read_rows(tmp_path / "a.parquet")
+        shards.read_rows(tmp_path / "a.parquet")
 
 
 def test_the_command_says_what_is_there_and_takes_the_source_into_use(

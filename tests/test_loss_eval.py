@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat import dataset, loss_eval, runtime
+from nanochat import dataset, loss_eval, runtime, shards
 from nanochat.batch import Batch
 from nanochat.chat import render_conversation
 from nanochat.errors import UserError
@@ -136,7 +136,7 @@ def test_a_model_on_conversations_equals_a_plain_computation(model: GPT) -> None
 
 def test_a_model_on_text_equals_a_plain_computation(model: GPT) -> None:
     tokenizer, length = small_tokenizer(), model.config.sequence_len
-    documents = dataset.Documents(dataset.shard_paths("primer", "val"))
+    documents = shards.Documents(dataset.shard_paths("primer", "val"))
     rows = []
     for lane in range(loss_eval.TEXT_ROWS):
         tokens = [

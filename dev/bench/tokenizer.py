@@ -188,7 +188,7 @@ def measure_loader(shards: list[Path], ranks_file: Path) -> Any:
     """From parquet to token buffers: rows of 2048, 32 a step, the loader's own threads."""
     sys.path.insert(0, str(ROOT))
     from nanochat.dataloader import tokenizing_distributed_data_loader
-    from nanochat.dataset import Documents
+    from nanochat.shards import Documents
     from nanochat.tokenizer import RustBPETokenizer
 
     tokenizer = RustBPETokenizer.from_tiktoken(ranks_file, GPT4_PATTERN)

@@ -9,6 +9,7 @@ what is asked, and for numbers of the numbers, decides the side (see question.py
 
 import hashlib
 import random
+from pathlib import Path
 from typing import Any, Literal
 
 from nanochat.primer import base_text
@@ -72,6 +73,12 @@ def document(seed: int, index: int, split: Literal["train", "val"] = "train") ->
     """A text of the world; those of split "val" hold only questions that are held out."""
     dice = _dice("document", split, seed, index)
     return base_text.document(dice, "train" if split == "train" else "test")
+
+
+def fingerprint() -> str:
+    """Changes whenever the world's texts may: what is made of an older world is not of this one."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
 def conversation(

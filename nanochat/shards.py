@@ -1,0 +1,178 @@
+"""Files of rows, parquet and jsonl: written whole, read checked; the only user of pyarrow."""
+
+import bisect
+import errno
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanochat import paths
+from nanochat.errors import UserError
+
+ROW_GROUP_ROWS = 1024
+ROW_GROUP_CHARACTERS = 8_000_000  # so that a group of long texts is not large
+MAX_ROW_GROUP_BYTES = 64_000_000  # shards of larger ones are cut anew: lanes hop between groups
+CACHED_BYTES = 512_000_000  # of text; lanes drift apart, and each wants a row group of its own
+NUM_READING_LOCKS = 64
+
+
+def write_shard(path: Path, texts: Iterable[str]) -> None:
+    """Write a parquet shard: row groups of 1,024 texts or fewer, zstd, pages with checksums."""
+    schema = pa.schema([("text", pa.string())])
+    with paths.whole_file(path) as file:
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with pq.ParquetWriter(file, schema, **options) as writer:
+            for group in runs(texts, ROW_GROUP_CHARACTERS, ROW_GROUP_ROWS):
+                writer.write_table(pa.table({"text": group}, schema=schema))
+
+
+def runs(texts: Iterable[str], max_characters: int, max_texts: int = -1) -> Iterator[list[str]]:
+    """The texts in lists that end where a limit is reached."""
+    run: list[str] = []
+    characters = 0
+    for text in texts:
+        run.append(text)
+        characters += len(text)
+        if characters >= max_characters or len(run) == max_texts:
+            yield run
+            run, characters = [], 0
+    if run:
+        yield run
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A parquet file with text. Raises UserError when it is damaged or has no such column."""
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOENT:
+            raise UserError(f"{path} is not there") from None
+        raise UserError(f"{path} is damaged or not parquet; bring it again") from None
+    schema = file.schema_arrow
+    if "text" not in schema.names:
+        names = ", ".join(schema.names)
+        raise UserError(f'{path} has columns {names} and none named "text"; rename one')
+    kind = schema.field("text").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f'{path}: the column "text" holds {kind} and not strings; convert it')
+    return file
+
+
+class Documents:
+    """All texts of some shards by index, read a row group at a time; safe to share over threads."""
+
+    def __init__(self, shards: list[Path]) -> None:
+        """Raises UserError when there is no shard or no text, or when a shard is damaged."""
+        if not shards:
+            raise UserError("no shard to read; run python -m nanochat.dataset first")
+        self.shards = shards
+        self.groups: list[tuple[int, int]] = []  # (shard, row group)
+        self.starts: list[int] = []
+        self.num_documents = 0
+        for number, path in enumerate(shards):
+            metadata = open_parquet(path).metadata
+            for group in range(metadata.num_row_groups):
+                self.groups.append((number, group))
+                self.starts.append(self.num_documents)
+                self.num_documents += metadata.row_group(group).num_rows
+        if not self.num_documents:
+            raise UserError(f"{', '.join(map(str, shards[:3]))}: not one document in there")
+        self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self.cached_bytes = 0
+        self.cache_lock = threading.Lock()
+        self.reading_locks = [threading.Lock() for _ in range(NUM_READING_LOCKS)]
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < self.num_documents:
+            raise IndexError(index)
+        group = bisect.bisect_right(self.starts, index) - 1
+        text = self._group(group)[index - self.starts[group]].as_py()
+        return "" if text is None else text
+
+    def _group(self, number: int) -> pa.ChunkedArray:
+        # Threads that want the same group wait for one reader; other groups are read meanwhile.
+        with self.reading_locks[number % NUM_READING_LOCKS]:
+            with self.cache_lock:
+                if number in self.cache:
+                    self.cache.move_to_end(number)
+                    return self.cache[number]
+            shard, group = self.groups[number]
+            column = self._read(self.shards[shard], group)
+            self._keep(number, column)
+            return column
+
+    def _keep(self, number: int, column: pa.ChunkedArray) -> None:
+        with self.cache_lock:
+            self.cache[number] = column
+            self.cached_bytes += column.nbytes
+            while self.cached_bytes > CACHED_BYTES and len(self.cache) > 1:
+                _, oldest = self.cache.popitem(last=False)
+                self.cached_bytes -= oldest.nbytes
+
+    @staticmethod
+    def _read(path: Path, group: int) -> pa.ChunkedArray:
+        try:
+            return open_parquet(path).read_row_group(group, columns=["text"]).column("text")
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"{path} is damaged in row group {group} ({_one_line(error)}); remove it and make"
+                " it again with python -m nanochat.dataset"
+            ) from None
+
+
+def is_shard(path: Path) -> bool:
+    """True for a parquet file whose row groups are small enough for lanes to hop between them."""
+    metadata = open_parquet(path).metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return all(group.total_byte_size <= MAX_ROW_GROUP_BYTES for group in groups)
+
+
+def parquet_texts(file: Path) -> Iterator[str]:
+    """The texts of a file, "" for those that are null. Raises UserError when it is damaged."""
+    try:
+        for batch in open_parquet(file).iter_batches(batch_size=ROW_GROUP_ROWS, columns=["text"]):
+            yield from (text or "" for text in batch.column(0).to_pylist())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} is damaged ({_one_line(error)}); bring it again") from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each line that is not blank. Raises UserError naming file:line."""
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    number = 0
+    try:
+        # Arrow reads all of a file of several frames, and finds one that was cut short.
+        with pa.input_stream(path, compression=compression) as stream:
+            for number, line in enumerate(io.BufferedReader(stream), start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(
+            f"{path}:{number}: {_one_line(error)}; each line must be one JSON value in UTF-8"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a parquet or jsonl file."""
+    if path.suffix == ".parquet":
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        except (pa.ArrowInvalid, OSError):
+            raise UserError(f"{path} is damaged; remove it, it is brought again") from None
+        return rows
+    return [row for _, row in json_lines(path)]
