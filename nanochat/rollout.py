@@ -5,6 +5,7 @@ The method is REINFORCE with the group's mean as baseline, on-policy, on sampled
 standard deviation; normalised over tokens as in DAPO, arXiv 2503.14476).
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,10 @@ from nanochat import runtime
 from nanochat.batch import Batch
 from nanochat.chat import render_for_completion
 from nanochat.engine import Completion, Engine
+from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class ScoredTask(Protocol):
@@ -111,6 +115,21 @@ def to_batch(scored: list[Scored], *, step: int, num_steps: int) -> Batch:
     )
 
 
+def prompts_that_fit(task: ScoredTask, tokenizer: RustBPETokenizer, context: int) -> list[int]:
+    """Indices of the conversations whose prompt leaves room for an answer.
+
+    Raises UserError when none does.
+    """
+    lengths = [len(render_for_completion(task[i], tokenizer)) for i in range(len(task))]
+    fitting = [i for i, length in enumerate(lengths) if length < context]
+    if not fitting:
+        raise UserError(
+            f"none of {len(task)} prompts fits the model's context of {context} tokens, the"
+            f" shortest has {min(lengths, default=0)}; train with a longer --max_seq_len"
+        )
+    return fitting
+
+
 def rollout_batches(
     engine: Engine,
     tokenizer: RustBPETokenizer,
@@ -126,10 +145,14 @@ def rollout_batches(
 
     Step s takes prompts s * P ... of the task, P = prompts_per_step, dealt out over the ranks.
     """
+    fitting = prompts_that_fit(task, tokenizer, engine.model.config.sequence_len)
+    if len(fitting) < len(task) and rank == 0:
+        left_out = len(task) - len(fitting)
+        logger.info("%d of %d prompts do not fit the context and are left out", left_out, len(task))
     for step in range(first_step, num_steps):
         first = step * plan.prompts_per_step
         prompts = range(first + rank, first + plan.prompts_per_step, runtime.world_size())
-        indices = [index % len(task) for index in prompts]
+        indices = [fitting[number % len(fitting)] for number in prompts]
         scored = sample_and_score(engine, tokenizer, task, indices, plan, step)
         reward, length, count = runtime.all_reduce_sum(
             [

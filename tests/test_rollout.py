@@ -9,6 +9,7 @@ from nanochat import rollout, runtime
 from nanochat.batch import Batch
 from nanochat.chat import render_for_completion
 from nanochat.engine import Completion, Engine
+from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.rollout import RolloutPlan, Scored
 from tests.small_model import ScriptedModel, small_model, small_tokenizer
@@ -270,3 +271,23 @@ def test_a_resumed_run_goes_on_with_the_same_batches_and_tells_what_it_saw() -> 
     assert seen[2:4] == seen[4:]
     assert seen[0][1] == pytest.approx(straight[0].norm / (6 * 5))
     assert straight[-1].progress == 1.0
+
+
+def test_prompts_beyond_the_context_are_left_out_and_none_at_all_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, tokenizer = Engine(small_model(), small_tokenizer()), small_tokenizer()
+    context = engine.model.config.sequence_len
+
+    class Growing(Sums):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"messages": [{"role": "user", "content": "ab " * index * (context // 8)}]}
+
+    caplog.set_level("INFO")
+    fitting = rollout.prompts_that_fit(Growing(), tokenizer, context)
+    assert fitting == list(range(len(fitting))) and 0 < len(fitting) < 10
+    batches = rollout.rollout_batches(engine, tokenizer, Growing(), PLAN, num_steps=2, rank=0)
+    assert len(list(batches)) == 2
+    assert f"{10 - len(fitting)} of 10 prompts do not fit" in caplog.text
+    with pytest.raises(UserError, match="none of 10 prompts fits"):
+        rollout.prompts_that_fit(Growing(), tokenizer, 3)
