@@ -49,7 +49,7 @@ case "$NANOCHAT_TIER" in
         CORE_OPTIONS=()
         MID_OPTIONS=(--total_batch_size=4096 --num_conversations=18000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=100 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=46000 --init_lr=1.0
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=54000 --init_lr=1.0
             "${RATES[@]}" --eval_every=250 --save_every=100)
         RL_OPTIONS=(--num_iterations=16 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
             --device_batch_size=32 "${RATES[@]}" --eval_every=8 --save_every=8)

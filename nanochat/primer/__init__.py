@@ -58,8 +58,8 @@ SHARES: dict[Stage, dict[str, float]] = {
         "memory": 5,
     },
     "sft": {
-        "facts": 8, "unknown": 3, "reading": 18, "arithmetic": 8, "word_problems": 4, "repeat": 5,
-        "lists": 10, "spelling": 14, "calendar": 3, "ordering": 9, "choice": 14, "talk": 3,
+        "facts": 7, "unknown": 3, "reading": 22, "arithmetic": 8, "word_problems": 4, "repeat": 5,
+        "lists": 8, "spelling": 13, "calendar": 3, "ordering": 11, "choice": 11, "talk": 3,
         "memory": 5,
     },
     "rl": {"word_problems": 1},
