@@ -422,6 +422,20 @@ def test_a_token_that_no_merge_makes_can_be_used_but_not_written(tmp_path: Path)
         tokenizer.save(tmp_path)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.lists(st.text("abc", min_size=2, max_size=6), unique=True, max_size=12),
+    text=st.text("abcd ", max_size=60),
+)
+def test_any_vocabulary_gives_the_ids_of_tiktoken(tokens: list[str], text: str) -> None:
+    """Even one that no training makes: tokens in any order, with and without their parts."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {token.encode(): 256 + i for i, token in enumerate(tokens)}
+    ours, theirs = RustBPETokenizer(ranks), TiktokenTokenizer(ranks)
+    for piece in (text, text.replace(" ", "") * 3):
+        assert ours.encode(piece) == theirs.encode(piece)
+
+
 def test_other_files_are_refused(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in ("", "YQ==", "a b c", "YQ== 0\n%%%% 1", '{"model": {}}', "[]"):

@@ -16,11 +16,18 @@ const SHARE_BYTES: usize = 1 << 17;
 pub trait Text: Send + Sync {
     /// The text. Fails when it is not UTF-8.
     fn text(&self) -> Result<&str, Error>;
+
+    /// Its bytes, about.
+    fn size(&self) -> usize;
 }
 
 impl Text for String {
     fn text(&self) -> Result<&str, Error> {
         Ok(self)
+    }
+
+    fn size(&self) -> usize {
+        self.len()
     }
 }
 
@@ -49,7 +56,7 @@ pub fn encode<T: Id, S: Text>(
     texts: &[S],
     threads: usize,
 ) -> Result<Vec<Encoded<T>>, Error> {
-    let shares = shares(texts)?;
+    let shares = shares(texts);
     let threads = num_threads(threads).min(shares.len());
     if threads <= 1 {
         return Ok(vec![encode_some(encoder, texts)?]);
@@ -74,10 +81,10 @@ pub fn encode<T: Id, S: Text>(
 }
 
 /// Ranges of texts of about `SHARE_BYTES` each.
-fn shares<S: Text>(texts: &[S]) -> Result<Vec<(usize, usize)>, Error> {
+fn shares<S: Text>(texts: &[S]) -> Vec<(usize, usize)> {
     let (mut shares, mut first, mut bytes) = (Vec::new(), 0, 0);
     for (number, text) in texts.iter().enumerate() {
-        bytes += text.text()?.len();
+        bytes += text.size();
         if bytes >= SHARE_BYTES {
             shares.push((first, number + 1));
             (first, bytes) = (number + 1, 0);
@@ -86,7 +93,7 @@ fn shares<S: Text>(texts: &[S]) -> Result<Vec<(usize, usize)>, Error> {
     if first < texts.len() {
         shares.push((first, texts.len()));
     }
-    Ok(shares)
+    shares
 }
 
 fn encode_some<T: Id, S: Text>(encoder: &Encoder, texts: &[S]) -> Result<Encoded<T>, Error> {

@@ -91,22 +91,42 @@ impl Encoder {
             byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
             idle: Mutex::default(),
         };
-        for (id, token) in tokens.iter().enumerate() {
-            encoder.add_pairs(token, id as u32);
+        if !encoder.add_parts(tokens) {
+            encoder.add_all_pairs(tokens);
         }
         Ok(encoder)
     }
 
-    fn add_pairs(&mut self, token: &[u8], id: u32) {
-        for middle in 1..token.len() {
-            let (left, right) = token.split_at(middle);
-            if let (Some(&left), Some(&right)) = (self.ids.get(left), self.ids.get(right)) {
-                match self.byte_pair(left, right) {
-                    Some(place) => self.byte_pairs[place] = id,
-                    None => {
-                        self.pairs.insert((left, right), id);
-                    }
+    /// Where every token comes about by one merge of what the merges before it leave of its bytes,
+    /// as in all that were trained, no other pair with its bytes ever meets: these pairs will do,
+    /// and a small table is a fast one. False when a token does not.
+    fn add_parts(&mut self, tokens: &[Vec<u8>]) -> bool {
+        for (token, id) in tokens.iter().zip(0..) {
+            match self.merge(token, id)[..] {
+                [_] if token.len() == 1 => {}
+                [left, right] => self.add_pair(left, right, id),
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn add_all_pairs(&mut self, tokens: &[Vec<u8>]) {
+        for (token, id) in tokens.iter().zip(0..) {
+            for middle in 1..token.len() {
+                let (left, right) = token.split_at(middle);
+                if let (Some(&left), Some(&right)) = (self.ids.get(left), self.ids.get(right)) {
+                    self.add_pair(left, right, id);
                 }
+            }
+        }
+    }
+
+    fn add_pair(&mut self, left: u32, right: u32, id: u32) {
+        match self.byte_pair(left, right) {
+            Some(place) => self.byte_pairs[place] = id,
+            None => {
+                self.pairs.insert((left, right), id);
             }
         }
     }

@@ -381,6 +381,15 @@ impl Text for PyText {
         };
         std::str::from_utf8(bytes).map_err(|error| Error::NotText(error.to_string()))
     }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Ascii(text) => text.len(),
+            Self::Mended(text) => text.len(),
+            Self::Utf8(bytes) => bytes.len(),
+            Self::Arrow(column, row) => column.row(*row).map_or(0, <[u8]>::len),
+        }
+    }
 }
 
 fn damaged() -> Error {
