@@ -25,7 +25,7 @@ _SAYINGS: tuple[Callable[[Dice], str], ...] = (
     lambda dice: str(dice.randint(0, 9999)),
     lambda dice: str(dice.randint(0, 99)),
     lambda dice: dice.choice(WORDS),
-    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 4))),
+    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 3))),
     lambda dice: dice.choice(PEOPLE).name,
     lambda dice: dice.choice(SPOTS),
     lambda dice: f"{dice.choice(COLOURS)} {dice.choice(ITEMS)[0]}",
@@ -48,7 +48,7 @@ def sayings(dice: Dice, at_least: int, at_most: int) -> str:
 def repeat_question(dice: Dice, split: Split) -> Question:
     """A request to say again a few words."""
     wording, is_unseen = pick_wording(dice, split, _REQUESTS, _UNSEEN_REQUESTS)
-    said = sayings(dice, 2, 4)
+    said = sayings(dice, 2, 3)
     return Question(
         text=wording.format(x=said),
         answer=f"{said}.",

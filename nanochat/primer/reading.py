@@ -28,8 +28,8 @@ class Story:
 
 
 def story(dice: Dice) -> Story:
-    """A story of one of the plots; the one with two of everything is told most."""
-    return dice.choice((_hidden_thing, _gift, _two_places, _two_places, _lost_and_found))(dice)
+    """A story of one of the plots."""
+    return dice.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(dice)
 
 
 def _cast(dice: Dice) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
@@ -106,23 +106,24 @@ def _two_places(dice: Dice) -> Story:
     (name, _, _), (friend, _, _) = _cast(dice)
     first, second = dice.sample(SPOTS, 2)
     (item, _), (other, _) = dice.sample(ITEMS, 2)
-    text = _opening(dice) + dice.choice(
-        (
-            f"{name} went to {first} with {a(item)}. {friend} went to {second} with {a(other)}."
-            " They wanted to meet in the evening.",
-            f"In the morning {name} sat in {first} and cleaned {a(item)}. At the same time {friend}"
-            f" was in {second} and looked for {a(other)}.",
-        )
+    goes = dice.random() < 0.5
+    text = _opening(dice) + (
+        f"{name} went to {first} with {a(item)}. {friend} stayed in {second} with {a(other)}."
+        " They wanted to meet in the evening."
+        if goes
+        else f"In the morning {name} sat in {first} and cleaned {a(item)}. At the same time"
+        f" {friend} stayed in {second} and looked for {a(other)}."
     )
     return Story(
         text,
         (
-            (f"where is {name}", f"{name} is in {first}.", first, (second,)),
-            (f"where is {friend}", f"{friend} is in {second}.", second, (first,)),
-            (f"who has the {item}" if "went" in text else f"who cleaned the {item}",
-             f"{name} has the {item}." if "went" in text else f"{name} cleaned the {item}.",
+            (f"where did {name} go" if goes else f"where did {name} sit",
+             f"{name} went to {first}." if goes else f"{name} sat in {first}.", first, (second,)),
+            (f"where did {friend} stay", f"{friend} stayed in {second}.", second, (first,)),
+            (f"who has the {item}" if goes else f"who cleaned the {item}",
+             f"{name} has the {item}." if goes else f"{name} cleaned the {item}.",
              name, (friend,)),
-            (f"who is in {second}", f"{friend} is in {second}.", friend, (name,)),
+            (f"who stayed in {second}", f"{friend} stayed in {second}.", friend, (name,)),
         ),
     )  # fmt: skip
 
@@ -167,7 +168,8 @@ FRAMES = (
     "{story} {question}", "{story}\n\n{question}", "Read this story: {story} {question}",
     "Here is a story. {story} Now tell me: {lower}", "{story} My question: {lower}",
     "Read and answer. {story} {question}", "{question} Here is the story: {story}",
-    "Listen to this: {story}\n{question}",
+    "Listen to this: {story}\n{question}", "Listen to this: {story} {question}",
+    "I have read this: {story} Now tell me: {lower}", "{story} Now tell me: {lower}",
 )  # fmt: skip
 UNSEEN_FRAMES = ("Listen to this: {story} Now tell me: {lower}",)
 
