@@ -191,7 +191,7 @@ def _tale(dice: Dice, split: Split) -> str:
     told = story(dice).text
     if dice.random() < 0.3:
         person, spot, feeling = dice.choice(PEOPLE), dice.choice(SPOTS), dice.choice(FEELINGS)
-        told += f" {person.name} the {person.job} saw it all from {spot} and was {feeling}."
+        told += f" {person.name} the {person.job} saw it all from {spot} and felt {feeling}."
     return told
 
 

@@ -57,12 +57,12 @@ def _hidden_thing(dice: Dice) -> Story:
     text = _opening(dice) + dice.choice(
         (
             f"{name} had {a(colour)} {item}. {she.capitalize()} put it into {holder} in {spot}."
-            f" Then {friend} came to play. {friend} looked for the {item} and was {feeling}.",
+            f" Then {friend} came to play. {friend} looked for the {item} and felt {feeling}.",
             f"{name} found {a(colour)} {item} and was proud of it. {she.capitalize()} took it to"
-            f" {spot} and hid it in {holder}. Later {friend} came by. {he.capitalize()} was"
+            f" {spot} and hid it in {holder}. Later {friend} came by. {he.capitalize()} felt"
             f" {feeling}.",
             f"In {spot} there stood {holder}. {name} laid {her} {colour} {item} inside and closed"
-            f" it. {friend} saw it and was {feeling}.",
+            f" it. {friend} saw it and felt {feeling}.",
         )
     )
     return Story(
@@ -85,9 +85,9 @@ def _gift(dice: Dice) -> Story:
     text = _opening(dice) + dice.choice(
         (
             f"{name} met {friend} in {spot}. {she.capitalize()} gave {friend} {a(colour)} {item}."
-            f" {friend} said thank you and was {feeling}.",
+            f" {friend} said thank you and felt {feeling}.",
             f"{friend} had a birthday. {name} wrapped {a(colour)} {item} in paper and brought it to"
-            f" {spot}. When {friend} opened it, {he} was {feeling}.",
+            f" {spot}. When {friend} opened it, {he} felt {feeling}.",
         )
     )
     return Story(
@@ -157,7 +157,7 @@ def _colour_of(item: str, colour: str) -> Asked:
 
 
 def _feeling_of(name: str, feeling: str) -> Asked:
-    return f"how did {name} feel", f"{name} was {feeling}.", feeling, _others(FEELINGS, feeling)
+    return f"how did {name} feel", f"{name} felt {feeling}.", feeling, _others(FEELINGS, feeling)
 
 
 def _others(values: tuple[str, ...], key: str) -> tuple[str, ...]:
