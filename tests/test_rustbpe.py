@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT, raise_signal
+from signal import SIGINT, default_int_handler, raise_signal, signal
 
 import pyarrow as pa
 import pytest
@@ -248,11 +248,13 @@ def test_an_error_of_the_iterator_comes_through_and_what_was_learned_stays() -> 
 
 
 def test_ctrl_c_stops_an_endless_training() -> None:
+    before = signal(SIGINT, default_int_handler)  # a job in the background ignores it
     timer = threading.Timer(0.3, raise_signal, [SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         rustbpe.Tokenizer().train_from_iterator(itertools.repeat("some text"), 300)
     timer.join()
+    signal(SIGINT, before)
 
 
 def test_other_threads_run_while_texts_are_counted() -> None:
