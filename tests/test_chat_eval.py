@@ -63,8 +63,10 @@ class Questions(Task):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         if self.eval_type == "categorical":
-            assert completion in conversation["letters"]
-            return completion == "A"
+            letters = conversation["letters"]
+            assert completion in letters
+            # Whatever letter an untrained model likes, it is right now and then.
+            return bool(completion == letters[conversation["index"] % len(letters)])
         return (len(completion) + conversation["index"]) % 3 == 0
 
 
