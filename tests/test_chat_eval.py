@@ -160,7 +160,7 @@ def test_the_likeliest_of_the_items_own_letters_at_the_end_of_the_prompt_is_the_
             letter: float(logits[tokenizer.encode(letter)]) for letter in task[one.index]["letters"]
         }
         assert one.completion == max(scores, key=lambda letter: scores[letter])
-        assert one.passed == (one.completion == "A")
+        assert one.passed == task.evaluate(one.conversation, one.completion)
 
 
 def test_the_answers_are_those_of_the_engine_seeded_by_the_problem(engine: Engine) -> None:
