@@ -13,10 +13,10 @@ setup:
 	@bash dev/setup.sh
 
 test: setup
-	$(PYTHON) -m pytest tests/ -q -n 2 --dist worksteal
+	$(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile
 
 fast: setup
-	$(PYTHON) -m pytest tests/ -q -n 2 --dist worksteal -m "not slow"
+	$(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile -m "not slow"
 
 check: setup
 	.venv/bin/ruff check $(PYTHON_FILES)
