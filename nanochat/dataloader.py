@@ -23,7 +23,7 @@ from nanochat.tokenizer import RustBPETokenizer
 
 
 class Texts(Protocol):
-    """Texts by index: a list, or `dataset.Documents`."""
+    """Texts by index: a list, or `shards.Documents`."""
 
     def __len__(self) -> int: ...
 
