@@ -271,10 +271,9 @@ def _damage(directory: Path, meta: Meta) -> str:
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
     """The model that a meta describes, on `device`, its weights not yet set."""
-    with torch.device("meta"):
+    with device:  # torch's meta device would import its compiler: seconds before the first word
         model = GPT(GPTConfig.from_dict(meta["model"]), compute_dtype=compute_dtype)
-    model.to_empty(device=device)
-    model.init_weights(seed=0)
+    model.rotary.init_tables()
     return model
 
 

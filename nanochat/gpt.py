@@ -121,6 +121,9 @@ class Linear(nn.Linear):
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Nothing: weights come from `GPT.init_weights` or from a checkpoint."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
@@ -282,7 +285,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        not_yet_set = torch.empty(config.vocab_size, config.n_embd)
+        self.embedding = nn.Embedding.from_pretrained(not_yet_set, freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.unembedding = Linear(config.n_embd, config.vocab_size)
         self.rotary = Rotary(config)

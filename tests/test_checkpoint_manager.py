@@ -1,5 +1,7 @@
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
     assert optimizer["moment"].tolist() == [7.0] * 3
     rebuilt = checkpoints.build_model(found.meta, torch.device("cpu"), torch.float32)
     assert rebuilt.config == model.config
+    rebuilt.load_state_dict(state)
+    tokens = torch.arange(8)[None]
+    assert torch.equal(rebuilt(tokens), model(tokens))
+
+
+def test_a_model_that_is_loaded_wakes_no_compiler(model: GPT) -> None:
+    program = (
+        "import json, sys, torch; from nanochat import checkpoint_manager as checkpoints;"
+        "meta = {'model': json.loads(sys.argv[1])};"
+        "checkpoints.build_model(meta, torch.device('cpu'), torch.float32);"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, json.dumps(model.config.to_dict())]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_prefixes_of_compiled_modules_are_taken_off_as_prefixes() -> None:

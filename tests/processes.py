@@ -1,0 +1,128 @@
+"""Commands as processes of their own, forked from one that has imported torch: a start is cheap.
+
+What is killed or told to stop here is a real process with a real signal; only the seconds that
+Python takes to import torch are saved; the primer world is small, and what a command would measure
+of the machine is given.
+"""
+
+import importlib
+import multiprocessing
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PRELOADED = [
+    "nanochat.dataset", "nanochat.report", "scripts.tok_train", "scripts.base_train",
+    "scripts.mid_train", "scripts.chat_sft", "scripts.chat_rl", "scripts.chat_eval",
+]  # fmt: skip
+LIMIT_SECONDS = 200.0
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+class Running:
+    """A command that runs, on one rank or several."""
+
+    def __init__(self, ranks: list[ForkServerProcess], output: Path) -> None:
+        self.ranks, self.output = ranks, output
+
+    def is_alive(self) -> bool:
+        """True while any rank runs."""
+        return any(process.is_alive() for process in self.ranks)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to every rank that still runs, as a launcher does it."""
+        for process in self.ranks:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
+        """The ranks' exit codes; -N for one that signal N has ended."""
+        until = time.monotonic() + seconds
+        for process in self.ranks:
+            process.join(max(0.0, until - time.monotonic()))
+        if self.is_alive():
+            self.send(signal.SIGKILL)
+            raise TimeoutError(f"still running after {seconds} s: {self.said()}")
+        return [process.exitcode or 0 for process in self.ranks]
+
+    def said(self) -> str:
+        """What the ranks have printed so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+
+def start(
+    base: Path, line: str, ranks: int = 1, before: Callable[[], object] | None = None
+) -> Running:
+    """Start `module --option=...` below the base directory; `before` is called in each rank."""
+    output = base / "output" / f"{time.monotonic_ns()}.txt"
+    module, *argv = shlex.split(line)
+    port = _free_port()
+    processes = []
+    for rank in range(ranks):
+        environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
+        if ranks > 1:
+            environment |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+        arguments = (module, argv, environment, output, before)
+        processes.append(_context().Process(target=_main, args=arguments))
+        processes[-1].start()
+    return Running(processes, output)
+
+
+def run(base: Path, line: str, ranks: int = 1, ok: bool = True) -> str:
+    """What a command has printed when it has ended, well or not as `ok` says."""
+    running = start(base, line, ranks)
+    codes = running.wait()
+    assert (set(codes) == {0}) == ok, f"{line}: {codes}\n{running.said()[-3000:]}"
+    return running.said()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _main(
+    module: str,
+    argv: list[str],
+    environment: dict[str, str],
+    output: Path,
+    before: Callable[[], object] | None,
+) -> None:
+    """The process: a rank of the command, ended as the command line ends it."""
+    from nanochat import configurator, dataset, metrics
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(written, 1)
+    os.dup2(written, 2)
+    dataset.PRIMER_SHARD_DOCUMENTS, dataset.PRIMER_VAL_DOCUMENTS = 1000, 200
+    metrics.measure_matmul_peak = lambda *_: 1e11
+    if before is not None:
+        before()
+    main: Callable[[list[str]], None] = importlib.import_module(module).main
+    configurator.run(lambda: main(argv))
+
+
+def make_world(base: Path) -> None:
+    """Text of the primer world and a tokenizer of it."""
+    run(base, "nanochat.dataset --source=primer -n 1")
+    run(base, "scripts.tok_train --vocab_size=600 --max_chars=200000")

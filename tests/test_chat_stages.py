@@ -1,0 +1,60 @@
+"""The stages behind pretraining on a tiny model, one after another, on one rank and on two."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import processes
+from tests.test_stages import BASE, TINY, losses
+
+CHAT_STAGES = {
+    "mid_train": "--total_batch_size=1024 --num_iterations=4",
+    "chat_sft": "--num_conversations=16 --rows_per_step=8",
+    "chat_rl": "--num_iterations=2 --prompts_per_step=2 --num_samples=3 --max_new_tokens=12",
+}
+SMALL = f"{TINY} --eval_conversations=8 --model_tag=chat"
+
+
+def train_all(base: Path, ranks: int) -> None:
+    processes.make_world(base)
+    processes.run(base, f"{BASE} --model_tag=chat", ranks)
+    for script, options in CHAT_STAGES.items():
+        processes.run(base, f"scripts.{script} {SMALL} {options}", ranks)
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """For one rank and for two, a base directory in which all stages are done."""
+    bases = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
+    for ranks, base in bases.items():
+        train_all(base, ranks)
+    return bases
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("script", CHAT_STAGES)
+def test_a_stage_that_is_done_says_so(on_ranks: dict[int, Path], script: str, ranks: int) -> None:
+    line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]}"
+    assert "done already" in processes.run(on_ranks[ranks], line, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_stage_is_evaluated_and_reported(on_ranks: dict[int, Path], ranks: int) -> None:
+    base = on_ranks[ranks]
+    for source in ("mid", "sft", "rl"):
+        asked = f"-i {source} --primer_problems=4 --max_new_tokens=12 --model_tag=chat"
+        assert "all families" in processes.run(base, f"scripts.chat_eval {asked}", ranks)
+    processes.run(base, "nanochat.report generate")
+    report = (base / "report" / "report.md").read_text()
+    assert "| | BASE | MID | SFT | RL |" in report
+    assert "| word_problems |" in report and "bits per byte, text" in report
+    assert (base / "report" / "base.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("stage", ["mid", "chatsft"])
+def test_a_stage_does_not_depend_on_the_number_of_ranks(
+    on_ranks: dict[int, Path], stage: str
+) -> None:
+    one, two = (losses(on_ranks[ranks], stage, "chat") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    assert max(abs(one[step] - two[step]) for step in one) < 2e-3
