@@ -3,15 +3,16 @@
 A checkpoint of step N in a folder is
     model_{N:06d}.pt             tensors by parameter name
     optim_{N:06d}_rank{r}.pt     each rank's share of the optimizers' state
-    meta_{N:06d}.json            everything else, with size and sha256 of the files above
+    meta_{N:06d}.json            everything else; sizes and sha256 of the files above, its own too
 The meta is written last: a checkpoint exists when its meta does.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -19,7 +20,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from nanochat import paths, runtime
+from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -27,8 +28,12 @@ from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_VERSION = 1  # whose meta has no digest of its own
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
+TENSORS_NAME = re.compile(r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt")
+PART_NAME = re.compile(r"\.(?:model|optim|meta)_\d{6,}.*\.part")
+REPLACED = "replaced"  # folder of runs that a --fresh one has taken the place of
 COMPILE_PREFIX = "_orig_mod."
 TRAINING_COMMANDS = {
     "base": "scripts.base_train",
@@ -113,64 +118,142 @@ def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
     return {"size": writer.size, "sha256": writer.digest.hexdigest()}
 
 
+Share = dict[str, Any]  # what a rank has written: "files" with their facts, "loader", "failure"
+
+
+def snapshot(model: GPT | None, optimizers: Sequence[Any]) -> dict[str, Any]:
+    """What one rank is going to write, copied to the host: {"model": ..., "optim": [...]}.
+
+    `model` is given on the main rank alone.
+    """
+    content: dict[str, Any] = {"optim": [optimizer.state_dict() for optimizer in optimizers]}
+    if model is not None:
+        content["model"] = model.state_dict()
+    return _copied(content)
+
+
+def _copied(content: Any) -> Any:
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    return [_copied(value) for value in content] if isinstance(content, list) else content
+
+
 def save(
     directory: Path,
     step: int,
-    model: GPT,
-    optimizers: list[Any],
+    content: dict[str, Any],
     meta: Meta,
     *,
-    rank: int,
+    rank: int = 0,
     keep: int,
+    gather: Callable[[Share], list[Share]] = lambda share: [share],
 ) -> None:
     """Write one checkpoint; every rank calls it. Older ones than the `keep` newest are removed.
 
-    `meta["loader"]` is this rank's loader state; the ranks' states are merged into one.
-    Raises UserError on every rank when one of them cannot write (full disk); the checkpoints
-    that were there stay.
+    content: the rank's `snapshot`.  meta["loader"]: the rank's loader state; they are merged.
+    gather: this rank's share to those of all ranks, or to [] on ranks but the main one.
+    Raises UserError when a rank cannot write (full disk) or a tensor is not finite; the
+    checkpoints that were there stay.
     """
-    files: dict[str, Any] = {}
-    failure = ""
+    share: Share = {"files": {}, "loader": meta["loader"], "failure": ""}
     try:
-        path = _file(directory, "optim", step, rank)
-        files[path.name] = _save_tensors(path, [o.state_dict() for o in optimizers])
-        if rank == 0:
-            path = _file(directory, "model", step)
-            files[path.name] = _save_tensors(path, model.state_dict())
+        _refuse_not_finite(content)
+        for kind, tensors in content.items():
+            path = _file(directory, kind, step, rank if kind == "optim" else None)
+            share["files"][path.name] = _save_tensors(path, tensors)
     except (UserError, OSError, RuntimeError) as error:
-        failure = f"checkpoint of step {step} was not saved: {error}"
-    everyone = runtime.gather_objects((failure, files, meta["loader"]))
-    failure = next((theirs for theirs, _, _ in everyone if theirs), "")
+        share["failure"] = str(error)
+    try:
+        shares = gather(share)
+        failure = next((one["failure"] for one in [share, *shares] if one["failure"]), "")
+        if not failure and rank == 0:
+            _finish_save(directory, step, meta, shares, keep)
+    except (UserError, OSError) as error:
+        failure = str(error)
     if failure:
-        _remove(directory, step)
-        raise UserError(failure)
-    runtime.on_main_first(lambda: _finish_save(directory, step, meta, everyone, keep))
+        if rank == 0:
+            _remove(directory, step)
+        raise UserError(f"checkpoint of step {step} was not saved: {failure}")
 
 
-def _finish_save(directory: Path, step: int, meta: Meta, everyone: list[Any], keep: int) -> None:
+def _refuse_not_finite(content: Any, name: str = "") -> None:
+    """Raises UserError that names a tensor with a value that is no number or infinite."""
+    if isinstance(content, Tensor):
+        # A sum is cheap, and may be infinite of finite values.
+        if not content.sum().isfinite() and not content.isfinite().all():
+            raise UserError(f"{name} holds values that are not finite")
+    elif isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in pairs:
+            _refuse_not_finite(value, f"{name}/{key}" if name else str(key))
+
+
+def _finish_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
     whole = {
         "version": FORMAT_VERSION,
         "step": step,
         **meta,
-        "files": {name: facts for _, files, _ in everyone for name, facts in files.items()},
-        "loader": merge_loader_states([state for _, _, state in everyone]),
+        "files": {name: facts for share in shares for name, facts in share["files"].items()},
+        "loader": merge_loader_states([share["loader"] for share in shares]),
     }
-    paths.write_whole(_file(directory, "meta", step), json.dumps(whole, indent=1))
-    for old in saved_steps(directory)[max(1, keep) :]:
+    _write_meta(directory, whole)
+    so_far = [old for old in saved_steps(directory) if old <= step]  # later ones are damaged
+    for old in so_far[max(1, keep) :]:
         _remove(directory, old)
 
 
+def _write_meta(directory: Path, meta: Meta) -> None:
+    whole = {**meta, "sha256": _meta_digest(meta)}
+    paths.write_whole(_file(directory, "meta", meta["step"]), json.dumps(whole, indent=1))
+
+
+def _meta_digest(meta: Meta) -> str:
+    """Of everything in a meta but the digest itself, however it is laid out."""
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def update_meta(directory: Path, step: int, **changes: Any) -> None:
-    """Replace facts in the meta of a checkpoint that is there; its tensors stay as they are."""
-    path = _file(directory, "meta", step)
-    meta = json.loads(path.read_text(encoding="utf-8"))
-    paths.write_whole(path, json.dumps({**meta, **changes}, indent=1))
+    """Replace facts in the meta of a checkpoint that is there; its tensors stay as they are.
+
+    Raises UserError when it cannot be read.
+    """
+    meta = _read_meta(directory, step)
+    if meta is None:
+        raise UserError(f"{_file(directory, 'meta', step)} cannot be read; run the command again")
+    _write_meta(directory, {**meta, **changes})
 
 
 def _remove(directory: Path, step: int) -> None:
     _file(directory, "meta", step).unlink(missing_ok=True)
     for path in directory.glob(f"*_{step:06d}*.pt"):
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what saves that were killed have left: temporary files, tensors without a meta."""
+    steps = set(saved_steps(directory))
+    for path in directory.glob(".*.part"):
+        if PART_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    for path in directory.glob("*.pt"):
+        name = TENSORS_NAME.fullmatch(path.name)
+        if name and int(name[1]) not in steps:
+            path.unlink(missing_ok=True)
+
+
+def set_aside(directory: Path) -> None:
+    """Move a run out of the way of a new one, to replaced/TAG-1, TAG-2 ..., and say where it is."""
+    if not saved_steps(directory):
+        return
+    names = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
+    place = next(path for path in names if not path.exists())
+    with paths.named_failures(place):
+        place.parent.mkdir(exist_ok=True)
+        directory.rename(place)
+    logger.warning("the run that was in %s is now in %s; delete it at will", directory, place)
 
 
 def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -207,10 +290,14 @@ class Checkpoint:
         state = torch.load(path, map_location=device, weights_only=True)
         return {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in state.items()}
 
-    def load_optimizer_states(self, device: torch.device) -> list[list[Any]]:
-        """For each optimizer, the state dictionaries of all the ranks that saved."""
+    def load_optimizer_states(self) -> list[list[Any]]:
+        """For each optimizer, the state dictionaries of all the ranks that saved, on the host.
+
+        They are read from the disk when they are looked at: a rank wants little of the others'.
+        """
         by_rank = [
-            torch.load(path, map_location=device, weights_only=True) for path in self._optim()
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            for path in self._optim()
         ]
         return [list(states) for states in zip(*by_rank, strict=True)]
 
@@ -241,7 +328,10 @@ def _read_meta(directory: Path, step: int) -> Meta | None:
         meta = json.loads(_file(directory, "meta", step).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return meta if isinstance(meta, dict) and meta.get("version") == FORMAT_VERSION else None
+    if not isinstance(meta, dict):
+        return None
+    is_whole = meta.get("version") == FORMAT_VERSION and meta.get("sha256") == _meta_digest(meta)
+    return meta if is_whole or meta.get("version") == FIRST_VERSION else None
 
 
 def newest_whole(directory: Path, step: int | None = None) -> Checkpoint | None:

@@ -1,6 +1,7 @@
 """Numbers of a run: a live line, metrics.jsonl, the tracker; and what a device could do."""
 
 import json
+import logging
 import math
 import re
 import sys
@@ -16,6 +17,8 @@ from rich.text import Text
 
 from nanochat import paths, runtime
 from nanochat.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Dense bfloat16 FLOP/s with float32 sums, without sparsity, by the makers' data sheets. The first
 # name that is a whole word of the device's name counts. V100 and T4 have no bfloat16: measured.
@@ -78,6 +81,7 @@ class RunLog:
         """Raises UserError when a tracker is asked for (WANDB_RUN) and not installed."""
         self.path = directory / "metrics.jsonl"
         self.is_main = is_main
+        self.is_torn = False  # the last line may be half a line
         self.tracker = _start_tracker(name, settings) if is_main else None
 
     def log(self, step: int, **numbers: float) -> None:
@@ -85,11 +89,19 @@ class RunLog:
         if not self.is_main:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        try:
+            self._append(json.dumps({"step": step, **finite}) + "\n")
+        except OSError as error:  # a full disk costs lines and not the run
+            self.is_torn = True
+            logger.error("%s: the numbers of step %d are not written: %s", self.path, step, error)
         if self.tracker is not None:
             self.tracker.log(numbers, step=step)
+
+    def _append(self, line: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self.is_torn + line)
+        self.is_torn = False
 
     def history(self) -> list[dict[str, Any]]:
         """All lines so far; one that was cut by a crash is left out."""

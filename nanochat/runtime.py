@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 
 from nanochat.errors import UserError
+from nanochat.peers import Board
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # evaluation on one rank may keep the others waiting
+STORE_TIMEOUT = timedelta(seconds=5)  # for one note on the board
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -32,6 +35,8 @@ class Runtime:
     world_size: int
     compute_dtype: torch.dtype
     """What matrices are multiplied in; parameters stay float32."""
+    board: Board = field(default_factory=Board, compare=False)
+    """Notes between ranks, from any thread."""
 
     @property
     def is_main(self) -> bool:
@@ -70,7 +75,19 @@ def start(device_type: str = "") -> Runtime:
         local_rank=local_rank,
         world_size=world_size,
         compute_dtype=compute_dtype(device),
+        board=_board() if world_size > 1 else Board(),
     )
+
+
+def _board() -> Board:
+    """A board on the store that the ranks found each other by, over a connection of its own."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT
+    )
+    store.set_timeout(STORE_TIMEOUT)
+    prefix = f"board of start {restart_count()}"
+    return Board(dist.PrefixStore(prefix, store))  # type: ignore[attr-defined]
 
 
 def stop() -> None:
@@ -204,23 +221,59 @@ def hub_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def restart_count() -> int:
+    """How often torchrun has started this job again after a rank had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+# ---- signals
+
+
+class StopRequests:
+    """Which signal has asked the process to stop, if any."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.is_at_once = False
+
+    def note(self, number: int, _frame: object) -> None:
+        """The handler."""
+        if self.is_at_once:
+            raise SystemExit(128 + number)
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = self.name or signal.Signals(number).name
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a signal ends the process at once: nothing is left to be saved.
+
+        So does one that came just before.
+        """
+        self.is_at_once = True
+        try:
+            if self.name is not None:
+                raise SystemExit(exit_code(self.name))
+            yield
+        finally:
+            self.is_at_once = False
+
+
+def exit_code(signal_name: str) -> int:
+    """128 + its number, as shells and schedulers expect: 130, 138, 143."""
+    return 128 + signal.Signals[signal_name].value
+
+
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """Within it, SIGTERM and SIGINT only leave a note: calling what is yielded names the signal.
+def stop_requests() -> Iterator[StopRequests]:
+    """Within it, SIGTERM, SIGINT and SIGUSR1 only leave a note.
 
     The loop asks after each step, saves and leaves; a second SIGINT interrupts at once.
     """
-    received: list[str] = []
-
-    def note(number: int, _frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-
-    watched = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in watched}
+    requests = StopRequests()
+    before = {number: signal.signal(number, requests.note) for number in STOP_SIGNALS}
     try:
-        yield lambda: received[0] if received else None
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
+from nanochat.saver import Saver
 from nanochat.schedule import Schedule, scaled_weight_decay
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.trainer import Every, State
@@ -49,6 +50,7 @@ TITLES = {
     "sft": "Supervised finetuning",
     "rl": "Reinforcement learning",
 }
+MAX_JUMPS = 10  # steps that a run leaves out; more of them are no accident
 COMPILE_PAYS_FROM_SECONDS = 60  # of work at the device's peak, see dev/LOG.md
 SAMPLE_TOKENS = 64
 SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
@@ -79,21 +81,33 @@ class LoopOptions:
     eval_tokens: Annotated[int, at_least(1)] = 65536
     """Validation tokens of each evaluation."""
     save_every: Annotated[int, at_least(0)] = 250
-    """Steps between checkpoints; 0 means only after the last step."""
+    """Steps between checkpoints; 0 means by --save_minutes, before evaluations and at the end."""
+    save_minutes: Annotated[float, at_least(0)] = 10.0
+    """Minutes between checkpoints at most; 0 means by steps alone."""
     keep_checkpoints: Annotated[int, at_least(1)] = 2
     """How many of the newest checkpoints stay."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops the run before the update; skip: go back to the
+    last checkpoint and leave that step's batch out."""
+    resume: bool = True
+    """Go on from the newest whole checkpoint of the same run; --resume=false is --fresh."""
     fresh: bool = False
-    """Start from step 0 and replace what an earlier run of this stage saved."""
+    """Start from step 0; what an earlier run of this stage saved is moved aside."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the model; auto: when there is a compiler and the run is long enough."""
     seed: int = 42
     """Of initial weights, data order and sampling."""
 
+    @property
+    def starts_over(self) -> bool:
+        """True when a run that is there is not gone on with; torchrun's restarts always go on."""
+        return (self.fresh or not self.resume) and runtime.restart_count() == 0
+
 
 # What may differ between a run and its continuation: it does not change what is learned.
 FREE_OPTIONS = {
-    "device_type", "device_batch_size", "eval_every", "eval_tokens", "save_every",
-    "keep_checkpoints", "fresh", "compile",
+    "device_type", "device_batch_size", "eval_every", "eval_tokens", "save_every", "save_minutes",
+    "keep_checkpoints", "on_nonfinite", "resume", "fresh", "compile",
 }  # fmt: skip
 
 
@@ -174,10 +188,10 @@ def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
     return {**named, **more}
 
 
-def finished(stage: str, tag: str, settings: dict[str, Any], fresh: bool) -> bool:
+def finished(stage: str, tag: str, settings: dict[str, Any], starts_over: bool) -> bool:
     """True, and said so, when this very run is done. Raises UserError when another one is there."""
     directory = paths.checkpoints_dir(stage) / tag
-    steps = [] if fresh else checkpoint_manager.saved_steps(directory)
+    steps = [] if starts_over else checkpoint_manager.saved_steps(directory)
     if not steps:
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
@@ -195,7 +209,7 @@ def refuse_other_settings(directory: Path, there: dict[str, Any], asked: dict[st
         facts = "; ".join(f"{n}: {there.get(n)} there, {asked.get(n)} asked" for n in differing[:4])
         raise UserError(
             f"{directory} holds a run with other settings ({facts}); use --model_tag=NAME for a"
-            " second run beside it, or --fresh to replace it"
+            " second run beside it, or --fresh to move it aside"
         )
 
 
@@ -203,7 +217,7 @@ def run(plan: Plan, place: Runtime) -> None:
     """Train the stage to its end, from where it was left."""
     directory = paths.checkpoints_dir(plan.stage) / plan.tag
     options = plan.options
-    found = None if options.fresh else runtime.on_main_first(lambda: _find(directory, plan))
+    runtime.on_main_first(lambda: _make_way(directory, options.starts_over))
     optimizers = optim.build_optimizers(
         plan.model,
         matrix_lr=options.matrix_lr * plan.rate_scale,
@@ -211,117 +225,171 @@ def run(plan: Plan, place: Runtime) -> None:
         unembedding_lr=options.unembedding_lr * plan.rate_scale,
         weight_decay=scaled_weight_decay(options.weight_decay, plan.model.config.n_embd),
     )
-    start, resume = _begin(plan, optimizers, found, place)
     log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, place.is_main)
-    log.truncate_after(start.step)
-    saver = _Saver(plan, directory, optimizers, place)
     speed = measure_speed(plan.model, place)
-    _say_plan(plan, start, speed, place)
-
-    state, stopped = trainer.train(
-        compiled(plan, speed, place),
-        optimizers,
-        plan.batches(resume),
-        plan.schedule,
-        start,
-        device_batch_size=device_batch_size(plan, place),
-        every=[
-            Every(1, lambda _: plan.observed()),
-            Every(options.save_every, saver.save, at_end=False),
-            Every(options.eval_every, lambda _: evaluate(plan, place), at_end=False),
-        ],
-        save=saver.save,
-        place=place,
-        log=log,
-        speed=speed,
-        label=TITLES[plan.stage],
-        prefetch=plan.prefetch,
-        last_saved=lambda: saver.last or "none",
-    )
-    if stopped:
-        logger.warning(
-            "%s received: step %d is saved in %s; run the same command again to go on",
-            stopped.signal, state.step, directory,
-        )  # fmt: skip
-        log.close()
-        raise SystemExit(128 + {"SIGINT": 2, "SIGTERM": 15}[stopped.signal])
-    saver.save(state)  # before an evaluation that could fail
-    table = evaluate(plan, place)
-    if place.is_main:
-        log.log(state.step, **table)
-        report.write_section(plan.stage, _section(plan, state, table, log, speed, place))
-    saver.finish(state)
-    log.close()
-
-
-def _find(directory: Path, plan: Plan) -> tuple[Path, int] | None:
-    checkpoint = checkpoint_manager.newest_whole(directory)
-    if checkpoint is None:
-        return None
-    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings)
-    return directory, checkpoint.step
-
-
-def _begin(
-    plan: Plan, optimizers: list[Any], found: tuple[Path, int] | None, place: Runtime
-) -> tuple[State, dict[str, Any] | None]:
-    """The state before the next step and the loader's state, weights and moments restored."""
-    if found is None:
-        return State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False), None
-    directory, step = found
-    meta = checkpoint_manager.read_meta(plan.stage, plan.tag, step)
-    checkpoint = Checkpoint(directory, step, meta)
-    plan.model.load_state_dict(checkpoint.load_model_state(place.device))
-    states = checkpoint.load_optimizer_states(place.device)
-    for optimizer, of_ranks in zip(optimizers, states, strict=True):
-        optimizer.load_merged(of_ranks)
-    logger.info("going on from step %d in %s", step, directory)
-    start = State(
-        step=step,
-        progress=meta["progress"],
-        loss=meta["loss"],
-        seconds=meta["train_seconds"],
-        tokens=meta["tokens"],
-        resume=meta["loader"],
-        is_last=step == plan.schedule.num_steps,
-    )
-    return start, meta["loader"]
-
-
-class _Saver:
-    """Writes checkpoints of one run and remembers the last."""
-
-    def __init__(self, plan: Plan, directory: Path, optimizers: list[Any], place: Runtime) -> None:
-        self.plan, self.directory, self.optimizers, self.place = plan, directory, optimizers, place
-        self.last = ""
-
-    def save(self, state: State) -> None:
-        self._write(state, is_finished=False)
-
-    def finish(self, state: State) -> None:
-        """Mark the run as done; only the meta changes."""
-        if self.place.is_main:
-            checkpoint_manager.update_meta(self.directory, state.step, finished=True)
+    saver = Saver(
+        directory, plan.model, optimizers, place,
+        keep=options.keep_checkpoints, minutes=options.save_minutes,
+    )  # fmt: skip
+    try:
+        state, stopped = _Loop(plan, optimizers, saver, log, speed, place).run()
+        if stopped:
+            _leave(plan, state, stopped, saver)
+        _demand(saver.complete(state))  # before an evaluation that could fail
+        table = evaluate(plan, place)
+        if place.is_main:
+            log.log(state.step, **table)
+            report.write_section(plan.stage, _section(plan, state, table, log, speed, place))
+            checkpoint_manager.update_meta(directory, state.step, finished=True)
         runtime.barrier()
+    finally:
+        saver.close()
+        log.close()
 
-    def _write(self, state: State, *, is_finished: bool) -> None:
-        meta = {
+
+def _make_way(directory: Path, starts_over: bool) -> None:
+    """What earlier runs have left in the folder is put aside or cleared of what a kill left."""
+    if starts_over:
+        checkpoint_manager.set_aside(directory)
+    checkpoint_manager.remove_leftovers(directory)
+
+
+def _demand(failure: str) -> None:
+    if failure:
+        raise UserError(f"{failure}; run the command again to go on from the last good one")
+
+
+def _leave(plan: Plan, state: State, stopped: trainer.Stopped, saver: Saver) -> NoReturn:
+    """End a command that was told to stop, with the code that schedulers take for it."""
+    _demand(saver.complete(state))
+    logger.warning(
+        "%s received: step %d is saved in %s; run the same command again to go on",
+        stopped.signal, state.step, saver.directory,
+    )  # fmt: skip
+    raise SystemExit(runtime.exit_code(stopped.signal))
+
+
+class _Loop:
+    """The loop of one stage, begun again from the last checkpoint where a step is left out."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        optimizers: list[Any],
+        saver: Saver,
+        log: RunLog,
+        speed: trainer.Speed,
+        place: Runtime,
+    ) -> None:
+        self.plan, self.optimizers, self.saver = plan, optimizers, saver
+        self.log, self.speed, self.place = log, speed, place
+        self.jump: set[int] = set()
+
+    def run(self) -> tuple[State, trainer.Stopped | None]:
+        """As `trainer.train`."""
+        model = compiled(self.plan, self.speed, self.place)
+        while True:
+            start, loader = self._begin()
+            try:
+                return self._train(model, start, loader)
+            except trainer.NotFinite as error:
+                if self.plan.options.on_nonfinite == "stop" or len(self.jump) == MAX_JUMPS:
+                    raise
+                logger.error("%s; going back, step %d is left out", error, error.step)
+                self.jump.add(error.step)
+            except SystemExit:
+                logger.warning(
+                    "left in an evaluation: %s is saved; run the command again to go on",
+                    self.saver.last,
+                )
+                raise
+
+    def _begin(self) -> tuple[State, dict[str, Any] | None]:
+        """The state before the next step and the loader's state, weights and moments restored."""
+        plan, saver = self.plan, self.saver
+        found = runtime.on_main_first(lambda: _find(saver.directory, plan))
+        start, loader = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False), None
+        if found is not None:
+            start, loader = self._restore(Checkpoint(saver.directory, found["step"], found))
+            self.jump |= set(found.get("jumped", []))
+        saver.start_from(start.step if found else -1, self._facts())
+        self.log.truncate_after(start.step)
+        if found is None and plan.options.on_nonfinite == "skip":
+            _demand(saver.complete(start))  # so that there is something to go back to
+        _say_plan(plan, start, self.speed, self.place)
+        return start, loader
+
+    def _facts(self) -> dict[str, Any]:
+        """What every checkpoint of the run notes."""
+        return {
             "stage": self.plan.stage,
             "model": self.plan.model.config.to_dict(),
             "tokenizer": self.plan.tokenizer.content_hash,
             "settings": self.plan.settings,
-            "finished": is_finished,
-            "progress": state.progress,
-            "loss": state.loss,
-            "train_seconds": state.seconds,
-            "tokens": state.tokens,
-            "loader": state.resume,
+            "jumped": sorted(self.jump),
         }
-        checkpoint_manager.save(
-            self.directory, state.step, self.plan.model, self.optimizers, meta,
-            rank=self.place.rank, keep=self.plan.options.keep_checkpoints,
-        )  # fmt: skip
-        self.last = f"step {state.step} in {self.directory}"
+
+    def _restore(self, checkpoint: Checkpoint) -> tuple[State, dict[str, Any]]:
+        meta, step = checkpoint.meta, checkpoint.step
+        self.plan.model.load_state_dict(checkpoint.load_model_state(self.place.device))
+        states = checkpoint.load_optimizer_states()
+        for optimizer, of_ranks in zip(self.optimizers, states, strict=True):
+            optimizer.load_merged(of_ranks)
+        logger.info("going on from step %d in %s", step, checkpoint.directory)
+        start = State(
+            step=step,
+            progress=meta["progress"],
+            loss=math.nan if meta["loss"] is None else meta["loss"],
+            seconds=meta["train_seconds"],
+            tokens=meta["tokens"],
+            resume=meta["loader"],
+            is_last=step == self.plan.schedule.num_steps,
+        )
+        return start, meta["loader"]
+
+    def _train(
+        self, model: nn.Module, start: State, loader: dict[str, Any] | None
+    ) -> tuple[State, trainer.Stopped | None]:
+        plan, options, saver = self.plan, self.plan.options, self.saver
+
+        def save_first(state: State) -> None:
+            saver.complete(state)  # before an evaluation that could fail
+
+        return trainer.train(
+            model,
+            self.optimizers,
+            plan.batches(loader),
+            plan.schedule,
+            start,
+            device_batch_size=device_batch_size(plan, self.place),
+            every=[
+                Every(1, lambda _: plan.observed()),
+                Every(options.save_every, saver.begin, at_end=False),
+                Every(options.eval_every, save_first, at_end=False),
+                Every(
+                    options.eval_every,
+                    lambda _: evaluate(plan, self.place),
+                    at_end=False,
+                    can_be_left=True,
+                ),
+            ],
+            saver=saver,
+            place=self.place,
+            log=self.log,
+            speed=self.speed,
+            label=TITLES[plan.stage],
+            prefetch=plan.prefetch,
+            jump=self.jump,
+        )
+
+
+def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
+    """The meta of the newest whole checkpoint. Raises UserError when it is of another run."""
+    checkpoint = checkpoint_manager.newest_whole(directory)
+    if checkpoint is None:
+        return None
+    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings)
+    return checkpoint.meta
 
 
 def compiled(plan: Plan, speed: trainer.Speed, place: Runtime) -> nn.Module:

@@ -9,14 +9,15 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nanochat import runtime
+from nanochat import peers, runtime
 from nanochat.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
@@ -24,6 +25,7 @@ from nanochat.runtime import Runtime
 from nanochat.schedule import Schedule
 
 WIDTH_STEP = 8  # hardware likes it, and padding stays small
+QUEUE_SECONDS = 0.2  # how soon the maker of batches sees that nobody wants more
 
 
 class Optimizer(Protocol):
@@ -59,6 +61,8 @@ class Every:
     steps: int
     call: Callable[[State], dict[str, float] | None]
     at_end: bool = True
+    can_be_left: bool = False
+    """The step is saved, so a signal meanwhile ends the process at once."""
 
     def is_due(self, state: State) -> bool:
         """True when the call is to be made after this step."""
@@ -82,6 +86,39 @@ class Speed:
         return tokens_per_second * self.flops_per_token / (self.peak_flops * num_devices)
 
 
+class Saver(Protocol):
+    """What the loop asks of whoever writes checkpoints; every rank asks alike."""
+
+    @property
+    def last(self) -> str:
+        """The last one that is whole, in words."""
+        ...
+
+    def is_due(self) -> bool:
+        """True when too much time has gone by since the last one, by this rank's clock."""
+        ...
+
+    def begin(self, state: State) -> object:
+        """Begin to save, unless the step is being saved already."""
+        ...
+
+    def wait(self) -> str:
+        """Wait until what was begun is done; why it failed, or ""."""
+        ...
+
+
+class NotFinite(UserError):
+    """The loss or a gradient of a step is no number or infinite; no weight has moved."""
+
+    def __init__(self, step: int, what: str, last_saved: str) -> None:
+        super().__init__(
+            f"the {what} of step {step} is not finite: stopped before the update; last good"
+            f" checkpoint: {last_saved}; lower the learning rates or look at the data, or let"
+            " --on_nonfinite=skip leave such steps out, then run the command again"
+        )
+        self.step = step
+
+
 @dataclass(frozen=True)
 class Stopped:
     """Why the loop came back before its last step."""
@@ -98,36 +135,36 @@ def train(
     *,
     device_batch_size: int,
     every: list[Every],
-    save: Callable[[State], object],
+    saver: Saver,
     place: Runtime,
     log: RunLog,
     speed: Speed,
     label: str,
     prefetch: bool = True,
-    last_saved: Callable[[], str] = lambda: "none",
+    jump: Collection[int] = (),
 ) -> tuple[State, Stopped | None]:
     """Run the steps start.step ... schedule.num_steps; returns the last state and why it ended.
 
-    `every` is called in its order. On SIGTERM or Ctrl-C `save` is called and the loop returns.
-    Raises UserError before the update when the loss is not finite, naming step and `last_saved()`.
+    `every` is called in its order. On SIGTERM, SIGINT or SIGUSR1 the state is saved and the loop
+    returns. The steps of `jump` take their batch and leave the weights alone. Raises NotFinite
+    before the update when a loss or a gradient is not finite.
     """
     state, last_step = start, schedule.num_steps
     if prefetch:
         batches = _one_ahead(batches)
     line = ProgressLine(last_step, label, place.is_main)
-    with line, runtime.stop_requests() as stop_requested:
+    with line, runtime.stop_requests() as stop, _watched(place, stop):
         while state.step < last_step:
             began = time.perf_counter()
             batch = next(batches)
-            loss = accumulate_gradients(model, batch, device_batch_size, place.device)
-            facts = _agree(loss, tokens_in_use(batch.targets), stop_requested())
-            if not math.isfinite(facts.loss):
-                raise UserError(
-                    f"the loss of step {state.step + 1} is {facts.loss}: stopped before the update;"
-                    f" last good checkpoint: {last_saved()}; lower the learning rates or look at"
-                    " the data, then run the command again"
-                )
-            multiplier = update(optimizers, schedule, state.step)
+            loss, is_jumped = math.nan, state.step + 1 in jump
+            if not is_jumped:
+                loss = accumulate_gradients(model, batch, device_batch_size, place.device)
+            tokens = tokens_in_use(batch.targets)
+            facts = _agree(loss, has_finite_gradient(model), tokens, stop.name, saver.is_due())
+            if not is_jumped:
+                _refuse_not_finite(facts, state.step + 1, saver)
+                update(optimizers, schedule, state.step)
             model.zero_grad(set_to_none=True)
             place.synchronize()
             seconds = time.perf_counter() - began
@@ -141,16 +178,32 @@ def train(
                 is_last=state.step + 1 == last_step,
             )
             rate = facts.tokens / seconds
+            multiplier = schedule.learning_rate(state.step - 1)
             numbers = _numbers(state, rate, multiplier, speed, place.world_size)
+            if facts.is_save_due:
+                saver.begin(state)
             for hook in every:
                 if hook.is_due(state):
-                    numbers.update(hook.call(state) or {})
+                    with stop.at_once() if hook.can_be_left else nullcontext():
+                        numbers.update(hook.call(state) or {})
             log.log(state.step, **numbers)
             line.update(state.step, **_shown(state, rate, numbers))
             if facts.signal and not state.is_last:
-                save(state)
+                saver.begin(state)
                 return state, Stopped(facts.signal)
     return state, None
+
+
+def _refuse_not_finite(facts: "_StepFacts", step: int, saver: Saver) -> None:
+    if facts.not_finite:
+        saver.wait()  # so that it is known which checkpoint is the last
+        raise NotFinite(step, facts.not_finite, saver.last)
+
+
+def _watched(place: Runtime, stop: runtime.StopRequests) -> AbstractContextManager[None]:
+    return peers.watched(
+        place.board, place.rank, place.world_size, is_leaving=lambda: stop.name is not None
+    )
 
 
 def accumulate_gradients(
@@ -189,26 +242,41 @@ def _on(device: torch.device, tensor: Tensor) -> Tensor:
     return tensor.to(device)
 
 
+def has_finite_gradient(model: nn.Module) -> bool:
+    """False when any value of this rank's gradient is no number or infinite."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return math.isfinite(float(nn.utils.get_total_norm(gradients))) if gradients else True
+
+
 @dataclass(frozen=True)
 class _StepFacts:
     loss: float
     tokens: int
+    not_finite: str
+    """"loss", "gradient" or ""."""
     signal: str | None
+    is_save_due: bool
 
 
-def _agree(loss: float, tokens: int, signal: str | None) -> _StepFacts:
-    """What all ranks know of a step: mean loss, sum of tokens, whether any was told to stop."""
-    signals = ("", "SIGINT", "SIGTERM")
-    asked = [float(signal == name) for name in signals[1:]]
-    mean, total, *asked = runtime.all_reduce_sum([loss, float(tokens), *asked])
-    told = [name for name, count in zip(signals[1:], asked, strict=True) if count]
+def _agree(
+    loss: float, has_finite_gradient: bool, tokens: int, signal: str | None, is_save_due: bool
+) -> _StepFacts:
+    """What all ranks know of a step: the mean loss, the sum of tokens, what is to be done."""
+    names = [number.name for number in runtime.STOP_SIGNALS]
+    mine = [loss, tokens, not has_finite_gradient, is_save_due, *(signal == one for one in names)]
+    total, all_tokens, bad, due, *asked = runtime.all_reduce_sum([float(one) for one in mine])
+    told = [name for name, count in zip(names, asked, strict=True) if count]
     return _StepFacts(
-        loss=mean / runtime.world_size(), tokens=int(total), signal=told[0] if told else None
+        loss=total / runtime.world_size(),
+        tokens=int(all_tokens),
+        not_finite="loss" if not math.isfinite(total) else "gradient" if bad else "",
+        signal=told[0] if told else None,
+        is_save_due=due > 0,
     )
 
 
-def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> float:
-    """Set every group's rates for this step and move; returns the learning rate's multiplier."""
+def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> None:
+    """Set every group's rates for this step and move."""
     multiplier = schedule.learning_rate(step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -219,7 +287,6 @@ def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> fl
                 decay = schedule.weight_decay(step)
                 group["weight_decay"] = group["initial_weight_decay"] * decay
         optimizer.step()
-    return multiplier
 
 
 def _numbers(
@@ -248,17 +315,30 @@ def _shown(state: State, rate: float, numbers: dict[str, float]) -> dict[str, st
 def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, the next one made in a thread while this one is trained on."""
     ready: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=1)
+    is_over = threading.Event()
+
+    def hand_over(item: Batch | Exception | None) -> None:
+        while not is_over.is_set():
+            try:
+                return ready.put(item, timeout=QUEUE_SECONDS)
+            except queue.Full:
+                continue
 
     def make() -> None:
         try:
             for batch in batches:
-                ready.put(batch)
-            ready.put(None)
+                hand_over(batch)
+                if is_over.is_set():
+                    return
+            hand_over(None)
         except Exception as error:  # handed over to the loop, which raises it
-            ready.put(error)
+            hand_over(error)
 
     threading.Thread(target=make, daemon=True, name="next-batch").start()
-    while (item := ready.get()) is not None:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        is_over.set()

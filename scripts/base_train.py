@@ -77,7 +77,7 @@ def pretrain(options: Options, place: Runtime) -> None:
     settings = stage.defining_settings(
         options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash
     )
-    if stage.finished("base", tag, settings, options.fresh):
+    if stage.finished("base", tag, settings, options.starts_over):
         return
     model = GPT(config, compute_dtype=place.compute_dtype)
     model.init_weights(options.seed)

@@ -93,4 +93,5 @@ def save(base: Path) -> None:
         "train_seconds": 1.0, "tokens": 1, "loader": {},
     }  # fmt: skip
     directory = paths.checkpoints_dir("sft") / "d2"
-    checkpoint_manager.save(directory, STEPS, model, [], meta, rank=0, keep=1)
+    content = checkpoint_manager.snapshot(model, [])
+    checkpoint_manager.save(directory, STEPS, content, meta, keep=1)

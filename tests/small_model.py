@@ -45,7 +45,7 @@ def save_small_run(stage: str, **changes: object) -> GPT:
         "model": model.config.to_dict(), "loader": {"step": 1},
     }  # fmt: skip
     folder = paths.checkpoints_dir(stage) / "small"
-    checkpoint_manager.save(folder, 1, model, [], meta, rank=0, keep=1)
+    checkpoint_manager.save(folder, 1, checkpoint_manager.snapshot(model, []), meta, keep=1)
     return model
 
 

@@ -354,22 +354,45 @@ def weights(tag: str) -> dict[str, Any]:
     return checkpoint.load_model_state(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_disk_that_fills_while_training_keeps_the_last_checkpoint_and_the_run_goes_on(
-    disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+def fill_while_saving(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, step: int, freed_at: int
 ) -> None:
-    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
+    """The disk is full while the checkpoint of a step is written, and has room again later."""
     original = checkpoint_manager.save
 
     def filling(directory: Path, at: int, *arguments: Any, **more: Any) -> None:
         if at == step:
             disk.fill()
+        if at == freed_at:
+            disk.free()
         original(directory, at, *arguments, **more)
 
+    monkeypatch.setattr(checkpoint_manager, "save", filling)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_disk_that_fills_for_a_while_costs_a_checkpoint_and_not_the_run(
+    disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
+    fill_while_saving(disk, monkeypatch, step, freed_at=step + 2)
+    code, said = outcome(f"{TRAIN} --model_tag=full", capsys)
+    assert code == 0
+    [failure] = [line for line in said if f"checkpoint of step {step} was not saved" in line]
+    assert "the disk is full" in failure and "the run goes on" in failure
+    straight, full = weights("straight"), weights("full")
+    assert all(torch.equal(straight[name], full[name]) for name in straight)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_disk_that_stays_full_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(
+    disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_manager, "save", filling)
+        fill_while_saving(disk, patched, step, freed_at=-1)
         said = refusal(f"{TRAIN} --model_tag=full", capsys)
-    assert f"checkpoint of step {step} was not saved" in said and "the disk is full" in said
+    assert "checkpoint of step 6 was not saved" in said and "the disk is full" in said
     left = checkpoint_manager.newest_whole(paths.checkpoints_dir("base") / "full")
     assert (left.step if left else 0) == step - 2
     disk.free()

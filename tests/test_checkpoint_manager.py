@@ -35,8 +35,8 @@ def model() -> GPT:
 
 def save(directory: Path, step: int, model: GPT, keep: int = 5, **meta: object) -> None:
     whole = {**META, "model": model.config.to_dict(), **meta}
-    optimizers = [PlainOptimizer(float(step))]
-    checkpoints.save(directory, step, model, optimizers, whole, rank=0, keep=keep)
+    content = checkpoints.snapshot(model, [PlainOptimizer(float(step))])
+    checkpoints.save(directory, step, content, whole, keep=keep)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
@@ -46,7 +46,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
     state = found.load_model_state(torch.device("cpu"))
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    [[optimizer]] = found.load_optimizer_states(torch.device("cpu"))
+    [[optimizer]] = found.load_optimizer_states()
     assert optimizer["moment"].tolist() == [7.0] * 3
     rebuilt = checkpoints.build_model(found.meta, torch.device("cpu"), torch.float32)
     assert rebuilt.config == model.config
@@ -154,6 +154,64 @@ def test_the_meta_is_readable_and_can_be_updated(tmp_path: Path, model: GPT) -> 
     checkpoints.update_meta(tmp_path, 4, finished=True)
     meta = json.loads((tmp_path / "meta_000004.json").read_text())
     assert meta["finished"] is True and meta["step"] == 4 and meta["loader"] == {"step": 1}
+
+
+def test_a_flipped_bit_in_the_meta_is_found(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 1, model)
+    save(tmp_path, 2, model, loader={"step": 2, "lanes": {"0": [17, 4]}})
+    path = tmp_path / "meta_000002.json"
+    path.write_text(path.read_text().replace("17", "16"))
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+
+
+def test_a_meta_without_a_digest_of_its_own_is_an_older_one(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 1, model)
+    path = tmp_path / "meta_000001.json"
+    meta = {**json.loads(path.read_text()), "version": 1}
+    del meta["sha256"]
+    path.write_text(json.dumps(meta))
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+    path.write_text(json.dumps({**meta, "version": 2}))
+    assert checkpoints.newest_whole(tmp_path) is None
+
+
+def test_a_damaged_later_checkpoint_does_not_push_a_good_one_out(
+    tmp_path: Path, model: GPT
+) -> None:
+    save(tmp_path, 8, model)
+    (tmp_path / "model_000008.pt").unlink()
+    save(tmp_path, 6, model, keep=1)
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 6
+
+
+def test_what_killed_saves_have_left_is_removed_and_nothing_else(
+    tmp_path: Path, model: GPT
+) -> None:
+    save(tmp_path, 1, model)
+    own = {path.name for path in tmp_path.iterdir()} | {"notes.pt", ".other.part", "model_x.pt"}
+    leftovers = [".model_000002.pt.ab12.part", "model_000002.pt", "optim_000002_rank1.pt"]
+    for name in [*leftovers, "notes.pt", ".other.part", "model_x.pt"]:
+        (tmp_path / name).write_bytes(b"x")
+    checkpoints.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == own
+
+
+def test_a_run_that_is_set_aside_is_whole_and_out_of_the_way(
+    tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    folder = paths.checkpoints_dir("base") / "d1"
+    save(folder, 3, model)
+    checkpoints.set_aside(folder)
+    [aside] = (folder.parent / "replaced").iterdir()
+    found = checkpoints.newest_whole(aside)
+    assert found is not None and found.step == 3
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.find_directory("base")
+    checkpoints.set_aside(folder)  # nothing there: nothing to do
 
 
 def test_lanes_of_all_ranks_are_united() -> None:

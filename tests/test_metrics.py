@@ -64,6 +64,25 @@ def test_each_step_is_one_line_of_json_and_is_read_back(tmp_path: Path) -> None:
     ]
 
 
+def test_a_full_disk_costs_lines_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RunLog(tmp_path, "run", {}, True)
+    log.log(1, loss=1.0)
+
+    def torn(self: RunLog, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(line[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLog, "_append", torn)
+        log.log(2, loss=2.0)
+    log.log(3, loss=3.0)
+    assert [line["step"] for line in log.history()] == [1, 3]
+    assert "step 2 are not written" in caplog.text
+
+
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "run", "base", {}, is_main=False)
     log.log(1, loss=2.5)

@@ -1,6 +1,7 @@
 """Pretraining as a whole on a tiny model: killed, stopped, repeated, on one rank and on two."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat import checkpoint_manager
+from nanochat.checkpoint_manager import saved_steps
 from tests import processes
 
 TINY = "--eval_tokens=2048 --eval_every=0 --save_every=4 --compile=off"
@@ -81,3 +84,55 @@ def test_a_finished_run_says_so_and_another_one_is_refused(trained: Path) -> Non
     assert "done already" in said
     said = processes.run(trained, f"{BASE} --model_tag=straight --matrix_lr=0.01", ok=False)
     assert "matrix_lr: 0.02 there, 0.01 asked" in said and "Traceback" not in said
+
+
+def steps_saved(said: str) -> list[int]:
+    return [int(word) for word in re.findall(r"saved step (\d+)", said)]
+
+
+def note_saves() -> None:
+    """In the process of a command: say which steps are saved."""
+    original = checkpoint_manager.save
+
+    def save(directory: Path, step: int, *arguments: Any, **more: Any) -> None:
+        original(directory, step, *arguments, **more)
+        print(f"saved step {step}", flush=True)
+
+    checkpoint_manager.save = save
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("--save_every=5 --save_minutes=0", [5, 10, 12]),
+        ("--save_every=0 --save_minutes=0 --eval_every=4", [4, 8, 12]),
+        ("--save_every=0 --save_minutes=0.0000001", list(range(1, 13))),
+    ],
+)
+def test_checkpoints_are_written_by_steps_before_evaluations_and_by_the_clock(
+    trained: Path, options: str, steps: list[int]
+) -> None:
+    line = f"{BASE} --model_tag=saves{len(steps)}{steps[0]} {options}"
+    running = processes.start(trained, line, before=note_saves)
+    assert running.wait() == [0]
+    assert steps_saved(running.said()) == steps
+
+
+def test_fresh_moves_the_run_that_was_there_aside_and_resumes_only_its_own(trained: Path) -> None:
+    folder = trained / "base_checkpoints"
+    line = f"{BASE} --model_tag=fresh"
+    processes.run(trained, line)
+    processes.run(trained, f"{line} --fresh --num_iterations=6", ranks=2)
+    assert saved_steps(folder / "fresh") == [6, 4]
+    assert saved_steps(folder / "replaced" / "fresh-1") == [12, 8]
+    said = processes.run(trained, f"{line} --resume=false")
+    assert f"is now in {folder / 'replaced' / 'fresh-2'}" in said and "going on" not in said
+
+
+def test_what_torchrun_starts_again_goes_on_even_with_fresh(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"{BASE} --model_tag=again"
+    processes.run(trained, line)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "done already" in processes.run(trained, f"{line} --fresh")

@@ -46,6 +46,28 @@ class PlainSGD:
                 parameter.data.sub_(parameter.grad, alpha=group["lr"])
 
 
+class Saver:
+    """Keeps the steps that were to be saved."""
+
+    def __init__(self, is_always_due: bool = False) -> None:
+        self.steps: list[int] = []
+        self.is_always_due = is_always_due
+
+    @property
+    def last(self) -> str:
+        return f"step {self.steps[-1]}" if self.steps else "none"
+
+    def is_due(self) -> bool:
+        return self.is_always_due
+
+    def begin(self, state: State) -> dict[str, float]:
+        self.steps.append(state.step)
+        return {}
+
+    def wait(self) -> str:
+        return ""
+
+
 def batch(step: int, weights: bool = False, num_steps: int = 8) -> Batch:
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCAB, (ROWS, TIME + 1), generator=generator)
@@ -73,7 +95,7 @@ def run(
     settings = {
         "device_batch_size": ROWS,
         "every": [],
-        "save": lambda state: None,
+        "saver": Saver(),
         "place": PLACE,
         "log": RunLog(tmp_path, "test", {}, True),
         "speed": Speed(1.0, None),
@@ -117,11 +139,40 @@ def test_a_batch_without_targets_moves_nothing(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     poisoned = dataclasses.replace(batch(3), norm=0.0)
     batches = iter([batch(0), batch(1), poisoned])
-    model = TinyModel()
-    with pytest.raises(UserError, match=r"loss of step 3 is .*last good checkpoint: step 2"):
-        run(tmp_path, batches, model=model, last_saved=lambda: "step 2")
+    model, saver = TinyModel(), Saver()
+    every = [Every(2, saver.begin)]
+    words = r"loss of step 3 is not finite.*last good checkpoint: step 2"
+    with pytest.raises(trainer.NotFinite, match=words) as caught:
+        run(tmp_path, batches, model=model, saver=saver, every=every)
+    assert caught.value.step == 3
     straight, *_ = run(tmp_path, iter([batch(0), batch(1)]), num_steps=2)
     assert torch.equal(model.table.weight, straight.table.weight)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    tmp_path: Path, value: float
+) -> None:
+    model, before = TinyModel(), TinyModel().table.weight
+    model.table.weight.register_hook(
+        lambda gradient: gradient.index_fill(0, gradient.new_tensor([3], dtype=torch.long), value)
+    )
+    with pytest.raises(trainer.NotFinite, match="gradient of step 1 is not finite"):
+        run(tmp_path, iter([batch(0)]), model=model)
+    assert torch.equal(model.table.weight, before)
+
+
+def test_a_step_that_is_jumped_takes_its_batch_and_moves_nothing(tmp_path: Path) -> None:
+    poisoned = dataclasses.replace(batch(1), norm=0.0)
+    jumped, *_ = run(tmp_path, iter([batch(0), poisoned, batch(2)]), num_steps=3, jump={2})
+    without, *_ = run(tmp_path, iter([batch(0), batch(2)]), num_steps=2)
+    assert torch.equal(jumped.table.weight, without.table.weight)
+
+
+def test_a_checkpoint_is_begun_when_the_clock_says_so(tmp_path: Path) -> None:
+    saver = Saver(is_always_due=True)
+    run(tmp_path, (batch(step) for step in range(8)), saver=saver)
+    assert saver.steps == list(range(1, 9))
 
 
 def test_hooks_are_called_every_n_steps_and_after_the_last_one(tmp_path: Path) -> None:
@@ -146,9 +197,9 @@ def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
     assert last["mfu"] == pytest.approx(last["tokens_per_second"] * 2.0 / 1e9)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -> None:
-    saved: list[int] = []
+    saver = Saver()
 
     def kick(state: State) -> None:
         if state.step == 3:
@@ -159,10 +210,24 @@ def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -
         tmp_path,
         (batch(step) for step in range(8)),
         every=[Every(1, kick)],
-        save=lambda state: saved.append(state.step),
+        saver=saver,
     )
     assert stopped == trainer.Stopped(signal.Signals(number).name)
-    assert saved == [state.step] == [4]
+    assert saver.steps == [state.step] == [4]
+
+
+def test_a_signal_in_an_evaluation_of_a_saved_step_leaves_at_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def evaluate(state: State) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        seen.append(state.step)
+
+    with pytest.raises(SystemExit) as caught:
+        every = [Every(3, evaluate, can_be_left=True)]
+        run(tmp_path, (batch(step) for step in range(8)), every=every)
+    assert caught.value.code == 143 and seen == []
 
 
 def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path) -> None:

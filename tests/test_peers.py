@@ -1,0 +1,86 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat import peers
+from nanochat.peers import Board, Watch
+
+
+class Store:
+    """Stands for the ranks' key-value store; out of reach when told so."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, bytes] = {}
+        self.is_reachable = True
+
+    def set(self, key: str, value: str) -> None:
+        self.check([key])
+        self.notes[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        self.check([key])
+        return self.notes[key]
+
+    def check(self, keys: list[str]) -> bool:
+        if not self.is_reachable:
+            raise RuntimeError("timed out")
+        return all(key in self.notes for key in keys)
+
+    def delete_key(self, key: str) -> bool:
+        return self.notes.pop(key, None) is not None
+
+
+@pytest.mark.parametrize("store", [None, Store()])
+def test_a_note_is_read_as_it_was_left_and_taken_once(store: Any) -> None:
+    board = Board(store)
+    assert board.get("a") is None
+    board.put("a", "first")
+    board.put("a", "ü")
+    assert board.get("a") == "ü"
+    assert board.take("a") == "ü" and board.take("a") is None
+
+
+def test_ranks_that_beat_are_not_lost_and_one_that_stops_is_named_to_all() -> None:
+    board = Board(Store())
+    watches = [Watch(board, rank, 3) for rank in range(3)]
+    for _ in range(20):
+        assert [watch.beat(1.0, 5.0) for watch in watches] == ["", "", ""]
+    said = [[watches[rank].beat(1.0, 5.0) for rank in (0, 1)] for _ in range(8)]
+    assert said[0] == ["", ""]
+    assert said[-1] == ["rank 2 has not been heard of for 5 s"] * 2
+
+
+def test_a_store_out_of_reach_is_a_silent_rank() -> None:
+    store = Store()
+    watches = [Watch(Board(store), rank, 2) for rank in range(2)]
+    for _ in range(2):
+        assert [watch.beat(1.0, 3.0) for watch in watches] == ["", ""]
+    store.is_reachable = False
+    assert [bool(watches[1].beat(1.0, 3.0)) for _ in range(3)] == [False, False, True]
+
+
+def test_a_rank_that_has_not_begun_is_not_lost() -> None:
+    watch = Watch(Board(Store()), 0, 2)
+    assert [watch.beat(10.0, 3.0) for _ in range(9)] == [""] * 9
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on() -> None:
+    board = Board(Store())
+    watches = [Watch(board, rank, 2) for rank in range(2)]
+    for seconds in (1.0, 1.0, 9000.0, 1.0):
+        assert [watch.beat(seconds, peers.SILENT_SECONDS) for watch in watches] == ["", ""]
+
+
+def test_a_lost_rank_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(peers, "SILENT_SECONDS", 0.01)
+    board = Board(Store())
+    board.put("alive/1", "7")
+    with peers.watched(board, 0, 2, is_leaving=lambda: False):
+        while not left:
+            pass
+    assert set(left) == {75}
