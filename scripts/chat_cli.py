@@ -6,13 +6,14 @@ python -m scripts.chat_cli -p "What is 347 + 588?"      just the answer, ready f
 
 import difflib
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -20,12 +21,16 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from nanochat import checkpoint_manager, paths, runtime, stage
-from nanochat.chat import Message, render_for_completion, trim_to_fit
+from nanochat.chat import Message, pieces_of, render_for_completion, trim_to_fit
 from nanochat.configurator import FolderName, at_least, between, parse, run, short
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.sampling import Sampling
 from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
+from nanochat.web import markdown
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 COMMANDS = {
     "/help": "these lines",
@@ -40,6 +45,7 @@ COMMANDS = {
 MIN_ANSWER_TOKENS = 64  # room that a prompt must leave in the context
 RETRY_TEMPERATURE = 0.7  # a second answer at temperature 0 would be the first again
 FRAMES_PER_SECOND = 12
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,18 @@ def tool_line(call: ToolCall) -> str:
     return f"{call.expression} = {'no result' if call.result is None else call.result}"
 
 
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def set_markdown(text: str) -> Markdown:
+    """Markdown for a terminal: HTML is text, and a line ends where it does in the answer."""
+    shown = Markdown("")
+    shown.parsed = markdown.tokens_of(printable(text))
+    return shown
+
+
 class Pipe:
     """The answer alone on stdout, one line more at its end; the rest on stderr."""
 
@@ -126,7 +144,7 @@ class Pipe:
 
     def note(self, text: str) -> None:
         """On stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class _Line(nullcontext[None]):
@@ -155,23 +173,23 @@ class Terminal:
             )
             self.live.start()
         tail = "\n".join(self.text.splitlines()[-max(1, self.console.height - 2) :])
-        self.live.update(Markdown(tail))
+        self.live.update(set_markdown(tail))
 
     def show_tool(self, call: ToolCall) -> None:
         """In one dim line."""
         self.set_text()
-        self.console.print(Text(f"  {tool_line(call)}", style="cyan dim"))
+        self.console.print(Text(printable(f"  {tool_line(call)}"), style="cyan dim"))
 
     def note(self, text: str) -> None:
         """In one dim line."""
         self.set_text()
-        self.console.print(Text(text, style="dim"))
+        self.console.print(Text(printable(text), style="dim"))
 
     def set_text(self) -> None:
         """What has grown in place stays where it is."""
         if self.live is not None:
             self.live.stop()
-            self.console.print(Markdown(self.text))
+            self.console.print(set_markdown(self.text))
         self.live, self.text = None, ""
 
 
@@ -215,6 +233,8 @@ class Chat:
                 is_whole = False
         if not is_whole:
             self.face.note("(stopped)")
+        elif not content:
+            self.face.note("(no answer)")
         self.messages = [*asked, {"role": "assistant", "content": content}]
         return is_whole
 
@@ -237,12 +257,15 @@ class Chat:
         seed = runtime.derive_seed(self.options.seed, self.num_answers)
         self.num_answers += 1
         began = time.monotonic()
+        first = 0.0
         for event in self.engine.stream_text(prompt, self.options.max_tokens, sampling, seed):
+            seconds = time.monotonic() - began
+            first = first or seconds
             if isinstance(event, Finished):
-                seconds = time.monotonic() - began
                 self.stats = (
                     f"{event.num_prompt_tokens} tokens read, {event.num_tokens} written in"
-                    f" {seconds:.2f} s, {event.num_tokens / max(seconds, 1e-9):.0f} a second"
+                    f" {seconds:.2f} s (the first words after {first:.2f} s),"
+                    f" {event.num_tokens / max(seconds, 1e-9):.0f} a second"
                 )
             yield event
 
@@ -268,7 +291,9 @@ class Chat:
         self.answer(question, max(self.options.temperature, RETRY_TEMPERATURE))
 
     def save(self, path: Path) -> None:
-        """Keep the conversation. Raises UserError when it cannot be written."""
+        """Keep the conversation. Raises UserError when another file is there, or it cannot be."""
+        if path.exists():
+            read_kept(path)
         kept = {"system": self.system, "messages": self.messages}
         try:
             paths.write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
@@ -278,17 +303,27 @@ class Chat:
 
     def load(self, path: Path) -> None:
         """Go on with a kept conversation. Raises UserError when it cannot be read as one."""
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            system, messages = str(kept["system"]), list(kept["messages"])
-            if messages:
-                render_for_completion({"messages": messages}, self.engine.tokenizer)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, UserError):
-            raise UserError(f"{path} is no conversation that /save has written") from None
+        system, messages = read_kept(path)
         self.system, self.messages = system, messages
         self.face.note(f"{len(messages)} messages from {path}")
+
+
+def read_kept(path: Path) -> tuple[str, list[Message]]:
+    """System text and messages of a file. Raises UserError on one that /save has not written."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        system, messages = kept["system"], kept["messages"]
+        texts = [text for _, text, _ in pieces_of(messages)] if messages else []
+        in_turns = ["user", "assistant"] * (len(messages) // 2)
+        is_kept = [message["role"] for message in messages] == in_turns
+        is_kept = is_kept and all(isinstance(text, str) for text in [system, *texts])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
+        is_kept = False
+    if not is_kept:
+        raise UserError(f"{path} is no conversation that /save has written")
+    return system, messages
 
 
 # ---- the prompt
@@ -310,11 +345,15 @@ def converse(chat: Chat, greeting: str) -> bool:
         try:
             if text.startswith("/"):
                 obey(chat, text)
-            elif text.strip():
-                chat.answer(text.strip())
+            elif text.strip() and not chat.answer(text.strip()) and not is_person:
+                raise KeyboardInterrupt
         except UserError as error:  # the conversation goes on
             print(error, file=sys.stderr)
             is_well = False
+        except KeyboardInterrupt:
+            if not is_person:
+                raise
+            chat.face.note("(stopped)")
     return is_well or is_person
 
 
@@ -350,13 +389,12 @@ def typed_lines() -> Iterator[str]:
     """What a person types, with history and editing, until Ctrl-D."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(paths.base_dir() / "chat_history.txt")),
+        history=typed_before(paths.base_dir() / "chat_history.txt"),
         completer=WordCompleter([*COMMANDS], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,
@@ -368,6 +406,18 @@ def typed_lines() -> Iterator[str]:
             print("(Ctrl-D or /quit to leave)")
         except EOFError:
             return
+
+
+def typed_before(path: Path) -> "History":
+    """The history in a file that only its owner reads; in memory where it cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    try:
+        path.touch(mode=0o600)
+        path.open("ab").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ MODEL = "nanochat-d2-sft"
 
 
 @contextmanager
-def serving(engine: Engine, **settings: Any) -> Iterator[str]:
-    """The address of a server in a thread of its own."""
+def serving(engine: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
+    """The address of a server in a thread of its own; port 0 is any that is free."""
     app = create_app(engine, Settings(model_name=MODEL, **settings))
-    listener = listen.bind("127.0.0.1", 0)
+    listener = listen.bind("127.0.0.1", port)
     server = listen.server_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

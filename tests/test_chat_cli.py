@@ -1,25 +1,41 @@
 """The chat in the terminal: piped, in one question, and typed by a person at a terminal."""
 
+import fcntl
 import io
 import json
 import os
 import pty
+import re
 import select
-import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from rich.console import Console
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.text_stream import ToolCall
 from scripts import chat_cli
 from tests import learned_by_heart
 from tests.learned_by_heart import LONG
 
 ROOT = Path(__file__).parents[1]
+SLOW_CHAT = """
+import time, torch
+from nanochat.gpt import GPT
+from scripts import chat_cli
+
+def wait(module, _):
+    time.sleep(0.05 * isinstance(module, GPT))
+
+torch.nn.modules.module.register_module_forward_pre_hook(wait)
+chat_cli.run(chat_cli.main)
+"""
 
 
 @pytest.fixture
@@ -88,8 +104,16 @@ def test_a_conversation_is_kept_in_a_file_and_gone_on_with(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"system": "", "messages": [{"role": "cook"}]}', "\xff", "null"]
-)
+    "content",
+    [
+        "", "[]", "{}", "\xff", "null", "[" * 100_000,
+        '{"system": "", "messages": [{"role": "cook"}]}',
+        '{"system": "", "messages": [{"role": "user", "content": "unanswered"}]}',
+        '{"system": 1, "messages": []}',
+        '{"system": "", "messages": [{"role": "user", "content": 1}, {"role": "assistant"}]}',
+    ],
+    ids=range(10),
+)  # fmt: skip
 def test_a_file_that_is_no_conversation_is_refused_and_nothing_changes(
     chat: chat_cli.Chat, tmp_path: Path, content: str
 ) -> None:
@@ -98,6 +122,9 @@ def test_a_file_that_is_no_conversation_is_refused_and_nothing_changes(
     chat.messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(UserError, match="is no conversation"):
         chat_cli.obey(chat, f"/load {path}")
+    with pytest.raises(UserError, match="is no conversation"):
+        chat_cli.obey(chat, f"/save {path}")
+    assert path.read_text(encoding="latin-1") == content
     with pytest.raises(UserError, match="cannot be read"):
         chat_cli.obey(chat, f"/load {tmp_path / 'nothing'}")
     assert chat.messages == [{"role": "user", "content": "Hi"}]
@@ -148,22 +175,66 @@ def test_a_stopped_answer_keeps_what_was_said(
     assert len(chat.messages) == 2 and chat.answer("Who are you?")
 
 
+def test_an_interrupt_ends_a_pipe_and_not_a_conversation(
+    chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "_prompt", interrupt)
+    piped(monkeypatch, "Smile", "Smile")
+    with pytest.raises(KeyboardInterrupt):
+        chat_cli.converse(chat, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(chat_cli, "typed_lines", lambda: iter(["Smile", "Smile"]))
+    assert chat_cli.converse(chat, "")
+    assert capsys.readouterr().err.count("(stopped)") == 2
+
+
+def test_a_terminal_shows_markup_and_control_characters_and_does_not_obey_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = io.StringIO()
+    terminal = chat_cli.Terminal()
+    terminal.console = Console(file=shown, force_terminal=True, color_system=None, width=60)
+    attack = "\x1b]0;owned\x07\x9b31m"
+    with terminal.answering():
+        for piece in ("<b>bold</b> **word**\n", "second line #include <stdio>\n\n", attack):
+            terminal.show_text(piece)
+        terminal.show_tool(ToolCall(attack, attack))
+        terminal.note(attack)
+    _, _, text = shown.getvalue().rpartition("\x1b[2K")  # what grew in place is wiped
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    assert lines[:2] == ["<b>bold</b> word", "second line #include <stdio>"]
+    assert [line.strip() for line in lines[2:]] == [
+        "�]0;owned��31m", "�]0;owned��31m = �]0;owned��31m", "�]0;owned��31m",
+    ]  # fmt: skip
+
+
+def test_what_was_typed_is_kept_for_its_owner_alone_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "history.txt"
+    assert isinstance(chat_cli.typed_before(path), FileHistory)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert isinstance(chat_cli.typed_before(tmp_path), InMemoryHistory)
+
+
 @pytest.mark.slow
 def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
     """Through a pseudo-terminal: Ctrl-C does not end the program."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "90"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.chat_cli", "--device_type=cpu"],
+        [sys.executable, "-c", SLOW_CHAT, "--device_type=cpu"],
         cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
     prompt = "\x1b[?2004h"  # the terminal is told to expect pasting
 
     def read_until(words: str) -> str:
         """What has appeared, `words` at its end."""
-        seen, end = "", time.monotonic() + 250
+        seen, end = "", time.monotonic() + 100
         while words not in seen:
             assert time.monotonic() < end, f"no {words!r} in {seen!r}"
             if select.select([ours], [], [], 0.2)[0]:
@@ -177,7 +248,13 @@ def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
         os.write(ours, b"What is 347 + 588?\r")
         said = read_until(prompt)
         assert "347 + 588 = 935\x1b" in said and "347 + 588 = 935." in said
-        os.kill(process.pid, signal.SIGINT)
+        os.write(ours, b"/clear\r")
+        read_until(prompt)
+        os.write(ours, b"Count\r")
+        read_until("tick 10")
+        os.write(ours, b"\x03")
+        assert "(stopped)" in read_until(prompt)
+        os.write(ours, b"\x03")
         assert "/quit to leave" in read_until(prompt)
         os.write(ours, b"/stats\r")
         assert "tokens read" in read_until(prompt)

@@ -4,6 +4,7 @@ from functools import cache
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
@@ -28,7 +29,17 @@ def to_html(text: str) -> str:
         attributes=ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},  # an answer may be under way here
     )
+
+
+def tokens_of(text: str) -> list[Token]:
+    """The same text as the parser has understood it, for the terminal; lines end where they do."""
+    tokens = _parser().parse(text)
+    for child in (child for token in tokens for child in token.children or ()):
+        if child.type == "softbreak":
+            child.type = "hardbreak"
+    return tokens
 
 
 @cache
