@@ -340,7 +340,9 @@ class LiveAnswer:
     def finished(self) -> Finished:
         """The end of it, as it stands."""
         reason: Literal["stop", "length"] = "stop" if self.row.stop == "end" else "length"
-        return Finished(reason, len(self.row.prompt), len(self.row.tokens))
+        is_text = not self.row.tokens or self._text.is_text(self.row.tokens[-1])
+        choice = None if is_text else self.row.choice
+        return Finished(reason, len(self.row.prompt), len(self.row.tokens), choice)
 
 
 class LiveBatch:

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -88,6 +88,26 @@ def _board() -> Board:
     store.set_timeout(STORE_TIMEOUT)
     prefix = f"board of start {restart_count()}"
     return Board(dist.PrefixStore(prefix, store))  # type: ignore[attr-defined]
+
+
+def side_by_side(place: Runtime, count: int) -> list[Runtime]:
+    """`count` places for copies of one model, each GPU its own; 0: as many as there are GPUs.
+
+    Raises UserError when there are fewer GPUs.
+    """
+    if place.device.type != "cuda":
+        return [place] * max(1, count)
+    there = torch.cuda.device_count()
+    if count > there:
+        raise UserError(f"{count} GPUs are asked for and {there} are here; use {there} or less")
+    devices = [torch.device("cuda", number) for number in range(count or there)]
+    return [replace(place, device=device) for device in devices]
+
+
+def work_on(device: torch.device) -> None:
+    """Make this thread's GPU the one of `device`; nothing to do elsewhere."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def stop() -> None:
@@ -201,6 +221,12 @@ def tracker_run() -> str | None:
 def api_key() -> str:
     """What clients of the web chat must show; empty: nothing. A flag would be seen by all."""
     return os.environ.get("NANOCHAT_API_KEY", "")
+
+
+def options_named(prefix: str) -> list[str]:
+    """Options that the environment sets: NANOCHAT_WEB_PORT=80 is --port=80."""
+    named = [(name, value) for name, value in os.environ.items() if name.startswith(prefix)]
+    return [f"--{name.removeprefix(prefix).lower()}={value}" for name, value in sorted(named)]
 
 
 def hub_endpoint() -> str:

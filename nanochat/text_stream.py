@@ -31,6 +31,8 @@ class Finished:
     reason: Literal["stop", "length"]
     num_prompt_tokens: int
     num_tokens: int
+    choice: TokenChoice | None = None
+    """That the answer ends here, where likelihoods are noted: the end token is no text."""
 
 
 Event = TokenChoice | TextPiece | ToolCall | Finished

@@ -2,9 +2,13 @@
 
 python -m scripts.chat_web                    http://localhost:8000
 python -m scripts.chat_web --source=sft --port=8080
+NANOCHAT_WEB_PORT=8080 python -m scripts.chat_web
+
+Every option may stand in the environment as NANOCHAT_WEB_ and its name; the command line wins.
 """
 
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +21,8 @@ from nanochat.web.server import create_app
 from nanochat.web.service import Settings
 
 logger = logging.getLogger(__name__)
+
+ENVIRONMENT = "NANOCHAT_WEB_"  # before the name of an option
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,12 @@ class Options:
     """Where a request names none: likeliest tokens that are drawn from; 0 means all."""
     max_tokens: Annotated[int, at_least(1)] = 512
     """Where a request names none: tokens of an answer at most."""
+    num_engines: Annotated[int, at_least(0)] = 0
+    """Copies of the model that answer side by side; 0 means one for each GPU, one without."""
     num_slots: Annotated[int, at_least(1)] = 32
-    """Answers that are written at once."""
+    """Answers that each copy writes at once."""
     max_waiting: Annotated[int, at_least(0)] = 256
-    """Answers that may wait for a slot; more are refused with 429."""
+    """Answers that may wait for a slot of each copy; more are refused with 429."""
     deadline: Annotated[float, at_least(1)] = 300.0
     """Seconds that one request may take, its waiting included."""
     api_key: str = ""
@@ -55,7 +63,8 @@ class Options:
 
 def main(argv: list[str] | None = None) -> None:
     """Take the port, load the model, serve until told to stop."""
-    options = parse(Options, argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parse(Options, [*runtime.options_named(ENVIRONMENT), *arguments])
     with (
         stage.opened(options.device_type) as place,
         listen.bind(options.host, options.port) as sock,
@@ -63,7 +72,11 @@ def main(argv: list[str] | None = None) -> None:
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
         step = None if options.step == -1 else options.step
         tag = options.model_tag or None
-        model, tokenizer, meta = checkpoint_manager.load_model(source, place, tag, step)
+        copies = [
+            checkpoint_manager.load_model(source, one, tag, step)
+            for one in runtime.side_by_side(place, options.num_engines)
+        ]
+        meta = copies[0][-1]
         settings = Settings(
             model_name=f"nanochat-{meta['settings']['model_tag']}-{source}",
             defaults=Defaults(options.temperature, options.top_k, options.max_tokens),
@@ -76,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         host, port = sock.getsockname()[:2]
         logger.info("%s, step %d, on %s", settings.model_name, meta["step"], place.device)
         logger.info("open http://%s:%d in a browser; Ctrl-C ends", name_of(host), port)
-        listen.serve(create_app(Engine(model, tokenizer), settings), sock)
+        engines = [Engine(model, tokenizer) for model, tokenizer, _ in copies]
+        listen.serve(create_app(engines, settings), sock)
 
 
 def name_of(host: str) -> str:

@@ -1,12 +1,17 @@
 """What every test gets: an own base directory, no tracker, one thread."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch is imported: small tensors are fastest on one thread, and ranks share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+if TYPE_CHECKING:
+    from nanochat.engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +22,22 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("WANDB_RUN", "NANOCHAT_DTYPE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def engine() -> "Engine":
+    """One that knows a few conversations by heart."""
+    from nanochat.engine import Engine
+    from tests.learned_by_heart import model_and_tokenizer
+
+    return Engine(*model_and_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def address(engine: "Engine") -> Iterator[str]:
+    """Of a server around that engine."""
+    from nanochat.web.openai_api import Defaults
+    from tests.served import serving
+
+    with serving(engine, defaults=Defaults(max_tokens=100)) as url:
+        yield url

@@ -1,5 +1,7 @@
-"""A server on loopback for tests, around an engine of this process."""
+"""A server on loopback for tests, around an engine of this process, and how it is asked."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from openai.types.chat import ChatCompletionMessageParam
 
 from nanochat.engine import Engine
 from nanochat.web import listen
@@ -17,9 +20,9 @@ MODEL = "nanochat-d2-sft"
 
 
 @contextmanager
-def serving(engine: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
+def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
     """The address of a server in a thread of its own; port 0 is any that is free."""
-    app = create_app(engine, Settings(model_name=MODEL, **settings))
+    app = create_app(engines, Settings(model_name=MODEL, **settings))
     listener = listen.bind("127.0.0.1", port)
     server = listen.server_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -30,6 +33,53 @@ def serving(engine: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def user(text: str) -> list[ChatCompletionMessageParam]:
+    """A conversation that begins."""
+    return [{"role": "user", "content": text}]
+
+
+def chat(address: str, **body: Any) -> httpx.Response:
+    """A chat's answer; without messages it is asked who it is."""
+    body.setdefault("messages", user("Who are you?"))
+    return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+
+
+def complete(address: str, **body: Any) -> dict[str, Any]:
+    """A completion's body."""
+    return dict(httpx.post(f"{address}/v1/completions", json=body, timeout=60).json())
+
+
+def events(address: str, path: str = "chat/completions", **body: Any) -> list[dict[str, Any]]:
+    """The events of a stream, [DONE] checked and left out."""
+    if path == "chat/completions":
+        body.setdefault("messages", user("Who are you?"))
+    response = httpx.post(f"{address}/v1/{path}", json={**body, "stream": True}, timeout=60)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert all(block.startswith("data: ") for block in blocks[:-1])
+    return [json.loads(block[6:]) for block in blocks[:-2]]
+
+
+def last_event(address: str, **body: Any) -> dict[str, Any]:
+    """What a chat's stream ends with, [DONE] or not."""
+    body = {"messages": user("Count"), **body, "stream": True}
+    response = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    return dict(json.loads(response.text.strip().split("\n\n")[-1][6:]))
+
+
+def connected(address: str) -> socket.socket:
+    """A bare connection to a server."""
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def posted(body: bytes, path: str = "/v1/chat/completions") -> bytes:
+    """A request as it goes over the wire."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 @contextmanager

@@ -4,12 +4,13 @@ import asyncio
 import json
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 from nanochat.web.openai_api import ApiError
 from nanochat.web.prometheus import Metrics
+from nanochat.web.worker import where_it_failed
 
 access = logging.getLogger("nanochat.web.access")
 logger = logging.getLogger(__name__)
@@ -50,9 +51,7 @@ class Guard:
         except ApiError as error:
             await response.fail(error)
         except Exception as error:
-            # Its words may hold what a user wrote: where it happened is enough.
-            where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-            logger.error("%s in a route:\n%s", type(error).__name__, where)
+            logger.error("a route failed: %s", where_it_failed(error))
             await response.fail(ApiError(500, "the server failed; its log says where"))
         finally:
             self.metrics.count("nanochat_requests_total", f'status="{response.status}"')
@@ -127,6 +126,7 @@ def _log(scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
     """One line of JSON: escaped, bounded, without query and body."""
     client = scope.get("client") or ("", 0)
     line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "client": client[0],
         "method": scope["method"][:16],
         "path": scope["path"][:MAX_LOGGED_PATH],

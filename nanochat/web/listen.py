@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import signal
 import socket
 from typing import Any
 
@@ -46,8 +47,8 @@ class DrainingServer(uvicorn.Server):
     """When told to stop, lets answers end for a while, then tells the rest that it goes."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        worker = self.config.app.state.service.worker  # type: ignore[union-attr]
-        asyncio.get_running_loop().call_later(DRAIN_SECONDS, worker.scheduler.close)
+        pool = self.config.app.state.service.pool  # type: ignore[union-attr]
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, pool.close)
         await super().shutdown(sockets)
 
 
@@ -68,6 +69,7 @@ def server_of(app: Any) -> uvicorn.Server:
 
 def serve(app: Any, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; running answers get a few seconds to end."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn, which obeyed it, raises it again
     server_of(app).run(sockets=[listener])
 
 
@@ -81,6 +83,8 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # Whoever sends waits until the kernel has all of it: nothing piles up for a slow reader.
+        transport.set_write_buffer_limits(high=0)
         self._abort_after(HEAD_SECONDS, "head")
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -27,6 +27,7 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 200
+MAX_INT = 2**31 - 1
 LEAST_LOGPROB = -9999.0
 PART_TYPES = ("text", "python", "python_output")
 
@@ -104,10 +105,9 @@ class Generation(Loose):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
@@ -133,7 +133,8 @@ class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     trim: bool | None = None
@@ -148,6 +149,7 @@ class CompletionRequest(Generation):
     """POST /v1/completions: plain text gone on with."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -339,8 +341,12 @@ def tool_body(call: ToolCall) -> dict[str, Any]:
     return {"expression": call.expression, "result": call.result}
 
 
-def chat_logprobs(choices: Sequence[TokenChoice], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Choices as a chat's `logprobs`."""
+def chat_logprobs(
+    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    """Choices as a chat's `logprobs`; None where there are none."""
+    if not choices:
+        return None
 
     def token(number: int, logprob: float) -> dict[str, Any]:
         raw = tokenizer.decode_bytes([number])
@@ -354,14 +360,20 @@ def chat_logprobs(choices: Sequence[TokenChoice], tokenizer: Tokenizer) -> dict[
                 "top_logprobs": [token(*other) for other in one.likeliest],
             }
             for one in choices
+            if isinstance(one, TokenChoice)
         ]
     }
 
 
 def text_logprobs(
-    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int = 0
-) -> dict[str, Any]:
-    """Choices as a completion's `logprobs`; a token that nothing is known of is a bare number."""
+    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int
+) -> dict[str, Any] | None:
+    """Choices as a completion's `logprobs`, None where there are none.
+
+    offset: characters of the text before them.
+    """
+    if not choices:
+        return None
     tokens, known = [], []
     for one in choices:
         tokens.append(token_name(one if isinstance(one, int) else one.token, tokenizer))

@@ -1,8 +1,8 @@
-"""The ASGI application: the OpenAI protocol over a worker, and the page."""
+"""The ASGI application: the OpenAI protocol over a pool of engines, and the page."""
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from nanochat.engine import Engine
-from nanochat.sampling import TokenChoice
 from nanochat.web import markdown
 from nanochat.web.guard import Guard
 from nanochat.web.openai_api import (
@@ -29,13 +28,12 @@ from nanochat.web.openai_api import (
     CompletionRequest,
     Envelope,
     Loose,
-    TextPrompt,
     error_body,
     prompt_of,
     prompts_of,
     server_sent,
 )
-from nanochat.web.replies import Echo, chat_body, chat_stream, completion_body, completion_stream
+from nanochat.web.replies import Plan, chat_body, chat_stream, completion_body, completion_stream
 from nanochat.web.service import Answers, Service, Settings
 from nanochat.web.worker import Scoring
 
@@ -157,37 +155,17 @@ def api_routes(service: Service) -> APIRouter:
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         tokens = [prompt.tokens for prompt in prompts]
         requests = service.requests(body, tokens, max_tokens)
-        echo = await echo_of(service, body, prompts)
-        answers = service.ask(requests if max_tokens else [])
+        scorings = [] if body.logprobs is None else [Scoring(own, body.logprobs) for own in tokens]
+        # The scorings go first, so a prompt's likelihoods come before what follows it.
+        answers = service.ask([*(scorings if body.echo else ()), *(requests if max_tokens else ())])
         envelope = Envelope.new("text_completion", service.settings.model_name)
-        if body.stream and answers.num_choices:
-            stream = completion_stream(
-                answers, envelope, echo, service.tokenizer, body.wants_usage()
-            )
-            return EventStream(answers, stream)
-        reply = completion_body(answers, envelope, echo, service.tokenizer, body.n or 1)
-        return await unless_left(request, answers, reply)
+        plan = Plan(prompts, bool(body.echo), bool(body.echo and scorings), body.n or 1)
+        reply = answers, envelope, plan, service.tokenizer
+        if body.stream:
+            return EventStream(answers, completion_stream(*reply, body.wants_usage()))
+        return await unless_left(request, answers, completion_body(*reply))
 
     return router
-
-
-async def echo_of(service: Service, body: CompletionRequest, prompts: list[TextPrompt]) -> Echo:
-    """What a completion shows of its prompts. Raises ApiError when too much waits already."""
-    num_tokens = sum(len(prompt.tokens) for prompt in prompts)
-    if not body.echo:
-        return Echo([""] * len(prompts), [[]] * len(prompts), num_tokens)
-    texts = [service.tokenizer.decode(prompt.tokens[1:]) for prompt in prompts]
-    if body.logprobs is None:
-        return Echo(texts, [[]] * len(prompts), num_tokens)
-    scoring = service.ask([Scoring(prompt.tokens, body.logprobs) for prompt in prompts])
-    choices: list[list[TokenChoice]] = [[]] * len(prompts)
-    try:
-        async for said in scoring:
-            choices[said.index] = said.scores or []
-    finally:
-        scoring.cancel()
-    shown = [prompt.shown(own) for prompt, own in zip(prompts, choices, strict=True)]
-    return Echo(texts, shown, num_tokens)
 
 
 def page_routes(service: Service) -> APIRouter:
@@ -202,14 +180,8 @@ def page_routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        scheduler, is_alive = service.worker.scheduler, service.worker.is_alive
-        body = {
-            "status": "ok" if is_alive else "down",
-            "model": service.settings.model_name,
-            "waiting": scheduler.num_waiting,
-            "running": scheduler.num_running,
-        }
-        return JSONResponse(body, status_code=200 if is_alive else 503)
+        body = service.health_body()
+        return JSONResponse(body, status_code=503 if body["status"] == "down" else 200)
 
     @router.get("/metrics", response_model=None)
     async def metrics(request: HttpRequest) -> Response:
@@ -238,15 +210,15 @@ def page_policy(page: str) -> str:
     )
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application; the worker lives as long as it does."""
-    service = Service(engine, settings)
+def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
+    """The application over engines with one model; their workers live as long as it does."""
+    service = Service(engines, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start(asyncio.get_running_loop().call_soon_threadsafe)
+        service.pool.start(asyncio.get_running_loop().call_soon_threadsafe)
         yield
-        await asyncio.to_thread(service.worker.stop)
+        await asyncio.to_thread(service.pool.stop)
 
     app = FastAPI(
         title="nanochat",

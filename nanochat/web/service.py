@@ -1,4 +1,4 @@
-"""What stands between the routes and a worker: settings, checks, and answers as they come."""
+"""What stands between the routes and the pool: settings, checks, and answers as they come."""
 
 import asyncio
 import hmac
@@ -22,8 +22,9 @@ from nanochat.web.openai_api import (
     sampling_of,
     seed_of,
 )
+from nanochat.web.pool import Pool
 from nanochat.web.prometheus import Metrics
-from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Scores, Scoring, Worker, WorkerEvent
+from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Scores, Scoring, WorkerEvent
 
 ALIAS = "nanochat"  # a name of the model that always holds
 RETRY_AFTER_SECONDS = 2
@@ -38,9 +39,9 @@ class Settings:
     api_key: str = ""
     """What clients must show as a Bearer token; empty: nothing."""
     num_slots: int = 32
-    """Answers that are written at once."""
+    """Answers that each engine writes at once."""
     max_waiting: int = 256
-    """Answers that may wait for a slot; more are refused."""
+    """Answers that may wait for a slot of each engine; more are refused."""
     deadline_seconds: float = 300.0
     """For one request, its waiting included."""
     max_body_bytes: int = 256 * 1024
@@ -49,14 +50,14 @@ class Settings:
 
 
 class Service:
-    """A worker and what the routes ask of it."""
+    """A pool of engines with one model, and what the routes ask of it."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
         self.settings = settings
-        self.worker = Worker(engine, settings.num_slots, settings.max_waiting)
+        self.pool = Pool(engines, settings.num_slots, settings.max_waiting)
         self.metrics = Metrics()
-        self.tokenizer = engine.tokenizer
-        self.context = engine.model.config.sequence_len
+        self.tokenizer = engines[0].tokenizer
+        self.context = engines[0].model.config.sequence_len
         self.started = int(time.time())
 
     def refuse_stranger(self, request: HttpRequest) -> None:
@@ -90,17 +91,21 @@ class Service:
             },
         }
 
+    def health_body(self) -> dict[str, Any]:
+        """Whether all engines work, some, or none, and how much they have to do."""
+        num_alive, num_engines = self.pool.num_alive, len(self.pool.workers)
+        some = "degraded" if num_alive else "down"
+        return {
+            "status": "ok" if num_alive == num_engines else some,
+            "model": self.settings.model_name,
+            "engines": num_alive,
+            "waiting": self.pool.num_waiting,
+            "running": self.pool.num_running,
+        }
+
     def rendered_metrics(self) -> str:
         """All that is counted, in the format of Prometheus."""
-        scheduler = self.worker.scheduler
-        return self.metrics.rendered(
-            {
-                "nanochat_waiting": scheduler.num_waiting,
-                "nanochat_running": scheduler.num_running,
-                "nanochat_slots": scheduler.num_slots,
-                "nanochat_cache_use": self.worker.cache_use,
-            }
-        )
+        return self.metrics.rendered(self.pool.figures())
 
     def requests(
         self,
@@ -137,14 +142,20 @@ class Service:
         return min(self.settings.defaults.max_tokens, room) if wanted is None else wanted
 
     def ask(self, asked: Sequence[Request | Scoring]) -> "Answers":
-        """The answers, begun. Raises ApiError when too many wait already."""
+        """The answers, begun.
+
+        Raises ApiError when too many wait already, or when they never would find room.
+        """
+        if len(asked) > self.pool.max_choices:
+            message = f"{len(asked)} choices; this server has room for {self.pool.max_choices}"
+            raise ApiError(400, message, param="n")
         answers = Answers(self, len(asked))
         try:
-            answers.jobs = self.worker.submit(
+            answers.jobs = self.pool.submit(
                 [(one, answers.listener(index)) for index, one in enumerate(asked)]
             )
         except Busy:
-            is_open = self.worker.scheduler.is_open
+            is_open = self.pool.is_open
             self.metrics.count("nanochat_refused_total")
             raise ApiError(
                 429 if is_open else 503,
@@ -157,11 +168,12 @@ class Service:
 
 @dataclass
 class Said:
-    """What one choice has to say at one time: text, or a tool call, or that it has ended."""
+    """What one choice has to say at one time: text, a tool call, scores, or that it has ended."""
 
     index: int
     text: str = ""
-    choices: list[TokenChoice] = field(default_factory=list)
+    choices: list[TokenChoice | int] = field(default_factory=list)
+    """Of the tokens of the text, where they are wanted; a bare number: nothing is known of it."""
     tool: ToolCall | None = None
     finished: Finished | None = None
     scores: list[TokenChoice] | None = None
@@ -241,4 +253,4 @@ class Answers:
     def cancel(self) -> None:
         """End the work on what has not ended."""
         for job in self.jobs:
-            self.service.worker.cancel(job)
+            job.cancel()

@@ -7,14 +7,17 @@ Nothing here knows HTTP.
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nanochat import runtime
 from nanochat.engine import Engine, LiveAnswer, Request
 from nanochat.errors import UserError
 from nanochat.sampling import TokenChoice
 from nanochat.scheduler import Scheduler
 from nanochat.text_stream import Event, Finished
+from nanochat.web.prometheus import Speed
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +52,24 @@ Deliver = Callable[[list[WorkerEvent]], None]
 HandOver = Callable[[Callable[[], None]], object]
 
 
+def where_it_failed(error: Exception) -> str:
+    """The kind and the place of an error, for a log: its words may hold what a user wrote."""
+    return type(error).__name__ + ":\n" + "".join(traceback.format_tb(error.__traceback__)[-4:])
+
+
 @dataclass(eq=False)
 class Job:
-    """What was asked, and who is told."""
+    """What was asked, whom, and who is told."""
 
     asked: Request | Scoring
     deliver: Deliver
     num_prompt_tokens: int
+    scheduler: "Scheduler[Job]"
     answer: LiveAnswer | None = None
+
+    def cancel(self) -> None:
+        """End the work on it; from any thread, at any time. Nothing follows the next token."""
+        self.scheduler.cancel(self)
 
 
 class Worker:
@@ -67,6 +80,7 @@ class Worker:
         self.scheduler: Scheduler[Job] = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
         self._batch = engine.open(num_slots)
         self._jobs: dict[LiveAnswer, Job] = {}
+        self.speed = Speed()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._hand_over: HandOver = lambda call: call()
 
@@ -97,23 +111,27 @@ class Worker:
         for one, deliver in asked:
             tokens = one.prompt if isinstance(one, Request) else one.tokens
             # A prompt that follows itself is read once.
-            jobs.append(Job(one, deliver, 0 if tokens is read else len(tokens)))
-            read = tokens
+            num_tokens = 0 if tokens is read else len(tokens)
+            jobs.append(Job(one, deliver, num_tokens, self.scheduler))
+            read = tokens if isinstance(one, Request) else None
         self.scheduler.submit(jobs)
         return jobs
 
-    def cancel(self, job: Job) -> None:
-        """End the work on it; from any thread, at any time. Nothing follows the next token."""
-        self.scheduler.cancel(job)
-
     def _work(self) -> None:
-        while self.scheduler.wait():
-            try:
-                self._round()
-            except Exception:  # those who were being answered fail, the server goes on
-                logger.exception("the engine failed")
-                self._fail_all("the engine failed; the server's log says why")
-        self._fail_all(SHUTTING_DOWN)
+        runtime.work_on(self.engine.model.embedding.weight.device)
+        try:
+            while self.scheduler.wait():
+                try:
+                    self._round()
+                except Exception as error:  # those who were being answered fail, the rest goes on
+                    logger.error("the engine failed: %s", where_it_failed(error))
+                    self._fail_all("the engine failed; the server's log says where")
+                    self._batch = self.engine.open(self.scheduler.num_slots)
+        except Exception as error:
+            logger.error("the engine cannot go on: %s", where_it_failed(error))
+        finally:  # nobody is to wait for a thread that is gone
+            self.scheduler.close()
+            self._fail_all(SHUTTING_DOWN)
 
     def _round(self) -> None:
         """One token for everybody."""
@@ -130,7 +148,9 @@ class Worker:
             self._tell(said)
 
     def _step(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
-        for answer, events in self._batch.step():
+        stepped = self._batch.step()
+        self.speed.add(len(stepped))
+        for answer, events in stepped:
             job = self._jobs[answer]
             said.append((job, [*events]))
             if events and isinstance(events[-1], Finished):
@@ -158,7 +178,6 @@ class Worker:
                 self._jobs[answer] = job
 
     def _fail_all(self, reason: str) -> None:
-        self._batch = self.engine.open(self.scheduler.num_slots)
         self._jobs = {}
         self._tell([(job, [Failed(reason)]) for job in self.scheduler.drain()])
 

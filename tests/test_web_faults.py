@@ -1,0 +1,212 @@
+"""What clients do wrong, by mistake or by intent, and what goes wrong inside."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from nanochat.engine import Engine
+from nanochat.web import guard, listen
+from tests.served import (
+    chat,
+    connected,
+    last_event,
+    num_at_work,
+    posted,
+    serving,
+    slowed,
+    user,
+    wait_until,
+)
+
+# ---- requests
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": [' * 5000, b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "x"}], "other": Infinity}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}",
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+    ],
+    ids=lambda content: content[:20].decode("latin-1") + f"-{len(content)}",
+)  # fmt: skip
+def test_what_is_no_json_of_ours_is_a_400(address: str, content: bytes) -> None:
+    response = httpx.post(
+        f"{address}/v1/chat/completions",
+        content=content,
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 400, response.text
+    assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> None:
+    with connected(address) as connection:
+        connection.sendall(posted(b"").replace(b"Length: 0", b"Length: 999999999"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 10_000
+
+    response = httpx.post(f"{address}/v1/chat/completions", content=endless())
+    assert response.status_code == 413 and response.json()["error"]["type"]
+
+
+def test_a_temperature_that_is_almost_zero_is_greedy(address: str) -> None:
+    for temperature in (0, 5e-324, 1e-300, 1e-20, 1e-5):
+        choice = chat(address, temperature=temperature, top_p=0, top_k=-1).json()["choices"][0]
+        assert choice["message"]["content"] == "I am nanochat."
+
+
+# ---- slow and many
+
+
+def closes(connection: socket.socket) -> bool:
+    """Waits for the other side to close; what it still says is read."""
+    with suppress(ConnectionResetError):
+        while connection.recv(65536):
+            pass
+    return True
+
+
+def test_a_client_that_sends_no_head_or_a_byte_now_and_then_is_closed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "HEAD_SECONDS", 0.3)
+    with serving(engine) as address:
+        for begin in (b"", posted(b"{}")[:40]):
+            with connected(address) as connection:
+                connection.sendall(begin)
+                assert closes(connection)
+        with connected(address) as connection, pytest.raises(OSError, match=r"reset|pipe"):
+            for byte in posted(b"{}") * 1000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+
+def test_a_body_that_does_not_come_is_a_408_and_closed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    with serving(engine) as address, connected(address) as connection:
+        connection.sendall(posted(b"{}")[:-1])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+        assert closes(connection)
+
+
+def test_a_client_that_reads_nothing_is_closed_and_nobody_waits_for_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "STALL_SECONDS", 0.5)
+    with serving(engine) as address, connected(address) as connection:
+        get = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(30):  # far more than the kernel keeps for a reader, and not one is read
+                connection.sendall(get * 100)
+                time.sleep(0.1)
+                assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_a_full_queue_is_at_once_429_with_a_time_to_come_back(engine: Engine) -> None:
+    with (
+        serving(engine, num_slots=1, max_waiting=2) as address,
+        slowed(engine, 0.05),
+        ThreadPoolExecutor() as pool,
+    ):
+        running = [pool.submit(chat, address, messages=user("Count")) for _ in range(2)]
+        wait_until(lambda: num_at_work(address) == 2)
+        response = chat(address, n=2)  # for one there would be room
+        assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["type"] == "rate_limit_error"
+        assert num_at_work(address) == 2
+        assert [one.result().status_code for one in running] == [200, 200]
+        assert chat(address, n=3).status_code == 200
+        never = chat(address, n=4)
+        assert never.status_code == 400 and never.json()["error"]["param"] == "n"
+
+
+def test_an_answer_that_takes_too_long_is_ended(engine: Engine) -> None:
+    with serving(engine, deadline_seconds=0.3) as address, slowed(engine, 0.05):
+        response = chat(address, messages=user("Count"))
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+        assert last_event(address)["error"]["code"] == "deadline_exceeded"
+        wait_until(lambda: num_at_work(address) == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_when_the_client_leaves_the_work_ends(address: str, engine: Engine, stream: bool) -> None:
+    body = {
+        "messages": user("Count"),
+        "stream": stream,
+        "n": 3,
+        "temperature": 2,
+        "max_tokens": 400,
+    }
+    with slowed(engine, 0.05):
+        with connected(address) as connection:
+            connection.sendall(posted(json.dumps(body).encode()))
+            wait_until(lambda: num_at_work(address) == 3)
+        wait_until(lambda: num_at_work(address) == 0)
+
+
+# ---- the inside
+
+
+def test_an_engine_that_fails_ends_the_answer_with_an_error_and_serves_the_next(
+    engine: Engine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    hook = engine.model.embedding.register_forward_pre_hook(fail)
+    response = chat(address)
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert "out of luck" not in response.text
+    assert last_event(address)["error"]["type"] == "server_error"
+    hook.remove()
+    assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
+    assert num_at_work(address) == 0
+
+
+def test_a_server_that_is_stopped_lets_answers_end_and_then_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "DRAIN_SECONDS", 1)
+    with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
+        with serving(engine) as address:
+            short = pool.submit(chat, address)
+            long = pool.submit(chat, address, messages=user("Count"))
+            wait_until(lambda: num_at_work(address) == 2)
+        assert short.result().json()["choices"][0]["message"]["content"] == "I am nanochat."
+        assert long.result().status_code == 503
+        assert "shutting down" in long.result().json()["error"]["message"]
+
+
+def test_an_engine_that_cannot_go_on_refuses_instead_of_letting_clients_wait(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    with serving(engine) as address:
+        hook = engine.model.embedding.register_forward_pre_hook(fail)
+        monkeypatch.setattr(Engine, "open", fail)
+        assert chat(address).status_code == 500
+        wait_until(lambda: httpx.get(f"{address}/health").status_code == 503)
+        hook.remove()
+        refused = chat(address)
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert httpx.get(f"{address}/health").json()["status"] == "down"

@@ -1,0 +1,167 @@
+"""How a server is run: its port, its settings, its engines, its figures, its end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from nanochat.engine import Engine, Request
+from nanochat.errors import UserError
+from nanochat.scheduler import Busy
+from nanochat.web import listen
+from nanochat.web.pool import Pool
+from tests import learned_by_heart
+from tests.served import chat, num_at_work, serving, slowed, user, wait_until
+
+ROOT = Path(__file__).parents[1]
+
+
+# ---- figures
+
+
+def test_metrics_are_in_the_format_of_prometheus(address: str) -> None:
+    def value(name: str) -> float:
+        lines = httpx.get(f"{address}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    before = value("nanochat_tokens_total"), value("nanochat_first_token_seconds_count")
+    used = chat(address).json()["usage"]["completion_tokens"]
+    assert value("nanochat_tokens_total") == before[0] + used
+    assert value("nanochat_first_token_seconds_count") == before[1] + 1
+    assert value("nanochat_slots") == 32 and value("nanochat_running") == 0
+    for line in httpx.get(f"{address}/metrics").text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{\w+=\"[^\"]*\"\})? [0-9.e+-]+", line)
+
+
+def test_tokens_are_counted_while_they_are_written(address: str, engine: Engine) -> None:
+    with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
+        before = httpx.get(f"{address}/metrics").text
+        answer = pool.submit(chat, address, messages=user("Count"))
+        wait_until(lambda: httpx.get(f"{address}/metrics").text.count("tokens_per_second 0\n") == 0)
+        assert not answer.done() and "nanochat_running 1" in httpx.get(f"{address}/metrics").text
+        assert answer.result().status_code == 200
+    assert before != httpx.get(f"{address}/metrics").text
+
+
+# ---- several engines
+
+
+def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Engine) -> None:
+    questions = ["Who are you?", "Smile", "Count", "Markdown"] * 4
+    with serving(engine) as address:
+        alone = {text: chat(address, messages=user(text)).json()["choices"] for text in questions}
+    other = Engine(engine.model, engine.tokenizer)
+    with (
+        serving(engine, other, num_slots=4, max_waiting=4) as address,
+        slowed(engine, 0.02),
+        ThreadPoolExecutor(len(questions)) as pool,
+    ):
+        answers = [pool.submit(chat, address, messages=user(text)) for text in questions]
+        wait_until(lambda: num_at_work(address) > 8)  # more than one of them has room for
+        for text, answer in zip(questions, answers, strict=True):
+            assert answer.result().json()["choices"] == alone[text]
+        health = httpx.get(f"{address}/health").json()
+        assert health["engines"] == 2 and health["status"] == "ok"
+        assert "nanochat_slots 8\n" in httpx.get(f"{address}/metrics").text
+
+
+def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> None:
+    pool = Pool([engine, engine, engine], num_slots=2, max_waiting=0)
+    one = (Request([1], 1), lambda _: None)
+    for asked in ([one, one], [one], [one], [one], [one]):
+        pool.submit(asked)
+    waiting = [worker.scheduler.num_waiting for worker in pool.workers]
+    assert waiting == [2, 2, 2] and pool.num_waiting == 6
+    with pytest.raises(Busy):
+        pool.submit([one])
+    pool.workers[0].scheduler.close()
+    assert pool.is_open
+    pool.close()
+    assert not pool.is_open
+    with pytest.raises(Busy):
+        pool.submit([one])
+
+
+def test_when_one_engine_dies_the_others_go_on_and_health_says_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(engine, Engine(engine.model, engine.tokenizer)) as address:
+        hook = engine.model.embedding.register_forward_pre_hook(lambda *_: 1 / 0)
+        monkeypatch.setattr(Engine, "open", lambda *_: 1 / 0)
+        assert chat(address).status_code == 500
+        wait_until(lambda: httpx.get(f"{address}/health").json()["engines"] == 1)
+        hook.remove()
+        assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
+        response = httpx.get(f"{address}/health")
+        assert response.status_code == 200 and response.json()["status"] == "degraded"
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base directory with a finetuned model."""
+    base = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(base))
+        learned_by_heart.save(base)
+    return base
+
+
+def started(base: Path, **environment: str) -> tuple["subprocess.Popen[str]", str]:
+    """The command on a free port, as soon as it says where."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.chat_web", "--port=0"],
+        cwd=ROOT,
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(base), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"open http://localhost:(\d+) in a browser", line):
+            return process, f"http://127.0.0.1:{found[1]}"
+    raise AssertionError(f"it ended with {process.wait()}")
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_lets_its_answer_end_and_leaves_with_0(base: Path) -> None:
+    process, address = started(
+        base, NANOCHAT_WEB_NUM_ENGINES="2", NANOCHAT_WEB_API_KEY="", NANOCHAT_WEB_MAX_TOKENS="5"
+    )
+    try:
+        assert httpx.get(f"{address}/health").json()["engines"] == 2
+        assert chat(address).json()["usage"]["completion_tokens"] == 5
+        with httpx.stream(
+            "POST",
+            f"{address}/v1/chat/completions",
+            json={"messages": user("Count"), "stream": True, "max_tokens": 400},
+            timeout=60,
+        ) as stream:
+            text = next(pieces := stream.iter_text())
+            process.send_signal(signal.SIGTERM)
+            text += "".join(pieces)
+        assert text.endswith("data: [DONE]\n\n") and "tock 16" in text.replace('"', "")
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ---- the port
+
+
+def test_a_taken_port_and_a_foreign_host_are_one_clear_line() -> None:
+    with listen.bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is taken; use another"):
+            listen.bind("127.0.0.1", port)
+    with pytest.raises(UserError, match="--host=nowhere is not an address"):
+        listen.bind("nowhere", 0)
