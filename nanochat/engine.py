@@ -20,6 +20,7 @@ from nanochat.chat import ToolCalls
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
+from nanochat.packed import packed
 from nanochat.sampling import GREEDY, Sampling, TokenChoice, sample_next_token, token_choices
 from nanochat.text_stream import Event, Finished, TextStream
 from nanochat.tokenizer import RustBPETokenizer
@@ -165,7 +166,7 @@ class _Running:
         """(B, V) logits after the last token of each row."""
         device = self.logits.device
         self.cache.look_at(first, len(lengths))
-        at = torch.tensor(lengths, device=device) - 1
+        at = None if tokens.size(1) == 1 else torch.tensor(lengths, device=device) - 1
         logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
         self.cache.advance(lengths)
         return logits[:, 0]
@@ -175,9 +176,19 @@ class Engine:
     """Answers prompts with a model; tool calls are evaluated by the calculator."""
 
     def __init__(self, model: GPT, tokenizer: RustBPETokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
+        self._trained, self._packed, self._version = model, model, -1
         self.end_token = tokenizer.encode_special("<|assistant_end|>")
         self.end_tokens = frozenset({self.end_token, tokenizer.get_bos_token_id()})
+
+    @property
+    def model(self) -> GPT:
+        """The model's twin for inference, made anew when the weights have moved since."""
+        version = sum(parameter._version for parameter in self._trained.parameters())
+        if version != self._version:
+            self._packed = packed(self._trained, self._trained.compute_dtype)
+            self._version = version
+        return self._packed
 
     def _row(
         self, prompt: list[int], sampling: Sampling, max_tokens: int | None, seed: int

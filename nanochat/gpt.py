@@ -25,7 +25,7 @@ class AttentionCache(Protocol):
     """What the model asks of a cache of keys and values; storage and masks are the cache's."""
 
     def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of each row's next `num_new` tokens; UserError past its end."""
+        """(B, T) int64 positions of each row's next tokens; UserError past the context."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep k and v (B, K, T, D); attention of q (B, H, T, D) over all kept: (B, H, T, D)."""
@@ -185,17 +185,21 @@ class Attention(nn.Module):
         self, x: Tensor, turn: tuple[Tensor, Tensor], cache: AttentionCache | None
     ) -> Tensor:
         B, T, C = x.shape
-        D, eps = self.config.head_dim, self.config.rms_eps
-        q, k, v = (
-            matrix(x).view(B, T, -1, D).transpose(1, 2)
-            for matrix in (self.query, self.key, self.value)
-        )
-        q, k = norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps)
+        q, k, v = self.project(x, turn)
         if cache is None:
             y = attend_causally(q, k, v)
         else:
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(B, T, C))
+
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two turned and normed."""
+        (B, T, _), eps = x.shape, self.config.rms_eps
+        q, k, v = (
+            matrix(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)
+            for matrix in (self.query, self.key, self.value)
+        )
+        return norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps), v
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -247,7 +251,7 @@ class _ReluSquared(torch.autograd.Function):
 
 def relu_squared(x: Tensor) -> Tensor:
     """relu(x)^2, arXiv 2109.08668."""
-    if torch.compiler.is_compiling():  # the compiler fuses it by itself
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler fuses it
         return F.relu(x).square()
     squared: Tensor = _ReluSquared.apply(x)
     return squared
@@ -340,14 +344,11 @@ class GPT(nn.Module):
         return self._nll(x, targets)
 
     def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
-        T, limit = idx.size(1), self.config.sequence_len
+        T = idx.size(1)
         if kv_cache is None:
-            refuse_past(T, limit)
+            refuse_past(T, self.config.sequence_len)
             return torch.arange(T, device=idx.device)
-        positions = kv_cache.positions(T)
-        if positions.device.type == "cpu":  # a GPU would have to be waited for: the cache checks
-            refuse_past(int(positions.max()) + 1, limit)
-        return positions
+        return kv_cache.positions(T)
 
     def _logits(self, x: Tensor) -> Tensor:
         return soft_cap(self.unembedding(x), self.config.softcap)

@@ -1,6 +1,6 @@
 """A cache of keys and values with a slot for each row, whose lengths may differ.
 
-B batch (active rows)  T time  S kept positions  H heads  K kv heads  D head dim
+B batch (rows of a forward pass)  T time  S kept positions  H heads  K kv heads  D head dim
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig, attend_causally
+from nanochat.gpt import GPTConfig, attend_causally, refuse_past
 
 CAPACITY_STEP = 128  # positions by which a cache grows
 
 
 class KVCache:
-    """Keys and values of rows 0 ... B-1, each with its own length; a forward sees a window of rows.
+    """Keys and values of rows, each with its own length; a forward pass is about some of them.
 
-    The rows in use are kept together at the front, so that a batch is a slice and not a copy.
+    The rows of a pass stand together, so that a batch is a slice and not a copy.
+    keys, values: of each layer (num_rows, capacity, K, D), what one token adds lying together.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class KVCache:
     ) -> None:
         self.config = config
         self.lengths = [0] * num_rows
-        shape = num_rows, config.n_kv_head, 0, config.head_dim
+        shape = num_rows, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
         self.window = slice(0, num_rows)
@@ -34,7 +34,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Positions that there is room for."""
-        return self.keys[0].size(2)
+        return self.keys[0].size(1)
 
     def look_at(self, first: int, count: int) -> None:
         """The next forward passes are about rows first ... first + count - 1."""
@@ -46,37 +46,40 @@ class KVCache:
         Raises UserError when they pass the end of the model's context.
         """
         lengths = self.lengths[self.window]
-        needed, limit = max(lengths) + num_new, self.config.sequence_len
-        if needed > limit:
-            raise UserError(f"{needed} tokens are more than the model's context of {limit}")
-        self._grow_to(needed)
-        device = self.keys[0].device
-        starts = torch.tensor(lengths, device=device)
-        self._positions = starts[:, None] + torch.arange(num_new, device=device)
-        self._visible = self._mask(lengths, num_new)
-        return self._positions
+        self._end = max(lengths) + num_new
+        refuse_past(self._end, self.config.sequence_len)
+        self._grow_to(self._end)
+        starts = torch.tensor(lengths, device=self.keys[0].device)[:, None]
+        positions = starts + torch.arange(num_new, device=starts.device)
+        rows = torch.arange(self.window.start, self.window.stop, device=starts.device)[:, None]
+        self._places = (rows * self.capacity + positions).flatten()
+        self._visible = self._mask(lengths, positions)
+        return positions
 
-    def _mask(self, lengths: list[int], num_new: int) -> Tensor | None:
+    def _mask(self, lengths: list[int], positions: Tensor) -> Tensor | None:
         """(B, 1, T, S) True where a query may look; None where causal or full look will do."""
-        is_level = min(lengths) == max(lengths)
-        if is_level and (num_new == 1 or lengths[0] == 0):
+        is_level = min(lengths) == self._end - positions.size(1)
+        if is_level and (positions.size(1) == 1 or lengths[0] == 0):
             return None
-        keys = torch.arange(max(lengths) + num_new, device=self._positions.device)
-        return (keys <= self._positions[:, :, None])[:, None]
+        keys = torch.arange(self._end, device=positions.device)
+        return (keys <= positions[:, :, None])[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep k and v (B, K, T, D), return attention of q (B, H, T, D) over all that is kept."""
-        num_new, end = q.size(2), max(self.lengths[self.window]) + q.size(2)
-        keys, values = self.keys[layer][self.window], self.values[layer][self.window]
-        rows = torch.arange(keys.size(0), device=keys.device)[:, None]
-        keys[rows, :, self._positions] = k.transpose(1, 2).to(keys.dtype)
-        values[rows, :, self._positions] = v.transpose(1, 2).to(values.dtype)
-        if self._visible is None and num_new > 1:
+        keys, values = (
+            self._keep(store[layer], new) for store, new in ((self.keys, k), (self.values, v))
+        )
+        if self._visible is None and q.size(2) > 1:
             return attend_causally(q, k, v)
         return F.scaled_dot_product_attention(
-            q, keys[:, :, :end], values[:, :, :end], attn_mask=self._visible,
-            enable_gqa=q.size(1) != k.size(1),
-        )  # fmt: skip
+            q, keys, values, attn_mask=self._visible, enable_gqa=q.size(1) != k.size(1)
+        )
+
+    def _keep(self, store: Tensor, new: Tensor) -> Tensor:
+        """Write (B, K, T, D) to its places; (B, K, S, D) of all that its rows hold."""
+        tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
+        store.view(-1, *store.shape[2:]).index_copy_(0, self._places, tokens)
+        return store[self.window, : self._end].transpose(1, 2)
 
     def advance(self, counts: Sequence[int]) -> None:
         """The rows of the window have taken in so many tokens each."""
@@ -87,7 +90,7 @@ class KVCache:
         """Make a row what another one is."""
         length = self.lengths[source]
         for store in (*self.keys, *self.values):
-            store[target, :, :length] = store[source, :, :length]
+            store[target, :length] = store[source, :length]
         self.lengths[target] = length
 
     def _grow_to(self, needed: int) -> None:
@@ -95,5 +98,6 @@ class KVCache:
             return
         steps = -(-max(needed, 2 * self.capacity) // CAPACITY_STEP)
         extra = min(steps * CAPACITY_STEP, self.config.sequence_len) - self.capacity
-        self.keys = [F.pad(store, (0, 0, 0, extra)) for store in self.keys]
-        self.values = [F.pad(store, (0, 0, 0, extra)) for store in self.values]
+        # With zeros: what is masked is multiplied by 0, and 0 times chance may be no number.
+        self.keys = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.keys]
+        self.values = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.values]

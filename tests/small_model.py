@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ def save_small_run(stage: str, **changes: object) -> GPT:
     return model
 
 
-class ScriptedModel:
+class ScriptedModel(torch.nn.Module):
     """Stands for a GPT: what comes next is a function of all tokens of the row so far.
 
     The tokens are kept in the cache as if they were keys, so that a cache that mixes up its rows
@@ -59,23 +58,27 @@ class ScriptedModel:
     compute_dtype = torch.float32
 
     def __init__(self, next_token: Callable[[list[int]], int], sequence_len: int = 512) -> None:
+        super().__init__()
         self.next_token = next_token
         self.config = GPTConfig(
             sequence_len=sequence_len, vocab_size=small_tokenizer().get_vocab_size(),
             n_layer=1, n_head=1, n_kv_head=1, n_embd=2,
         )  # fmt: skip
-        self.embedding = SimpleNamespace(weight=torch.zeros(1))
+        self.embedding = torch.nn.Embedding(1, 1)
         self.num_forwards = 0
 
-    def __call__(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor) -> Tensor:
+    def __deepcopy__(self, _: object) -> "ScriptedModel":
+        return self  # so that its passes are counted
+
+    def forward(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor | None) -> Tensor:
         self.num_forwards += 1
         positions = kv_cache.positions(tokens.size(1))
         as_keys = tokens[:, None, :, None].float().expand(-1, 1, -1, 2)
         kv_cache.attend(0, as_keys, as_keys, as_keys)
         logits = torch.zeros(len(tokens), 1, self.config.vocab_size)
-        for row, last in enumerate(logits_at.tolist()):
+        for row, last in enumerate([0] * len(tokens) if logits_at is None else logits_at.tolist()):
             end = int(positions[row, last]) + 1
-            seen = kv_cache.keys[0][kv_cache.window][row, 0, :end, 0].int().tolist()
+            seen = kv_cache.keys[0][kv_cache.window][row, :end, 0, 0].int().tolist()
             logits[row, 0, self.next_token(seen)] = 1.0
         return logits
 

@@ -223,6 +223,20 @@ def test_a_prompt_is_read_once_for_all_its_samples(engine: Engine) -> None:
     assert shapes == [(2, 9), (12, 1)]
 
 
+def test_answers_follow_weights_that_move() -> None:
+    model, prompts = small_model(), [random_ids(n, n) for n in (3, 9)]
+    engine = Engine(model, small_tokenizer())
+    before, twin = engine.complete(prompts, max_tokens=8), engine.model
+    assert engine.model is twin
+    moved = small_model(seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for parameter, target in zip(model.parameters(), moved.parameters(), strict=True):
+        parameter.grad = parameter.detach() - target.detach()
+    optimizer.step()
+    expected = Engine(moved, small_tokenizer()).complete(prompts, max_tokens=8)
+    assert engine.complete(prompts, max_tokens=8) == expected != before
+
+
 # ---- limits
 
 

@@ -1,0 +1,257 @@
+"""How fast the engine answers: one request beside Hugging Face, and many at once.
+
+    python dev/bench/engine.py                       a model of depth 4, about two minutes
+    python dev/bench/engine.py --depth 20 --batches 1 32 256 --device cuda
+
+The weights are random, since no speed depends on them, and nothing ends an answer early. Both sides
+of a comparison run in alternation, and medians and ratios of medians are what counts. The share of
+bandwidth is what a step has to read, all matrices once and the cache, beside what the device copies
+in the same time (bytes read and bytes written).
+"""
+
+import argparse
+import functools
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat import export
+from nanochat.engine import Engine, Request
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import RustBPETokenizer
+
+ROOT = Path(__file__).parents[2]
+VOCAB_SIZE, PROMPT_TOKENS, ANSWER_TOKENS = 32_768, 32, 64
+NUM_REQUESTS = 32  # continuous batching against one after the other
+LOAD = 64  # requests that come at once, for the time to the first token
+
+
+# ---- what is measured with
+
+
+def random_model(depth: int, sequence_len: int, device: torch.device) -> GPT:
+    """In float32 on a CPU, in bfloat16 elsewhere."""
+    config = GPTConfig.from_depth(depth, vocab_size=VOCAB_SIZE, sequence_len=sequence_len)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = GPT(config, compute_dtype=dtype).to(device)
+    model.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # none zero, so that answers differ
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(draw * parameter.size(-1) ** -0.5)
+    return model.eval()
+
+
+def endless_engine(model: GPT) -> Engine:
+    """One for which no token ends an answer, with a tokenizer of random letters."""
+    letters = "".join(random.Random(0).choices("abcdefgh ", k=600_000))
+    engine = Engine(model, RustBPETokenizer.train_from_iterator([letters], VOCAB_SIZE))
+    engine.end_tokens = frozenset()
+    return engine
+
+
+def exported(model: GPT, engine: Engine) -> Any:
+    """What `transformers` makes of the exported folder, on the same device in the same dtype."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model"
+        export.export_hf(model, engine.tokenizer, out, model.compute_dtype)
+        peer = AutoModelForCausalLM.from_pretrained(out, dtype=model.compute_dtype)
+    return peer.eval().to(model.embedding.weight.device)
+
+
+def prompts(count: int, length: int | None = None, seed: int = 0) -> list[list[int]]:
+    """Random ones of a length, or of lengths between 1 and 2 PROMPT_TOKENS."""
+    dice = random.Random(seed)
+    lengths = [length or dice.randint(1, 2 * PROMPT_TOKENS) for _ in range(count)]
+    return [[dice.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
+
+
+def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Of each call in alternation, after one to warm up."""
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy far larger than any cache."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * source.nbytes / min(seconds({"copy": copy}, 5)["copy"])
+
+
+# ---- the measurements
+
+
+def one_request(engine: Engine, peer: Any, repeats: int) -> dict[str, Any]:
+    """Decode of one request, ours and that of `transformers`; their greedy tokens are compared."""
+    [prompt] = prompts(1, PROMPT_TOKENS)
+    idx = torch.tensor([prompt], device=engine.model.embedding.weight.device)
+
+    def ours() -> list[int]:
+        return engine.complete([prompt], max_tokens=ANSWER_TOKENS)[0].tokens
+
+    @torch.inference_mode()
+    def theirs() -> list[int]:
+        answer = peer.generate(
+            idx, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False
+        )
+        return list(answer[0, len(prompt) :].tolist())
+
+    is_equal = ours() == theirs()
+    taken = seconds({"ours": ours, "transformers": theirs}, repeats)
+    return {**rates(taken, ANSWER_TOKENS), "equal_tokens": is_equal}
+
+
+def rates(taken: dict[str, list[float]], num_tokens: int) -> dict[str, Any]:
+    """Tokens a second of two sides by their medians, and how many times the first is the second."""
+    per_second = {name: num_tokens / statistics.median(all_) for name, all_ in taken.items()}
+    first, second = per_second.values()
+    return {
+        "tokens/s": {name: round(value, 1) for name, value in per_second.items()},
+        "ratio": round(first / second, 2),
+        "seconds": {name: [round(one, 3) for one in all_] for name, all_ in taken.items()},
+    }
+
+
+def many_requests(engine: Engine, repeats: int) -> dict[str, Any]:
+    """Prompts of different lengths, all in one batch that is refilled, and one after the other."""
+    asked = prompts(NUM_REQUESTS)
+
+    def batched() -> None:
+        engine.complete(asked, max_tokens=ANSWER_TOKENS, batch_size=NUM_REQUESTS)
+
+    def one_by_one() -> None:
+        for prompt in asked:
+            engine.complete([prompt], max_tokens=ANSWER_TOKENS)
+
+    taken = seconds({"batched": batched, "one_by_one": one_by_one}, repeats)
+    return rates(taken, NUM_REQUESTS * ANSWER_TOKENS)
+
+
+def by_batch(
+    model: GPT, engine: Engine, batches: Sequence[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Tokens a second and share of the bandwidth at several numbers of rows."""
+    config, counts = model.config, model.num_parameters()
+    bandwidth = copy_bandwidth(model.embedding.weight.device)
+    matrices = counts["total"] - counts["embedding"]
+    kept = 2 * config.n_layer * config.n_kv_head * config.head_dim  # numbers a token
+    found = []
+    for batch in batches:
+        asked = prompts(batch, PROMPT_TOKENS)
+        answer = functools.partial(engine.complete, asked, batch_size=batch)
+        calls = {
+            "first": functools.partial(answer, max_tokens=1),
+            "whole": functools.partial(answer, max_tokens=ANSWER_TOKENS + 1),
+        }
+        first, whole = (statistics.median(all_) for all_ in seconds(calls, repeats).values())
+        step = (whole - first) / ANSWER_TOKENS
+        read = model.compute_dtype.itemsize * (
+            matrices + batch * kept * (PROMPT_TOKENS + ANSWER_TOKENS / 2)
+        )
+        found.append({
+            "rows": batch,
+            "tokens/s": round(batch / step, 1),
+            "milliseconds_a_step": round(1e3 * step, 2),
+            "first_token_milliseconds": round(1e3 * first, 1),
+            "GB/s": round(read / step / 1e9, 1),
+            "share_of_copy_bandwidth": round(read / step / bandwidth, 2),
+        })  # fmt: skip
+    return found
+
+
+def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
+    """Seconds to the first token of requests that come all at once, as a server's worker admits."""
+    from nanochat.web.worker import Worker
+
+    requests = [Request(prompt, ANSWER_TOKENS) for prompt in prompts(LOAD)]
+    firsts: dict[int, float] = {}
+    lasts: dict[int, float] = {}
+    worker = Worker(engine, num_slots, max_waiting=LOAD)
+    began = time.perf_counter()
+
+    def listener(number: int) -> Callable[[Any], None]:
+        def listen(_: object) -> None:
+            lasts[number] = time.perf_counter() - began
+            firsts.setdefault(number, lasts[number])
+
+        return listen
+
+    jobs = worker.submit([(one, listener(i)) for i, one in enumerate(requests)])
+    worker.start(lambda call: call())
+    while worker.scheduler.num_waiting or worker.scheduler.num_running:
+        time.sleep(0.01)
+    worker.stop()
+    assert len(firsts) == len(jobs)
+    waits = sorted(firsts.values())
+    return {
+        "slots": num_slots,
+        "first_token_seconds": {
+            "median": round(statistics.median(waits), 3), "slowest": round(waits[-1], 3)
+        },
+        "all_done_seconds": round(max(lasts.values()), 3),
+    }  # fmt: skip
+
+
+# ---- the command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--sequence-len", type=int, default=1024)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    model = random_model(options.depth, options.sequence_len, device)
+    engine = endless_engine(model)
+    found = {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "device": options.device,
+        "threads": options.threads,
+        "model": model.config.to_dict(),
+        "parameters": model.num_parameters()["total"],
+        "one_request": one_request(engine, exported(model, engine), options.repeats),
+        "many_requests": many_requests(engine, options.repeats),
+        "by_batch": by_batch(model, engine, options.batches, options.repeats),
+        "under_load": under_load(engine, options.slots),
+    }
+    out = options.out or ROOT / f"dev/bench/results/engine-{found['date']}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
