@@ -118,12 +118,20 @@ def render_for_completion(conversation: Conversation, tokenizer: Tokenizer) -> l
     return [*ids, tokenizer.encode_special("<|assistant_start|>")]
 
 
+def render_to_go_on(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """ids up to the point where the assistant is to speak, or has stopped in its last message."""
+    if conversation["messages"][-1:] and conversation["messages"][-1]["role"] == "assistant":
+        return render_conversation(conversation, tokenizer)[0][:-1]  # without <|assistant_end|>
+    return render_for_completion(conversation, tokenizer)
+
+
 def trim_to_fit(
     messages: list[Message], tokenizer: Tokenizer, max_prompt_tokens: int
 ) -> tuple[list[Message], int]:
     """The last turns whose prompt fits, and how many messages were left out before them.
 
-    A system text stays. Raises UserError when even the last user message is too long.
+    A system text stays, and a last message by the assistant is one to go on with. Raises UserError
+    when even the last turn is too long.
     """
     num_system = sum(message["role"] == "system" for message in messages)
     system, turns = messages[:num_system], messages[num_system:]
@@ -133,7 +141,7 @@ def trim_to_fit(
         first += 2
     for dropped in range(first, max(1, len(turns)), 2):  # a user message and its answer at a time
         kept = [*system, *turns[dropped:]]
-        num_tokens = len(render_for_completion({"messages": kept}, tokenizer))
+        num_tokens = len(render_to_go_on({"messages": kept}, tokenizer))
         if num_tokens <= max_prompt_tokens:
             return kept, dropped
     raise UserError(

@@ -12,6 +12,7 @@ from nanochat.chat import (
     merge_system,
     render_conversation,
     render_for_completion,
+    render_to_go_on,
     text_of,
     trim_to_fit,
 )
@@ -181,15 +182,16 @@ def conversation(turns: int, with_system: bool) -> list[Message]:
     return [*([system("Be brief.")] if with_system else []), *spoken, user("And now?")]
 
 
+@pytest.mark.parametrize("begun", [[], [assistant("Now I")]], ids=["to answer", "to go on"])
 @pytest.mark.parametrize("with_system", [False, True])
 def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
-    with_system: bool,
+    with_system: bool, begun: list[Message]
 ) -> None:
-    tokenizer, messages = small_tokenizer(), conversation(5, with_system)
+    tokenizer, messages = small_tokenizer(), conversation(5, with_system) + begun
     head = messages[:1] if with_system else []
 
     def length(kept: list[Message]) -> int:
-        return len(render_for_completion({"messages": kept}, tokenizer))
+        return len(render_to_go_on({"messages": kept}, tokenizer))
 
     options = [[*head, *messages[len(head) + dropped :]] for dropped in range(0, 11, 2)]
     for limit in range(length(options[-1]), length(messages) + 2):
@@ -198,6 +200,14 @@ def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
         assert dropped == len(messages) - len(kept)
     with pytest.raises(UserError, match=f"room for {length(options[-1]) - 1}; shorten it"):
         trim_to_fit(messages, tokenizer, length(options[-1]) - 1)
+
+
+def test_an_answer_is_gone_on_with_where_it_has_stopped() -> None:
+    tokenizer, messages = small_tokenizer(), conversation(2, with_system=True)
+    ids = render_to_go_on({"messages": messages}, tokenizer)
+    assert ids == render_for_completion({"messages": messages}, tokenizer)
+    begun = {"messages": [*messages, assistant("Now I")]}
+    assert render_to_go_on(begun, tokenizer) == [*ids, *tokenizer.encode("Now I")]
 
 
 def test_trimming_refuses_what_is_no_conversation() -> None:

@@ -191,7 +191,7 @@ def test_markdown_becomes_html_without_anything_that_runs() -> None:
         assert "<script" not in html and "<img" not in html
     assert "href" not in markdown.to_html("[x](javascript:alert(1)) [y](data:text/html,x)")
     link = markdown.to_html("[x](https://a.example)")
-    assert 'href="https://a.example"' in link and "noopener" in link
+    assert 'href="https://a.example"' in link and "noopener" in link and 'target="_blank"' in link
 
 
 @pytest.mark.parametrize("piece", ["\n ", "a\n", "a."])  # the worst of a hundred that were tried

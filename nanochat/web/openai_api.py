@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from nanochat import chat
-from nanochat.chat import Message, render_conversation, render_for_completion, trim_to_fit
+from nanochat.chat import Message, render_to_go_on, trim_to_fit
 from nanochat.errors import UserError
 from nanochat.sampling import Sampling, TokenChoice
 from nanochat.text_stream import ToolCall
@@ -200,14 +200,10 @@ def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Pr
     A last message by the assistant is gone on with. Raises ApiError on what is no conversation.
     """
     try:
-        messages = in_turns(request.messages)
-        if messages[-1]["role"] == "assistant":
-            tokens, _ = render_conversation({"messages": messages}, tokenizer)
-            return Prompt(tokens[:-1])  # without <|assistant_end|>
-        dropped = 0
+        messages, dropped = in_turns(request.messages), 0
         if request.trim:
             messages, dropped = trim_to_fit(messages, tokenizer, max_tokens)
-        return Prompt(render_for_completion({"messages": messages}, tokenizer), dropped)
+        return Prompt(render_to_go_on({"messages": messages}, tokenizer), dropped)
     except UserError as error:
         code = "context_length_exceeded" if "context" in str(error) else None
         raise ApiError(400, str(error), param="messages", code=code) from None
