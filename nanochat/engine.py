@@ -21,11 +21,13 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.packed import packed
+from nanochat.reading import Prefixes, Reader
 from nanochat.sampling import GREEDY, Sampling, TokenChoice, sample_next_token, token_choices
 from nanochat.text_stream import Event, Finished, TextStream
 from nanochat.tokenizer import RustBPETokenizer
 
 MAX_OUTPUT_TOKENS = 64  # of one tool call
+KEPT_CONTEXTS = 4  # full ones of conversations that may go on
 
 
 # ---- rows
@@ -91,36 +93,32 @@ class Request:
 # ---- the engine
 
 
-def padded(rows: Sequence[list[int]]) -> Tensor:
-    """(B, T) int64 of rows of tokens, with zeros behind those that are shorter than the longest."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-
 class _Running:
     """The rows of one batch: a cache and, for each row, the logits of its next token."""
 
-    def __init__(self, model: GPT, num_rows: int, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, model: GPT, num_rows: int, end_tokens: frozenset[int], prefixes: Prefixes
+    ) -> None:
         device = model.embedding.weight.device
-        self.model, self.end_tokens = model, end_tokens
+        self.model, self.end_tokens, self.prefixes = model, end_tokens, prefixes
+        self.reader: Reader[RowState] = Reader(model, prefixes)
         self.cache = KVCache(model.config, num_rows, device, model.compute_dtype)
         self.rows: list[RowState] = []
         self.logits = torch.empty(0, model.config.vocab_size, device=device)
 
-    def admit(self, rows: list[RowState]) -> None:
-        """Read the prompts, padded on the right; equal prompts one after another are read once."""
-        firsts = [i for i, row in enumerate(rows) if i == 0 or row.prompt is not rows[i - 1].prompt]
-        prompts = [rows[i].prompt for i in firsts]
-        start, lengths = len(self.rows), [len(prompt) for prompt in prompts]
-        for row in range(start, start + len(rows)):
-            self.cache.lengths[row] = 0
-        logits = self._forward(start, padded(prompts), lengths)
-        source = torch.bucketize(torch.arange(len(rows)), torch.tensor(firsts), right=True) - 1
-        for i in reversed(range(len(rows))):  # backwards: a source is read before it is written
-            if i != int(source[i]):
-                self.cache.copy_row(start + int(source[i]), start + i)
-        self.logits = torch.cat([self.logits, logits[source.to(logits.device)]])
-        self.rows += rows
+    @property
+    def num_free(self) -> int:
+        """Rows that there is room for."""
+        return len(self.cache.lengths) - len(self.rows) - self.reader.num_rows
+
+    def read(self) -> None:
+        """One pass over prompts that wait; those that end with it take part in the next step."""
+        for prompt in self.reader.read():
+            for row in prompt.rows:
+                self.cache.copy_row(prompt.source, len(self.rows), of=self.reader.cache)
+                self.rows.append(row)
+            firsts = prompt.logits.expand(len(prompt.rows), -1)
+            self.logits = torch.cat([self.logits, firsts])
 
     def step(self) -> list[int]:
         """Give each row its next token; returns the tokens. Rows that end leave the batch."""
@@ -136,14 +134,14 @@ class _Running:
         self._note_choices(taken)
         self.drop_finished()
         if self.rows:
-            last = torch.tensor([[row.tokens[-1]] for row in self.rows])
-            self.logits = self._forward(0, last, [1] * len(self.rows))
+            self.logits = self._forward()
         return taken
 
     def drop_finished(self) -> None:
         """Fill the place of each row that has ended with the last row."""
         for i in reversed(range(len(self.rows))):
             if self.rows[i].stop:
+                self._remember(i)
                 last = len(self.rows) - 1
                 if i != last:
                     self.cache.copy_row(last, i)
@@ -151,6 +149,10 @@ class _Running:
                     self.logits[i] = self.logits[last]
                 self.rows.pop()
         self.logits = self.logits[: len(self.rows)]
+
+    def _remember(self, place: int) -> None:
+        row, length = self.rows[place], self.cache.lengths[place]
+        self.prefixes.keep([*row.prompt, *row.tokens][:length], self.cache, place)
 
     def _note_choices(self, taken: list[int]) -> None:
         """Give the rows that want it the choice that the token just taken was."""
@@ -162,13 +164,12 @@ class _Running:
             for (i, number), choice in zip(wanted.items(), choices, strict=True):
                 self.rows[i].choice = replace(choice, likeliest=choice.likeliest[:number])
 
-    def _forward(self, first: int, tokens: Tensor, lengths: list[int]) -> Tensor:
-        """(B, V) logits after the last token of each row."""
-        device = self.logits.device
-        self.cache.look_at(first, len(lengths))
-        at = None if tokens.size(1) == 1 else torch.tensor(lengths, device=device) - 1
-        logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
-        self.cache.advance(lengths)
+    def _forward(self) -> Tensor:
+        """(B, V) logits after the newest token of each row."""
+        last = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.logits.device)
+        self.cache.look_at(0, len(self.rows))
+        logits = self.model(last, kv_cache=self.cache)
+        self.cache.advance([1] * len(self.rows))
         return logits[:, 0]
 
 
@@ -178,6 +179,7 @@ class Engine:
     def __init__(self, model: GPT, tokenizer: RustBPETokenizer) -> None:
         self.tokenizer = tokenizer
         self._trained, self._packed, self._version = model, model, -1
+        self._prefixes = Prefixes(0)
         self.end_token = tokenizer.encode_special("<|assistant_end|>")
         self.end_tokens = frozenset({self.end_token, tokenizer.get_bos_token_id()})
 
@@ -187,6 +189,7 @@ class Engine:
         version = sum(parameter._version for parameter in self._trained.parameters())
         if version != self._version:
             self._packed = packed(self._trained, self._trained.compute_dtype)
+            self._prefixes = Prefixes(KEPT_CONTEXTS * self._trained.config.sequence_len)
             self._version = version
         return self._packed
 
@@ -238,15 +241,20 @@ class Engine:
         return [Completion(row.tokens, row.mask, row.stop or "length") for row in rows]
 
     @torch.inference_mode()
-    def _run(self, rows: list[RowState], batch_size: int) -> Iterator[None]:
+    def _run(
+        self, rows: list[RowState], batch_size: int, prefixes: Prefixes | None = None
+    ) -> Iterator[None]:
         """Work until all rows have ended; yields after each token of the running ones."""
-        running = _Running(self.model, min(batch_size, max(1, len(rows))), self.end_tokens)
+        num_rows = min(batch_size, max(1, len(rows)))
+        running = _Running(self.model, num_rows, self.end_tokens, prefixes or Prefixes(0))
         waiting = deque(row for row in rows if row.max_tokens > 0)
         while waiting or running.rows:
-            free = len(running.cache.lengths) - len(running.rows)
+            free = running.num_free
             # Reading a few prompts costs a pass, so slots are refilled a quarter at a time.
             if waiting and (not running.rows or free >= len(running.cache.lengths) // 4 > 0):
-                running.admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
+                running.reader.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
+            while running.reader.num_rows:
+                running.read()
             running.step()
             yield
 
@@ -314,13 +322,11 @@ class Engine:
 
         Text comes in whole code points, without stop strings and special tokens.
         """
-        answer = LiveAnswer(self, Request(prompt, max_tokens, sampling, seed, stop))
-        if answer.row.max_tokens == 0:
-            yield answer.finished()
-        for _ in self._run([answer.row], 1):
-            yield from answer.new_events()
-            if answer.row.stop:  # by a stop string, perhaps
-                return
+        batch = self.open(1)
+        batch.admit([Request(prompt, max_tokens, sampling, seed, stop)])
+        while batch.num_answers:
+            for _, events in batch.step():
+                yield from events
 
     def open(self, num_slots: int) -> "LiveBatch":
         """Room for `num_slots` answers at once."""
@@ -331,7 +337,9 @@ class LiveAnswer:
     """One request being answered: its row, and its tokens as events."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
-        """Raises UserError when the prompt leaves no room for an answer."""
+        """Raises UserError when the prompt leaves no room for an answer, or none is wanted."""
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise UserError(f"max_tokens={request.max_tokens} must be 1 or more")
         self.row = engine._row(request.prompt, request.sampling, request.max_tokens, request.seed)
         self.row.num_likeliest = request.num_likeliest
         self._text = TextStream(engine.tokenizer, request.stop)
@@ -346,10 +354,9 @@ class LiveAnswer:
             row.stop = "end"
         if row.stop:
             yield from self._text.flush()
-            yield self.finished()
+            yield self._finished()
 
-    def finished(self) -> Finished:
-        """The end of it, as it stands."""
+    def _finished(self) -> Finished:
         reason: Literal["stop", "length"] = "stop" if self.row.stop == "end" else "length"
         is_text = not self.row.tokens or self._text.is_text(self.row.tokens[-1])
         choice = None if is_text else self.row.choice
@@ -357,12 +364,22 @@ class LiveAnswer:
 
 
 class LiveBatch:
-    """Answers that come and go: each step gives every one of them its next token."""
+    """Answers that come and go: each step gives every one of them its next token.
+
+    What an answer and its prompt have left in the cache is kept for a while, so that the next turn
+    of a conversation is read from there on.
+    """
 
     def __init__(self, engine: Engine, num_slots: int) -> None:
         self.engine = engine
-        self._running = _Running(engine.model, num_slots, engine.end_tokens)
+        model = engine.model
+        self._running = _Running(model, num_slots, engine.end_tokens, engine._prefixes)
         self._answers: dict[int, LiveAnswer] = {}
+
+    @property
+    def num_answers(self) -> int:
+        """Those that have not ended."""
+        return len(self._answers)
 
     @property
     def cache_use(self) -> float:
@@ -371,22 +388,26 @@ class LiveBatch:
         used = sum(cache.lengths[: len(self._running.rows)])
         return used / (len(cache.lengths) * cache.capacity) if cache.capacity else 0.0
 
-    @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> list[LiveAnswer]:
-        """Read their prompts; equal ones (the same list) after another are read once.
+        """Their prompts are read in the next steps; equal ones (the same list) in a row once.
 
         Raises UserError, and admits none, when a prompt leaves no room for an answer.
         """
         answers = [LiveAnswer(self.engine, request) for request in requests]
-        self._running.admit([answer.row for answer in answers])
+        self._running.reader.add([answer.row for answer in answers])
         self._answers |= {id(answer.row): answer for answer in answers}
         return answers
 
     @torch.inference_mode()
     def step(self) -> list[tuple[LiveAnswer, list[Event]]]:
-        """Each answer with what its next token makes; those that end leave the batch."""
+        """Read a piece of the prompts that wait; then those that are read get their next token.
+
+        Returns these with what the token makes; those that end leave the batch.
+        """
+        self._running.read()
         stepped = [self._answers[id(row)] for row in self._running.rows]
-        self._running.step()
+        if stepped:
+            self._running.step()
         events = [(answer, list(answer.new_events())) for answer in stepped]
         self._leave()
         return events
@@ -400,4 +421,4 @@ class LiveBatch:
     def _leave(self) -> None:
         """Those that a stop string or a cancelling has ended leave; the others stay."""
         self._running.drop_finished()
-        self._answers = {id(row): self._answers[id(row)] for row in self._running.rows}
+        self._answers = {key: one for key, one in self._answers.items() if not one.row.stop}

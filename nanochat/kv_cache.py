@@ -86,11 +86,16 @@ class KVCache:
         for row, count in zip(range(self.window.start, self.window.stop), counts, strict=True):
             self.lengths[row] += count
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Make a row what another one is."""
-        length = self.lengths[source]
-        for store in (*self.keys, *self.values):
-            store[target, :length] = store[source, :length]
+    def copy_row(
+        self, source: int, target: int, of: "KVCache | None" = None, length: int | None = None
+    ) -> None:
+        """Make a row what another one is, of this cache or of another, up to a length."""
+        of = of or self
+        length = of.lengths[source] if length is None else length
+        self._grow_to(length)
+        pairs = zip((*self.keys, *self.values), (*of.keys, *of.values), strict=True)
+        for own, theirs in pairs:
+            own[target, :length] = theirs[source, :length]
         self.lengths[target] = length
 
     def _grow_to(self, needed: int) -> None:

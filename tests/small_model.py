@@ -70,7 +70,7 @@ class ScriptedModel(torch.nn.Module):
     def __deepcopy__(self, _: object) -> "ScriptedModel":
         return self  # so that its passes are counted
 
-    def forward(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor | None = None) -> Tensor:
         self.num_forwards += 1
         positions = kv_cache.positions(tokens.size(1))
         as_keys = tokens[:, None, :, None].float().expand(-1, 1, -1, 2)
