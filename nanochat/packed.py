@@ -22,8 +22,11 @@ ModelType = TypeVar("ModelType", bound=nn.Module)
 def packed(model: ModelType, dtype: torch.dtype) -> ModelType:
     """A twin whose matrices are cast to `dtype` and laid out anew; it gives logits, no losses.
 
-    It shares all else with the model, and does not follow when the model's weights move.
+    It shares all else with the model, and does not follow when the model's weights move. A twin is
+    its own twin.
     """
+    if any(isinstance(module, _Packed) for module in model.modules()):
+        return model
     shared = [*model.parameters(), *model.buffers()]
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     for module in [*twin.modules()]:

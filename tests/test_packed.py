@@ -42,3 +42,8 @@ def test_a_model_is_what_it_was_and_shares_what_is_no_matrix_with_its_twin() -> 
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert twin.embedding.weight is model.embedding.weight
     assert twin.rotary.cos is model.rotary.cos
+
+
+def test_a_twin_is_its_own_twin() -> None:
+    twin = packed(small_model(), torch.float32)
+    assert packed(twin, torch.float32) is twin
