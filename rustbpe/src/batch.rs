@@ -1,44 +1,15 @@
 //! Many texts over several threads.
 
-use crate::count::{WordCounts, Worker};
-use crate::encode::{Encoder, Id};
+use crate::count::{self, WordCounts};
+use crate::encode::{self, Encoder, Id};
 use crate::error::Error;
 use crate::split::Splitter;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use crate::texts::Texts;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, TrySendError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-
-/// Bytes of text that one thread takes at a time; with less in all, one thread does it.
-const SHARE_BYTES: usize = 1 << 17;
-
-/// Something that a text can be had from.
-pub trait Text: Send + Sync {
-    /// The text. Fails when it is not UTF-8.
-    fn text(&self) -> Result<&str, Error>;
-
-    /// Its bytes, about.
-    fn size(&self) -> usize;
-}
-
-impl Text for String {
-    fn text(&self) -> Result<&str, Error> {
-        Ok(self)
-    }
-
-    fn size(&self) -> usize {
-        self.len()
-    }
-}
-
-/// What some texts became: all ids, and where each text's end.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Encoded<T> {
-    /// The ids of one text after another.
-    pub ids: Vec<T>,
-    /// Number of ids up to the end of each text.
-    pub ends: Vec<usize>,
-}
 
 /// How many threads are meant: 0 means one for each core, and more would only be in the way.
 pub fn num_threads(asked: usize) -> usize {
@@ -50,115 +21,152 @@ pub fn num_threads(asked: usize) -> usize {
     }
 }
 
-/// Ids of all texts, in pieces that follow one another.
-pub fn encode<T: Id, S: Text>(
+/// What some texts became: all ids, and where each text's end.
+#[derive(Debug, Default)]
+pub struct Encoded<T> {
+    /// What each thread wrote, one share behind another.
+    ids: Vec<Vec<T>>,
+    /// The texts in order: who wrote one, and where.
+    texts: Vec<(usize, Range<usize>)>,
+}
+
+impl<T> Encoded<T> {
+    /// Number of all ids.
+    pub fn num_ids(&self) -> usize {
+        self.ids.iter().map(Vec::len).sum()
+    }
+
+    /// Ids of each text, in order.
+    pub fn texts(&self) -> impl ExactSizeIterator<Item = &[T]> {
+        let texts = self.texts.iter();
+        texts.map(|(writer, range)| &self.ids[*writer][range.clone()])
+    }
+}
+
+/// One thread's part.
+struct Writer<'a, T> {
+    worker: encode::Worker<'a>,
+    ids: Vec<T>,
+    /// Number of the share and place of each text.
+    texts: Vec<(usize, Range<usize>)>,
+}
+
+/// Ids of all texts that `next` gives out in shares.
+pub fn encode<T: Id, S: Texts, E: From<Error>>(
     encoder: &Encoder,
-    texts: &[S],
     threads: usize,
-) -> Result<Vec<Encoded<T>>, Error> {
-    let shares = shares(texts);
-    let threads = num_threads(threads).min(shares.len());
-    if threads <= 1 {
-        return Ok(vec![encode_some(encoder, texts)?]);
-    }
-    let (next, pieces) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(&(first, end)) = shares.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let piece = encode_some(encoder, &texts[first..end]);
-            let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
-            pieces.push((first, piece));
-        }
+    mut next: impl FnMut() -> Result<Option<S>, E>,
+) -> Result<Encoded<T>, E> {
+    let mut number = 0;
+    let numbered = || {
+        number += 1;
+        next().map(|share| share.map(|share| (number, share)))
     };
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let mut pieces = pieces.into_inner().unwrap_or_else(PoisonError::into_inner);
-    pieces.sort_unstable_by_key(|&(first, _)| first);
-    pieces.into_iter().map(|(_, piece)| piece).collect()
-}
-
-/// Ranges of texts of about `SHARE_BYTES` each.
-fn shares<S: Text>(texts: &[S]) -> Vec<(usize, usize)> {
-    let (mut shares, mut first, mut bytes) = (Vec::new(), 0, 0);
-    for (number, text) in texts.iter().enumerate() {
-        bytes += text.size();
-        if bytes >= SHARE_BYTES {
-            shares.push((first, number + 1));
-            (first, bytes) = (number + 1, 0);
-        }
-    }
-    if first < texts.len() {
-        shares.push((first, texts.len()));
-    }
-    shares
-}
-
-fn encode_some<T: Id, S: Text>(encoder: &Encoder, texts: &[S]) -> Result<Encoded<T>, Error> {
-    let mut worker = encoder.worker();
-    let mut encoded = Encoded {
+    let writer = || Writer {
+        worker: encoder.worker(),
         ids: Vec::new(),
-        ends: Vec::with_capacity(texts.len()),
+        texts: Vec::new(),
     };
-    for text in texts {
-        worker.encode(text.text()?, &mut encoded.ids)?;
-        encoded.ends.push(encoded.ids.len());
+    let write = |writer: &mut Writer<T>, (number, share): (usize, S)| {
+        share.each(|text| {
+            let first = writer.ids.len();
+            writer.worker.encode(text, &mut writer.ids)?;
+            writer.texts.push((number, first..writer.ids.len()));
+            Ok(())
+        })
+    };
+    let writers = share_out(threads, numbered, writer, write)?;
+    let (mut ids, mut texts) = (Vec::new(), Vec::new());
+    for (at, writer) in writers.into_iter().enumerate() {
+        texts.extend(writer.texts.into_iter().map(|text| (at, text)));
+        ids.push(writer.ids);
     }
-    Ok(encoded)
+    // Stable, and the texts of a share are in order.
+    texts.sort_by_key(|&(_, (number, _))| number);
+    let texts = texts.into_iter().map(|(at, (_, range))| (at, range));
+    Ok(Encoded {
+        ids,
+        texts: texts.collect(),
+    })
 }
 
-/// Count the words of batches of texts that `feed` sends, while it makes the next ones ready.
-///
-/// Sending blocks when the threads have enough to do, and fails when one of them has failed.
-pub fn count<S: Text, E: From<Error>>(
+/// Counts of the words of all texts that `next` gives out in shares.
+pub fn count<S: Texts, E: From<Error>>(
     splitter: &Splitter,
     threads: usize,
-    feed: impl FnOnce(&SyncSender<Vec<S>>) -> Result<(), E>,
+    next: impl FnMut() -> Result<Option<S>, E>,
 ) -> Result<WordCounts, E> {
     let counts = WordCounts::default();
-    let threads = num_threads(threads);
-    let (sender, receiver) = sync_channel::<Vec<S>>(threads);
-    let receiver = Mutex::new(receiver);
-    let done = thread::scope(|scope| {
-        let (counts, receiver) = (&counts, &receiver);
-        let work = move || count_received(counts, splitter, receiver);
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let fed = feed(&sender);
+    let count =
+        |worker: &mut count::Worker, share: S| share.each(|text| worker.count(splitter, text));
+    share_out(threads, next, || count::Worker::new(&counts), count)?;
+    Ok(counts)
+}
+
+/// Do some work on all that `next` gives out, by several threads; gives each one's worker.
+///
+/// Only this thread asks `next`, reads one share ahead, and works along when the others have enough
+/// to do; they are started when there is more than one share. Ends with the first failure, be it of
+/// `next` or of the work.
+fn share_out<S: Send, W: Send, E: From<Error>>(
+    threads: usize,
+    mut next: impl FnMut() -> Result<Option<S>, E>,
+    new_worker: impl Fn() -> W + Sync,
+    work: impl Fn(&mut W, S) -> Result<(), Error> + Sync,
+) -> Result<Vec<W>, E> {
+    let max_others = num_threads(threads) - 1;
+    let (sender, receiver) = sync_channel(2 * max_others);
+    let (receiver, has_failed) = (Mutex::new(receiver), AtomicBool::new(false));
+    let work_along = || {
+        let mut worker = new_worker();
+        while let Some(share) = received(&receiver) {
+            work(&mut worker, share).inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
+        }
+        Ok::<_, Error>(worker)
+    };
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        let mut worker = new_worker();
+        let mut lead = || {
+            let mut ahead = next()?;
+            while let (Some(share), false) = (ahead, has_failed.load(Ordering::Relaxed)) {
+                ahead = next()?;
+                if ahead.is_some() && others.len() < max_others {
+                    others.push(scope.spawn(work_along));
+                }
+                let kept = match ahead {
+                    Some(_) => sender.try_send(share).err().map(not_sent),
+                    None => Some(share),
+                };
+                if let Some(share) = kept {
+                    work(&mut worker, share)?;
+                }
+            }
+            Ok(())
+        };
+        let led = lead();
         drop(sender);
-        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-        for result in results {
-            match result {
-                Ok(counted) => counted?,
+        let mut workers = vec![worker];
+        for other in others {
+            match other.join() {
+                Ok(worker) => workers.push(worker?),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        fed
-    });
-    done.map(|()| counts)
+        led.map(|()| workers)
+    })
 }
 
-fn count_received<S: Text>(
-    counts: &WordCounts,
-    splitter: &Splitter,
-    receiver: &Mutex<Receiver<Vec<S>>>,
-) -> Result<(), Error> {
-    let mut worker = Worker::new(counts);
-    let mut result = Ok(());
-    loop {
-        // The lock is held while waiting: the next batch goes to whoever has waited longest.
-        let received = receiver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .recv();
-        let Ok(texts) = received else { return result };
-        for text in texts {
-            if result.is_ok() {
-                result = text.text().and_then(|text| worker.count(splitter, text));
-            }
-        }
+fn not_sent<S>(error: TrySendError<S>) -> S {
+    match error {
+        TrySendError::Full(share) | TrySendError::Disconnected(share) => share,
     }
+}
+
+/// The next share; nothing when there will be none. The lock is held while waiting.
+fn received<S>(receiver: &Mutex<Receiver<S>>) -> Option<S> {
+    let receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
+    receiver.recv().ok()
 }
 
 #[cfg(test)]
@@ -172,54 +180,67 @@ mod tests {
         (0..3000).map(text).collect()
     }
 
-    fn counted(threads: usize, batch: usize) -> WordCounts {
+    /// Gives out all texts in shares of some.
+    fn shares(number: usize) -> impl FnMut() -> Result<Option<Vec<String>>, Error> {
+        let texts = texts();
+        let mut shares: Vec<_> = texts.chunks(number).rev().map(<[_]>::to_vec).collect();
+        move || Ok(shares.pop())
+    }
+
+    fn counted(threads: usize, number: usize) -> WordCounts {
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
-        let feed = |sender: &SyncSender<Vec<String>>| {
-            for texts in texts().chunks(batch) {
-                sender.send(texts.to_vec()).unwrap();
-            }
-            Ok::<(), Error>(())
-        };
-        count(&splitter, threads, feed).unwrap()
+        count(&splitter, threads, shares(number)).unwrap()
     }
 
     #[test]
-    fn merges_do_not_depend_on_threads_or_batches() {
+    fn merges_do_not_depend_on_threads_or_shares() {
         let learn = |counts| learn_merges(counts, 400, |_| true).unwrap();
         let expected = learn(counted(1, 3000));
-        for (threads, batch) in [(1, 1), (2, 7), (5, 100), (8, 3000)] {
-            assert_eq!(learn(counted(threads, batch)), expected);
+        for (threads, number) in [(1, 1), (2, 7), (5, 100), (8, 3000)] {
+            assert_eq!(learn(counted(threads, number)), expected);
         }
     }
 
     #[test]
-    fn ids_do_not_depend_on_threads() {
+    fn ids_do_not_depend_on_threads_or_shares() {
         let merges = learn_merges(counted(1, 3000), 400, |_| true).unwrap();
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
         let encoder = Encoder::new(&token_bytes(&merges), splitter).unwrap();
-        let whole = |threads| {
-            let pieces = encode::<u16, _>(&encoder, &texts(), threads).unwrap();
-            pieces
-                .into_iter()
-                .fold(Encoded::default(), |mut all, piece| {
-                    let before = all.ids.len();
-                    all.ids.extend(piece.ids);
-                    all.ends.extend(piece.ends.iter().map(|end| before + end));
-                    all
-                })
-        };
-        let expected = whole(1);
-        assert_eq!(expected.ends.len(), 3000);
-        for threads in [0, 2, 7] {
-            assert_eq!(whole(threads), expected);
+        let mut worker = encoder.worker();
+        let alone: Vec<Vec<u16>> = texts()
+            .iter()
+            .map(|text| {
+                let mut ids = Vec::new();
+                worker.encode(text, &mut ids).unwrap();
+                ids
+            })
+            .collect();
+        for (threads, number) in [(1, 3000), (1, 7), (2, 1), (0, 40), (7, 100)] {
+            let found = encode::<u16, _, _>(&encoder, threads, shares(number)).unwrap();
+            assert_eq!(found.texts().collect::<Vec<_>>(), alone);
+            assert_eq!(found.num_ids(), alone.concat().len());
         }
     }
 
     #[test]
-    fn a_failure_of_the_feed_comes_through() {
-        let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
-        let feed = |_: &SyncSender<Vec<String>>| Err(Error::Stopped);
-        let found = count(&splitter, 2, feed).map(|_| ());
-        assert_eq!(found, Err(Error::Stopped));
+    fn nothing_to_do_is_done() {
+        let found = share_out(2, || Ok::<Option<()>, Error>(None), || (), |_, _| Ok(()));
+        assert_eq!(found, Ok(vec![()]));
+    }
+
+    #[test]
+    fn the_first_failure_ends_it() {
+        let mut given = 0;
+        let endless = || {
+            given += 1;
+            Ok(Some(given))
+        };
+        let work = |_: &mut (), number: usize| match number {
+            50 => Err(Error::NoText),
+            _ => Ok(()),
+        };
+        assert_eq!(share_out(3, endless, || (), work), Err(Error::NoText));
+        let stop = || Err::<Option<usize>, _>(Error::Stopped);
+        assert_eq!(share_out(3, stop, || (), work), Err(Error::Stopped));
     }
 }

@@ -4,6 +4,7 @@
 //! tables of bounded size. A new word is merged in time that grows with its length only.
 
 use crate::error::Error;
+use crate::memory::in_large_pages;
 use crate::merge::NUM_BYTES;
 use crate::split::{Splitter, Taker};
 use crate::word::{Key, Word};
@@ -13,15 +14,17 @@ use std::collections::BinaryHeap;
 use std::sync::{Mutex, PoisonError};
 
 /// Ids that a short word may have to be remembered beside its key.
-const MAX_NEAR_IDS: usize = 3;
+const MAX_FEW: usize = 3;
 /// Pairs of slots that the table of short words starts with and may grow to: 16 MB.
 const MIN_NEAR: usize = 1 << 8;
 const MAX_NEAR: usize = 1 << 18;
-/// Bytes of longer words, with their ids, that are remembered.
+/// Bytes of longer words that are remembered.
 const MAX_FAR_BYTES: usize = 8 << 20;
+/// Ids of words that have many: 8 MB.
+const MAX_MANY: usize = 2 << 20;
 /// A longer word is not likely to come again.
 const MAX_FAR_WORD: usize = 128;
-/// What a remembered longer word costs beside its bytes and ids.
+/// What a remembered longer word costs beside its bytes.
 const FAR_COST: usize = 64;
 /// Up to this length the lowest rank is found by looking at all pairs.
 const MAX_PLAIN: usize = 64;
@@ -333,21 +336,40 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// The ids of a word; where they are many, the first number says where they stand in
+/// `Memory::many`.
+#[derive(Clone, Copy, Default)]
+struct Ids {
+    few: [u32; MAX_FEW],
+    number: u32,
+}
+
+impl Ids {
+    #[inline(always)]
+    fn ids<'a>(&'a self, many: &'a [u32]) -> &'a [u32] {
+        let number = self.number as usize;
+        match self.few.get(..number) {
+            Some(few) => few,
+            None => &many[self.few[0] as usize..][..number],
+        }
+    }
+}
+
 /// A short word and its ids.
 #[derive(Clone, Copy, Default)]
 #[repr(align(32))]
 struct Near {
     key: Key,
-    ids: [u32; MAX_NEAR_IDS],
-    number: u32,
+    ids: Ids,
 }
 
-/// What was learned about words that were seen: never more than about 24 MB.
+/// What was learned about words that were seen: never more than about 32 MB.
 struct Memory {
     near: Vec<[Near; 2]>,
     new_words: usize,
-    far: FxHashMap<Box<[u8]>, Box<[u32]>>,
+    far: FxHashMap<Box<[u8]>, Ids>,
     far_bytes: usize,
+    many: Vec<u32>,
 }
 
 impl Default for Memory {
@@ -357,6 +379,7 @@ impl Default for Memory {
             new_words: 0,
             far: FxHashMap::default(),
             far_bytes: 0,
+            many: Vec::new(),
         }
     }
 }
@@ -366,6 +389,25 @@ impl Memory {
     fn near(&self, key: Key) -> &Near {
         let slots = &self.near[place(key, self.near.len())];
         &slots[usize::from(slots[1].key == key)]
+    }
+
+    /// Forget everything when there is too much of what only grows.
+    fn stay_bounded(&mut self) {
+        if self.many.len() > MAX_MANY || self.far_bytes > MAX_FAR_BYTES {
+            *self = Self::default();
+        }
+    }
+
+    fn kept(&mut self, ids: &[u32]) -> Ids {
+        let mut found = Ids {
+            few: [self.many.len() as u32; MAX_FEW],
+            number: ids.len() as u32,
+        };
+        match found.few.get_mut(..ids.len()) {
+            Some(places) => places.copy_from_slice(ids),
+            None => self.many.extend(ids),
+        }
+        found
     }
 
     fn remember_near(&mut self, near: Near) {
@@ -385,20 +427,16 @@ impl Memory {
     }
 
     fn grow(&mut self) {
-        let larger = vec![[Near::default(); 2]; 2 * self.near.len()];
+        let larger = in_large_pages([Near::default(); 2], 2 * self.near.len());
         let old = std::mem::replace(&mut self.near, larger);
-        for near in old.into_iter().flatten().filter(|near| near.number > 0) {
+        for near in old.into_iter().flatten().filter(|near| near.ids.number > 0) {
             self.put(near);
         }
     }
 
-    fn remember_far(&mut self, word: &[u8], ids: &[u32]) {
-        self.far_bytes += word.len() + 4 * ids.len() + FAR_COST;
-        if self.far_bytes > MAX_FAR_BYTES {
-            self.far.clear();
-            self.far_bytes = 0;
-        }
-        self.far.insert(word.into(), ids.into());
+    fn remember_far(&mut self, word: &[u8], ids: Ids) {
+        self.far_bytes += word.len() + FAR_COST;
+        self.far.insert(word.into(), ids);
     }
 }
 
@@ -468,18 +506,18 @@ impl<T: Id> Run<'_, '_, T> {
     fn look_up(&mut self) {
         let (encoder, words) = (self.encoder, &self.words[..self.number]);
         self.number = 0;
+        self.memory.stay_bounded();
         let mut ids = [0; RUN];
         for (id, &(key, _)) in ids.iter_mut().zip(words) {
             *id = encoder.whole.candidate(key);
         }
-        // Which words are no tokens; their slots are fetched, so that none is waited for alone.
         let (mut others, mut number, mut seen) = ([0; RUN + 1], 0, 0);
         for (at, &(key, _)) in words.iter().enumerate() {
             others[number] = at;
             number += usize::from(!encoder.whole.is(ids[at], key));
         }
         for &at in &others[..number] {
-            seen |= self.memory.near(words[at].0).number;
+            seen |= self.memory.near(words[at].0).ids.number;
         }
         std::hint::black_box(seen);
         let mut first = 0;
@@ -488,11 +526,11 @@ impl<T: Id> Run<'_, '_, T> {
             first = at + 1;
             let (key, word) = words[at];
             let near = self.memory.near(key);
-            if near.key == key {
-                extend(self.ids, &near.ids[..near.number as usize]);
-            } else {
-                encode_unseen(encoder, self.memory, key, word, self.ids);
-            }
+            let found = match near.key == key {
+                true => near.ids,
+                false => encode_unseen(encoder, self.memory, key, word),
+            };
+            extend(self.ids, found.ids(&self.memory.many));
         }
         extend(self.ids, &ids[first..words.len()]);
     }
@@ -503,31 +541,21 @@ fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32]) {
     to.extend(ids.iter().map(|&id| T::from_u32(id)));
 }
 
+/// The ids of a word that is not remembered near.
 #[cold]
-fn encode_unseen<T: Id>(
-    encoder: &Encoder,
-    memory: &mut Memory,
-    key: Key,
-    word: &[u8],
-    to: &mut Vec<T>,
-) {
-    if let Some(ids) = memory.far.get(word) {
-        extend(to, ids);
-        return;
+fn encode_unseen(encoder: &Encoder, memory: &mut Memory, key: Key, word: &[u8]) -> Ids {
+    if !key.is_short() {
+        if let Some(&ids) = memory.far.get(word) {
+            return ids;
+        }
     }
-    let ids = encoder.encode_word(word);
-    extend(to, &ids);
-    if key.is_short() && ids.len() <= MAX_NEAR_IDS {
-        let mut near = Near {
-            key,
-            ids: [0; MAX_NEAR_IDS],
-            number: ids.len() as u32,
-        };
-        near.ids[..ids.len()].copy_from_slice(&ids);
-        memory.remember_near(near);
+    let ids = memory.kept(&encoder.encode_word(word));
+    if key.is_short() {
+        memory.remember_near(Near { key, ids });
     } else if word.len() <= MAX_FAR_WORD {
-        memory.remember_far(word, &ids);
+        memory.remember_far(word, ids);
     }
+    ids
 }
 
 #[cfg(test)]
@@ -646,7 +674,9 @@ mod tests {
         }
         let memory = &worker.memory;
         assert!(memory.near.len() <= MAX_NEAR);
-        assert!(memory.far_bytes <= MAX_FAR_BYTES && memory.far.len() * FAR_COST <= MAX_FAR_BYTES);
+        let far_bytes = memory.far_bytes.max(memory.far.len() * FAR_COST);
+        assert!(far_bytes <= MAX_FAR_BYTES + RUN * (MAX_FAR_WORD + FAR_COST));
+        assert!(memory.many.len() <= MAX_MANY + RUN * MAX_FAR_WORD);
     }
 
     #[test]

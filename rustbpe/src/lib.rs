@@ -7,8 +7,10 @@ pub mod classes;
 pub mod count;
 pub mod encode;
 pub mod error;
+mod memory;
 pub mod merge;
 pub mod split;
+pub mod texts;
 pub mod word;
 
 #[cfg(feature = "python")]

@@ -1,21 +1,26 @@
 //! The Python face: `rustbpe.Tokenizer`.
 
-use crate::batch::{self, Encoded, Text};
+use crate::batch::{self, Encoded};
 use crate::encode::{Encoder, Id};
 use crate::error::Error;
 use crate::merge::{learn_merges, token_bytes, NUM_BYTES};
 use crate::split::{Splitter, DEFAULT_PATTERN};
+use crate::texts::{Joined, Texts};
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyString};
-use std::sync::mpsc::SyncSender;
+use pyo3::types::{PyByteArray, PyBytes, PyIterator, PySequence, PyString};
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Characters that one batch of texts for training has at most, whatever `buffer_size` allows.
-const MAX_BATCH: usize = 1 << 20;
+/// Bytes of text, about, that are counted at a time, whatever `buffer_size` allows.
+const COUNTED_SHARE: usize = 1 << 18;
+/// The same for encoding.
+const ENCODED_SHARE: usize = 1 << 17;
+/// Code points that are taken from a text at a time.
+const MAX_CODES: usize = 1 << 16;
 /// Between two calls of a progress callback.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,7 +69,7 @@ impl Tokenizer {
     ///
     /// Texts are counted by `num_threads` threads (0: one for each core), at most `buffer_size` at
     /// a time, while the next ones are read. `progress(what, done, total)` is called now and then:
-    /// "counting" characters, of an unknown total that is given as 0, or "merging".
+    /// "counting" bytes of text, of an unknown total that is given as 0, or "merging".
     /// Ends with fewer than `vocab_size` tokens when the texts have no pair left to merge.
     /// Raises ValueError on a vocabulary below 256, a bad pattern or no text; TypeError on an
     /// item that is neither; and what the iterator or the callback raises.
@@ -85,15 +90,18 @@ impl Tokenizer {
         if vocab_size < NUM_BYTES {
             return Err(Error::VocabularySize(vocab_size).into());
         }
-        let mut texts = Texts {
-            iterator: iterator.try_iter()?.unbind(),
-            buffer_size: buffer_size.max(1),
-            characters: 0,
-        };
+        let mut shares = Shares::new(iterator, COUNTED_SHARE, buffer_size)?;
         let mut progress = Progress::new(progress);
         let vocabulary = py.detach(|| -> PyResult<_> {
-            let feed = |sender: &SyncSender<_>| texts.feed(sender, &mut progress);
-            let counts = batch::count(&splitter, num_threads, feed)?;
+            let mut counted = 0;
+            let counts = batch::count(&splitter, num_threads, || {
+                Python::attach(|py| {
+                    progress.tell(py, "counting", counted, 0)?;
+                    let share = shares.next(py)?;
+                    counted += share.as_ref().map_or(0, PyTexts::num_bytes);
+                    Ok::<_, PyErr>(share)
+                })
+            })?;
             let mut trouble = Ok(());
             let merges = learn_merges(counts, vocab_size, |number| {
                 trouble = Python::attach(|py| {
@@ -153,11 +161,13 @@ impl Tokenizer {
 
     /// Token ids of a text.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-        let (vocabulary, text) = (self.vocabulary(), PyText::new(text)?);
+        let (vocabulary, mut joined) = (self.vocabulary(), Joined::default());
+        push(text, &mut joined, &mut Vec::new())?;
         Ok(py.detach(|| {
             let mut ids = Vec::new();
             let mut worker = vocabulary.encoder.worker();
-            worker.encode(text.text()?, &mut ids).map(|()| ids)
+            let encoded = joined.each(|text| worker.encode(text, &mut ids));
+            encoded.map(|()| ids)
         })?)
     }
 
@@ -169,16 +179,8 @@ impl Tokenizer {
         texts: &Bound<'_, PyAny>,
         num_threads: usize,
     ) -> PyResult<Vec<Vec<u32>>> {
-        let pieces = self.encode_all::<u32>(py, texts, num_threads)?;
-        let mut found = Vec::new();
-        for piece in &pieces {
-            let mut first = 0;
-            for &end in &piece.ends {
-                found.push(piece.ids[first..end].to_vec());
-                first = end;
-            }
-        }
-        Ok(found)
+        let encoded = self.encode_all(py, texts, num_threads)?;
+        Ok(encoded.texts().map(<[u32]>::to_vec).collect())
     }
 
     /// Token ids of all texts, one after another, and where each text's end, as two buffers: of
@@ -194,11 +196,11 @@ impl Tokenizer {
         wide: bool,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
         if wide || self.vocab_size() > 1 << 16 {
-            let pieces = self.encode_all::<u32>(py, texts, num_threads)?;
-            buffers(py, &pieces, |id| id.to_ne_bytes())
+            let encoded = self.encode_all::<u32>(py, texts, num_threads)?;
+            buffers(py, &encoded, |id| id.to_ne_bytes())
         } else {
-            let pieces = self.encode_all::<u16>(py, texts, num_threads)?;
-            buffers(py, &pieces, |id| id.to_ne_bytes())
+            let encoded = self.encode_all::<u16>(py, texts, num_threads)?;
+            buffers(py, &encoded, |id| id.to_ne_bytes())
         }
     }
 }
@@ -214,43 +216,42 @@ impl Tokenizer {
         py: Python<'_>,
         texts: &Bound<'_, PyAny>,
         num_threads: usize,
-    ) -> PyResult<Vec<Encoded<T>>> {
+    ) -> PyResult<Encoded<T>> {
         let vocabulary = self.vocabulary();
-        let mut all = Vec::new();
-        if texts.hasattr("type")? {
-            add_texts(texts, &mut all)?;
-        } else {
-            for text in texts.try_iter()? {
-                add_texts(&text?, &mut all)?;
-            }
-        }
-        Ok(py.detach(|| batch::encode(&vocabulary.encoder, &all, num_threads))?)
+        let iterator = match texts.hasattr("type")? {
+            true => (texts,).into_pyobject(py)?.try_iter()?,
+            false => texts.try_iter()?,
+        };
+        let mut shares = Shares::new(&iterator, ENCODED_SHARE, usize::MAX)?;
+        py.detach(|| {
+            let next = || Python::attach(|py| shares.next(py));
+            batch::encode(&vocabulary.encoder, num_threads, next)
+        })
     }
 }
 
 /// Ids and ends as bytes; `to_bytes` gives those of an id.
 fn buffers<'py, T: Id, const N: usize>(
     py: Python<'py>,
-    pieces: &[Encoded<T>],
+    encoded: &Encoded<T>,
     to_bytes: impl Fn(T) -> [u8; N],
 ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-    let number: usize = pieces.iter().map(|piece| piece.ids.len()).sum();
-    let num_texts: usize = pieces.iter().map(|piece| piece.ends.len()).sum();
-    let ids = PyByteArray::new_with(py, N * number, |bytes| {
-        let ids = pieces.iter().flat_map(|piece| &piece.ids);
-        for (place, &id) in bytes.chunks_exact_mut(N).zip(ids) {
-            place.copy_from_slice(&to_bytes(id));
+    let ids = PyByteArray::new_with(py, N * encoded.num_ids(), |bytes| {
+        let mut rest = bytes;
+        for ids in encoded.texts() {
+            let (places, others) = rest.split_at_mut(N * ids.len());
+            for (place, &id) in places.chunks_exact_mut(N).zip(ids) {
+                place.copy_from_slice(&to_bytes(id));
+            }
+            rest = others;
         }
         Ok(())
     })?;
-    let ends = PyByteArray::new_with(py, 8 * num_texts, |bytes| {
-        let mut places = bytes.chunks_exact_mut(8);
-        let mut before = 0;
-        for piece in pieces {
-            for (end, place) in piece.ends.iter().zip(&mut places) {
-                place.copy_from_slice(&((before + end) as i64).to_ne_bytes());
-            }
-            before += piece.ids.len();
+    let ends = PyByteArray::new_with(py, 8 * encoded.texts().len(), |bytes| {
+        let mut end = 0;
+        for (ids, place) in encoded.texts().zip(bytes.chunks_exact_mut(8)) {
+            end += ids.len() as i64;
+            place.copy_from_slice(&end.to_ne_bytes());
         }
         Ok(())
     })?;
@@ -281,114 +282,167 @@ impl Progress {
     }
 }
 
-/// What training reads from.
-struct Texts {
+/// What Python gives out, in shares that are readable without the interpreter's lock.
+struct Shares {
     iterator: Py<PyIterator>,
-    buffer_size: usize,
-    characters: usize,
+    /// Arrow arrays whose turn has come.
+    rows: VecDeque<Rows>,
+    /// Room for the code points of a text.
+    codes: Vec<u32>,
+    max_bytes: usize,
+    max_texts: usize,
 }
 
-impl Texts {
-    /// Send all texts in batches; the interpreter's lock is held while one is gathered only.
-    fn feed(&mut self, sender: &SyncSender<Vec<PyText>>, progress: &mut Progress) -> PyResult<()> {
-        loop {
-            let batch = Python::attach(|py| {
-                progress.tell(py, "counting", self.characters, 0)?;
-                self.next_batch(py)
-            })?;
-            // When all counting threads have failed, they have the reason.
-            if batch.is_empty() || sender.send(batch).is_err() {
-                return Ok(());
-            }
-        }
+impl Shares {
+    fn new(texts: &Bound<'_, PyAny>, max_bytes: usize, max_texts: usize) -> PyResult<Self> {
+        Ok(Self {
+            iterator: texts.try_iter()?.unbind(),
+            rows: VecDeque::new(),
+            codes: Vec::new(),
+            max_bytes,
+            max_texts: max_texts.max(1),
+        })
     }
 
-    fn next_batch(&mut self, py: Python<'_>) -> PyResult<Vec<PyText>> {
-        let mut batch = Vec::new();
-        let limit = self.characters + MAX_BATCH;
-        for item in self.iterator.bind(py).clone() {
-            self.characters += add_texts(&item?, &mut batch)?;
-            if batch.len() >= self.buffer_size || self.characters >= limit {
+    /// The next texts, copied into one piece of memory, or the next rows of an array.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyTexts>> {
+        let mut joined = Joined::with_capacity(self.max_bytes);
+        while self.rows.is_empty()
+            && joined.num_bytes() < self.max_bytes
+            && joined.len() < self.max_texts
+        {
+            let Some(item) = self.iterator.bind(py).clone().next() else {
+                break;
+            };
+            match item?.cast_into::<PyString>() {
+                Ok(text) => push(&text, &mut joined, &mut self.codes)?,
+                Err(other) => add_rows(&other.into_inner(), &mut self.rows)?,
+            }
+        }
+        if !joined.is_empty() {
+            return Ok(Some(PyTexts::Joined(joined)));
+        }
+        let Some(rows) = self.rows.front_mut() else {
+            return Ok(None);
+        };
+        let taken = rows.take(self.max_bytes)?;
+        if rows.rows.is_empty() {
+            self.rows.pop_front();
+        }
+        Ok(Some(PyTexts::Rows(taken)))
+    }
+}
+
+/// Add a text. `codes` is room for its code points, which Python has at hand in every kind of
+/// string, while it would keep the UTF-8 beside the text for good.
+fn push(text: &Bound<'_, PyString>, joined: &mut Joined, codes: &mut Vec<u32>) -> PyResult<()> {
+    if text.call_method0("isascii")?.is_truthy()? {
+        joined.push_str(text.to_str()?);
+    } else {
+        let (length, sequence) = (text.len()?, text.cast::<PySequence>()?);
+        let mut first = 0;
+        while first < length {
+            let end = length.min(first + MAX_CODES);
+            let part = sequence.get_slice(first, end)?.cast_into::<PyString>()?;
+            let codes = code_points(&part, codes)?;
+            // Two surrogates that are one character stay together.
+            let is_split = end < length && matches!(codes.last(), Some(0xD800..0xDC00));
+            let codes = &codes[..codes.len() - usize::from(is_split)];
+            joined.push_codes(codes);
+            first += codes.len();
+        }
+    }
+    joined.end();
+    Ok(())
+}
+
+/// The code points of a text, written into `room`.
+fn code_points<'a>(text: &Bound<'_, PyString>, room: &'a mut Vec<u32>) -> PyResult<&'a [u32]> {
+    let length = text.len()?;
+    room.resize(length.max(room.len()), 0);
+    // SAFETY: `text` is a string, and `room` has place for all of its code points.
+    let written = unsafe {
+        pyo3::ffi::PyUnicode_AsUCS4(text.as_ptr(), room.as_mut_ptr(), length as isize, 0)
+    };
+    match written.is_null() {
+        true => Err(PyErr::fetch(text.py())),
+        false => Ok(&room[..length]),
+    }
+}
+
+/// Add the rows of an Arrow array, or of the chunks of one.
+fn add_rows(item: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> {
+    if item.hasattr("chunks")? {
+        let mut chunks = item.getattr("chunks")?.try_iter()?;
+        return chunks.try_for_each(|chunk| add_rows(&chunk?, rows));
+    }
+    if let Some(column) = Column::new(item)? {
+        rows.push_back(Rows {
+            rows: 0..column.length,
+            column: Arc::new(column),
+        });
+    }
+    Ok(())
+}
+
+/// Some texts of Python's.
+enum PyTexts {
+    Joined(Joined),
+    Rows(Rows),
+}
+
+impl PyTexts {
+    fn num_bytes(&self) -> usize {
+        match self {
+            Self::Joined(joined) => joined.num_bytes(),
+            Self::Rows(rows) => rows.num_bytes().unwrap_or(0),
+        }
+    }
+}
+
+impl Texts for PyTexts {
+    fn each(&self, mut take: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
+        match self {
+            Self::Joined(joined) => joined.each(take),
+            Self::Rows(rows) => rows.rows.clone().try_for_each(|row| {
+                let bytes = rows.column.row(row).ok_or_else(damaged)?;
+                let text = std::str::from_utf8(bytes);
+                take(text.map_err(|error| Error::NotText(error.to_string()))?)
+            }),
+        }
+    }
+}
+
+/// Some rows of an Arrow array.
+struct Rows {
+    column: Arc<Column>,
+    rows: Range<usize>,
+}
+
+impl Rows {
+    fn num_bytes(&self) -> Option<usize> {
+        let (first, end) = (
+            self.column.offset(self.rows.start)?,
+            self.column.offset(self.rows.end)?,
+        );
+        end.checked_sub(first)
+    }
+
+    /// Take rows away until they have so many bytes: one at least.
+    fn take(&mut self, max_bytes: usize) -> Result<Self, Error> {
+        let first = self.column.offset(self.rows.start).ok_or_else(damaged)?;
+        let mut taken = Self {
+            column: Arc::clone(&self.column),
+            rows: self.rows.start..self.rows.start,
+        };
+        for row in self.rows.by_ref() {
+            taken.rows.end = row + 1;
+            let end = self.column.offset(row + 1).ok_or_else(damaged)?;
+            if end.saturating_sub(first) >= max_bytes {
                 break;
             }
         }
-        Ok(batch)
-    }
-}
-
-/// Add the text, or the texts of an Arrow array, to `texts`; gives their characters or bytes.
-fn add_texts(item: &Bound<'_, PyAny>, texts: &mut Vec<PyText>) -> PyResult<usize> {
-    if let Ok(text) = item.cast::<PyString>() {
-        texts.push(PyText::new(text)?);
-        return text.len();
-    }
-    if item.hasattr("chunks")? {
-        let chunks = item.getattr("chunks")?;
-        let sizes = chunks.try_iter()?.map(|chunk| add_texts(&chunk?, texts));
-        return sizes.sum();
-    }
-    let Some(column) = Column::new(item)?.map(Arc::new) else {
-        return Ok(0);
-    };
-    texts.extend((0..column.length).map(|row| PyText::Arrow(Arc::clone(&column), row)));
-    Ok(column.size().ok_or_else(damaged)?)
-}
-
-/// A text of Python's, readable without the interpreter's lock.
-enum PyText {
-    /// Only ASCII: Python's own bytes.
-    Ascii(PyBackedStr),
-    /// Python would keep the UTF-8 of these beside the text for good, so they are converted anew.
-    Utf8(PyBackedBytes),
-    Mended(String),
-    Arrow(Arc<Column>, usize),
-}
-
-impl PyText {
-    fn new(text: &Bound<'_, PyString>) -> PyResult<Self> {
-        if text.call_method0("isascii")?.is_truthy()? {
-            return Ok(Self::Ascii(text.clone().try_into()?));
-        }
-        match text.encode_utf8() {
-            Ok(bytes) => Ok(Self::Utf8(bytes.into())),
-            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => {
-                Ok(Self::Mended(mended(text)?))
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// A text with each lone surrogate, which is no text, replaced by U+FFFD.
-fn mended(text: &Bound<'_, PyString>) -> PyResult<String> {
-    let encoded = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
-    let bytes: PyBackedBytes = encoded.cast::<PyBytes>()?.clone().into();
-    let units = bytes
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-    let letters =
-        char::decode_utf16(units).map(|letter| letter.unwrap_or(char::REPLACEMENT_CHARACTER));
-    Ok(letters.collect())
-}
-
-impl Text for PyText {
-    fn text(&self) -> Result<&str, Error> {
-        let bytes = match self {
-            Self::Ascii(text) => return Ok(text),
-            Self::Mended(text) => return Ok(text),
-            Self::Utf8(bytes) => bytes,
-            Self::Arrow(column, row) => column.row(*row).ok_or_else(damaged)?,
-        };
-        std::str::from_utf8(bytes).map_err(|error| Error::NotText(error.to_string()))
-    }
-
-    fn size(&self) -> usize {
-        match self {
-            Self::Ascii(text) => text.len(),
-            Self::Mended(text) => text.len(),
-            Self::Utf8(bytes) => bytes.len(),
-            Self::Arrow(column, row) => column.row(*row).map_or(0, <[u8]>::len),
-        }
+        Ok(taken)
     }
 }
 
@@ -436,11 +490,6 @@ impl Column {
         }))
     }
 
-    /// Bytes of text in all rows.
-    fn size(&self) -> Option<usize> {
-        self.offset(self.length)?.checked_sub(self.offset(0)?)
-    }
-
     /// The bytes of a row; an empty text where there is none. Nothing when the array is damaged.
     fn row(&self, row: usize) -> Option<&[u8]> {
         if let Some(validity) = &self.validity {
@@ -471,7 +520,7 @@ fn bytes_of(buffer: &PyUntypedBuffer) -> &[u8] {
     if buffer.len_bytes() == 0 {
         return &[];
     }
-    // The one unsafe block of the crate: it saves a copy of every text that is read from a file.
+    // It saves a copy of every text that is read from a file.
     // SAFETY: the buffer protocol keeps the memory in place while `buffer` lives, which the slice
     // borrows; an Arrow buffer is one run of bytes, and nobody writes to one that is in an array.
     unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }

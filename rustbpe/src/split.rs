@@ -5,7 +5,7 @@
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
-use crate::word::{Head, Word};
+use crate::word::{letters, padded, Head, Window, Word, MARKED};
 use fancy_regex::Regex;
 
 /// GPT-4's pattern with numbers cut to at most two digits.
@@ -121,7 +121,7 @@ pub trait Taker<'a> {
 }
 
 /// No word that is found at once is as long.
-const NEVER: u8 = 16;
+const NEVER: u8 = MARKED as u8;
 
 struct Scanner {
     rules: Rules,
@@ -129,12 +129,31 @@ struct Scanner {
     /// The least length of a word of ASCII letters that begins with each byte: 1 for a letter, 2
     /// for what may stand before letters, NEVER for what takes a closer look.
     least: [u8; 256],
+    /// Class of each byte that is ASCII, NOT_ASCII for the others.
+    kinds: [u8; 256],
+    /// A bit for each kind of byte before which a byte of some kind is a word of its own.
+    alone: [u8; NOT_ASCII as usize + 1],
 }
+
+const NOT_ASCII: u8 = 5;
 
 impl Scanner {
     fn new(rules: Rules) -> Self {
         let mut least = [NEVER; 256];
+        let mut kinds = [NOT_ASCII; 256];
+        let bits = |kinds: &[Class]| kinds.iter().map(|&kind| 1 << kind as u8).sum::<u8>();
+        let mut alone = [0; NOT_ASCII as usize + 1];
+        alone[Class::Other as usize] = bits(&[Class::Space]);
+        alone[Class::Number as usize] =
+            bits(&[Class::Letter, Class::Space, Class::Other, Class::Newline]);
+        alone[Class::Newline as usize] = bits(&[Class::Letter, Class::Number, Class::Other]);
+        alone[Class::Space as usize] = if rules.like_gpt4 {
+            bits(&[Class::Number])
+        } else {
+            0
+        };
         for byte in 0..128_u8 {
+            kinds[byte as usize] = CLASSES.at(&[byte], 0).0 as u8;
             let is_prefix = match CLASSES.at(&[byte], 0).0 {
                 Class::Space | Class::Other => rules.like_gpt4 && byte != b'\'' || byte == b' ',
                 _ => false,
@@ -149,6 +168,8 @@ impl Scanner {
             rules,
             classes: &CLASSES,
             least,
+            kinds,
+            alone,
         }
     }
 
@@ -156,24 +177,59 @@ impl Scanner {
     fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
         let mut at = 0;
         while at < text.len() {
-            let head = Head::read(text, at);
-            let end = match self.end_of_ascii(at, head) {
-                Some(end) => end,
-                None => self.end(text, at),
-            };
-            let bytes = &text[at..end];
-            taker.take(Word { bytes, head });
-            at = end;
+            at += match text[at..].first_chunk() {
+                Some(window) => self.split_window(text, at, window, taker),
+                None => self.split_window(text, at, &padded(&text[at..]), taker),
+            }
         }
     }
 
-    /// The end of a short word of ASCII letters with or without a prefix: most words are that.
+    /// Take the words that begin in the window of the text at `first`; gives their bytes.
+    ///
+    /// Most words are a run of ASCII letters with or without a prefix. Where these end is seen in
+    /// a mask of all letters of the window, so that no word waits for the bytes of the one before.
     #[inline(always)]
-    fn end_of_ascii(&self, at: usize, head: Head) -> Option<usize> {
-        let least = self.least[head.first() as usize] as usize;
-        let (length, is_ascii) = head.run_of_letters();
-        // What is not ASCII may be a letter that belongs to the word.
-        (length >= least && length < 16 && is_ascii).then_some(at + length)
+    fn split_window<'a>(
+        &self,
+        text: &'a [u8],
+        first: usize,
+        window: &Window,
+        taker: &mut impl Taker<'a>,
+    ) -> usize {
+        let others = !letters(window);
+        let limit = (text.len() - first).min(MARKED - 1);
+        let mut at = 0;
+        while at < limit {
+            let run = (others >> (at + 1)).trailing_zeros() as usize;
+            let mut end = at + 1 + run;
+            if end >= MARKED && at > 0 {
+                break;
+            }
+            let least = self.least[window[at] as usize] as usize;
+            // What is not ASCII may be a letter that belongs to the word.
+            if end >= MARKED || end - at < least || window[end] >= 0x80 {
+                end = match self.ends_at_once(window, at) {
+                    true => at + 1,
+                    false => self.end(text, first + at) - first,
+                };
+            }
+            taker.take(Word {
+                bytes: &text[first + at..first + end],
+                head: Head::at(window, at),
+            });
+            at = end;
+        }
+        at
+    }
+
+    /// True when the sign at `at` is a word of its own whatever follows the one behind it.
+    #[inline(always)]
+    fn ends_at_once(&self, window: &Window, at: usize) -> bool {
+        let (this, next) = (
+            self.kinds[window[at] as usize],
+            self.kinds[window[at + 1] as usize],
+        );
+        self.alone[this as usize] >> next & 1 != 0
     }
 
     /// The end of the word that begins at `at`.

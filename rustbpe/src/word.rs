@@ -5,7 +5,48 @@ use std::hash::{Hash, Hasher};
 /// Bytes of the longest word that has a key.
 pub const MAX_SHORT: usize = 15;
 
-/// The first sixteen bytes from some place, zeros behind the end, little-endian in two halves.
+/// Bytes of a window of which it is marked whether they are letters.
+pub const MARKED: usize = 64;
+const HEAD: usize = 16;
+
+/// A piece of text that is looked at as a whole: marked bytes, and the head of the last of them.
+pub type Window = [u8; MARKED + HEAD];
+
+/// The window of a text's last bytes, zeros behind them.
+#[cold]
+pub fn padded(text: &[u8]) -> Window {
+    let mut window = [0; MARKED + HEAD];
+    window[..text.len()].copy_from_slice(text);
+    window
+}
+
+/// A bit for each marked byte: whether it is an ASCII letter.
+#[inline(always)]
+pub fn letters(window: &Window) -> u64 {
+    let mut letters = 0;
+    for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
+        let bytes = u64::from_le_bytes([
+            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
+        ]);
+        // The product moves the lowest bits of the eight bytes together into the highest byte.
+        let bits = (are_letters(bytes) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        letters |= bits << (8 * at);
+    }
+    letters
+}
+
+/// The high bit of each byte that is an ASCII letter.
+#[inline(always)]
+fn are_letters(bytes: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH_BITS: u64 = 0x80 * ONES;
+    let folded = (bytes | (0x20 * ONES)) & !HIGH_BITS;
+    let from_a = folded + (0x80 - b'a' as u64) * ONES;
+    let past_z = folded + (0x7F - b'z' as u64) * ONES;
+    from_a & !past_z & !bytes & HIGH_BITS
+}
+
+/// Sixteen bytes of text from some place, little-endian in two halves.
 #[derive(Clone, Copy)]
 pub struct Head {
     low: u64,
@@ -13,59 +54,17 @@ pub struct Head {
 }
 
 impl Head {
-    /// Read from `at`.
+    /// What stands in a window from a marked byte on.
     #[inline(always)]
-    pub fn read(text: &[u8], at: usize) -> Self {
-        let rest = &text[at..];
-        match rest.first_chunk() {
-            Some(bytes) => Self::new(bytes),
-            None => Self::padded(rest),
-        }
-    }
-
-    #[inline(always)]
-    fn new(bytes: &[u8; 16]) -> Self {
-        let all = u128::from_le_bytes(*bytes);
+    pub fn at(window: &Window, at: usize) -> Self {
+        let mut bytes = [0; HEAD];
+        bytes.copy_from_slice(&window[at..at + HEAD]);
+        let all = u128::from_le_bytes(bytes);
         Self {
             low: all as u64,
             high: (all >> 64) as u64,
         }
     }
-
-    #[cold]
-    fn padded(rest: &[u8]) -> Self {
-        let mut bytes = [0; 16];
-        bytes[..rest.len()].copy_from_slice(rest);
-        Self::new(&bytes)
-    }
-
-    /// The first byte.
-    #[inline(always)]
-    pub fn first(self) -> u8 {
-        self.low as u8
-    }
-
-    /// How many bytes, whatever the first one is, ASCII letters go on for, 16 when all do; and
-    /// whether the byte behind them is ASCII, or none of the sixteen.
-    #[inline(always)]
-    pub fn run_of_letters(self) -> (usize, bool) {
-        let others = u128::from(not_letters(self.high)) << 64 | u128::from(not_letters(self.low));
-        let length = (others & !0xFF).trailing_zeros() as usize / 8;
-        let all = u128::from(self.high) << 64 | u128::from(self.low);
-        let is_ascii = length == 16 || all >> (8 * length) & 0x80 == 0;
-        (length, is_ascii)
-    }
-}
-
-/// The high bit of each byte that is not an ASCII letter.
-#[inline(always)]
-fn not_letters(bytes: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH_BITS: u64 = 0x80 * ONES;
-    let folded = (bytes | (0x20 * ONES)) & !HIGH_BITS;
-    let from_a = folded + (0x80 - b'a' as u64) * ONES;
-    let past_z = folded + (0x7F - b'z' as u64) * ONES;
-    (!from_a | past_z | bytes) & HIGH_BITS
 }
 
 /// A word, and the sixteen bytes of text that it begins with.
@@ -80,7 +79,7 @@ pub struct Word<'a> {
 impl<'a> Word<'a> {
     /// A word that stands alone.
     pub fn new(bytes: &'a [u8]) -> Self {
-        let head = Head::read(bytes, 0);
+        let head = Head::at(&padded(&bytes[..bytes.len().min(HEAD)]), 0);
         Self { bytes, head }
     }
 
@@ -165,32 +164,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_ends_at_the_first_byte_that_is_no_letter() {
+    fn letters_are_marked() {
         for byte in 0..=u8::MAX {
-            for length in 1..16 {
-                let mut text = vec![b'Q'; 16];
-                text[length] = byte;
-                let run = Head::read(&text, 0).run_of_letters();
-                let expected = match byte.is_ascii_alphabetic() {
-                    true => (16, true),
-                    false => (length, byte < 0x80),
-                };
-                assert_eq!(run, expected, "{byte} at {length}");
+            for at in 0..MARKED {
+                let mut window = padded(&[b'!'; MARKED]);
+                window[at] = byte;
+                let expected = u64::from(byte.is_ascii_alphabetic()) << at;
+                assert_eq!(letters(&window), expected, "{byte} at {at}");
             }
         }
-    }
-
-    #[test]
-    fn what_stands_first_and_behind_the_end_does_not_count() {
-        assert_eq!(Head::read(b" word", 0).run_of_letters(), (5, true));
-        assert_eq!(Head::read(b"\xFF", 0).run_of_letters(), (1, true));
     }
 
     #[test]
     fn keys_differ_where_words_do() {
         let long: Vec<u8> = (1..=20).collect();
         let key = |text: &[u8], length: usize| {
-            let head = Head::read(text, 0);
+            let head = Head::at(&padded(text), 0);
             let bytes = &text[..length];
             Word { bytes, head }.key()
         };
