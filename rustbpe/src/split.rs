@@ -5,7 +5,7 @@
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
-use crate::word::{letters, padded, Head, Window, Word, MARKED};
+use crate::word::{padded, Head, Kinds, Window, Word};
 use fancy_regex::Regex;
 
 /// GPT-4's pattern with numbers cut to at most two digits.
@@ -120,74 +120,30 @@ pub trait Taker<'a> {
     fn take(&mut self, word: Word<'a>);
 }
 
-/// No word that is found at once is as long.
-const NEVER: u8 = MARKED as u8;
-
 struct Scanner {
     rules: Rules,
     classes: &'static Classes,
-    /// The least length of a word of ASCII letters that begins with each byte: 1 for a letter, 2
-    /// for what may stand before letters, NEVER for what takes a closer look.
-    least: [u8; 256],
-    /// Class of each byte that is ASCII, NOT_ASCII for the others.
-    kinds: [u8; 256],
-    /// A bit for each kind of byte before which a byte of some kind is a word of its own.
-    alone: [u8; NOT_ASCII as usize + 1],
 }
-
-const NOT_ASCII: u8 = 5;
 
 impl Scanner {
     fn new(rules: Rules) -> Self {
-        let mut least = [NEVER; 256];
-        let mut kinds = [NOT_ASCII; 256];
-        let bits = |kinds: &[Class]| kinds.iter().map(|&kind| 1 << kind as u8).sum::<u8>();
-        let mut alone = [0; NOT_ASCII as usize + 1];
-        alone[Class::Other as usize] = bits(&[Class::Space]);
-        alone[Class::Number as usize] =
-            bits(&[Class::Letter, Class::Space, Class::Other, Class::Newline]);
-        alone[Class::Newline as usize] = bits(&[Class::Letter, Class::Number, Class::Other]);
-        alone[Class::Space as usize] = if rules.like_gpt4 {
-            bits(&[Class::Number])
-        } else {
-            0
-        };
-        for byte in 0..128_u8 {
-            kinds[byte as usize] = CLASSES.at(&[byte], 0).0 as u8;
-            let is_prefix = match CLASSES.at(&[byte], 0).0 {
-                Class::Space | Class::Other => rules.like_gpt4 && byte != b'\'' || byte == b' ',
-                _ => false,
-            };
-            if byte.is_ascii_alphabetic() {
-                least[byte as usize] = 1;
-            } else if is_prefix {
-                least[byte as usize] = 2;
-            }
-        }
-        Self {
-            rules,
-            classes: &CLASSES,
-            least,
-            kinds,
-            alone,
-        }
+        let classes = &CLASSES;
+        Self { rules, classes }
     }
 
     #[inline(always)]
     fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
         let mut at = 0;
         while at < text.len() {
-            at += match text[at..].first_chunk() {
+            at = match text[at..].first_chunk() {
                 Some(window) => self.split_window(text, at, window, taker),
                 None => self.split_window(text, at, &padded(&text[at..]), taker),
             }
         }
     }
 
-    /// Take the words that begin in the window of the text at `first`; gives their bytes.
-    ///
-    /// Most words are a run of ASCII letters with or without a prefix. Where these end is seen in
-    /// a mask of all letters of the window, so that no word waits for the bytes of the one before.
+    /// Take the words that are seen to end in the window of the text at `first`, or one that is not;
+    /// gives where the next one begins.
     #[inline(always)]
     fn split_window<'a>(
         &self,
@@ -196,40 +152,59 @@ impl Scanner {
         window: &Window,
         taker: &mut impl Taker<'a>,
     ) -> usize {
-        let others = !letters(window);
-        let limit = (text.len() - first).min(MARKED - 1);
+        let mut starts = self.starts(window);
         let mut at = 0;
-        while at < limit {
-            let run = (others >> (at + 1)).trailing_zeros() as usize;
-            let mut end = at + 1 + run;
-            if end >= MARKED && at > 0 {
-                break;
-            }
-            let least = self.least[window[at] as usize] as usize;
-            // What is not ASCII may be a letter that belongs to the word.
-            if end >= MARKED || end - at < least || window[end] >= 0x80 {
-                end = match self.ends_at_once(window, at) {
-                    true => at + 1,
-                    false => self.end(text, first + at) - first,
-                };
-            }
+        while starts != 0 {
+            let end = starts.trailing_zeros() as usize;
+            starts &= starts - 1;
             taker.take(Word {
                 bytes: &text[first + at..first + end],
                 head: Head::at(window, at),
             });
             at = end;
         }
-        at
+        if at > 0 {
+            return first + at;
+        }
+        let end = self.end(text, first);
+        taker.take(Word {
+            bytes: &text[first..end],
+            head: Head::at(window, 0),
+        });
+        end
     }
 
-    /// True when the sign at `at` is a word of its own whatever follows the one behind it.
+    /// A bit where the second word of a window begins, and each that follows, as far as that is
+    /// plain: before an apostrophe, a line break or anything that is not printable ASCII. All words
+    /// at once, since a guess at what the next one is would be wrong too often.
     #[inline(always)]
-    fn ends_at_once(&self, window: &Window, at: usize) -> bool {
-        let (this, next) = (
-            self.kinds[window[at] as usize],
-            self.kinds[window[at + 1] as usize],
-        );
-        self.alone[this as usize] >> next & 1 != 0
+    fn starts(&self, window: &Window) -> u64 {
+        let Kinds {
+            letters,
+            digits,
+            spaces,
+            mut unclear,
+        } = Kinds::of(window);
+        let signs = !(letters | digits | spaces | unclear);
+        let behind_space = spaces << 1;
+        let first_signs = signs & !(signs << 1 | behind_space);
+        let first_letters = letters & !(letters << 1 | behind_space);
+        let first_digits = digits & !(digits << 1);
+        // All spaces but the last one are one word; the last one leads what follows.
+        let first_spaces = spaces & !(behind_space & spaces >> 1);
+        let starts = if self.rules.like_gpt4 {
+            let mut too_many = digits;
+            for _ in 0..self.rules.max_digits {
+                too_many &= too_many << 1;
+            }
+            unclear |= too_many;
+            first_letters & !(first_signs << 1) | first_digits
+        } else {
+            first_letters | first_digits & !behind_space
+        };
+        // What stands before the first unclear byte may belong to its word.
+        let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 2;
+        (starts | first_signs | first_spaces) & clear & !1
     }
 
     /// The end of the word that begins at `at`.

@@ -20,30 +20,91 @@ pub fn padded(text: &[u8]) -> Window {
     window
 }
 
-/// A bit for each marked byte: whether it is an ASCII letter.
-#[inline(always)]
-pub fn letters(window: &Window) -> u64 {
-    let mut letters = 0;
-    for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
-        let bytes = u64::from_le_bytes([
-            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
-        ]);
-        // The product moves the lowest bits of the eight bytes together into the highest byte.
-        let bits = (are_letters(bytes) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        letters |= bits << (8 * at);
-    }
-    letters
+/// A bit for each marked byte of a window: whether it is of some kind.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// ASCII letters.
+    pub letters: u64,
+    /// ASCII digits.
+    pub digits: u64,
+    /// Spaces, no other white space.
+    pub spaces: u64,
+    /// Apostrophes and what is not printable ASCII.
+    pub unclear: u64,
 }
 
-/// The high bit of each byte that is an ASCII letter.
+impl Kinds {
+    /// Sixteen bytes at a time, by instructions that every such processor has.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn of(window: &Window) -> Self {
+        use std::arch::x86_64::*;
+        let mut kinds = Self::default();
+        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
+            let half = |at: usize| {
+                let mut half = [0; 8];
+                half.copy_from_slice(&bytes[at..at + 8]);
+                i64::from_le_bytes(half)
+            };
+            #[allow(unused_unsafe)]
+            unsafe {
+                let all = |byte: u8| _mm_set1_epi8(byte as i8);
+                // Bytes count as signed here: all that are not ASCII lie below zero.
+                let between = |bytes, first: u8, last: u8| {
+                    _mm_and_si128(
+                        _mm_cmpgt_epi8(bytes, all(first - 1)),
+                        _mm_cmplt_epi8(bytes, all(last + 1)),
+                    )
+                };
+                let mark = |bytes| (_mm_movemask_epi8(bytes) as u64) << (16 * at);
+                let bytes = _mm_set_epi64x(half(8), half(0));
+                kinds.letters |= mark(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
+                kinds.digits |= mark(between(bytes, b'0', b'9'));
+                kinds.spaces |= mark(_mm_cmpeq_epi8(bytes, all(b' ')));
+                kinds.unclear |= mark(_mm_or_si128(
+                    _mm_cmplt_epi8(bytes, all(b' ')),
+                    _mm_cmpeq_epi8(bytes, all(b'\'')),
+                ));
+            }
+        }
+        kinds
+    }
+
+    /// Eight bytes at a time.
+    #[cfg(any(test, not(target_arch = "x86_64")))]
+    #[inline(always)]
+    pub fn portable(window: &Window) -> Self {
+        let mut kinds = Self::default();
+        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(bytes);
+            let bytes = u64::from_le_bytes(eight);
+            // The product moves the lowest bits of the eight bytes together into the highest byte.
+            let mark =
+                |highs: u64| (highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * at);
+            kinds.letters |= mark(between(bytes | 0x20 * ONES, b'a', b'z'));
+            kinds.digits |= mark(between(bytes, b'0', b'9'));
+            kinds.spaces |= mark(between(bytes, b' ', b' '));
+            let clear = between(bytes, b' ', b'&') | between(bytes, b'(', 0x7F);
+            kinds.unclear |= mark(!clear & HIGHS);
+        }
+        kinds
+    }
+}
+
+#[cfg(any(test, not(target_arch = "x86_64")))]
+const ONES: u64 = 0x0101_0101_0101_0101;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+const HIGHS: u64 = 0x80 * ONES;
+
+/// The high bit of each of eight bytes that lies between two ASCII ones.
+#[cfg(any(test, not(target_arch = "x86_64")))]
 #[inline(always)]
-fn are_letters(bytes: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH_BITS: u64 = 0x80 * ONES;
-    let folded = (bytes | (0x20 * ONES)) & !HIGH_BITS;
-    let from_a = folded + (0x80 - b'a' as u64) * ONES;
-    let past_z = folded + (0x7F - b'z' as u64) * ONES;
-    from_a & !past_z & !bytes & HIGH_BITS
+fn between(bytes: u64, first: u8, last: u8) -> u64 {
+    let low = bytes & !HIGHS;
+    let from_first = low + u64::from(0x80 - first) * ONES;
+    let past_last = low + u64::from(0x7F - last) * ONES;
+    from_first & !past_last & !bytes & HIGHS
 }
 
 /// Sixteen bytes of text from some place, little-endian in two halves.
@@ -162,18 +223,6 @@ const MASKS: [(u64, u64); MAX_SHORT + 1] = {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn letters_are_marked() {
-        for byte in 0..=u8::MAX {
-            for at in 0..MARKED {
-                let mut window = padded(&[b'!'; MARKED]);
-                window[at] = byte;
-                let expected = u64::from(byte.is_ascii_alphabetic()) << at;
-                assert_eq!(letters(&window), expected, "{byte} at {at}");
-            }
-        }
-    }
 
     #[test]
     fn keys_differ_where_words_do() {
