@@ -8,10 +8,9 @@ repeated. Rank r of W runs the lanes with l % W == r, and a lane's whole state i
 # B rows of this rank  T sequence_len
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,16 +22,19 @@ from nanochat.tokenizer import RustBPETokenizer
 
 
 class Texts(Protocol):
-    """Texts by index: a list, or `shards.Documents`."""
+    """Texts in order: a list, or `shards.Documents`, whose slices are not copied."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> str: ...
+    def __getitem__(self, indices: slice, /) -> Sequence[str]: ...
 
 
 # int64, the tokens of one row of the step; and the ids of a document.
 Row = np.ndarray[Any, np.dtype[np.int64]]
-Ids = Sequence[int] | np.ndarray[Any, Any]
+Ids = np.ndarray[Any, Any]
+
+RUN_DOCUMENTS = 256  # encoded at once: enough work for several threads
+CACHED_BYTES = 256_000_000  # of ids
 
 
 class TokenSource(Protocol):
@@ -41,21 +43,40 @@ class TokenSource(Protocol):
     num_documents: int
     """Of one epoch."""
 
-    def tokens(self, counter: int) -> Ids: ...
+    def tokens(self, counter: int) -> Sequence[int] | Ids: ...
 
 
 class EncodedTexts:
-    """Texts by index, encoded when asked; counter n is document n % len in epoch n // len."""
+    """Texts by number, encoded many at once; counter n is document n % len in epoch n // len.
 
-    def __init__(self, texts: Texts, tokenizer: RustBPETokenizer) -> None:
+    Lanes want documents that stand near one another, and drift apart slowly: what one of them did
+    not ask for the others will.
+    """
+
+    def __init__(self, texts: Texts, tokenizer: RustBPETokenizer, num_threads: int = 4) -> None:
         if not len(texts):
             raise UserError("no document to read; run python -m nanochat.dataset first")
-        self.texts, self.tokenizer = texts, tokenizer
+        self.texts, self.tokenizer, self.num_threads = texts, tokenizer, num_threads
         self.num_documents = len(texts)
+        self.encoded: OrderedDict[int, tuple[Ids, Ids]] = OrderedDict()
+        self.cached_bytes = 0
 
     def tokens(self, counter: int) -> Ids:
-        text = self.texts[counter % self.num_documents]
-        return self.tokenizer.encode_to_array([text], num_threads=1)[0]
+        run, place = divmod(counter % self.num_documents, RUN_DOCUMENTS)
+        ids, ends = self._encoded(run)
+        return ids[ends[place - 1] if place else 0 : ends[place]]
+
+    def _encoded(self, run: int) -> tuple[Ids, Ids]:
+        """Ids of a run of documents, and where each of them ends."""
+        if run not in self.encoded:
+            texts = self.texts[run * RUN_DOCUMENTS : (run + 1) * RUN_DOCUMENTS]
+            self.encoded[run] = self.tokenizer.encode_to_array(texts, self.num_threads)
+            self.cached_bytes += self.encoded[run][0].nbytes
+        self.encoded.move_to_end(run)
+        while self.cached_bytes > CACHED_BYTES and len(self.encoded) > 1:
+            _, (ids, _) = self.encoded.popitem(last=False)
+            self.cached_bytes -= ids.nbytes
+        return self.encoded[run]
 
 
 @dataclass
@@ -66,7 +87,7 @@ class Lane:
     """Document that is being read, counted through the epochs."""
     offset: int
     """Its tokens that have been given out."""
-    document: Ids | None = None
+    document: Sequence[int] | Ids | None = None
     """Its tokens, when they are known."""
 
     def fill(self, source: TokenSource, num_lanes: int, bos: int, row: Row) -> None:
@@ -96,7 +117,6 @@ def packed_batches(
     world_size: int,
     num_steps: int,
     resume: dict[str, Any] | None = None,
-    num_threads: int = 4,
 ) -> Iterator[Batch]:
     """The rank's share of each step's `rows` rows, from the start or from a saved state.
 
@@ -108,24 +128,24 @@ def packed_batches(
     saved = resume["lanes"] if resume else {}
     lanes = {number: Lane(*saved.get(str(number), (number, 0))) for number in own}
     first_step = resume["step"] if resume else 0
-    with ThreadPoolExecutor(num_threads) as pool:
-        for step in range(first_step, num_steps):
-            block = np.empty((len(own), sequence_len + 1), np.int64)
-            fills = [partial(lane.fill, source, rows, bos) for lane in lanes.values()]
-            list(pool.map(lambda fill, row: fill(row), fills, block))
-            tokens = torch.from_numpy(block)
-            yield Batch(
-                inputs=tokens[:, :-1].contiguous(),
-                targets=tokens[:, 1:].contiguous(),
-                weights=None,
-                norm=float(rows * sequence_len / world_size),
-                progress=(step + 1) / num_steps,
-                resume={
-                    "step": step + 1,
-                    "documents": source.num_documents,
-                    "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
-                },
-            )
+    for step in range(first_step, num_steps):
+        block = np.empty((len(own), sequence_len + 1), np.int64)
+        for lane, row in zip(lanes.values(), block, strict=True):
+            lane.fill(source, rows, bos, row)
+        # Copied by numpy: torch would wait for its threads, which cost more than a copy.
+        inputs, targets = block[:, :-1].copy(), block[:, 1:].copy()
+        yield Batch(
+            inputs=torch.from_numpy(inputs),
+            targets=torch.from_numpy(targets),
+            weights=None,
+            norm=float(rows * sequence_len / world_size),
+            progress=(step + 1) / num_steps,
+            resume={
+                "step": step + 1,
+                "documents": source.num_documents,
+                "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
+            },
+        )
 
 
 def _refuse_other_run(resume: dict[str, Any], rows: int, num_documents: int) -> None:
@@ -158,7 +178,7 @@ def tokenizing_distributed_data_loader(
     rows: of one optimizer step over all ranks.  resume: `Batch.resume` of all ranks, merged.
     """
     return packed_batches(
-        EncodedTexts(documents, tokenizer),
+        EncodedTexts(documents, tokenizer, num_threads),
         bos=tokenizer.get_bos_token_id(),
         rows=rows,
         sequence_len=sequence_len,
@@ -166,5 +186,4 @@ def tokenizing_distributed_data_loader(
         world_size=world_size,
         num_steps=num_steps,
         resume=resume,
-        num_threads=num_threads,
     )

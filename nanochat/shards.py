@@ -4,11 +4,10 @@ import bisect
 import errno
 import io
 import json
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +18,7 @@ from nanochat.errors import UserError
 ROW_GROUP_ROWS = 1024
 ROW_GROUP_CHARACTERS = 8_000_000  # so that a group of long texts is not large
 MAX_ROW_GROUP_BYTES = 64_000_000  # shards of larger ones are cut anew: lanes hop between groups
-CACHED_BYTES = 512_000_000  # of text; lanes drift apart, and each wants a row group of its own
-NUM_READING_LOCKS = 64
+CACHED_BYTES = 256_000_000  # of text; lanes drift apart, and want more than one row group
 
 
 def write_shard(path: Path, texts: Iterable[str]) -> None:
@@ -67,7 +65,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 class Documents:
-    """All texts of some shards by index, read a row group at a time; safe to share over threads."""
+    """All texts of some shards by index, read a row group at a time; for one thread."""
 
     def __init__(self, shards: list[Path]) -> None:
         """Raises UserError when there is no shard or no text, or when a shard is damaged."""
@@ -87,43 +85,55 @@ class Documents:
             raise UserError(f"{', '.join(map(str, shards[:3]))}: not one document in there")
         self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self.cached_bytes = 0
-        self.cache_lock = threading.Lock()
-        self.reading_locks = [threading.Lock() for _ in range(NUM_READING_LOCKS)]
 
     def __len__(self) -> int:
         return self.num_documents
 
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < self.num_documents:
-            raise IndexError(index)
-        group = bisect.bisect_right(self.starts, index) - 1
-        text = self._group(group)[index - self.starts[group]].as_py()
+    @overload
+    def __getitem__(self, indices: int) -> str: ...
+
+    @overload
+    def __getitem__(self, indices: slice) -> Any: ...
+
+    def __getitem__(self, indices: int | slice) -> Any:
+        """A text; of a slice, whose step is 1, an Arrow array with null where there is none."""
+        if isinstance(indices, slice):
+            first, end, _ = indices.indices(self.num_documents)
+            return pa.chunked_array(self._pieces(first, end), pa.large_string())
+        if not 0 <= indices < self.num_documents:
+            raise IndexError(indices)
+        group = self._group_of(indices)
+        text = self._group(group)[indices - self.starts[group]].as_py()
         return "" if text is None else text
 
-    def _group(self, number: int) -> pa.ChunkedArray:
-        # Threads that want the same group wait for one reader; other groups are read meanwhile.
-        with self.reading_locks[number % NUM_READING_LOCKS]:
-            with self.cache_lock:
-                if number in self.cache:
-                    self.cache.move_to_end(number)
-                    return self.cache[number]
-            shard, group = self.groups[number]
-            column = self._read(self.shards[shard], group)
-            self._keep(number, column)
-            return column
+    def _group_of(self, index: int) -> int:
+        return bisect.bisect_right(self.starts, index) - 1
 
-    def _keep(self, number: int, column: pa.ChunkedArray) -> None:
-        with self.cache_lock:
-            self.cache[number] = column
-            self.cached_bytes += column.nbytes
-            while self.cached_bytes > CACHED_BYTES and len(self.cache) > 1:
-                _, oldest = self.cache.popitem(last=False)
-                self.cached_bytes -= oldest.nbytes
+    def _pieces(self, first: int, end: int) -> Iterator[pa.Array]:
+        """Chunks with the texts from `first` to `end`."""
+        while first < end:
+            number = self._group_of(first)
+            group = self._group(number)
+            piece = group.slice(first - self.starts[number], end - first)
+            yield from piece.chunks
+            first += len(piece)
+
+    def _group(self, number: int) -> pa.ChunkedArray:
+        if number not in self.cache:
+            shard, group = self.groups[number]
+            self.cache[number] = self._read(self.shards[shard], group)
+            self.cached_bytes += self.cache[number].nbytes
+        self.cache.move_to_end(number)
+        while self.cached_bytes > CACHED_BYTES and len(self.cache) > 1:
+            _, oldest = self.cache.popitem(last=False)
+            self.cached_bytes -= oldest.nbytes
+        return self.cache[number]
 
     @staticmethod
     def _read(path: Path, group: int) -> pa.ChunkedArray:
         try:
-            return open_parquet(path).read_row_group(group, columns=["text"]).column("text")
+            table = open_parquet(path).read_row_group(group, columns=["text"])
+            return table.column("text").cast(pa.large_string())
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"{path} is damaged in row group {group} ({_one_line(error)}); remove it and make"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanochat import dataloader
 from nanochat.batch import Batch
 from nanochat.checkpoint_manager import merge_loader_states
 from nanochat.dataloader import (
@@ -219,6 +220,21 @@ def test_the_number_of_threads_changes_nothing(
         loader(tokenizer, TEXTS, rows=8, num_threads=num_threads),
     )
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("cached_bytes", [0, 1 << 20])
+def test_texts_of_a_run_are_encoded_as_each_alone(
+    tokenizer: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch, cached_bytes: int
+) -> None:
+    monkeypatch.setattr(dataloader, "RUN_DOCUMENTS", 3)
+    monkeypatch.setattr(dataloader, "CACHED_BYTES", cached_bytes)
+    texts = [f"{text} {i}" * (i % 3) for i, text in enumerate(TEXTS * 2)]
+    source = EncodedTexts(texts, tokenizer)
+    for counter in [*range(25), 3, 17, 0]:
+        expected = tokenizer.encode(texts[counter % len(texts)])
+        assert list(source.tokens(counter)) == expected
+        assert sum(ids.nbytes for ids, _ in source.encoded.values()) == source.cached_bytes
+    assert (len(source.encoded) == 1) == (cached_bytes == 0)
 
 
 def test_no_text_at_all_is_refused(tokenizer: RustBPETokenizer) -> None:

@@ -5,7 +5,6 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset, own_text, paths, primer, shards
+from nanochat.dataloader import EncodedTexts
 from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
 from nanochat.own_text import cut_at_paragraphs
 from nanochat.shards import Documents, write_shard
+from nanochat.tokenizer import RustBPETokenizer
 from tests.hub import Hub, running_hub
 
 TEXTS = [
@@ -572,6 +573,8 @@ def test_documents_are_those_of_the_shards_by_index_in_any_order(tmp_path: Path)
     for index in (-1, 300):
         with pytest.raises(IndexError):
             documents[index]
+    for first, end in ((0, 300), (10, 10), (63, 66), (149, 400), (290, None)):
+        assert documents[first:end].to_pylist() == TEXTS[first:end]
 
 
 def test_no_shard_and_no_document_are_clear_errors(tmp_path: Path) -> None:
@@ -586,6 +589,18 @@ def test_null_is_an_empty_document(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", None, "b"])
     documents = Documents([tmp_path / "a.parquet"])
     assert [documents[i] for i in range(3)] == ["a", "", "b"]
+    tokenizer = RustBPETokenizer({bytes([byte]): byte for byte in range(256)})
+    source = EncodedTexts(documents, tokenizer)
+    assert [bytes(list(source.tokens(i))) for i in range(3)] == [b"a", b"", b"b"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_texts_of_every_kind_of_column_are_read(tmp_path: Path, kind: Any) -> None:
+    write_parquet(tmp_path / "a.parquet", pa.array(["a", "b", "a"]).cast(kind))
+    documents = Documents([tmp_path / "a.parquet"])
+    assert [documents[i] for i in range(3)] == documents[:].to_pylist() == ["a", "b", "a"]
 
 
 def test_every_flipped_bit_in_our_shards_is_found_or_does_not_change_the_text(
@@ -645,17 +660,6 @@ def test_a_row_group_is_read_once_while_there_is_room(
         for index in range(start, 300, 30):
             documents[index]
     assert sorted(read) == list(range(30))
-
-
-def test_threads_that_want_the_same_row_group_read_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=30)
-    read = counted_reads(monkeypatch)
-    documents = Documents([tmp_path / "a.parquet"])
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(documents.__getitem__, range(300))) == TEXTS
-    assert sorted(read) == list(range(10))
 
 
 def test_what_is_kept_of_row_groups_has_a_bound_in_bytes(
