@@ -11,6 +11,7 @@ mod memory;
 pub mod merge;
 pub mod split;
 pub mod texts;
+mod window;
 pub mod word;
 
 #[cfg(feature = "python")]

@@ -5,7 +5,8 @@
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
-use crate::word::{padded, Head, Kinds, Window, Word};
+use crate::window::{padded, Kinds, Window};
+use crate::word::{Head, Word};
 use fancy_regex::Regex;
 
 /// GPT-4's pattern with numbers cut to at most two digits.

@@ -1,111 +1,10 @@
 //! A word of a text, and the key of sixteen bytes under which short words are looked up.
 
+use crate::window::{eight, padded, Window, HEAD};
 use std::hash::{Hash, Hasher};
 
 /// Bytes of the longest word that has a key.
 pub const MAX_SHORT: usize = 15;
-
-/// Bytes of a window of which it is marked whether they are letters.
-pub const MARKED: usize = 64;
-const HEAD: usize = 16;
-
-/// A piece of text that is looked at as a whole: marked bytes, and the head of the last of them.
-pub type Window = [u8; MARKED + HEAD];
-
-/// The window of a text's last bytes, zeros behind them.
-#[cold]
-pub fn padded(text: &[u8]) -> Window {
-    let mut window = [0; MARKED + HEAD];
-    window[..text.len()].copy_from_slice(text);
-    window
-}
-
-/// A bit for each marked byte of a window: whether it is of some kind.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Kinds {
-    /// ASCII letters.
-    pub letters: u64,
-    /// ASCII digits.
-    pub digits: u64,
-    /// Spaces, no other white space.
-    pub spaces: u64,
-    /// Apostrophes and what is not printable ASCII.
-    pub unclear: u64,
-}
-
-impl Kinds {
-    /// Sixteen bytes at a time, by instructions that every such processor has.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub fn of(window: &Window) -> Self {
-        use std::arch::x86_64::*;
-        let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
-            let half = |at: usize| {
-                let mut half = [0; 8];
-                half.copy_from_slice(&bytes[at..at + 8]);
-                i64::from_le_bytes(half)
-            };
-            #[allow(unused_unsafe)]
-            unsafe {
-                let all = |byte: u8| _mm_set1_epi8(byte as i8);
-                // Bytes count as signed here: all that are not ASCII lie below zero.
-                let between = |bytes, first: u8, last: u8| {
-                    _mm_and_si128(
-                        _mm_cmpgt_epi8(bytes, all(first - 1)),
-                        _mm_cmplt_epi8(bytes, all(last + 1)),
-                    )
-                };
-                let mark = |bytes| (_mm_movemask_epi8(bytes) as u64) << (16 * at);
-                let bytes = _mm_set_epi64x(half(8), half(0));
-                kinds.letters |= mark(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
-                kinds.digits |= mark(between(bytes, b'0', b'9'));
-                kinds.spaces |= mark(_mm_cmpeq_epi8(bytes, all(b' ')));
-                kinds.unclear |= mark(_mm_or_si128(
-                    _mm_cmplt_epi8(bytes, all(b' ')),
-                    _mm_cmpeq_epi8(bytes, all(b'\'')),
-                ));
-            }
-        }
-        kinds
-    }
-
-    /// Eight bytes at a time.
-    #[cfg(any(test, not(target_arch = "x86_64")))]
-    #[inline(always)]
-    pub fn portable(window: &Window) -> Self {
-        let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
-            let mut eight = [0; 8];
-            eight.copy_from_slice(bytes);
-            let bytes = u64::from_le_bytes(eight);
-            // The product moves the lowest bits of the eight bytes together into the highest byte.
-            let mark =
-                |highs: u64| (highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56 << (8 * at);
-            kinds.letters |= mark(between(bytes | 0x20 * ONES, b'a', b'z'));
-            kinds.digits |= mark(between(bytes, b'0', b'9'));
-            kinds.spaces |= mark(between(bytes, b' ', b' '));
-            let clear = between(bytes, b' ', b'&') | between(bytes, b'(', 0x7F);
-            kinds.unclear |= mark(!clear & HIGHS);
-        }
-        kinds
-    }
-}
-
-#[cfg(any(test, not(target_arch = "x86_64")))]
-const ONES: u64 = 0x0101_0101_0101_0101;
-#[cfg(any(test, not(target_arch = "x86_64")))]
-const HIGHS: u64 = 0x80 * ONES;
-
-/// The high bit of each of eight bytes that lies between two ASCII ones.
-#[cfg(any(test, not(target_arch = "x86_64")))]
-#[inline(always)]
-fn between(bytes: u64, first: u8, last: u8) -> u64 {
-    let low = bytes & !HIGHS;
-    let from_first = low + u64::from(0x80 - first) * ONES;
-    let past_last = low + u64::from(0x7F - last) * ONES;
-    from_first & !past_last & !bytes & HIGHS
-}
 
 /// Sixteen bytes of text from some place, little-endian in two halves.
 #[derive(Clone, Copy)]
@@ -118,12 +17,10 @@ impl Head {
     /// What stands in a window from a marked byte on.
     #[inline(always)]
     pub fn at(window: &Window, at: usize) -> Self {
-        let mut bytes = [0; HEAD];
-        bytes.copy_from_slice(&window[at..at + HEAD]);
-        let all = u128::from_le_bytes(bytes);
+        let bytes = &window[at..at + HEAD];
         Self {
-            low: all as u64,
-            high: (all >> 64) as u64,
+            low: eight(bytes),
+            high: eight(&bytes[8..]),
         }
     }
 }

@@ -1,0 +1,129 @@
+//! A piece of text that is looked at as a whole.
+
+/// Bytes of a window whose kinds are marked: a bit each.
+pub const MARKED: usize = 64;
+/// Bytes that are wanted from a word on; see `word::Head`.
+pub const HEAD: usize = 16;
+
+/// Marked bytes, and the head of the last of them.
+pub type Window = [u8; MARKED + HEAD];
+
+/// The window of a text's last bytes, zeros behind them.
+#[cold]
+pub fn padded(text: &[u8]) -> Window {
+    let mut window = [0; MARKED + HEAD];
+    window[..text.len()].copy_from_slice(text);
+    window
+}
+
+/// A bit for each marked byte of a window: whether it is of some kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// ASCII letters.
+    pub letters: u64,
+    /// ASCII digits.
+    pub digits: u64,
+    /// Spaces, no other white space.
+    pub spaces: u64,
+    /// Apostrophes, control characters and what is not ASCII.
+    pub unclear: u64,
+}
+
+impl Kinds {
+    /// Sixteen bytes at a time.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn of(window: &Window) -> Self {
+        use std::arch::x86_64::*;
+        let mut kinds = Self::default();
+        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
+            let (low, high) = bytes.split_at(8);
+            // SAFETY: every processor of this kind has these instructions, SSE2.
+            #[allow(unused_unsafe)] // newer compilers know that
+            unsafe {
+                let all = |byte: u8| _mm_set1_epi8(byte as i8);
+                // Bytes count as signed here: all that are not ASCII lie below zero.
+                let between = |bytes, first: u8, last: u8| {
+                    let from_first = _mm_cmpgt_epi8(bytes, all(first - 1));
+                    _mm_and_si128(from_first, _mm_cmplt_epi8(bytes, all(last + 1)))
+                };
+                let marks = |bytes| (_mm_movemask_epi8(bytes) as u64) << (16 * at);
+                let bytes = _mm_set_epi64x(eight(high) as i64, eight(low) as i64);
+                let apostrophes = _mm_cmpeq_epi8(bytes, all(b'\''));
+                let below_space = _mm_cmplt_epi8(bytes, all(b' '));
+                kinds.letters |= marks(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
+                kinds.digits |= marks(between(bytes, b'0', b'9'));
+                kinds.spaces |= marks(_mm_cmpeq_epi8(bytes, all(b' ')));
+                kinds.unclear |= marks(_mm_or_si128(below_space, apostrophes));
+            }
+        }
+        kinds
+    }
+
+    /// The marks on any processor.
+    #[cfg(not(target_arch = "x86_64"))]
+    #[inline(always)]
+    pub fn of(window: &Window) -> Self {
+        Self::by_eight(window)
+    }
+
+    /// Eight bytes at a time.
+    #[cfg(any(test, not(target_arch = "x86_64")))]
+    #[inline(always)]
+    fn by_eight(window: &Window) -> Self {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        const HIGHS: u64 = 0x80 * ONES;
+        // The high bit of each byte that lies between two ASCII ones.
+        let between = |bytes: u64, first: u8, last: u8| {
+            let low = bytes & !HIGHS;
+            let from_first = low + u64::from(0x80 - first) * ONES;
+            let past_last = low + u64::from(0x7F - last) * ONES;
+            from_first & !past_last & !bytes & HIGHS
+        };
+        let mut kinds = Self::default();
+        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
+            let bytes = eight(bytes);
+            // The product moves the eight bits together into the highest byte.
+            let marks =
+                |highs: u64| ((highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * at);
+            let clear = between(bytes, b' ', b'\'' - 1) | between(bytes, b'\'' + 1, 0x7F);
+            kinds.letters |= marks(between(bytes | (0x20 * ONES), b'a', b'z'));
+            kinds.digits |= marks(between(bytes, b'0', b'9'));
+            kinds.spaces |= marks(between(bytes, b' ', b' '));
+            kinds.unclear |= marks(!clear & HIGHS);
+        }
+        kinds
+    }
+}
+
+/// Eight bytes as a number, the first one lowest.
+#[inline(always)]
+pub fn eight(bytes: &[u8]) -> u64 {
+    let mut eight = [0; 8];
+    eight.copy_from_slice(&bytes[..8]);
+    u64::from_le_bytes(eight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_has_the_marks_of_its_kind_alone() {
+        for byte in 0..=u8::MAX {
+            for at in 0..MARKED {
+                let mut window = padded(&[b'!'; MARKED]);
+                window[at] = byte;
+                let mark = |is: bool| u64::from(is) << at;
+                let expected = Kinds {
+                    letters: mark(byte.is_ascii_alphabetic()),
+                    digits: mark(byte.is_ascii_digit()),
+                    spaces: mark(byte == b' '),
+                    unclear: mark(byte < b' ' || byte == b'\'' || !byte.is_ascii()),
+                };
+                assert_eq!(Kinds::of(&window), expected, "{byte} at {at}");
+                assert_eq!(Kinds::by_eight(&window), expected, "{byte} at {at}");
+            }
+        }
+    }
+}
