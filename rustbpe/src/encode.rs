@@ -357,15 +357,19 @@ impl Ids {
 
 /// A short word and its ids.
 #[derive(Clone, Copy, Default)]
-#[repr(align(32))]
 struct Near {
     key: Key,
     ids: Ids,
 }
 
+/// Two words of one place, in one line of a cache.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Slots([Near; 2]);
+
 /// What was learned about words that were seen: never more than about 32 MB.
 struct Memory {
-    near: Vec<[Near; 2]>,
+    near: Vec<Slots>,
     new_words: usize,
     far: FxHashMap<Box<[u8]>, Ids>,
     far_bytes: usize,
@@ -375,7 +379,7 @@ struct Memory {
 impl Default for Memory {
     fn default() -> Self {
         Self {
-            near: vec![[Near::default(); 2]; MIN_NEAR],
+            near: vec![Slots::default(); MIN_NEAR],
             new_words: 0,
             far: FxHashMap::default(),
             far_bytes: 0,
@@ -386,8 +390,13 @@ impl Default for Memory {
 
 impl Memory {
     #[inline(always)]
+    fn slots(&self, key: Key) -> &Slots {
+        &self.near[place(key, self.near.len())]
+    }
+
+    #[inline(always)]
     fn near(&self, key: Key) -> &Near {
-        let slots = &self.near[place(key, self.near.len())];
+        let Slots(slots) = self.slots(key);
         &slots[usize::from(slots[1].key == key)]
     }
 
@@ -421,15 +430,16 @@ impl Memory {
     /// The newer of two words stays, in the second slot the newest one.
     fn put(&mut self, near: Near) {
         let number = self.near.len();
-        let slots = &mut self.near[place(near.key, number)];
+        let Slots(slots) = &mut self.near[place(near.key, number)];
         slots[0] = slots[1];
         slots[1] = near;
     }
 
     fn grow(&mut self) {
-        let larger = in_large_pages([Near::default(); 2], 2 * self.near.len());
+        let larger = in_large_pages(Slots::default(), 2 * self.near.len());
         let old = std::mem::replace(&mut self.near, larger);
-        for near in old.into_iter().flatten().filter(|near| near.ids.number > 0) {
+        let words = old.into_iter().flat_map(|Slots(slots)| slots);
+        for near in words.filter(|near| near.ids.number > 0) {
             self.put(near);
         }
     }
@@ -455,16 +465,17 @@ pub struct Worker<'a> {
 impl Worker<'_> {
     /// Add the ids of a text to `ids`.
     pub fn encode<T: Id>(&mut self, text: &str, ids: &mut Vec<T>) -> Result<(), Error> {
-        let (encoder, memory) = (self.encoder, &mut self.memory);
-        let mut run = Run {
-            encoder,
-            memory,
-            words: [(Key::LONG, &[]); RUN],
-            number: 0,
+        let (mut filling, mut waiting) = (Run::new(), Run::new());
+        let mut runs = Runs {
+            encoder: self.encoder,
+            memory: &mut self.memory,
             ids,
+            filling: &mut filling,
+            waiting: &mut waiting,
         };
-        encoder.splitter.split(text, &mut run)?;
-        run.look_up();
+        self.encoder.splitter.split(text, &mut runs)?;
+        runs.turn();
+        runs.turn();
         Ok(())
     }
 }
@@ -478,62 +489,110 @@ impl Drop for Worker<'_> {
 }
 
 /// Words that are looked up together.
-const RUN: usize = 128;
+const RUN: usize = 64;
 
-/// A run of words between splitting and looking up. The memory's table is larger than the caches
-/// near the core: where words are looked up one by one, the time goes into waiting for it.
-struct Run<'a, 'm, T: Id> {
-    encoder: &'m Encoder,
-    memory: &'m mut Memory,
+/// A run of words and what is known of them. The tables are larger than the caches near the core:
+/// where words are looked up one by one, the time goes into waiting for memory.
+struct Run<'a> {
     words: [(Key, &'a [u8]); RUN],
     number: usize,
-    ids: &'m mut Vec<T>,
+    /// The token that each word may be.
+    candidates: [u32; RUN],
+    /// Places of the words that are no tokens.
+    others: [u8; RUN + 1],
+    num_others: usize,
 }
 
-impl<'a, T: Id> Taker<'a> for Run<'a, '_, T> {
-    #[inline(always)]
-    fn take(&mut self, word: Word<'a>) {
-        self.words[self.number] = (word.key(), word.bytes);
-        self.number += 1;
-        if self.number == RUN {
-            self.look_up();
+impl Run<'_> {
+    fn new() -> Self {
+        Self {
+            words: [(Key::LONG, &[]); RUN],
+            number: 0,
+            candidates: [0; RUN],
+            others: [0; RUN + 1],
+            num_others: 0,
         }
     }
-}
 
-impl<T: Id> Run<'_, '_, T> {
-    #[inline(never)]
-    fn look_up(&mut self) {
-        let (encoder, words) = (self.encoder, &self.words[..self.number]);
-        self.number = 0;
-        self.memory.stay_bounded();
-        let mut ids = [0; RUN];
-        for (id, &(key, _)) in ids.iter_mut().zip(words) {
-            *id = encoder.whole.candidate(key);
+    /// Find the tokens, and have the slots of the other words fetched.
+    #[inline(always)]
+    fn find(&mut self, whole: &Whole, memory: &Memory) {
+        let words = &self.words[..self.number];
+        for (id, &(key, _)) in self.candidates.iter_mut().zip(words) {
+            *id = whole.candidate(key);
         }
-        let (mut others, mut number, mut seen) = ([0; RUN + 1], 0, 0);
-        for (at, &(key, _)) in words.iter().enumerate() {
-            others[number] = at;
-            number += usize::from(!encoder.whole.is(ids[at], key));
+        self.num_others = 0;
+        for (at, (&id, &(key, _))) in self.candidates.iter().zip(words).enumerate() {
+            self.others[self.num_others] = at as u8;
+            self.num_others += usize::from(!whole.is(id, key));
         }
-        for &at in &others[..number] {
-            seen |= self.memory.near(words[at].0).ids.number;
+        for &at in &self.others[..self.num_others] {
+            fetch(memory.slots(self.words[at as usize].0));
         }
-        std::hint::black_box(seen);
+    }
+
+    #[inline(always)]
+    fn give_out<T: Id>(&mut self, encoder: &Encoder, memory: &mut Memory, to: &mut Vec<T>) {
         let mut first = 0;
-        for &at in &others[..number] {
-            extend(self.ids, &ids[first..at]);
+        for &at in &self.others[..self.num_others] {
+            let at = at as usize;
+            extend(to, &self.candidates[first..at]);
             first = at + 1;
-            let (key, word) = words[at];
-            let near = self.memory.near(key);
+            let (key, word) = self.words[at];
+            let near = memory.near(key);
             let found = match near.key == key {
                 true => near.ids,
-                false => encode_unseen(encoder, self.memory, key, word),
+                false => encode_unseen(encoder, memory, key, word),
             };
-            extend(self.ids, found.ids(&self.memory.many));
+            extend(to, found.ids(&memory.many));
         }
-        extend(self.ids, &ids[first..words.len()]);
+        extend(to, &self.candidates[first..self.number]);
+        (self.number, self.num_others) = (0, 0);
     }
+}
+
+/// Two runs: while words are cut for one, memory brings what the other one needs.
+struct Runs<'a, 'm, T: Id> {
+    encoder: &'m Encoder,
+    memory: &'m mut Memory,
+    ids: &'m mut Vec<T>,
+    filling: &'m mut Run<'a>,
+    waiting: &'m mut Run<'a>,
+}
+
+impl<'a, T: Id> Taker<'a> for Runs<'a, '_, T> {
+    #[inline(always)]
+    fn take(&mut self, word: Word<'a>) {
+        let run = &mut self.filling;
+        run.words[run.number] = (word.key(), word.bytes);
+        run.number += 1;
+        if run.number == RUN {
+            self.turn();
+        }
+    }
+}
+
+impl<T: Id> Runs<'_, '_, T> {
+    #[inline(never)]
+    fn turn(&mut self) {
+        self.memory.stay_bounded();
+        self.filling.find(&self.encoder.whole, self.memory);
+        self.waiting.give_out(self.encoder, self.memory, self.ids);
+        std::mem::swap(&mut self.filling, &mut self.waiting);
+    }
+}
+
+/// Ask the memory for what will be read soon.
+#[inline(always)]
+fn fetch<T>(what: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        // SAFETY: the instruction reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = what;
 }
 
 #[inline(always)]
