@@ -10,14 +10,17 @@ from torch import Tensor
 
 from nanochat import engine as engine_module
 from nanochat import kv_cache, runtime, stage
+from nanochat.chat import render_conversation, render_for_completion
 from nanochat.engine import Completion, Engine, Request
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
-from nanochat.sampling import Sampling
+from nanochat.sampling import GREEDY, Sampling
 from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
 from nanochat.trainer import Speed
+from tests import learned_by_heart
 from tests.reference import generation
+from tests.reference import sampling as slow_sampling
 from tests.small_model import ScriptedModel, follows, small_model, small_tokenizer
 
 CPU = torch.device("cpu")
@@ -155,6 +158,27 @@ def test_bfloat16_answers_in_a_batch_and_alone_are_both_there() -> None:
     assert all(one.tokens for one in done)
 
 
+def test_a_trained_model_reads_and_answers_with_a_cache_as_without() -> None:
+    model, tokenizer = learned_by_heart.model_and_tokenizer()
+    engine, prompts = Engine(model, tokenizer), []
+    for messages in learned_by_heart.conversations():
+        conversation = {"messages": messages}
+        tokens, _ = render_conversation(conversation, tokenizer)
+        prompts.append(render_for_completion(conversation, tokenizer))
+        idx, num_prompt = torch.tensor([tokens]), len(prompts[-1])
+        pieces = [num_prompt, *[1] * (len(tokens) - num_prompt)]
+        cache = KVCache(model.config, 1, CPU, torch.float32)
+        with torch.no_grad():
+            whole = model(idx)
+            found = cached_logits(engine.model, idx, pieces, cache)
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=0)
+        assert torch.equal(found.argmax(-1), whole.argmax(-1))
+    for prompt, one in zip(prompts, engine.complete(prompts, max_tokens=60), strict=True):
+        if all(one.mask):  # the reference calls no tools
+            expected = generation.answer(model, prompt, GREEDY, 0, 60, engine.end_tokens)
+            assert one.tokens == expected
+
+
 # ---- batches
 
 
@@ -170,6 +194,22 @@ def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
         expected = generation.answer(engine.model, prompt, how, seed, 20, engine.end_tokens)
         assert one.tokens == expected
         assert one.mask == [1] * len(expected)
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(1.0, top_k=40, top_p=0.95, min_p=0.01)])
+def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
+    how: Sampling,
+) -> None:
+    engine = Engine(small_model(sequence_len=510), small_tokenizer())
+    prompts = [random_ids(length, seed=length) for length in range(1, 500, 8)]
+    prompts = [*prompts, random_ids(500, seed=500)]
+    assert len(prompts) == 64
+    done = engine.complete(prompts, 6, *vars(how).values(), seed=list(range(64)))
+    model = small_model(sequence_len=510)
+    for number, (prompt, one) in enumerate(zip(prompts, done, strict=True)):
+        seed = runtime.derive_seed(number, 0)
+        expected = generation.answer(model, prompt, how, seed, 6, engine.end_tokens)
+        assert one.tokens == expected
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -208,6 +248,44 @@ def test_samples_of_one_prompt_draw_their_own_first_tokens(engine: Engine) -> No
     )
     other = engine.complete([prompt], max_tokens=4, temperature=1.5, seed=4, num_samples=24)
     assert other != done
+
+
+def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
+    prompt, others = random_ids(9), [random_ids(2 + 5 * n, n) for n in range(6)]
+    how = {"max_tokens": 10, "temperature": 1.2, "num_samples": 8}
+    alone = engine.complete([prompt], seed=[7], **how)  # type: ignore[arg-type]
+    among = engine.complete([*others, prompt], seed=[*range(6), 7], **how)  # type: ignore[arg-type]
+    assert among[-8:] == alone
+    assert len({tuple(one.tokens) for one in alone}) == 8
+    batch = engine.open(20)
+    batch.admit([Request(other, 10, Sampling(1.2)) for other in others])
+    batch.step()
+    seeds = [runtime.derive_seed(7, sample) for sample in range(8)]
+    answers = batch.admit([Request(prompt, 10, Sampling(1.2), seed=seed) for seed in seeds])
+    while batch.num_answers:
+        batch.step()
+    assert [answer.row.tokens for answer in answers] == [one.tokens for one in alone]
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.8)])
+def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling) -> None:
+    prompt, number = random_ids(7), 4
+    batch = engine.open(2)
+    [_, answer] = batch.admit(
+        [Request(random_ids(30), 8), Request(prompt, 8, how, seed=1, num_likeliest=number)]
+    )
+    found = [answer.row.choice for _ in range(8) if batch.step() and answer.row.choice]
+    tokens = [*prompt, *answer.row.tokens]
+    for place, choice in enumerate(found, start=len(prompt)):
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([tokens[:place]]))[0, -1].tolist()
+        own, likeliest = slow_sampling.logprobs(logits, tokens[place], number)
+        assert choice.token == tokens[place]
+        assert choice.logprob == pytest.approx(own, abs=1e-4)
+        assert [token for token, _ in choice.likeliest] == [token for token, _ in likeliest]
+        values = [value for _, value in likeliest]
+        assert [value for _, value in choice.likeliest] == pytest.approx(values, abs=1e-4)
+    assert len(found) == len(answer.row.tokens)
 
 
 def test_equal_prompts_of_one_call_are_not_pinned_to_one_seed(engine: Engine) -> None:

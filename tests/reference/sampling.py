@@ -33,3 +33,13 @@ def draw(logits: list[float], how: Sampling, uniform: float) -> int:
             drawn = token
         reached += share
     return drawn
+
+
+def logprobs(
+    logits: list[float], token: int, num_likeliest: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """How likely a token is before temperature, and the likeliest ones, in nats."""
+    top = max(logits)
+    log_sum = top + math.log(sum(math.exp(one - top) for one in logits))
+    order = sorted(range(len(logits)), key=lambda one: -logits[one])[:num_likeliest]
+    return logits[token] - log_sum, [(one, logits[one] - log_sum) for one in order]
