@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from nanochat import calculator, runtime
 from nanochat.chat import ToolCalls
+from nanochat.decode_step import DecodeStep
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
@@ -100,9 +100,10 @@ class _Running:
         self, model: GPT, num_rows: int, end_tokens: frozenset[int], prefixes: Prefixes
     ) -> None:
         device = model.embedding.weight.device
-        self.model, self.end_tokens, self.prefixes = model, end_tokens, prefixes
+        self.end_tokens, self.prefixes = end_tokens, prefixes
         self.reader: Reader[RowState] = Reader(model, prefixes)
         self.cache = KVCache(model.config, num_rows, device, model.compute_dtype)
+        self.decode = DecodeStep(model, self.cache, is_static=device.type == "cuda")
         self.rows: list[RowState] = []
         self.logits = torch.empty(0, model.config.vocab_size, device=device)
 
@@ -134,7 +135,7 @@ class _Running:
         self._note_choices(taken)
         self.drop_finished()
         if self.rows:
-            self.logits = self._forward()
+            self.logits = self.decode([row.tokens[-1] for row in self.rows])
         return taken
 
     def drop_finished(self) -> None:
@@ -163,14 +164,6 @@ class _Running:
             choices = token_choices(self.logits[list(wanted)], tokens, max(wanted.values()))
             for (i, number), choice in zip(wanted.items(), choices, strict=True):
                 self.rows[i].choice = replace(choice, likeliest=choice.likeliest[:number])
-
-    def _forward(self) -> Tensor:
-        """(B, V) logits after the newest token of each row."""
-        last = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.logits.device)
-        self.cache.look_at(0, len(self.rows))
-        logits = self.model(last, kv_cache=self.cache)
-        self.cache.advance([1] * len(self.rows))
-        return logits[:, 0]
 
 
 class Engine:

@@ -30,6 +30,7 @@ class KVCache:
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
         self.window = slice(0, num_rows)
+        self._starts: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -40,27 +41,41 @@ class KVCache:
         """The next forward passes are about rows first ... first + count - 1."""
         self.window = slice(first, first + count)
 
+    def follow(self, starts: Tensor | None) -> None:
+        """Where the window's rows go on is read from a tensor (B,) int64; None: from `lengths`.
+
+        A pass then does the same work whatever the tensor holds: one token a row, attention over
+        the whole capacity. Room has to be there.
+        """
+        self._starts = starts
+
+    def make_room(self, num_new: int) -> None:
+        """For so many more tokens in each row. Raises UserError past the model's context."""
+        self._end = max(self.lengths[self.window]) + num_new
+        refuse_past(self._end, self.config.sequence_len)
+        self._grow_to(self._end)
+
     def positions(self, num_new: int) -> Tensor:
         """(B, T) int64 positions of the next tokens; makes room for them.
 
         Raises UserError when they pass the end of the model's context.
         """
-        lengths = self.lengths[self.window]
-        self._end = max(lengths) + num_new
-        refuse_past(self._end, self.config.sequence_len)
-        self._grow_to(self._end)
-        starts = torch.tensor(lengths, device=self.keys[0].device)[:, None]
-        positions = starts + torch.arange(num_new, device=starts.device)
+        lengths, starts = self.lengths[self.window], self._starts
+        if starts is None:
+            self.make_room(num_new)
+            starts = torch.tensor(lengths, device=self.keys[0].device)
+            is_level = min(lengths) == max(lengths)
+            needs_mask = not is_level or (num_new > 1 and lengths[0] > 0)
+        else:
+            self._end, needs_mask = self.capacity, True
+        positions = starts[:, None] + torch.arange(num_new, device=starts.device)
         rows = torch.arange(self.window.start, self.window.stop, device=starts.device)[:, None]
         self._places = (rows * self.capacity + positions).flatten()
-        self._visible = self._mask(lengths, positions)
+        self._visible = self._mask(positions) if needs_mask else None
         return positions
 
-    def _mask(self, lengths: list[int], positions: Tensor) -> Tensor | None:
-        """(B, 1, T, S) True where a query may look; None where causal or full look will do."""
-        is_level = min(lengths) == self._end - positions.size(1)
-        if is_level and (positions.size(1) == 1 or lengths[0] == 0):
-            return None
+    def _mask(self, positions: Tensor) -> Tensor:
+        """(B, 1, T, S) True where a query may look: at itself and what was before it."""
         keys = torch.arange(self._end, device=positions.device)
         return (keys <= positions[:, :, None])[:, None]
 
@@ -69,7 +84,7 @@ class KVCache:
         keys, values = (
             self._keep(store[layer], new) for store, new in ((self.keys, k), (self.values, v))
         )
-        if self._visible is None and q.size(2) > 1:
+        if self._visible is None and q.size(2) > 1:  # the beginning of all rows
             return attend_causally(q, k, v)
         return F.scaled_dot_product_attention(
             q, keys, values, attn_mask=self._visible, enable_gqa=q.size(1) != k.size(1)
