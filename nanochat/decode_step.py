@@ -10,6 +10,7 @@ B batch (rows)  V vocab
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class DecodeStep:
         self._starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._recorded: dict[int, tuple[Callable[[], None], Tensor]] = {}
         self._capacity = 0
-        self._pool: tuple[int, int] | None = None  # of memory, one for all graphs
+        self._pool: Any = None  # of memory, one for all graphs
 
     def __call__(self, tokens: Sequence[int]) -> Tensor:
         """(B, V) logits after one more token of each row; valid until the next call."""
