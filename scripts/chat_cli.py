@@ -272,7 +272,9 @@ class Chat:
     def _show(self, event: Event, content: list[dict[str, str]]) -> None:
         if isinstance(event, TextPiece):
             self.face.show_text(event.text)
-            content.append({"type": "text", "text": event.text})
+            if not content or content[-1]["type"] != "text":
+                content.append({"type": "text", "text": ""})
+            content[-1]["text"] += event.text
         elif isinstance(event, ToolCall):
             self.face.show_tool(event)
             content.append({"type": "python", "text": event.expression})
@@ -390,6 +392,7 @@ def typed_lines() -> Iterator[str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
 
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
@@ -398,6 +401,7 @@ def typed_lines() -> Iterator[str]:
         completer=WordCompleter([*COMMANDS], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,
+        output=create_output(always_prefer_tty=True),  # answers may go into a pipe
     )
     while True:
         try:

@@ -25,6 +25,7 @@ from tests import learned_by_heart
 from tests.learned_by_heart import LONG
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 250  # seconds; machines are busy
 SLOW_CHAT = """
 import time, torch
 from nanochat.gpt import GPT
@@ -219,53 +220,80 @@ def test_what_was_typed_is_kept_for_its_owner_alone_or_not_at_all(tmp_path: Path
     assert isinstance(chat_cli.typed_before(tmp_path), InMemoryHistory)
 
 
-@pytest.mark.slow
-def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
-    """Through a pseudo-terminal: Ctrl-C does not end the program."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "90"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_CHAT, "--device_type=cpu"],
-        cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(theirs)
+class Typist:
+    """A program at a pseudo-terminal, and who sits there; its stdout may go elsewhere."""
+
     prompt = "\x1b[?2004h"  # the terminal is told to expect pasting
 
-    def read_until(words: str) -> str:
+    def __init__(self, code: str, *options: str, stdout: int | None = None) -> None:
+        self.terminal, theirs = pty.openpty()
+        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "90"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *options], cwd=ROOT, env=environment, stdin=theirs,
+            stdout=theirs if stdout is None else stdout, stderr=theirs, close_fds=True,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(theirs)
+
+    def __enter__(self) -> "Typist":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.terminal)
+
+    def types(self, text: str) -> None:
+        """Keys pressed."""
+        os.write(self.terminal, text.encode())
+
+    def reads_until(self, words: str) -> str:
         """What has appeared, `words` at its end."""
-        seen, end = "", time.monotonic() + 100
+        seen, end = "", time.monotonic() + PATIENCE
         while words not in seen:
             assert time.monotonic() < end, f"no {words!r} in {seen!r}"
-            if select.select([ours], [], [], 0.2)[0]:
-                seen += os.read(ours, 65536).decode(errors="replace")
+            if select.select([self.terminal], [], [], 0.2)[0]:
+                seen += os.read(self.terminal, 65536).decode(errors="replace")
         return seen
 
-    try:
-        assert "/help lists the commands" in read_until(prompt)
-        os.write(ours, b"/stats\r")
-        assert "no answer yet" in read_until(prompt)
-        os.write(ours, b"What is 347 + 588?\r")
-        said = read_until(prompt)
-        assert "347 + 588 = 935\x1b" in said and "347 + 588 = 935." in said
-        os.write(ours, b"/clear\r")
-        read_until(prompt)
-        os.write(ours, b"Count\r")
-        read_until("tick 10")
-        os.write(ours, b"\x03")
-        assert "(stopped)" in read_until(prompt)
-        os.write(ours, b"\x03")
-        assert "/quit to leave" in read_until(prompt)
-        os.write(ours, b"/stats\r")
-        assert "tokens read" in read_until(prompt)
-        os.write(ours, b"/quit\r")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
+
+@pytest.mark.slow
+def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
+    """Ctrl-C stops an answer, and not the program."""
+    with Typist(SLOW_CHAT, "--device_type=cpu") as person:
+        assert "/help lists the commands" in person.reads_until(person.prompt)
+        for typed, shown in (
+            ("/stats\r", "no answer yet"),
+            ("What is 347 + 588?\r", "347 + 588 = 935."),
+            ("/clear\r", "a new conversation"),
+        ):
+            person.types(typed)
+            assert shown in person.reads_until(person.prompt)
+        person.types("Count\r")
+        person.reads_until("tick 10")
+        for typed, shown in (
+            ("\x03", "(stopped)"),
+            ("\x03", "/quit to leave"),
+            ("/stats\r", "tokens read"),
+        ):
+            person.types(typed)
+            assert shown in person.reads_until(person.prompt)
+        person.types("/quit\r")
+        assert person.process.wait(timeout=PATIENCE) == 0
     history = (saved / "chat_history.txt").read_text(encoding="utf-8")
     assert "What is 347 + 588?" in history
+
+
+@pytest.mark.slow
+def test_the_prompt_stays_on_the_terminal_when_answers_go_elsewhere(base_dir: Path) -> None:
+    code = "from scripts.chat_cli import typed_lines; print(*typed_lines())"
+    with Typist(code, stdout=subprocess.PIPE) as person:
+        assert ">" in person.reads_until(person.prompt)
+        person.types("Smile\r")
+        person.reads_until(person.prompt)
+        person.types("\x04")
+        assert person.process.stdout is not None
+        assert person.process.stdout.read() == b"Smile\n"
 
 
 def test_a_kept_conversation_is_a_file_that_people_can_read(
@@ -274,7 +302,8 @@ def test_a_kept_conversation_is_a_file_that_people_can_read(
     chat.answer("What is 347 + 588?")
     chat.save(tmp_path / "kept.json")
     kept = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
-    assert kept["messages"][1]["content"][:2] == [
+    assert kept["messages"][1]["content"] == [
         {"type": "python", "text": "347 + 588"},
         {"type": "python_output", "text": "935"},
+        {"type": "text", "text": "347 + 588 = 935."},
     ]
