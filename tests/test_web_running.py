@@ -57,22 +57,22 @@ def test_tokens_are_counted_while_they_are_written(address: str, engine: Engine)
 
 
 def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Engine) -> None:
-    questions = ["Who are you?", "Smile", "Count", "Markdown"] * 4
+    questions = ["Who are you?", "Smile"] * 4
     with serving(engine) as address:
         alone = {text: chat(address, messages=user(text)).json()["choices"] for text in questions}
     other = Engine(engine.model, engine.tokenizer)
     with (
-        serving(engine, other, num_slots=4, max_waiting=4) as address,
+        serving(engine, other, num_slots=2, max_waiting=2) as address,
         slowed(engine, 0.02),
         ThreadPoolExecutor(len(questions)) as pool,
     ):
         answers = [pool.submit(chat, address, messages=user(text)) for text in questions]
-        wait_until(lambda: num_at_work(address) > 8)  # more than one of them has room for
+        wait_until(lambda: num_at_work(address) > 4)  # more than one of them has room for
         for text, answer in zip(questions, answers, strict=True):
             assert answer.result().json()["choices"] == alone[text]
         health = httpx.get(f"{address}/health").json()
         assert health["engines"] == 2 and health["status"] == "ok"
-        assert "nanochat_slots 8\n" in httpx.get(f"{address}/metrics").text
+        assert "nanochat_slots 4\n" in httpx.get(f"{address}/metrics").text
 
 
 def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> None:

@@ -2,19 +2,23 @@
 
 import asyncio
 import errno
+import json
 import signal
 import socket
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanochat.errors import UserError
+from nanochat.web.openai_api import error_body
 
 HEAD_SECONDS = 10.0  # for the head of a request
 STALL_SECONDS = 30.0  # for a client that reads nothing while there is something to read
 DRAIN_SECONDS = 7  # for answers that run when the server is told to stop
 BACKLOG = 1024
+SEND_BUFFER_BYTES = 256 * 1024  # of each connection, with the kernel; what is beyond waits here
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -30,6 +34,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
         listener.listen(BACKLOG)  # now, so that a taken port is found now
     except OSError as error:
@@ -86,6 +91,17 @@ class BoundedProtocol(H11Protocol):
         # Whoever sends waits until the kernel has all of it: nothing piles up for a slow reader.
         transport.set_write_buffer_limits(high=0)
         self._abort_after(HEAD_SECONDS, "head")
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered in the form of all errors."""
+        body = json.dumps(error_body(400, msg)).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start = h11.Response(
+            status_code=400, headers=[*headers, ("Connection", "close")], reason=b"Bad Request"
+        )
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for name in [*self._timers]:

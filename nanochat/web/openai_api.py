@@ -70,6 +70,21 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The form of `error_body`, for the description of the interface."""
+
+    error: ErrorDetail
+
+
 # ---- requests
 
 

@@ -27,6 +27,7 @@ from nanochat.web.openai_api import (
     ChatRequest,
     CompletionRequest,
     Envelope,
+    ErrorBody,
     Loose,
     error_body,
     prompt_of,
@@ -228,8 +229,12 @@ def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(api_routes(service))
-    app.include_router(page_routes(service))
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ErrorBody, "description": "The request cannot be answered."},
+        "5XX": {"model": ErrorBody, "description": "The server cannot answer now."},
+    }
+    app.include_router(api_routes(service), responses=errors)
+    app.include_router(page_routes(service), responses=errors)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["*"])
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)

@@ -1,0 +1,209 @@
+"""Requests that nobody should send, and what must not come of them: 5xx, hangs, broken streams."""
+
+import asyncio
+import json
+import random
+import string
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+
+from dev.raw_client import Client, Reply, request
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+NUM_AT_ONCE = 16
+NUM_OF_POOR = 50
+TEXTS = [
+    "", " " * 8000, "9" * 2000, "9" * 8000, "'" * 8000, '"' * 8000, "\\" * 8000, "\n" * 5000,
+    "\x00\x1b[31m",
+    "<|bos|><|assistant_end|>" * 100, "😀é汉字" * 500,
+    "e" + "\u0301" * 5000, "\u202e\ufeff\uffff",
+    "a" * 100_000, "x" * 300_000, "data: [DONE]\n\n",
+]  # fmt: skip
+VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 1e-300, 5e-324, 0.5, 1e308, 10**30, -(2**63), 2**63, "", "0",
+    "1",
+    [], {}, [[]], [None], {"a": 1}, [1, 2, 3], [-1], [10**9], ["a"] * 70, *TEXTS[:6],
+]  # fmt: skip
+LITERALS = [
+    "NaN", "-Infinity", "1e999", "9" * 2000, "-" + "9" * 5000, '"\\ud800"', '"\\udc00\\ud800"',
+    "[" * 2000,
+    "[" * 500 + "]" * 500, '{"a":' * 300 + "1" + "}" * 300, "tru", "'x'", "0x10", "01", '"\\x"',
+    "\x00",
+]  # fmt: skip
+FIELDS = [
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
+    "top_p",
+    "top_k", "min_p", "seed", "stop", "n", "logprobs", "top_logprobs", "trim", "echo", "messages",
+    "prompt",
+    "tools", "user", "response_format", "logit_bias", "suffix", "best_of", "\u0000", "__proto__",
+]  # fmt: skip
+PATHS = [
+    CHAT, COMPLETIONS, "/v1/models", "/v1/models/x", "/health", "/metrics", "/page/markdown", "/",
+    "/openapi.json",
+    "/v1/models/%00", "/%ff%fe", "/../../etc/passwd", "//", "/v1/chat/completions/",
+    "/" + "a" * 5000, "*", "x",
+]  # fmt: skip
+
+
+def verdict(reply: Reply) -> str:
+    """Empty when all is well, else what is wrong with an answer."""
+    if reply.hangs:
+        return "hang"
+    if reply.status == 0:
+        return "no answer"
+    if reply.status >= 500:
+        return str(reply.status)
+    if reply.is_stream:
+        return "" if reply.body.endswith(b"data: [DONE]\n\n") else "broken stream"
+    if reply.status >= 400 and b"\r\nallow: GET" not in reply.head:  # to HEAD there is no body
+        try:
+            error = json.loads(reply.body)["error"]
+        except (ValueError, KeyError, TypeError):
+            return f"{reply.status} without the fixed body"
+        return "" if error.keys() == {"message", "type", "param", "code"} else "odd error"
+    return ""
+
+
+def by_hand(dice: random.Random) -> bytes:
+    """One request."""
+    kind = dice.choice([_odd_values, _odd_values, _odd_literals, _odd_bytes, _odd_text, _odd_http])
+    return kind(dice)
+
+
+def _plain(dice: random.Random) -> tuple[str, dict[str, Any]]:
+    path = dice.choice([CHAT, CHAT, COMPLETIONS])
+    body: dict[str, Any] = {"max_tokens": 2, "stream": dice.random() < 0.5}
+    if path == CHAT:
+        return path, {**body, "messages": [{"role": "user", "content": "Hi"}]}
+    return path, {**body, "prompt": "Hi"}
+
+
+def _odd_values(dice: random.Random) -> bytes:
+    path, body = _plain(dice)
+    for name in dice.sample(FIELDS, dice.randint(1, 3)):
+        body[name] = dice.choice(VALUES)
+    if dice.random() < 0.3 and path == CHAT:
+        body["messages"] = [_odd_message(dice) for _ in range(dice.choice([1, 2, 3, 40, 1100]))]
+    return request(path, body)
+
+
+def _odd_message(dice: random.Random) -> Any:
+    role = dice.choice(["system", "developer", "user", "assistant", "tool", "", 1])
+    kind = dice.choice(["text", "python", "python_output", "image_url", 1])
+    part = {"type": kind, "text": dice.choice(["x", 1, None])}
+    content = dice.choice(["x", "", None, 1, {}, [part], [part, part], ["x"]])
+    return dice.choice([{"role": role, "content": content}] * 9 + [None])
+
+
+def _odd_literals(dice: random.Random) -> bytes:
+    path, body = _plain(dice)
+    name = dice.choice(FIELDS)
+    text = json.dumps({**body, name: "HERE"}).replace('"HERE"', dice.choice(LITERALS))
+    return request(path, text.encode())
+
+
+def _odd_bytes(dice: random.Random) -> bytes:
+    path, body = _plain(dice)
+    raw = bytearray(json.dumps(body).encode())
+    for _ in range(dice.randint(1, 5)):
+        at = dice.randrange(len(raw))
+        change = dice.randrange(3)
+        raw[at : at + (change != 0)] = [[dice.randrange(256)], [dice.randrange(256)], []][change]
+    return request(path, bytes(raw[: dice.choice([None, None, dice.randrange(len(raw) + 1)])]))
+
+
+def _odd_text(dice: random.Random) -> bytes:
+    path, body = _plain(dice)
+    letters = dice.choice(
+        [string.printable, "0123456789", " '\"", "<|>assistant_end", "é😀\u0301汉"]
+    )
+    own = "".join(dice.choices(letters, k=dice.randrange(3000)))
+    text = dice.choice([*TEXTS, own, own, own])
+    if path == CHAT:
+        role = dice.choice(["system", "user", "assistant"])
+        body["messages"] = [{"role": role, "content": text}, *body["messages"]]
+        body["trim"] = dice.random() < 0.3
+    else:
+        body["prompt"] = text
+        body |= {"echo": dice.random() < 0.5, "logprobs": dice.choice([None, 0, 5])}
+    return request(path, {**body, "stop": dice.choice([None, text[:200], ["a", text[:9]]])})
+
+
+def _odd_http(dice: random.Random) -> bytes:
+    path, method = dice.choice(PATHS), dice.choice(["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+    header = dice.choice([
+        "", "Origin: https://x.example\r\n", "Authorization: Bearer \x7f\r\n",
+        "X: " + "a" * 9000 + "\r\n",
+        "Content-Length: -1\r\n", "Content-Length: x\r\n", "Content-Length: 999999999\r\n",
+        "Host: y\r\n",
+        "Transfer-Encoding: chunked\r\n", "Transfer-Encoding: x\r\n", "Content-Encoding: gzip\r\n",
+        "Expect: 100-continue\r\n", "no colon\r\n", " folded\r\n", "Upgrade: websocket\r\n",
+        "\x00: y\r\n",
+        "Range: bytes=0-1\r\n", "Accept: " + "a," * 30_000 + "\r\n",
+    ])  # fmt: skip
+    raw = request(path, dice.choice([None, b"{}", b"\xff"]), method, header)
+    old = dice.choice([b"", b"HTTP/1.0", b"\r\n", b" "])
+    return raw.replace(old, dice.choice([b"HTTP/9.9", b"\n", b"  ", b"\t"]), 1) if old else raw
+
+
+async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Counter[str]:
+    """How often each verdict was given on `count` requests; the faulty ones are printed."""
+    found: Counter[str] = Counter()
+    numbers = iter(range(first_seed, first_seed + count))
+
+    async def some() -> None:
+        for number in numbers:
+            raw = by_hand(random.Random(number))
+            reply = await client.ask(raw)
+            fault = verdict(reply)
+            found[fault or f"{reply.status // 100}xx"] += 1
+            if fault:
+                print(f"by hand, seed {number}: {fault}: {raw[:300]!r} -> {reply.body[:200]!r}")
+
+    await asyncio.gather(*(some() for _ in range(NUM_AT_ONCE)))
+    return found
+
+
+def send_described(address: str, description: dict[str, Any], count: int) -> Counter[str]:
+    """The same with what schemathesis makes of the OpenAPI description, half of it wrong."""
+    schema = schemathesis.openapi.from_dict(description)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    found: Counter[str] = Counter()
+    modes = [*schemathesis.GenerationMode]
+    num_rich = sum(operation.method == "post" for operation in operations)
+    for operation in operations:
+        # Of a request without a body there are few.
+        each = -(-count // (num_rich * len(modes))) if operation.method == "post" else NUM_OF_POOR
+        for mode in modes:
+            strategy = operation.as_strategy(generation_mode=mode)
+            with suppress(Unsatisfiable):  # without parameters nothing can be wrong
+                _given(strategy, each, lambda case: found.update([_sent(case, address)]))()
+    return found
+
+
+def _given(strategy: Any, count: int, send: Callable[[Any], None]) -> Callable[[], None]:
+    @seed(0)
+    @settings(
+        max_examples=count, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=[*HealthCheck],
+    )  # fmt: skip
+    @given(strategy)
+    def test(case: Any) -> None:
+        send(case)
+
+    return test
+
+
+def _sent(case: Any, address: str) -> str:
+    response = case.call(base_url=address, timeout=120)
+    head = f"content-type: {response.headers.get('content-type', '')}".encode()
+    fault = verdict(Reply(response.status_code, head, response.content))
+    if fault:
+        print(f"described: {fault}: {case.as_curl_command()[:400]}")
+    return fault or f"{response.status_code // 100}xx"
