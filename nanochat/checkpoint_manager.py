@@ -287,7 +287,7 @@ class Checkpoint:
     def load_model_state(self, device: torch.device) -> dict[str, Tensor]:
         """Tensors by parameter name, prefixes of compiled modules taken off."""
         path = _file(self.directory, "model", self.step)
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = _load_tensors(path, map_location=device)
         return {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in state.items()}
 
     def load_optimizer_states(self) -> list[list[Any]]:
@@ -295,15 +295,22 @@ class Checkpoint:
 
         They are read from the disk when they are looked at: a rank wants little of the others'.
         """
-        by_rank = [
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            for path in self._optim()
-        ]
+        by_rank = [_load_tensors(path, map_location="cpu", mmap=True) for path in self._optim()]
         return [list(states) for states in zip(*by_rank, strict=True)]
 
     def _optim(self) -> Iterator[Path]:
         for rank in range(len(self.meta["files"]) - 1):
             yield _file(self.directory, "optim", self.step, rank)
+
+
+def _load_tensors(path: Path, **how: Any) -> Any:
+    """Plain tensors in lists and dictionaries; nothing in the file is executed."""
+    try:
+        return torch.load(path, weights_only=True, **how)
+    except Exception as error:  # whatever the content of a foreign file makes of the reader
+        raise UserError(
+            f"{path} is no file of plain tensors; bring back the one that was saved there"
+        ) from error
 
 
 def model_identity(meta: Meta) -> str:

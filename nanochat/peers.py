@@ -11,7 +11,7 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # then a rank is lost: stopped, or cut off
+SILENT_SECONDS = 40.0  # then a rank is lost: stopped, or cut off
 SILENT_SECONDS_WHEN_LEAVING = 4.0  # a launcher that ends the job has often lost a rank just before
 LONGEST_BEAT_SECONDS = 10.0  # counted at most, so that a job suspended as a whole goes on
 LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again
@@ -102,7 +102,7 @@ def watched(
 
     def look() -> None:
         watch, before = Watch(board, rank, world_size), time.monotonic()
-        while not over.wait(BEAT_SECONDS):
+        while not over.is_set():
             seconds, before = time.monotonic() - before, time.monotonic()
             limit = SILENT_SECONDS_WHEN_LEAVING if is_leaving() else SILENT_SECONDS
             why = watch.beat(seconds, limit)
@@ -110,6 +110,7 @@ def watched(
                 logger.error("%s: leaving, the last checkpoint stays; start the job again", why)
                 logging.shutdown()
                 os._exit(LOST_EXIT_CODE)
+            over.wait(BEAT_SECONDS)
 
     if world_size > 1:
         threading.Thread(target=look, daemon=True, name="peers").start()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from nanochat.errors import UserError
 from nanochat.peers import Board
@@ -68,7 +69,7 @@ def start(device_type: str = "") -> Runtime:
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device_id)
+        _join(backend, device_id)
     return Runtime(
         device=device,
         rank=int(os.environ.get("RANK", "0")),
@@ -79,6 +80,24 @@ def start(device_type: str = "") -> Runtime:
     )
 
 
+def _join(backend: str, device_id: torch.device | None) -> None:
+    """Meet the other ranks, under keys of this start: earlier ones lead to dead processes."""
+    store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    dist.init_process_group(
+        backend,
+        store=_of_this_start(store),
+        rank=rank,
+        world_size=world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device_id,
+    )
+
+
+def _of_this_start(store: Any) -> Any:
+    prefix = f"start {restart_count()}"
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
 def _board() -> Board:
     """A board on the store that the ranks found each other by, over a connection of its own."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -86,8 +105,7 @@ def _board() -> Board:
         address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT
     )
     store.set_timeout(STORE_TIMEOUT)
-    prefix = f"board of start {restart_count()}"
-    return Board(dist.PrefixStore(prefix, store))  # type: ignore[attr-defined]
+    return Board(_of_this_start(store))
 
 
 def side_by_side(place: Runtime, count: int) -> list[Runtime]:

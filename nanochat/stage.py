@@ -363,7 +363,6 @@ class _Loop:
             start,
             device_batch_size=device_batch_size(plan, self.place),
             every=[
-                Every(1, lambda _: plan.observed()),
                 Every(options.save_every, saver.begin, at_end=False),
                 Every(options.eval_every, save_first, at_end=False),
                 Every(
@@ -380,6 +379,7 @@ class _Loop:
             label=TITLES[plan.stage],
             prefetch=plan.prefetch,
             jump=self.jump,
+            observed=plan.observed,
         )
 
 

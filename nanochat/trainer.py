@@ -142,12 +142,14 @@ def train(
     label: str,
     prefetch: bool = True,
     jump: Collection[int] = (),
+    observed: Callable[[], dict[str, float]] = dict,
 ) -> tuple[State, Stopped | None]:
     """Run the steps start.step ... schedule.num_steps; returns the last state and why it ended.
 
-    `every` is called in its order. On SIGTERM, SIGINT or SIGUSR1 the state is saved and the loop
-    returns. The steps of `jump` take their batch and leave the weights alone. Raises NotFinite
-    before the update when a loss or a gradient is not finite.
+    `every` is called in its order; what is `observed` is logged with each step. On SIGTERM, SIGINT
+    or SIGUSR1 the state is saved and the loop returns. The steps of `jump` take their batch and
+    leave the weights alone. Raises NotFinite before the update when a loss or a gradient is not
+    finite.
     """
     state, last_step = start, schedule.num_steps
     if prefetch:
@@ -178,16 +180,17 @@ def train(
                 is_last=state.step + 1 == last_step,
             )
             rate = facts.tokens / seconds
-            multiplier = schedule.learning_rate(state.step - 1)
-            numbers = _numbers(state, rate, multiplier, speed, place.world_size)
+            numbers = _numbers(state, rate, schedule, speed, place.world_size) | observed()
+            log.log(state.step, **numbers)  # before the save: what is saved is not run again
+            line.update(state.step, **_shown(state, rate, numbers))
             if facts.is_save_due:
                 saver.begin(state)
             for hook in every:
                 if hook.is_due(state):
                     with stop.at_once() if hook.can_be_left else nullcontext():
-                        numbers.update(hook.call(state) or {})
-            log.log(state.step, **numbers)
-            line.update(state.step, **_shown(state, rate, numbers))
+                        more = hook.call(state)
+                    if more:
+                        log.log(state.step, **more)
             if facts.signal and not state.is_last:
                 saver.begin(state)
                 return state, Stopped(facts.signal)
@@ -290,11 +293,11 @@ def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> No
 
 
 def _numbers(
-    state: State, rate: float, multiplier: float, speed: Speed, num_devices: int
+    state: State, rate: float, schedule: Schedule, speed: Speed, num_devices: int
 ) -> dict[str, float]:
     numbers = {
         "loss": state.loss,
-        "lr_multiplier": multiplier,
+        "lr_multiplier": schedule.learning_rate(state.step - 1),
         "tokens": state.tokens,
         "tokens_per_second": rate,
         "train_seconds": state.seconds,

@@ -24,10 +24,11 @@ PRELOADED = [
 LIMIT_SECONDS = 200.0
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
+def context() -> ForkServerContext:
+    """Starts processes that have imported the commands already."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    return server
 
 
 class Running:
@@ -77,7 +78,7 @@ def start(
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
         arguments = (module, argv, environment, output, before)
-        processes.append(_context().Process(target=_main, args=arguments))
+        processes.append(context().Process(target=_main, args=arguments))
         processes[-1].start()
     return Running(processes, output)
 

@@ -190,11 +190,21 @@ def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
     every = [Every(4, lambda state: {"bpb": state.step / 4})]
     run(tmp_path, (batch(step) for step in range(8)), every=every, speed=Speed(2.0, 1e9))
     history = RunLog(tmp_path, "test", {}, True).history()
-    assert [line["step"] for line in history] == list(range(1, 9))
+    assert [line["step"] for line in history if "loss" in line] == list(range(1, 9))
     assert [line["bpb"] for line in history if "bpb" in line] == [1.0, 2.0]
-    last = history[-1]
+    last = next(line for line in history if line["step"] == 8)
     assert last["tokens"] == sum(trainer.tokens_in_use(batch(step).targets) for step in range(8))
     assert last["mfu"] == pytest.approx(last["tokens_per_second"] * 2.0 / 1e9)
+
+
+def test_a_step_is_logged_before_it_is_saved(tmp_path: Path) -> None:
+    log, logged = RunLog(tmp_path, "test", {}, True), list[int]()
+
+    def save(state: State) -> None:
+        logged.append(log.history()[-1]["step"])
+
+    run(tmp_path, (batch(step) for step in range(8)), every=[Every(2, save)], log=log)
+    assert logged == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -1,0 +1,197 @@
+"""Faults of files: damage, a full disk, hostile content."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dev.faults.outcome import Outcome
+from nanochat import checkpoint_manager as checkpoints
+from nanochat import shards
+from nanochat.checkpoint_manager import Checkpoint
+from nanochat.configurator import read_config
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.stage import LoopOptions
+from nanochat.tokenizer import RustBPETokenizer
+
+
+class _Moments:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_steps": self.step, "moment": torch.full((5000,), float(self.step))}
+
+
+def two_checkpoints(folder: Path) -> None:
+    """Steps 1 and 2 of a small model."""
+    model = GPT(GPTConfig.from_depth(1, vocab_size=64, sequence_len=8))
+    for step in (1, 2):
+        model.init_weights(step)
+        loader = {"step": step, "lanes": {str(lane): [17 * lane, 5] for lane in range(8)}}
+        meta = {
+            "tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False,
+            "model": model.config.to_dict(), "loss": 2.5, "loader": loader,
+        }  # fmt: skip
+        checkpoints.save(folder, step, checkpoints.snapshot(model, [_Moments(step)]), meta, keep=2)
+
+
+def content(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that a checkpoint gives to who loads it, as something that can be compared."""
+    tensors = checkpoint.load_model_state(torch.device("cpu"))
+    [[moments]] = checkpoint.load_optimizer_states()
+    return {
+        "meta": checkpoint.meta,
+        "model": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
+        "optim": (moments["num_steps"], moments["moment"].numpy().tobytes()),
+    }
+
+
+def damaged_checkpoints(folder: Path, count: int, seed: int, how: str) -> Outcome:
+    """A bit is flipped in, or a part cut off, a random file of the newest checkpoint."""
+    outcome = Outcome(
+        {"flip": "one flipped bit in a checkpoint", "cut": "a checkpoint's file cut short"}[how],
+        "other content is loaded without a word, or nothing",
+    )
+    random_numbers = random.Random(seed)
+    whole = folder / "whole"
+    two_checkpoints(whole)
+    truth = {step: content(Checkpoint(whole, step, meta)) for step, meta in metas(whole).items()}
+    fell_back = 0
+    for number in range(count):
+        damaged = folder / f"damaged-{number}"
+        shutil.copytree(whole, damaged)
+        path = random_numbers.choice(sorted(damaged.glob("*_000002*")))
+        data = bytearray(path.read_bytes())
+        place = random_numbers.randrange(len(data))
+        if how == "flip":
+            data[place] ^= 1 << random_numbers.randrange(8)
+        else:
+            del data[place:]
+        path.write_bytes(data)
+        outcome.tried += 1
+        found = checkpoints.newest_whole(damaged)
+        outcome.expect(found is not None, f"{path.name} at {place}: nothing is loaded")
+        if found is not None:
+            fell_back += found.step == 1
+            is_true = content(found) == truth[found.step]
+            outcome.expect(is_true, f"{path.name} at {place}: step {found.step} is not what it was")
+        shutil.rmtree(damaged)
+    outcome.facts["gone back to the step before"] = fell_back
+    return outcome
+
+
+def metas(folder: Path) -> dict[int, Any]:
+    """The metas of all checkpoints in a folder."""
+    steps = checkpoints.saved_steps(folder)
+    return {step: json.loads((folder / f"meta_{step:06d}.json").read_text()) for step in steps}
+
+
+def damaged_shards(folder: Path, count: int, seed: int) -> Outcome:
+    """A bit is flipped in a shard of text."""
+    outcome = Outcome("one flipped bit in a shard of text", "other text is read without a word")
+    random_numbers = random.Random(seed)
+    texts = [f"{n}: " + " ".join(random_numbers.choices(["ab", "cd", "efg", "hij", "k"], k=40))
+             for n in range(3000)]  # fmt: skip
+    path = folder / "shard.parquet"
+    shards.write_shard(path, texts)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(count):
+        place, bit = random_numbers.randrange(len(whole)), random_numbers.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        outcome.tried += 1
+        try:
+            documents = shards.Documents([path])
+            read = [documents[index] for index in range(len(documents))]
+        except UserError:
+            refused += 1
+        else:
+            outcome.expect(read == texts, f"bit {bit} of byte {place} of {len(whole)}")
+    outcome.facts["refused"] = refused
+    return outcome
+
+
+class _Hostile:
+    """A pickle that calls something when it is read."""
+
+    def __init__(self, call: Any, *arguments: Any) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call, self.arguments
+
+
+def hostile_pickles(canary: Path) -> dict[str, bytes]:
+    """Pickles that leave a file behind when they are executed, in all wrappings of tensors."""
+    code = f"open({str(canary)!r}, 'w').close()"
+    calls = {
+        "os.system": _Hostile(os.system, f"touch {canary}"),
+        "exec": _Hostile(exec, code),
+        "eval": _Hostile(eval, f"__import__('os').system('touch {canary}')"),
+        "open": _Hostile(open, str(canary), "w"),
+        "os.open": _Hostile(os.open, str(canary), os.O_CREAT | os.O_WRONLY),
+        "Path.touch": _Hostile(Path.touch, canary),
+    }
+    corpus = {}
+    for name, call in calls.items():
+        for protocol in (0, 2, 4):
+            corpus[f"{name}, pickle {protocol}"] = pickle.dumps({"weight": call}, protocol)
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            torch.save({"weight": call}, stream, _use_new_zipfile_serialization=zipped)
+            corpus[f"{name}, torch.save {'zip' if zipped else 'old'}"] = stream.getvalue()
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(call))
+            archive.writestr("archive/version", "3\n")
+        corpus[f"{name}, zip by hand"] = stream.getvalue()
+    return corpus
+
+
+def hostile_files(folder: Path) -> Outcome:
+    """Files that would execute code, with digests to match, wherever something is loaded."""
+    outcome = Outcome("a hostile file in the place of a good one", "its code is executed")
+    canary = folder / "executed"
+    refused = 0
+    for name, data in hostile_pickles(canary).items():
+        for kind in ("model_000002.pt", "optim_000002_rank0.pt", "tokenizer.json", "config"):
+            outcome.tried += 1
+            try:
+                _load(folder / f"{outcome.tried}", kind, data)
+            except (UserError, KeyError):
+                refused += 1
+            outcome.expect(not canary.exists(), f"{name} as {kind}")
+            canary.unlink(missing_ok=True)
+    outcome.facts["refused"] = refused
+    return outcome
+
+
+def _load(folder: Path, kind: str, data: bytes) -> None:
+    """Put the data in the place of a file and load that as the commands do."""
+    if kind == "config":
+        folder.mkdir()
+        (folder / kind).write_bytes(data)
+        read_config(folder / kind, LoopOptions)
+    elif kind == "tokenizer.json":
+        folder.mkdir()
+        (folder / kind).write_bytes(data)
+        RustBPETokenizer.from_directory(folder)
+    else:
+        two_checkpoints(folder)
+        (folder / kind).write_bytes(data)
+        facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        meta = metas(folder)[2]
+        checkpoints.update_meta(folder, 2, files={**meta["files"], kind: facts})
+        found = checkpoints.newest_whole(folder)
+        assert found is not None and found.step == 2
+        content(found)
