@@ -141,7 +141,7 @@ def make(source: str, num_shards: int) -> str:
     elif name == "primer":
         manifest = _write_primer(num_shards, shards)
     elif _is_made(source):
-        manifest = _read_manifest(name)
+        manifest = shards.manifest
     else:
         manifest = _import_path(Path(source).expanduser().resolve(), shards)
     for split in ("train", "val"):
@@ -261,11 +261,10 @@ def _import_path(path: Path, shards: _Shards) -> dict[str, Any]:
         facts = [shards.facts(file) for file in files]
         return {"train": facts[:-1], "val": facts[-1:]}
     stamps = [[str(file), *_stamp(file)] for file in files]
-    if _is_made(shards.folder.name) and all(map(shards.is_whole, shards.noted)):
-        manifest = _read_manifest(shards.folder.name)
-        if manifest.get("files") == stamps:
-            logger.info("%s is imported already and has not changed", path)
-            return manifest
+    is_same = shards.manifest.get("files") == stamps
+    if is_same and all(map(shards.is_whole, shards.noted)):
+        logger.info("%s is imported already and has not changed", path)
+        return shards.manifest
     return {**_write_imported(path, files, shards), "files": stamps}
 
 
@@ -396,7 +395,7 @@ class Options:
     """Bring or write the text that a model is trained on."""
 
     num_shards: Annotated[int, short("-n")] = 8
-    """Training shards of a named source; about 100 MB each on the hub, 10 MB of the primer. 0 with
+    """Training shards of a named source; about 100 MB each on the hub, 1 MB of the primer. 0 with
     --prefetch brings only that and leaves the text in use as it is."""
     source: str = "fineweb-edu"
     """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl(.gz|.zst) or .txt files."""

@@ -178,7 +178,7 @@ def _one_line(error: Exception) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet or jsonl file."""
+    """All rows of a parquet or jsonl file. Raises UserError when it is damaged."""
     if path.suffix == ".parquet":
         try:
             rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()

@@ -1,4 +1,4 @@
-"""THE loop: every stage minimises sum(weights * nll) / norm; only the batches differ.
+"""The loop of every stage: each minimises sum(weights * nll) / norm, only the batches differ.
 
 A stage hands in an iterator of `Batch`, a schedule and a list of `Every(n, call)`. What is called
 gets a frozen `State` and has no way back into the loop, so the gradient is the same for any
