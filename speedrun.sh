@@ -122,9 +122,11 @@ stage() { # stage TITLE COMMAND...: run it, and remember its minutes
     local title=$1 began=$SECONDS line
     shift
     printf '\n== %s\n' "$title"
-    if ! "$@"; then
+    local code=0
+    "$@" || code=$?
+    if [ "$code" -ne 0 ]; then
         printf '\n%s did not finish; what was done is kept: mend what stands above, then run this again\n' "$title" >&2
-        exit 1
+        exit "$code"
     fi
     line=$(awk -v t="$title" -v s=$((SECONDS - began)) 'BEGIN { printf "  %-40s %6.1f min", t, s / 60 }')
     printf '%s\n' "$line"
