@@ -152,6 +152,7 @@ def train(
     finite.
     """
     state, last_step = start, schedule.num_steps
+    model.zero_grad(set_to_none=True)  # an earlier call may have stopped with some
     if prefetch:
         batches = _one_ahead(batches)
     line = ProgressLine(last_step, label, place.is_main)

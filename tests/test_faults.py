@@ -71,7 +71,7 @@ def test_a_run_that_is_told_to_stop_is_saved_and_ends_as_a_straight_one(
 
 
 def test_a_loss_or_gradient_that_is_not_finite_stops_or_is_skipped(base: Path) -> None:
-    assert_harmless(runs.poisoned_runs(base, 2, SEED), 2)
+    assert_harmless(runs.poisoned_runs(base, 3, SEED), 3)
 
 
 def test_a_full_disk_does_not_end_the_run(base: Path, straight: dict[int, Trial]) -> None:

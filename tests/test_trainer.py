@@ -169,6 +169,15 @@ def test_a_step_that_is_jumped_takes_its_batch_and_moves_nothing(tmp_path: Path)
     assert torch.equal(jumped.table.weight, without.table.weight)
 
 
+def test_gradients_of_a_run_that_stopped_do_not_get_into_the_next(tmp_path: Path) -> None:
+    model = TinyModel()
+    with pytest.raises(trainer.NotFinite):
+        run(tmp_path, iter([dataclasses.replace(batch(1), norm=0.0)]), model=model)
+    run(tmp_path, iter([batch(0)]), model=model, num_steps=1)
+    straight, *_ = run(tmp_path, iter([batch(0)]), num_steps=1)
+    assert torch.equal(model.table.weight, straight.table.weight)
+
+
 def test_a_checkpoint_is_begun_when_the_clock_says_so(tmp_path: Path) -> None:
     saver = Saver(is_always_due=True)
     run(tmp_path, (batch(step) for step in range(8)), saver=saver)

@@ -61,7 +61,8 @@ def _during(marker: Marker, field: int, call: Callable[..., Any]) -> Callable[..
 def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     """Mark what the process does and write each step's rows and loss to folder/trace-RANK.jsonl.
 
-    poison: (step, what): the loss or a gradient of this step is not finite on the last rank.
+    poison: (step, "loss" or "gradient"): that of this step is not finite on the last rank;
+    (step, "jump"): the step is left out to begin with.
     """
     from nanochat import checkpoint_manager, stage, trainer
 
@@ -91,6 +92,9 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
         return loss
 
     trainer.accumulate_gradients = observed
+    if poison is not None and poison[1] == "jump":
+        train = trainer.train
+        trainer.train = lambda *a, **more: train(*a, **{**more, "jump": {poison[0]}})
 
 
 def save_for_ever(folder: Path) -> None:
