@@ -1,6 +1,8 @@
 """The faults of `python -m dev.faults` with small counts; that command has the full ones."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,11 +32,15 @@ def test_no_hostile_file_is_executed(tmp_path: Path) -> None:
     assert_harmless(files.hostile_files(tmp_path), 100)
 
 
-def test_hostile_files_do_execute_where_pickles_are_read(tmp_path: Path) -> None:
+def test_the_hostile_files_do_execute_where_pickles_are_read(tmp_path: Path) -> None:
     canary = tmp_path / "executed"
-    payload = files.hostile_pickles(canary)["exec, pickle 2"]
-    files.pickle.loads(payload)
-    assert canary.exists()
+    corpus = files.hostile_pickles(canary)
+    assert len(corpus) == 42
+    for name in ("system, pickle 0", "exec, pickle 2", "copy, pickle 4"):
+        (tmp_path / "file").write_bytes(corpus[name])
+        subprocess.run([sys.executable, "-m", "pickle", tmp_path / "file"], capture_output=True)
+        assert canary.exists(), name
+        canary.unlink()
 
 
 def test_a_kill_in_a_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import random
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def damaged_shards(folder: Path, count: int, seed: int) -> Outcome:
 
 
 class _Hostile:
-    """A pickle that calls something when it is read."""
+    """Something that calls a function when it is unpickled; torch.save pickles it."""
 
     def __init__(self, call: Any, *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -131,28 +131,36 @@ class _Hostile:
         return self.call, self.arguments
 
 
+def _pickled(call: str, *arguments: str) -> bytes:
+    """The same as a pickle written by hand: global, mark, strings, tuple, reduce, stop."""
+    texts = "".join(f"V{argument}\n" for argument in arguments)
+    return f"c{call}\n({texts}tR.".encode()
+
+
 def hostile_pickles(canary: Path) -> dict[str, bytes]:
-    """Pickles that leave a file behind when they are executed, in all wrappings of tensors."""
-    code = f"open({str(canary)!r}, 'w').close()"
-    calls = {
-        "os.system": _Hostile(os.system, f"touch {canary}"),
-        "exec": _Hostile(exec, code),
-        "eval": _Hostile(eval, f"__import__('os').system('touch {canary}')"),
-        "open": _Hostile(open, str(canary), "w"),
-        "os.open": _Hostile(os.open, str(canary), os.O_CREAT | os.O_WRONLY),
-        "Path.touch": _Hostile(Path.touch, canary),
-    }
+    """Files that leave another one behind when they are unpickled, in all wrappings of tensors."""
+    touch, code = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
     corpus = {}
-    for name, call in calls.items():
-        for protocol in (0, 2, 4):
-            corpus[f"{name}, pickle {protocol}"] = pickle.dumps({"weight": call}, protocol)
-        for zipped in (True, False):
+    for module, name, function, arguments in (
+        ("posix", "system", os.system, (touch,)),
+        ("subprocess", "getoutput", subprocess.getoutput, (touch,)),
+        ("builtins", "exec", exec, (code,)),
+        ("builtins", "eval", eval, (f"__import__('os').system('{touch}')",)),
+        ("io", "open", open, (str(canary), "w")),
+        ("shutil", "copy", shutil.copy, (__file__, str(canary))),
+    ):
+        by_hand = _pickled(f"{module}\n{name}", *arguments)
+        for protocol in (2, 3, 4):
+            corpus[f"{name}, pickle {protocol}"] = bytes([0x80, protocol]) + by_hand
+        corpus[f"{name}, pickle 0"] = by_hand
+        for is_zip in (True, False):
             stream = io.BytesIO()
-            torch.save({"weight": call}, stream, _use_new_zipfile_serialization=zipped)
-            corpus[f"{name}, torch.save {'zip' if zipped else 'old'}"] = stream.getvalue()
+            content = {"weight": _Hostile(function, *arguments)}
+            torch.save(content, stream, _use_new_zipfile_serialization=is_zip)
+            corpus[f"{name}, torch.save {'zip' if is_zip else 'old'}"] = stream.getvalue()
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(call))
+            archive.writestr("archive/data.pkl", bytes([0x80, 2]) + by_hand)
             archive.writestr("archive/version", "3\n")
         corpus[f"{name}, zip by hand"] = stream.getvalue()
     return corpus
