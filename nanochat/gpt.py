@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.capped_loss import capped_cross_entropy, soft_cap
+from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.errors import UserError
 
 CHANNELS_PER_LAYER = 64
@@ -324,9 +324,11 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         kv_cache: AttentionCache | None = None,
         logits_at: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
 
+        With weights (B, T) as well, the sum of the weighted losses: what is trained on.
         idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
         logits_at: (B,) or (B, S) int64, the positions whose logits are wanted: (B, 1 or S, V).
         With a cache, idx continues what it holds. Raises UserError past `sequence_len`.
@@ -341,7 +343,7 @@ class GPT(nn.Module):
             x = x[rows, logits_at.view(x.size(0), -1)]
         if targets is None:
             return self._logits(x)
-        return self._nll(x, targets)
+        return self._nll(x, targets, weights)
 
     def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
         T = idx.size(1)
@@ -353,10 +355,11 @@ class GPT(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         return soft_cap(self.unembedding(x), self.config.softcap)
 
-    def _nll(self, x: Tensor, targets: Tensor) -> Tensor:
-        weight, cap = self.unembedding.weight, self.config.softcap
-        nll = capped_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), cap)
-        return nll.view_as(targets)
+    def _nll(self, x: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        matrix, cap, rows = self.unembedding.weight, self.config.softcap, x.flatten(0, 1)
+        if weights is not None:
+            return weighted_cross_entropy(rows, matrix, targets.flatten(), weights.flatten(), cap)
+        return capped_cross_entropy(rows, matrix, targets.flatten(), cap).view_as(targets)
 
     def matrices(self) -> Iterator[nn.Parameter]:
         """The weights of all blocks: what Muon moves."""

@@ -156,7 +156,12 @@ def train(
     if prefetch:
         batches = _one_ahead(batches)
     line = ProgressLine(last_step, label, place.is_main)
-    with line, runtime.stop_requests() as stop, _watched(place, stop):
+    with (
+        line,
+        runtime.undisturbed(place.device),
+        runtime.stop_requests() as stop,
+        _watched(place, stop),
+    ):
         while state.step < last_step:
             began = time.perf_counter()
             batch = next(batches)
@@ -219,10 +224,11 @@ def accumulate_gradients(
     for first in range(0, num_rows, device_batch_size):
         rows = slice(first, first + device_batch_size)
         cut = rows, slice(width_in_use(batch.targets[rows]))
-        nll = model(_on(device, batch.inputs[cut]), _on(device, batch.targets[cut]))
-        if batch.weights is not None:
-            nll = nll * _on(device, batch.weights[cut])
-        loss = nll.sum() / batch.norm
+        inputs, targets = batch.inputs[cut], batch.targets[cut]
+        weights = torch.ones(targets.shape) if batch.weights is None else batch.weights[cut]
+        loss = model(
+            _on(device, inputs), _on(device, targets), weights=_on(device, weights / batch.norm)
+        )
         loss.backward()
         total += loss.detach()
     return float(total)

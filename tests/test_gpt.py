@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat import capped_loss
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, attend_by_products, relu_squared
 from tests.reference import attention as slow
@@ -154,33 +153,6 @@ def test_a_text_past_the_context_is_refused_with_both_lengths() -> None:
 # ---- the loss
 
 
-@pytest.fixture(params=["kept", "recomputed"])
-def how_logits_are_held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capped_loss, "CACHE_ELEMENTS", 3 * VOCAB)
-    if request.param == "recomputed":
-        monkeypatch.setattr(capped_loss, "KEEP_BYTES", 0)
-        monkeypatch.setattr(capped_loss, "GROUP_ELEMENTS", 7 * VOCAB)
-
-
-@pytest.mark.usefixtures("how_logits_are_held")
-@pytest.mark.parametrize("share_of_targets", [0.0, 0.5, 1.0])
-def test_the_loss_and_its_gradients_equal_plain_cross_entropy(share_of_targets: float) -> None:
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(50, 16, generator=generator), torch.randn(VOCAB, 16, generator=generator)
-    targets = torch.randint(VOCAB, (50,), generator=generator)
-    targets[torch.rand(50, generator=generator) >= share_of_targets] = -1
-    weights = torch.randn(50, generator=generator)
-    results = []
-    for loss in (capped_loss.capped_cross_entropy, capped_loss.plain_cross_entropy):
-        x, matrix = (tensor.clone().requires_grad_() for tensor in inputs)
-        nll = loss(x, matrix, targets, 5.0)
-        (nll * weights).sum().backward()
-        results.append((nll.detach(), x.grad, matrix.grad))
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    assert (results[0][0] == 0).sum() == (targets == -1).sum()
-
-
 def test_the_loss_with_targets_is_that_of_the_logits_without() -> None:
     model, idx = random_model(), tokens()
     targets = tokens(seed=1)
@@ -193,6 +165,19 @@ def test_the_loss_with_targets_is_that_of_the_logits_without() -> None:
     assert nll.dtype == torch.float32
     torch.testing.assert_close(nll, expected, atol=1e-5, rtol=1e-5)
     assert bool((nll[1, 4:] == 0).all())
+
+
+def test_the_weighted_loss_and_its_gradients_are_those_of_the_losses() -> None:
+    fast, slow, idx, targets = random_model(), random_model(), tokens(), tokens(seed=1)
+    targets[1, 4:] = -1
+    weights = torch.linspace(-1, 2, targets.numel()).view_as(targets)
+    loss = fast(idx, targets, weights=weights)
+    expected = (slow(idx, targets) * weights).sum()
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    for ours, plain in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_a_batch_without_targets_gives_zero_gradients_and_no_nan() -> None:
@@ -318,7 +303,7 @@ def test_a_compiled_model_gives_the_eager_loss_and_gradients() -> None:
     idx, targets = tokens(), tokens(seed=1)
     targets[0, 3:] = -1
     for model in (eager, compiled):
-        model(idx, targets).sum().backward()
+        model(idx, targets, weights=torch.ones(targets.shape)).backward()
     for ours, other in zip(eager.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(other.grad, ours.grad, atol=1e-3, rtol=1e-3)
 

@@ -66,6 +66,18 @@ def test_the_polynomials_lift_values_from_a_thousandth_to_near_one() -> None:
     assert float(lifted.max()) < 1.2
 
 
+@pytest.mark.parametrize("rank", [1, 4, 32])
+@pytest.mark.parametrize("shape", [(32, 128), (128, 32), (32, 64), (1, 7)])
+def test_wide_matrices_are_as_exact_as_the_polynomials_one_at_a_time(
+    shape: tuple[int, int], rank: int
+) -> None:
+    """Also when most singular values are thousands of times smaller than the largest."""
+    gradient = drawn((shape[0], rank), 0) @ drawn((rank, shape[1]), 1) + 1e-3 * drawn(shape, 2)
+    expected = slow.polar_factor(gradient.double())
+    found = polar_factor(gradient[None])[0]
+    assert (found - expected).norm() < 3e-4 * expected.norm()
+
+
 def test_scale_of_the_gradient_does_not_matter() -> None:
     gradient = drawn((2, 8, 8), 3)
     torch.testing.assert_close(

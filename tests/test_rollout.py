@@ -96,8 +96,7 @@ def gradients_of(model: GPT, *batches: Batch) -> list[torch.Tensor]:
     """The gradient of each parameter, summed over batches."""
     model.zero_grad()
     for batch in batches:
-        nll = model(batch.inputs, batch.targets)
-        ((nll * batch.weights).sum() / batch.norm).backward()
+        model(batch.inputs, batch.targets, weights=batch.weights / batch.norm).backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 

@@ -23,16 +23,17 @@ START = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False)
 
 
 class TinyModel(nn.Module):
-    """Next token from the present one; gives nll (B, T) as GPT does."""
+    """Next token from the present one; gives the weighted sum of its losses as GPT does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(VOCAB, VOCAB)
         nn.init.normal_(self.table.weight, generator=torch.Generator().manual_seed(0))
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         logits = self.table(inputs).transpose(1, 2)
-        return nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+        nll = nn.functional.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+        return (nll * weights).sum()
 
 
 class PlainSGD:
@@ -122,7 +123,8 @@ def test_the_parameters_do_not_depend_on_the_micro_batch(
 
 def test_the_first_loss_is_the_true_loss(tmp_path: Path) -> None:
     model, first = TinyModel(), batch(0)
-    expected = float(model(first.inputs, first.targets).sum() / first.norm)
+    ones = torch.ones(ROWS, TIME)
+    expected = model(first.inputs, first.targets, ones).item() / first.norm
     losses: list[float] = []
     see = Every(1, lambda state: losses.append(state.loss))
     run(tmp_path, (batch(step) for step in range(8)), every=[see], device_batch_size=4)

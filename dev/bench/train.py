@@ -1,0 +1,309 @@
+"""How fast the training loop is: tokens/s, share of the matmul peak, seconds of each part, memory.
+
+    python -m dev.bench.train --depths 4 8
+    python -m dev.bench.train --depths 1 --vocab_size 65536 --loss plain      beside --loss grouped
+    python -m dev.bench.train --depths 12 20 26 --sequence_len 2048 --vocab_size 65536 --rows 256
+    torchrun --nproc_per_node=2 -m dev.bench.train --depths 4
+
+The model, the optimizers and the loop are those of every training command; the tokens are random.
+A depth is a process of its own, so that its peak of memory is its own. Between the steps products
+of large square matrices are timed: their median is the peak that the loop is compared with.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nanochat import gpt, optim, stage, trainer
+from nanochat.batch import Batch
+from nanochat.capped_loss import plain_cross_entropy
+from nanochat.dataloader import packed_batches
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.metrics import RunLog
+from nanochat.runtime import Runtime
+from nanochat.schedule import Schedule
+from nanochat.trainer import Every, State
+
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("data", "forward", "backward", "optimizer", "communication")
+COLLECTIVES = ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor")
+PRODUCT_SIZES = {"cpu": 1024, "cuda": 8192, "mps": 4096}
+
+
+class Stopwatch:
+    """Seconds of each part of a step, on a GPU between events that nobody waits for."""
+
+    def __init__(self, place: Runtime) -> None:
+        self.place = place
+        self.spans: list[tuple[str, Any, Any]] = []
+        self.steps: list[dict[str, float]] = []
+
+    def mark(self) -> Any:
+        """A moment, of the device's own time where it has one."""
+        if self.place.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, part: str, began: Any) -> None:
+        """The part ends now."""
+        self.spans.append((part, began, self.mark()))
+
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, its time added to the part."""
+
+        def measured(*arguments: Any, **named: Any) -> Any:
+            began = self.mark()
+            result = call(*arguments, **named)
+            self.add(part, began)
+            return result
+
+        return measured
+
+    def end_step(self, seconds: float) -> None:
+        """Sum the spans of a step that took `seconds` in all."""
+        self.place.synchronize()
+        sums = dict.fromkeys(PARTS, 0.0)
+        for part, began, ended in self.spans:
+            on_host = isinstance(began, float)
+            sums[part] += ended - began if on_host else began.elapsed_time(ended) / 1000
+        self.spans.clear()
+        sums["optimizer"] -= sums["communication"]
+        self.steps.append({"step": seconds, **sums})
+
+
+class Watched(nn.Module):
+    """A model whose forward and backward pass are timed."""
+
+    def __init__(self, model: nn.Module, parameters: GPT, watch: Stopwatch) -> None:
+        super().__init__()
+        self.model, self.watch = model, watch
+        self.backward_began: Any = None
+        # Its gradient is the last one to be there.
+        first = parameters.embedding.weight
+        first.register_post_accumulate_grad_hook(self._backward_ends)
+
+    def _backward_ends(self, _: Tensor) -> None:
+        self.watch.add("backward", self.backward_began)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        loss = self.watch.timed("forward", self.model)(*arguments, **named)
+        self.backward_began = self.watch.mark()
+        return loss
+
+
+class WatchedOptimizer:
+    """An optimizer whose step is timed."""
+
+    def __init__(self, optimizer: Any, watch: Stopwatch) -> None:
+        self.param_groups = optimizer.param_groups
+        self.step = watch.timed("optimizer", optimizer.step)
+
+
+def watch_collectives(watch: Stopwatch) -> None:
+    """Waiting for what the optimizers send counts as communication."""
+    for name in COLLECTIVES:
+        setattr(dist, name, _begin_watched(getattr(dist, name), watch))
+
+
+def _begin_watched(call: Callable[..., Any], watch: Stopwatch) -> Callable[..., Any]:
+    def begin(*arguments: Any, **named: Any) -> Any:
+        work = call(*arguments, **named)
+        return work if work is None else WatchedWork(watch.timed("communication", work.wait))
+
+    return begin
+
+
+@dataclass(frozen=True)
+class WatchedWork:
+    """What was sent, waited for by the watch."""
+
+    wait: Callable[[], Any]
+
+
+class RandomTokens:
+    """Documents of random tokens, each the same whenever it is asked for."""
+
+    num_documents = 1000
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def tokens(self, counter: int) -> list[int]:
+        generator = torch.Generator().manual_seed(counter)
+        drawn: list[int] = torch.randint(self.vocab_size, (700,), generator=generator).tolist()
+        return drawn
+
+
+def timed_batches(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]:
+    """The same batches; waiting for them counts as data."""
+    take = watch.timed("data", lambda: next(batches, None))
+    while (batch := take()) is not None:
+        yield batch
+
+
+def product_flops(place: Runtime) -> float:
+    """FLOP/s of one product of large square matrices."""
+    size = PRODUCT_SIZES[place.device.type]
+    a, b = (torch.randn(size, size, device=place.device).to(place.compute_dtype) for _ in "ab")
+    a @ b
+    place.synchronize()
+    began, count = time.perf_counter(), 5
+    for _ in range(count):
+        a @ b
+    place.synchronize()
+    return count * 2 * size**3 / (time.perf_counter() - began)
+
+
+def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:
+    """As `capped_loss.weighted_cross_entropy`, the obvious way: the logits stand whole."""
+    return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
+
+
+def peak_bytes(place: Runtime) -> int:
+    """The most memory that this process has had: of the GPU, else resident."""
+    if place.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(place.device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str, Any]:
+    """Everything about one depth, in this process."""
+    if options.loss == "plain":
+        gpt.weighted_cross_entropy = plain_loss
+    config = GPTConfig.from_depth(
+        depth, vocab_size=options.vocab_size, sequence_len=options.sequence_len
+    )
+    model = GPT(config, compute_dtype=place.compute_dtype)
+    model.init_weights(0)
+    model.to(place.device)
+    watch = Stopwatch(place)
+    watch_collectives(watch)
+    module: Any = torch.compile(model, dynamic=False) if options.compile else model
+    optimizers = [WatchedOptimizer(one, watch) for one in optim.build_optimizers(model)]
+    bytes_before = peak_bytes(place)
+    peaks: list[float] = []
+    began, until_first_step = time.perf_counter(), 0.0
+
+    def between_steps(state: State) -> None:
+        nonlocal began, until_first_step
+        watch.end_step(time.perf_counter() - began)
+        if state.step == 1:
+            until_first_step = time.time() - psutil.Process().create_time()
+        else:
+            peaks.append(product_flops(place))
+        began = time.perf_counter()
+
+    batches = packed_batches(
+        RandomTokens(options.vocab_size), bos=0, rows=options.rows,
+        sequence_len=options.sequence_len, rank=place.rank, world_size=place.world_size,
+        num_steps=options.steps,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        trainer.train(
+            Watched(module, model, watch),
+            optimizers,  # type: ignore[arg-type]
+            timed_batches(batches, watch),
+            Schedule(options.steps),
+            State(0, 0.0, 0.0, 0.0, 0, {}, is_last=False),
+            device_batch_size=options.device_batch_size,
+            every=[Every(1, between_steps)],
+            save=lambda _: None,
+            place=place,
+            log=RunLog(Path(folder), "bench", {}, place.is_main),
+            speed=trainer.Speed(model.flops_per_token(), None),
+            label=f"depth {depth}",
+            prefetch=False,
+        )
+    return {"depth": depth, "compiled": options.compile, "dtype": str(place.compute_dtype)} | {
+        **figures(watch, peaks, model, options, place),
+        "from start to the first step, s": round(until_first_step, 1),
+        "peak memory, MB": peak_bytes(place) // 10**6,
+        "of it before the first step, MB": bytes_before // 10**6,
+    }
+
+
+def figures(
+    watch: Stopwatch, peaks: list[float], model: GPT, options: argparse.Namespace, place: Runtime
+) -> dict[str, Any]:
+    """Medians over the steps but the first."""
+    steps = watch.steps[1:]
+    median = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+    tokens = options.rows * options.sequence_len
+    rate, peak = tokens / median["step"], statistics.median(peaks)
+    flops = rate * model.flops_per_token()
+    rest = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
+    return {
+        "tokens/s": round(rate),
+        "model MFLOP/token (6 N + 12 L C T)": round(model.flops_per_token() / 1e6, 2),
+        "GFLOP/s": round(flops / 1e9, 1),
+        "peak GFLOP/s": round(peak * place.world_size / 1e9, 1),
+        "share of peak": round(flops / peak / place.world_size, 3),
+        **{f"{name}, s": round(value, 4) for name, value in median.items()},
+        "overhead of the loop": round(statistics.median(rest) / median["step"], 4),
+    }
+
+
+def measured_alone(depth: int) -> dict[str, Any]:
+    """Everything about one depth, from a process of its own."""
+    command = [sys.executable, "-m", "dev.bench.train", *sys.argv[1:], "--only", str(depth)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--sequence_len", type=int, default=512)
+    parser.add_argument("--vocab_size", type=int, default=32_768)
+    parser.add_argument("--rows", type=int, default=8, help="of one step over all ranks")
+    parser.add_argument("--device_batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--device_type", default="")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--loss", choices=["grouped", "plain"], default="grouped")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure all depths and keep the figures as dev/bench/results/train-DATE.json."""
+    options = parsed()
+    if options.only is None and "RANK" not in os.environ:
+        found = [measured_alone(depth) for depth in options.depths]
+    else:
+        with stage.opened(options.device_type) as place:
+            depths = [options.only] if options.only else options.depths
+            found = [measure(depth, options, place) for depth in depths]
+        if options.only or not place.is_main:
+            print(json.dumps(found[0]) if options.only else "", end="")
+            return
+    settings = {name: value for name, value in vars(options).items() if name != "only"}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"train-{date.today()}.json"
+    path.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n")
+    print(path.read_text(), end="")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
