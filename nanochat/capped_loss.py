@@ -95,10 +95,14 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return of_x * upstream[0].to(of_x.dtype), of_weight * upstream[0], None, None, None
 
 
+def rows_at_once(vocab_size: int, device_type: str) -> int:
+    """How many targets' logits stand at the same time."""
+    num_elements = CPU_GROUP_ELEMENTS if device_type == "cpu" else GROUP_ELEMENTS
+    return max(1, num_elements // vocab_size)
+
+
 def _groups(x: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Rows whose logits may stand at the same time."""
-    num_elements = CPU_GROUP_ELEMENTS if x.device.type == "cpu" else GROUP_ELEMENTS
-    size = max(1, num_elements // weight.size(0))
+    size = rows_at_once(weight.size(0), x.device.type)
     return (slice(first, first + size) for first in range(0, x.size(0), size))
 
 

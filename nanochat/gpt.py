@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+from torch.utils.checkpoint import checkpoint
 
 from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.errors import UserError
@@ -76,7 +78,7 @@ class GPTConfig:
         """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
 
         Legal widths divide the channels and are multiples of 8 (of 2 when `head_dim` is below 8).
-        Raises UserError when the depth is not 1 or more.
+        Raises UserError when the depth is below 1 or `head_dim` below 2.
         """
         if depth < 1:
             raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 eight GPUs")
@@ -202,11 +204,30 @@ class Attention(nn.Module):
         return norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps), v
 
 
+def attention_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """What `attend_causally` computes full rows with, in words."""
+    shape = config.n_head, config.sequence_len, config.head_dim
+    is_grouped = config.n_kv_head != config.n_head
+    if _are_products_faster(shape[1], is_grouped, device, dtype):
+        return "two batched products"
+    q = torch.empty(1, *shape, dtype=dtype, device=device)
+    kv = q[:, : config.n_kv_head]
+    choice = torch._fused_sdp_choice(q, kv, kv, is_causal=True, enable_gqa=is_grouped)
+    name = SDPBackend(choice).name.lower().replace("_", " ")
+    return f"scaled_dot_product_attention, {name}"
+
+
+def _are_products_faster(
+    length: int, is_grouped: bool, device: torch.device, dtype: torch.dtype
+) -> bool:
+    is_short = length <= SHORT_ROW and not is_grouped
+    return is_short and device.type == "cpu" and dtype == torch.bfloat16
+
+
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q (B, H, T, D) over k, v (B, K, T, D), each token over itself and the past."""
     is_grouped = q.size(1) != k.size(1)
-    is_short = q.size(2) <= SHORT_ROW and not is_grouped
-    if is_short and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if _are_products_faster(q.size(2), is_grouped, q.device, q.dtype):
         return attend_by_products(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
 
@@ -289,6 +310,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
+        self.keeps_activations = True
+        """False: a block is computed again in the backward pass; slower, with far less memory."""
         not_yet_set = torch.empty(config.vocab_size, config.n_embd)
         self.embedding = nn.Embedding.from_pretrained(not_yet_set, freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -336,7 +359,12 @@ class GPT(nn.Module):
         turn = self.rotary.at(self._positions(idx, kv_cache))
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         for block in self.blocks:
-            x = block(x, turn, kv_cache)
+            if self.keeps_activations or not torch.is_grad_enabled():
+                x = block(x, turn, kv_cache)
+            else:
+                x = checkpoint(
+                    block, x, turn, kv_cache, use_reentrant=False, preserve_rng_state=False
+                )
         x = norm(x, self.config.rms_eps)
         if logits_at is not None:
             rows = torch.arange(x.size(0), device=x.device)[:, None]

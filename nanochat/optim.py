@@ -2,10 +2,28 @@
 
 from nanochat import runtime
 from nanochat.adamw import DistAdamW
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import DistMuon, Muon
 
 REFERENCE_WIDTH = 768  # rates of AdamW are given at this width
+
+
+def scaled_rates(
+    config: GPTConfig,
+    *,
+    matrix_lr: float,
+    embedding_lr: float,
+    unembedding_lr: float,
+    weight_decay: float,
+) -> dict[str, float]:
+    """What the options come to at this width; AdamW's rates go with (width / 768) ** -0.5."""
+    scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
+    return {
+        "matrices": matrix_lr,
+        "embedding": embedding_lr * scale,
+        "unembedding": unembedding_lr * scale,
+        "weight decay": weight_decay,
+    }
 
 
 def build_optimizers(
@@ -21,14 +39,17 @@ def build_optimizers(
     AdamW's rates are scaled by (width / 768) ** -0.5; `weight_decay` is that of the matrices.
     Parameters go by their names in the model, so that saved moments find them again.
     """
-    scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
-    adamw_rates = {
-        "embedding.weight": embedding_lr * scale,
-        "unembedding.weight": unembedding_lr * scale,
-    }
+    rates = scaled_rates(
+        model.config,
+        matrix_lr=matrix_lr,
+        embedding_lr=embedding_lr,
+        unembedding_lr=unembedding_lr,
+        weight_decay=weight_decay,
+    )
     parameters = dict(model.named_parameters())
     groups = [
-        {"params": [(name, parameters.pop(name))], "lr": lr} for name, lr in adamw_rates.items()
+        {"params": [(f"{one}.weight", parameters.pop(f"{one}.weight"))], "lr": rates[one]}
+        for one in ("embedding", "unembedding")
     ]
     kind = DistMuon if runtime.world_size() > 1 else Muon
     muon = kind(

@@ -8,7 +8,9 @@ import ctypes
 import gc
 import hashlib
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +48,13 @@ class Runtime:
     def is_main(self) -> bool:
         """True on the one rank that writes and prints."""
         return self.rank == 0
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process has had: of the GPU, else resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def synchronize(self) -> None:
         """Wait until the device has finished what was asked of it."""

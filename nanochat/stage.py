@@ -4,6 +4,7 @@ A script says what its stage is (`Plan`); `run` finds out whether it is done alr
 begins, trains, saves, evaluates and writes the stage's section of the report.
 """
 
+import gc
 import logging
 import math
 import sys
@@ -18,12 +19,17 @@ from torch import nn
 
 from nanochat import (
     checkpoint_manager,
+    dataloader,
     loss_eval,
+    memory,
     metrics,
+    micro_batch,
     optim,
+    outlook,
     paths,
     report,
     runtime,
+    trace,
     trainer,
 )
 from nanochat.batch import Batch
@@ -33,7 +39,7 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.configurator import FolderName, at_least
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, attention_kernel
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
 from nanochat.saver import Saver
@@ -51,11 +57,10 @@ TITLES = {
     "rl": "Reinforcement learning",
 }
 MAX_JUMPS = 10  # steps that a run leaves out; more of them are no accident
-COMPILE_PAYS_FROM_SECONDS = 60  # of work at the device's peak, see dev/LOG.md
+PREPARING_PAYS_FROM_SECONDS = 60  # compiling, searching: work at the device's peak, dev/LOG.md
+COLLECT_EVERY = 1000  # steps between collections of garbage, of which the loop makes none
 SAMPLE_TOKENS = 64
 SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
-CPU_MICRO_BATCH_TOKENS = 2048  # larger ones only leave the cache, see dev/LOG.md
-CUDA_MICRO_BATCH_TOKENS = 65536  # where the search for the largest that fits begins
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ class LoopOptions:
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest that is there."""
     device_batch_size: Annotated[int, at_least(1, besides=-1)] = -1
-    """Rows in one forward pass on one device; -1 means as many as fit. Does not change results."""
+    """Rows in one forward pass on one device; -1 means as many as fit on a GPU and the fastest
+    on a CPU. Does not change results."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass in place of keeping it: a third slower, with
+    a tenth of the activations. Does not change results."""
     matrix_lr: Annotated[float, at_least(0)] = 0.02
     """Learning rate of the matrices (Muon)."""
     embedding_lr: Annotated[float, at_least(0)] = 0.2
@@ -95,6 +104,10 @@ class LoopOptions:
     """Start from step 0; what an earlier run of this stage saved is moved aside."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the model; auto: when there is a compiler and the run is long enough."""
+    dry_run: bool = False
+    """Print the table of the run and stop before anything is computed."""
+    profile: bool = False
+    """Leave a trace of a few of the first steps beside the checkpoints."""
     seed: int = 42
     """Of initial weights, data order and sampling."""
 
@@ -106,7 +119,8 @@ class LoopOptions:
 
 # What may differ between a run and its continuation: it does not change what is learned.
 FREE_OPTIONS = {
-    "device_type", "device_batch_size", "eval_every", "eval_tokens", "save_every", "save_minutes",
+    "device_type", "device_batch_size", "activation_checkpointing", "dry_run", "profile",
+    "eval_every", "eval_tokens", "save_every", "save_minutes",
     "keep_checkpoints", "on_nonfinite", "resume", "fresh", "compile",
 }  # fmt: skip
 
@@ -124,7 +138,7 @@ class Plan:
     """Whose validation text is read."""
     tokenizer: RustBPETokenizer
     model: GPT
-    """With the weights of step 0."""
+    """With the weights of step 0; or on the meta device, then `run` makes them from the seed."""
     schedule: Schedule
     rows: int
     """Of one optimizer step over all ranks."""
@@ -188,10 +202,11 @@ def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
     return {**named, **more}
 
 
-def finished(stage: str, tag: str, settings: dict[str, Any], starts_over: bool) -> bool:
+def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
     """True, and said so, when this very run is done. Raises UserError when another one is there."""
     directory = paths.checkpoints_dir(stage) / tag
-    steps = [] if starts_over else checkpoint_manager.saved_steps(directory)
+    is_other = options.starts_over or options.dry_run
+    steps = [] if is_other else checkpoint_manager.saved_steps(directory)
     if not steps:
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
@@ -217,14 +232,15 @@ def run(plan: Plan, place: Runtime) -> None:
     """Train the stage to its end, from where it was left."""
     directory = paths.checkpoints_dir(plan.stage) / plan.tag
     options = plan.options
+    plan.model.keeps_activations = not options.activation_checkpointing
+    _announce(plan, place)
+    if options.dry_run:
+        return
     runtime.on_main_first(lambda: _make_way(directory, options.starts_over))
-    optimizers = optim.build_optimizers(
-        plan.model,
-        matrix_lr=options.matrix_lr * plan.rate_scale,
-        embedding_lr=options.embedding_lr * plan.rate_scale,
-        unembedding_lr=options.unembedding_lr * plan.rate_scale,
-        weight_decay=scaled_weight_decay(options.weight_decay, plan.model.config.n_embd),
-    )
+    if next(plan.model.parameters()).is_meta:
+        plan.model.to_empty(device=place.device)
+        plan.model.init_weights(options.seed)
+    optimizers = optim.build_optimizers(plan.model, **_rates(plan))
     log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, place.is_main)
     speed = measure_speed(plan.model, place)
     saver = Saver(
@@ -245,6 +261,34 @@ def run(plan: Plan, place: Runtime) -> None:
     finally:
         saver.close()
         log.close()
+
+
+def _rates(plan: Plan) -> dict[str, float]:
+    """Learning rates at the plateau and the decay, as `optim.build_optimizers` takes them."""
+    options, scale = plan.options, plan.rate_scale
+    return {
+        "matrix_lr": options.matrix_lr * scale,
+        "embedding_lr": options.embedding_lr * scale,
+        "unembedding_lr": options.unembedding_lr * scale,
+        "weight_decay": scaled_weight_decay(options.weight_decay, plan.model.config.n_embd),
+    }
+
+
+def _announce(plan: Plan, place: Runtime) -> None:
+    """The table of the run, before memory is taken."""
+    model, rank_rows = plan.model, plan.rows // place.world_size
+    rows = min(plan.options.device_batch_size, rank_rows)
+    if rows < 1:
+        rows = micro_batch.likely(model, rank_rows, place)
+    table = [
+        *outlook.of_model(model),
+        *outlook.of_steps(model, plan.schedule, plan.rows, place.world_size),
+        *outlook.of_rates(plan.schedule, optim.scaled_rates(model.config, **_rates(plan))),
+        *outlook.of_memory(rows, rank_rows, memory.of(model, rows, place)),
+        ("attention", attention_kernel(model.config, place.device, place.compute_dtype)),
+    ]
+    lines = "\n".join(outlook.as_lines(table))
+    logger.info("%s on %s x %d\n%s", TITLES[plan.stage], place.device.type, place.world_size, lines)
 
 
 def _make_way(directory: Path, starts_over: bool) -> None:
@@ -284,10 +328,19 @@ class _Loop:
         self.plan, self.optimizers, self.saver = plan, optimizers, saver
         self.log, self.speed, self.place = log, speed, place
         self.jump: set[int] = set()
+        self.micro_rows = 0
+        self.traced: Callable[[], object] = lambda: None
 
     def run(self) -> tuple[State, trainer.Stopped | None]:
         """As `trainer.train`."""
         model = compiled(self.plan, self.speed, self.place)
+        if not self.plan.options.profile:
+            return self._run(model)
+        path = self.saver.directory / f"trace_rank{self.place.rank}.json"
+        with trace.traced_steps(path) as self.traced:
+            return self._run(model)
+
+    def _run(self, model: nn.Module) -> tuple[State, trainer.Stopped | None]:
         while True:
             start, loader = self._begin()
             try:
@@ -312,11 +365,12 @@ class _Loop:
         if found is not None:
             start, loader = self._restore(Checkpoint(saver.directory, found["step"], found))
             self.jump |= set(found.get("jumped", []))
+        self.micro_rows = self.micro_rows or _micro_rows(plan, self.speed, self.place, found or {})
         saver.start_from(start.step if found else -1, self._facts())
         self.log.truncate_after(start.step)
         if found is None and plan.options.on_nonfinite == "skip":
             _demand(saver.complete(start))  # so that there is something to go back to
-        _say_plan(plan, start, self.speed, self.place)
+        logger.info("from step %d, micro-batches of %d rows", start.step + 1, self.micro_rows)
         return start, loader
 
     def _facts(self) -> dict[str, Any]:
@@ -327,6 +381,7 @@ class _Loop:
             "tokenizer": self.plan.tokenizer.content_hash,
             "settings": self.plan.settings,
             "jumped": sorted(self.jump),
+            "micro_batch": [*_whereabouts(self.place), self.micro_rows],
         }
 
     def _restore(self, checkpoint: Checkpoint) -> tuple[State, dict[str, Any]]:
@@ -361,8 +416,9 @@ class _Loop:
             plan.batches(loader),
             plan.schedule,
             start,
-            device_batch_size=device_batch_size(plan, self.place),
+            device_batch_size=self.micro_rows,
             every=[
+                Every(COLLECT_EVERY, _collect_garbage, at_end=False),
                 Every(options.save_every, saver.begin, at_end=False),
                 Every(options.eval_every, save_first, at_end=False),
                 Every(
@@ -379,8 +435,20 @@ class _Loop:
             label=TITLES[plan.stage],
             prefetch=plan.prefetch,
             jump=self.jump,
-            observed=plan.observed,
+            observed=self._observe,
         )
+
+    def _observe(self, state: State) -> dict[str, float]:
+        """Numbers of a step that the loop does not know."""
+        self.traced()
+        numbers = {"memory_bytes": float(self.place.peak_bytes()), **self.plan.observed()}
+        if "lanes" in state.resume:
+            numbers["epoch"] = dataloader.epoch(state.resume)
+        return numbers
+
+
+def _collect_garbage(_: State) -> None:
+    gc.collect()
 
 
 def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
@@ -415,42 +483,48 @@ def _reason_for_eager(plan: Plan, speed: trainer.Speed, place: Runtime) -> str:
         return "the rows of this stage change their length from step to step"
     if place.device.type == "mps":
         return "not on this device"
-    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
-    share = num_tokens / place.world_size * speed.flops_per_token
-    if speed.peak_flops and share / speed.peak_flops < COMPILE_PAYS_FROM_SECONDS:
+    if _is_short(plan, speed, place):
         return "the run is too short to win the compiler's time back"
     return ""
 
 
-def device_batch_size(plan: Plan, place: Runtime) -> int:
-    """Rows in one forward pass: as asked, else what suits the device, at most the rank's rows."""
+def _is_short(plan: Plan, speed: trainer.Speed, place: Runtime) -> bool:
+    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
+    share = num_tokens / place.world_size * speed.flops_per_token
+    return share < PREPARING_PAYS_FROM_SECONDS * (speed.peak_flops or 0.0)
+
+
+def _micro_rows(plan: Plan, speed: trainer.Speed, place: Runtime, found: dict[str, Any]) -> int:
+    """Rows in one forward pass: as asked, or as before in the same place, or what is best."""
     rank_rows = plan.rows // place.world_size
     if plan.options.device_batch_size > 0:
         return min(plan.options.device_batch_size, rank_rows)
-    length = plan.model.config.sequence_len
-    tokens = CUDA_MICRO_BATCH_TOKENS if place.device.type == "cuda" else CPU_MICRO_BATCH_TOKENS
-    return max(1, min(rank_rows, tokens // length))
+    *there, rows = found.get("micro_batch", [0])
+    if there == _whereabouts(place):  # the same cut gives the same bits
+        return int(rows)
+    is_worth_it = plan.has_fixed_shape and not _is_short(plan, speed, place)
+    if place.device.type == "cuda" or (place.device.type == "cpu" and is_worth_it):
+        return micro_batch.search(plan.model, rank_rows, place)
+    return micro_batch.usual(rank_rows, plan.model.config.sequence_len)
+
+
+def _whereabouts(place: Runtime) -> list[Any]:
+    return [_device_name(place), place.world_size]
+
+
+def _device_name(place: Runtime) -> str:
+    if place.device.type == "cuda":
+        return torch.cuda.get_device_name(place.device)
+    return place.device.type.upper()
 
 
 def measure_speed(model: GPT, place: Runtime) -> trainer.Speed:
     """What this device could do: from the table of known ones, else from a measured matmul."""
-    name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "CPU"
-    peak = metrics.peak_flops(name, place.compute_dtype)
+    peak = metrics.peak_flops(_device_name(place), place.compute_dtype)
     if peak is None:
         peak = metrics.measure_matmul_peak(place.device, place.compute_dtype)
         logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
     return trainer.Speed(model.flops_per_token(), peak)
-
-
-def _say_plan(plan: Plan, start: State, speed: trainer.Speed, place: Runtime) -> None:
-    config = plan.model.config
-    counts = plan.model.num_parameters()
-    logger.info(
-        "%s: depth %d, width %d, %d heads, vocabulary %d, context %d: %s parameters on %s x %d",
-        TITLES[plan.stage], config.n_layer, config.n_embd, config.n_head, config.vocab_size,
-        config.sequence_len, f"{counts['total']:,}", place.device.type, place.world_size,
-    )  # fmt: skip
-    logger.info("steps %d ... %d of %d rows", start.step + 1, plan.schedule.num_steps, plan.rows)
 
 
 def evaluate(plan: Plan, place: Runtime) -> dict[str, float]:

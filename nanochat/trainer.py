@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -142,7 +142,7 @@ def train(
     label: str,
     prefetch: bool = True,
     jump: Collection[int] = (),
-    observed: Callable[[], dict[str, float]] = dict,
+    observed: Callable[[State], dict[str, float]] = lambda _: {},
 ) -> tuple[State, Stopped | None]:
     """Run the steps start.step ... schedule.num_steps; returns the last state and why it ended.
 
@@ -153,6 +153,8 @@ def train(
     """
     state, last_step = start, schedule.num_steps
     model.zero_grad(set_to_none=True)  # an earlier call may have stopped with some
+    if place.device.type == "cuda":
+        batches = map(_pinned, batches)
     if prefetch:
         batches = _one_ahead(batches)
     line = ProgressLine(last_step, label, place.is_main)
@@ -165,16 +167,16 @@ def train(
         while state.step < last_step:
             began = time.perf_counter()
             batch = next(batches)
-            loss, is_jumped = math.nan, state.step + 1 in jump
+            loss, is_jumped = torch.tensor(math.nan), state.step + 1 in jump
             if not is_jumped:
                 loss = accumulate_gradients(model, batch, device_batch_size, place.device)
-            tokens = tokens_in_use(batch.targets)
-            facts = _agree(loss, has_finite_gradient(model), tokens, stop.name, saver.is_due())
+            own = _Own.of(loss, model, batch)
+            facts = _agree(own, stop.name, saver.is_due())
             if not is_jumped:
                 _refuse_not_finite(facts, state.step + 1, saver)
                 update(optimizers, schedule, state.step)
             model.zero_grad(set_to_none=True)
-            place.synchronize()
+            # A GPU may still be moving weights: it is next waited for where a loss is read.
             seconds = time.perf_counter() - began
             state = State(
                 step=state.step + 1,
@@ -186,7 +188,8 @@ def train(
                 is_last=state.step + 1 == last_step,
             )
             rate = facts.tokens / seconds
-            numbers = _numbers(state, rate, schedule, speed, place.world_size) | observed()
+            numbers = _numbers(state, rate, schedule, speed, place.world_size) | observed(state)
+            numbers |= {"gradient_norm": facts.gradient_norm, "parameter_norm": own.parameter_norm}
             log.log(state.step, **numbers)  # before the save: what is saved is not run again
             line.update(state.step, **_shown(state, rate, numbers))
             if facts.is_save_due:
@@ -217,7 +220,7 @@ def _watched(place: Runtime, stop: runtime.StopRequests) -> AbstractContextManag
 
 def accumulate_gradients(
     model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device
-) -> float:
+) -> Tensor:
     """This rank's sum(weights * nll) / norm; its gradient is added to the parameters' `.grad`."""
     total = torch.zeros((), device=device, dtype=torch.float32)
     num_rows = batch.inputs.size(0)
@@ -225,13 +228,14 @@ def accumulate_gradients(
         rows = slice(first, first + device_batch_size)
         cut = rows, slice(width_in_use(batch.targets[rows]))
         inputs, targets = batch.inputs[cut], batch.targets[cut]
-        weights = torch.ones(targets.shape) if batch.weights is None else batch.weights[cut]
-        loss = model(
-            _on(device, inputs), _on(device, targets), weights=_on(device, weights / batch.norm)
-        )
+        if batch.weights is None:
+            weights = torch.ones(targets.shape, device=device)
+        else:
+            weights = _on(device, batch.weights[cut])
+        loss = model(_on(device, inputs), _on(device, targets), weights=weights / batch.norm)
         loss.backward()
         total += loss.detach()
-    return float(total)
+    return total
 
 
 def width_in_use(targets: Tensor) -> int:
@@ -246,40 +250,68 @@ def tokens_in_use(targets: Tensor) -> int:
     return int(((targets >= 0) * columns).amax(dim=1).sum())
 
 
+def _pinned(batch: Batch) -> Batch:
+    """The same in memory that a GPU reads by itself."""
+    weights = None if batch.weights is None else batch.weights.pin_memory()
+    return replace(
+        batch,
+        inputs=batch.inputs.pin_memory(),
+        targets=batch.targets.pin_memory(),
+        weights=weights,
+    )
+
+
 def _on(device: torch.device, tensor: Tensor) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """The tensor there; a GPU fetches what is pinned while the program goes on."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def has_finite_gradient(model: nn.Module) -> bool:
-    """False when any value of this rank's gradient is no number or infinite."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return math.isfinite(float(nn.utils.get_total_norm(gradients))) if gradients else True
+@dataclass(frozen=True)
+class _Own:
+    """What this rank knows of a step once the device has done it."""
+
+    loss: float
+    gradient_norm: float
+    parameter_norm: float
+    """Before the step."""
+    tokens: int
+
+    @classmethod
+    def of(cls, loss: Tensor, model: nn.Module, batch: Batch) -> "_Own":
+        """The one place in a step where the device is waited for."""
+        parameters = [parameter.detach() for parameter in model.parameters()]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms = [nn.utils.get_total_norm(tensors) for tensors in (gradients, parameters)]
+        numbers = [tensor.to(norms[1]) for tensor in (loss, *norms)]
+        loss_value, gradient_norm, parameter_norm = torch.stack(numbers).tolist()
+        return cls(loss_value, gradient_norm, parameter_norm, tokens_in_use(batch.targets))
 
 
 @dataclass(frozen=True)
 class _StepFacts:
     loss: float
     tokens: int
+    gradient_norm: float
+    """Root mean square of the ranks', before they are averaged."""
     not_finite: str
     """"loss", "gradient" or ""."""
     signal: str | None
     is_save_due: bool
 
 
-def _agree(
-    loss: float, has_finite_gradient: bool, tokens: int, signal: str | None, is_save_due: bool
-) -> _StepFacts:
+def _agree(own: _Own, signal: str | None, is_save_due: bool) -> _StepFacts:
     """What all ranks know of a step: the mean loss, the sum of tokens, what is to be done."""
     names = [number.name for number in runtime.STOP_SIGNALS]
-    mine = [loss, tokens, not has_finite_gradient, is_save_due, *(signal == one for one in names)]
-    total, all_tokens, bad, due, *asked = runtime.all_reduce_sum([float(one) for one in mine])
+    mine = [own.loss, own.tokens, own.gradient_norm**2, is_save_due]
+    mine += [signal == name for name in names]
+    total, tokens, square, due, *asked = runtime.all_reduce_sum([float(one) for one in mine])
     told = [name for name, count in zip(names, asked, strict=True) if count]
+    is_bad = not math.isfinite(square)
     return _StepFacts(
         loss=total / runtime.world_size(),
-        tokens=int(all_tokens),
-        not_finite="loss" if not math.isfinite(total) else "gradient" if bad else "",
+        tokens=int(tokens),
+        gradient_norm=math.sqrt(square / runtime.world_size()) if not is_bad else square,
+        not_finite="loss" if not math.isfinite(total) else "gradient" if is_bad else "",
         signal=told[0] if told else None,
         is_save_due=due > 0,
     )

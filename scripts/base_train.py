@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
+
 from nanochat import dataset, schedule, shards, stage
 from nanochat.batch import Batch
 from nanochat.checkpoint_manager import default_tag
@@ -77,11 +79,10 @@ def pretrain(options: Options, place: Runtime) -> None:
     settings = stage.defining_settings(
         options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash
     )
-    if stage.finished("base", tag, settings, options.starts_over):
+    if stage.finished("base", tag, settings, options):
         return
-    model = GPT(config, compute_dtype=place.compute_dtype)
-    model.init_weights(options.seed)
-    model.to(place.device)
+    with torch.device("meta"):  # no memory before the table of the run has been printed
+        model = GPT(config, compute_dtype=place.compute_dtype)
     num_steps, rows = size(options, model, place.world_size)
     documents = shards.Documents(dataset.shard_paths(source, "train"))
 

@@ -67,7 +67,7 @@ def reinforce(options: Options, place: Runtime) -> None:
     settings = stage.defining_settings(
         options, model_tag=parent.tag, parent=parent.identity, source=source
     )
-    if stage.finished("rl", parent.tag, settings, options.starts_over):
+    if stage.finished("rl", parent.tag, settings, options):
         return
     model, tokenizer = parent.load(place)
     task = training_prompts(source, options)

@@ -57,7 +57,7 @@ def finetune(options: Options, place: Runtime) -> None:
     settings = stage.defining_settings(
         options, model_tag=parent.tag, parent=parent.identity, source=source
     )
-    if stage.finished("sft", parent.tag, settings, options.starts_over):
+    if stage.finished("sft", parent.tag, settings, options):
         return
     model, tokenizer = parent.load(place)
     conversations = training_conversations(source, options)

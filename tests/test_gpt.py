@@ -237,6 +237,29 @@ def test_bfloat16_compute_stays_near_float32_with_float32_gradients() -> None:
         assert F.cosine_similarity(ours.grad.flatten(), other.grad.flatten(), dim=0) > 0.95
 
 
+def test_blocks_that_are_computed_again_give_the_same_gradients_and_keep_less() -> None:
+    kept = []
+    results = []
+    for keeps_activations in (True, False):
+        model = random_model()
+        model.keeps_activations = keeps_activations
+        num_elements = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal num_elements
+            num_elements += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(tokens(), tokens(seed=1), weights=torch.ones(tokens().shape))
+        loss.backward()
+        kept.append(num_elements)
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert kept[1] < 0.4 * kept[0]
+    for ours, plain in zip(*results, strict=True):
+        assert torch.equal(ours, plain)
+
+
 # ---- weights
 
 

@@ -52,7 +52,8 @@ def test_two_ranks_have_the_loss_curve_of_one(trained: Path) -> None:
 def test_the_micro_batch_does_not_change_the_weights(trained: Path) -> None:
     processes.run(trained, f"{BASE} --model_tag=micro --device_batch_size=3")
     one, micro = weights(trained, "base", "straight"), weights(trained, "base", "micro")
-    assert all((one[name] - micro[name]).norm() < 1e-5 * one[name].norm() for name in one)
+    # Muon lifts small singular values, and the rounding in them, by up to a thousand.
+    assert all((one[name] - micro[name]).square().mean().sqrt() < 2e-6 for name in one)
 
 
 def test_a_run_killed_with_9_goes_on_to_the_same_weights(trained: Path) -> None:

@@ -1,0 +1,41 @@
+import torch
+
+from nanochat import optim, outlook
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.memory import estimate
+from nanochat.schedule import Schedule
+
+
+def table() -> dict[str, str]:
+    """Of a model that takes no memory."""
+    config = GPTConfig.from_depth(12, vocab_size=65_536, sequence_len=2048)
+    with torch.device("meta"):
+        model = GPT(config)
+    schedule = Schedule(num_steps=1000, warmup_steps=100, warmdown_share=0.4, final=0.1)
+    rates = optim.scaled_rates(
+        config, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.1
+    )
+    guess = estimate(config, rows=32, compute_dtype=torch.bfloat16, device_type="cuda")
+    return dict(
+        outlook.of_model(model)
+        + outlook.of_steps(model, schedule, 256, 8)
+        + outlook.of_rates(schedule, rates)
+        + outlook.of_memory(32, 32, guess)
+    )
+
+
+def test_the_table_says_how_long_how_large_and_how_fast() -> None:
+    said = table()
+    assert said["model"] == "depth 12, width 768, 6 heads of 128"
+    assert said["steps"] == "1,000 of 524,288 tokens: 256 rows, 8 ranks"
+    assert said["horizon"].startswith("524,288,000 tokens, 3.88 for each")
+    assert said["rates at this width"].startswith("matrices 0.02, embedding 0.2,")
+    assert said["their course, in steps"] == "warmup 100, plateau 500, warmdown 400, down to 0.1"
+    assert said["multiplier at step"].endswith("1,000: 0.102")
+    assert said["micro-batch"] == "32 rows, 1 a step on each rank"
+    assert "activations" in said["memory, estimated"]
+
+
+def test_values_stand_below_each_other() -> None:
+    lines = outlook.as_lines([("a", "one"), ("long name", "two")])
+    assert lines == ["  a          one", "  long name  two"]
