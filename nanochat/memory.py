@@ -38,13 +38,14 @@ class Estimate:
         return always + max(self.activations + self.weights + self.loss, self.update)
 
     def __str__(self) -> str:
-        parts = [f"{field.name} {gigabytes(getattr(self, field.name))}" for field in fields(self)]
-        return f"{gigabytes(self.total)} ({', '.join(parts)})"
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        said = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
+        return f"{in_words(self.total)} ({said})"
 
 
-def gigabytes(num_bytes: int) -> str:
-    """Bytes as 1.23 GB."""
-    return f"{num_bytes / 1e9:.2f} GB"
+def in_words(num_bytes: int) -> str:
+    """Bytes as 71.9 GB or 12.3 MB."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def of(model: GPT, rows: int, place: Runtime) -> Estimate:
