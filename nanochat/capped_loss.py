@@ -25,8 +25,8 @@ def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float)
     """-log softmax(cap * tanh(z / cap))[target] with z = x @ weight.T; (N,) float32, in nats.
 
     x: (N, C) in the compute dtype.  weight: (V, C) float32.  targets: (N,) int64, -1 gives 0.
-    Capping and softmax are done in float32. Where a gradient is wanted, the logits stand whole:
-    training takes `weighted_cross_entropy`.
+    Capping and softmax are done in float32 (float64 stays). Where a gradient is wanted, the logits
+    stand whole: training takes `weighted_cross_entropy`.
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return plain_cross_entropy(x, weight, targets, cap)
@@ -54,10 +54,14 @@ def weighted_cross_entropy(
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap) in float32; Gemma 2, arXiv 2408.00118."""
-    capped = logits.float() / cap
+    capped = _at_least_float32(logits) / cap
     if torch.is_grad_enabled():
         return cap * capped.tanh()
     return capped.tanh_().mul_(cap)  # fresh memory costs more than the arithmetic
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def plain_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
@@ -74,10 +78,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(x.dtype)
         weights = weights.masked_fill(targets < 0, 0.0)[:, None]
         columns = targets.clamp(min=0)[:, None]
-        total = x.new_zeros((), dtype=torch.float32)
+        total = weight.new_zeros(())
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
         for rows in _groups(x, weight):
-            logits = (x[rows] @ matrix.T).float()
+            logits = _at_least_float32(x[rows] @ matrix.T)
             for part in _parts(logits, columns[rows], weights[rows]):
                 total += _to_gradient(*part, cap=cap)
             of_logits = logits.to(x.dtype)

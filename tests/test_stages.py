@@ -52,8 +52,8 @@ def test_two_ranks_have_the_loss_curve_of_one(trained: Path) -> None:
 def test_the_micro_batch_does_not_change_the_weights(trained: Path) -> None:
     processes.run(trained, f"{BASE} --model_tag=micro --device_batch_size=3")
     one, micro = weights(trained, "base", "straight"), weights(trained, "base", "micro")
-    # Muon lifts small singular values, and the rounding in them, by up to a thousand.
-    assert all((one[name] - micro[name]).square().mean().sqrt() < 2e-6 for name in one)
+    # Of float32 both optimizers lift the rounding a thousand times; test_ranks.py is stricter.
+    assert all((one[name] - micro[name]).norm() < 1e-4 * one[name].norm() for name in one)
 
 
 def test_a_run_killed_with_9_goes_on_to_the_same_weights(trained: Path) -> None:
@@ -137,3 +137,21 @@ def test_what_torchrun_starts_again_goes_on_even_with_fresh(
     processes.run(trained, line)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert "done already" in processes.run(trained, f"{line} --fresh")
+
+
+def test_a_dry_run_prints_the_table_and_leaves_nothing(trained: Path) -> None:
+    said = processes.run(trained, f"{BASE} --model_tag=dry --dry_run")
+    assert "12 of 1,024 tokens: 4 rows, 1 rank" in said and "memory, estimated" in said
+    assert not (trained / "base_checkpoints" / "dry").exists()
+
+
+def test_blocks_computed_again_and_a_trace_do_not_change_the_weights(trained: Path) -> None:
+    also = "--model_tag=traced --activation_checkpointing --profile"
+    processes.run(trained, f"{BASE} {also}")
+    one, again = weights(trained, "base", "straight"), weights(trained, "base", "traced")
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    trace = json.loads((trained / "base_checkpoints" / "traced" / "trace_rank0.json").read_text())
+    assert any("_WeightedCrossEntropy" in event.get("name", "") for event in trace["traceEvents"])
+    lines = (trained / "base_checkpoints" / "traced" / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first["memory_bytes"] > 0 and 0 <= first["epoch"] < 1

@@ -206,6 +206,11 @@ def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
     last = next(line for line in history if line["step"] == 8)
     assert last["tokens"] == sum(trainer.tokens_in_use(batch(step).targets) for step in range(8))
     assert last["mfu"] == pytest.approx(last["tokens_per_second"] * 2.0 / 1e9)
+    model, one = TinyModel(), batch(0)
+    assert history[0]["parameter_norm"] == pytest.approx(float(model.table.weight.detach().norm()))
+    (model(one.inputs, one.targets, torch.ones(ROWS, TIME)) / one.norm).backward()
+    assert model.table.weight.grad is not None
+    assert history[0]["gradient_norm"] == pytest.approx(float(model.table.weight.grad.norm()))
 
 
 def test_a_step_is_logged_before_it_is_saved(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Ten steps of every stage's batches: equal weights on any number of ranks, in any micro-batch.
+
+In float64, so that nothing hides behind rounding: AdamW and Muon both divide small gradients by
+their size, which lifts the noise of float32 up to a thousand times.
+"""
+
+import multiprocessing
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from nanochat import chat_data, rollout, trainer
+from nanochat.batch import Batch
+from nanochat.chat import Conversation
+from nanochat.dataloader import tokenizing_distributed_data_loader
+from nanochat.engine import Completion
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import build_optimizers
+from nanochat.rollout import Scored
+from nanochat.schedule import Schedule
+from tests.small_model import small_tokenizer
+
+STAGES = ("base", "mid", "sft", "rl")
+NUM_STEPS, ROWS, CONTEXT = 10, 12, 32
+NEAR = 1e-7
+
+Weights = dict[str, torch.Tensor]
+
+
+def conversations() -> list[Conversation]:
+    def turn(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    return [
+        {
+            "messages": [
+                turn("user", f"who is {i}?"),
+                turn("assistant", f"the fox {i}" * (i % 3 + 1)),
+            ]
+        }
+        for i in range(30)
+    ]
+
+
+def scored_rows(step: int) -> list[Scored]:
+    """Answers of all ranks to one step's prompts, of several lengths, some tokens forced."""
+    dice = random.Random(step)
+    rows = []
+    for _ in range(ROWS):
+        tokens = [dice.randrange(400) for _ in range(dice.randint(1, 16))]
+        mask = [int(dice.random() < 0.8) for _ in tokens]
+        prompt = [dice.randrange(400) for _ in range(dice.randint(1, 12))]
+        rows.append(Scored(prompt, Completion(tokens, mask, "end"), 0.0, dice.uniform(-1, 1)))
+    return rows
+
+
+def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
+    """The rank's share of each step."""
+    place = {"rank": rank, "world_size": world_size}
+    shape = {"rows": ROWS, "sequence_len": CONTEXT, **place}
+    if stage == "base":
+        texts = [f"{i} foxes and {i * i} birds went to the lake. " * (1 + i % 4) for i in range(60)]
+        yield from tokenizing_distributed_data_loader(
+            texts, small_tokenizer(), num_steps=NUM_STEPS, num_threads=1, **shape
+        )
+    elif stage == "mid":
+        yield from chat_data.packed_conversations(
+            conversations(), small_tokenizer(), num_steps=NUM_STEPS, seed=1, **shape
+        )
+    elif stage == "sft":
+        yield from chat_data.masked_conversations(
+            conversations(), small_tokenizer(), num_epochs=4, seed=1, **shape
+        )
+    else:
+        for step in range(NUM_STEPS):
+            own = scored_rows(step)[rank::world_size]
+            yield rollout.to_batch(own, step=step, num_steps=NUM_STEPS)
+
+
+def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) -> Weights:
+    """The weights after ten steps on this rank's share."""
+    vocab_size = small_tokenizer().get_vocab_size()
+    shape = {"n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
+    config = GPTConfig(sequence_len=CONTEXT, vocab_size=vocab_size, **shape)
+    model = GPT(config, torch.float64).double()
+    model.init_weights(0)
+    optimizers = build_optimizers(model, weight_decay=0.1)
+    schedule = Schedule(NUM_STEPS, warmup_steps=2)
+    for step, batch in zip(range(NUM_STEPS), batches(stage, rank, world_size), strict=True):
+        if batch.weights is not None:
+            batch = replace(batch, weights=batch.weights.double())
+        trainer.accumulate_gradients(model, batch, micro_batch, torch.device("cpu"))
+        trainer.update(optimizers, schedule, step)
+        model.zero_grad(set_to_none=True)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@cache
+def alone(stage: str) -> Weights:
+    """All rows at once on one rank."""
+    return trained(stage, ROWS)
+
+
+def assert_near(ours: Weights, expected: Weights) -> None:
+    for name, one in expected.items():
+        difference = float((ours[name] - one).abs().max())
+        assert difference < NEAR, f"{name} differs by {difference:.1e}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("micro_batch", range(1, 9))
+def test_no_micro_batch_changes_what_a_stage_learns(stage: str, micro_batch: int) -> None:
+    assert_near(trained(stage, micro_batch), alone(stage))
+
+
+def rank_main(rank: int, world_size: int, folder: str) -> None:
+    """One process: train every stage and leave rank{r}.pt."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder, "store")), world_size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=120)
+    )
+    found = {stage: trained(stage, 2, rank, world_size) for stage in STAGES}
+    torch.save(found, Path(folder, f"rank{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_no_number_of_ranks_changes_what_a_stage_learns(tmp_path: Path, world_size: int) -> None:
+    context = multiprocessing.get_context("forkserver")  # imports torch once for all ranks
+    context.set_forkserver_preload(["tests.test_ranks"])
+    processes = [
+        context.Process(target=rank_main, args=(rank, world_size, str(tmp_path)))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * world_size
+    for rank in range(world_size):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for stage in STAGES:
+            assert_near(found[stage], alone(stage))
