@@ -1,6 +1,9 @@
 """The rest, with the model around it, is in test_gpt.py."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,3 +208,34 @@ def test_the_cap_bends_in_float32_and_leaves_small_logits_alone() -> None:
     assert capped.dtype == torch.float32
     expected = [15 * math.tanh(value / 15) for value in logits.tolist()]
     assert capped.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+PEAK_OF_A_STEP = """
+import resource, sys, torch
+from nanochat import gpt
+from nanochat.capped_loss import plain_cross_entropy
+if sys.argv[1] == "plain":
+    gpt.weighted_cross_entropy = lambda x, weight, targets, weights, cap: (
+        plain_cross_entropy(x, weight, targets, cap) * weights
+    ).sum()
+model = gpt.GPT(gpt.GPTConfig.from_depth(1, vocab_size=65536, sequence_len=512))
+model.init_weights(0)
+tokens = torch.arange(1024).view(2, 512)
+model(tokens, tokens, weights=torch.ones(2, 512)).backward()
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are counted in other units elsewhere")
+def test_the_peak_of_a_step_is_lower_by_more_than_the_logits_of_a_large_vocabulary() -> None:
+    peaks = {
+        way: int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK_OF_A_STEP, way],
+                cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True,
+            ).stdout
+        )
+        for way in ("plain", "ours")
+    }  # fmt: skip
+    assert peaks["plain"] - peaks["ours"] > 4 * 1024 * 65_536
