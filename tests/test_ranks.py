@@ -29,7 +29,7 @@ from tests.small_model import small_tokenizer
 
 STAGES = ("base", "mid", "sft", "rl")
 NUM_STEPS, ROWS, CONTEXT = 10, 12, 32
-NEAR = 1e-7
+NEAR = 1e-5
 
 Weights = dict[str, torch.Tensor]
 
@@ -94,8 +94,8 @@ def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) ->
     optimizers = build_optimizers(model, weight_decay=0.1)
     schedule = Schedule(NUM_STEPS, warmup_steps=2)
     for step, batch in zip(range(NUM_STEPS), batches(stage, rank, world_size), strict=True):
-        if batch.weights is not None:
-            batch = replace(batch, weights=batch.weights.double())
+        weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
+        batch = replace(batch, weights=weights.double())
         trainer.accumulate_gradients(model, batch, micro_batch, torch.device("cpu"))
         trainer.update(optimizers, schedule, step)
         model.zero_grad(set_to_none=True)
