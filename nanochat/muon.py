@@ -244,7 +244,7 @@ class Muon:
         return self.merge_state_dicts([self.state_dict()])
 
     def load_full_state_dict(self, full: dict[str, Any]) -> None:
-        """Take what this rank needs of a merged state. Raises UserError when a matrix is missing."""
+        """Take this rank's part of a merged state. Raises UserError when a matrix is missing."""
         names = {name for group in self.param_groups for name, _ in group["params"]}
         differing = sorted(names ^ full["tensors"].keys())
         if differing:
