@@ -143,7 +143,8 @@ def rollout_batches(
 ) -> Iterator[Batch]:
     """On-policy batches for the steps first_step ... num_steps; `observe` gets what was seen.
 
-    Step s takes prompts s * P ... of the task, P = prompts_per_step, dealt out over the ranks.
+    Step s takes prompts s * P ... of those that fit, dealt out over the ranks; P is
+    prompts_per_step.
     """
     fitting = prompts_that_fit(task, tokenizer, engine.model.config.sequence_len)
     if len(fitting) < len(task) and rank == 0:

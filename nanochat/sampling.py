@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FIRST_CANDIDATES = 256  # looked at before all are sorted, which takes twice a step of 32 rows
 GREEDY_BELOW = 1e-4  # temperatures under this are greedy: dividing by them overflows
 
 
@@ -38,28 +39,54 @@ def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequenc
     uniforms: a number in [0, 1) for each row, which alone decides its draw.
     """
     likeliest = logits.argmax(dim=-1)
-    if all(one.temperature < GREEDY_BELOW for one in how):
-        return likeliest
-    num_tokens = logits.size(-1)
-    limits = [one.num_candidates(num_tokens) for one in how]
-    values, tokens = logits.float().topk(max(limits), dim=-1)
+    hot = [row for row, one in enumerate(how) if one.temperature >= GREEDY_BELOW]
+    for num_candidates in (FIRST_CANDIDATES, logits.size(-1)):
+        if not hot:
+            break
+        rows = torch.tensor(hot, device=logits.device)
+        drawn, is_sure = _draw(
+            logits[rows], [how[row] for row in hot], [uniforms[row] for row in hot], num_candidates
+        )
+        likeliest[rows] = torch.where(is_sure, drawn, likeliest[rows])
+        hot = [row for row, sure in zip(hot, is_sure.tolist(), strict=True) if not sure]
+    return likeliest
+
+
+def _draw(
+    logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float], num_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """(B,) tokens drawn from the likeliest ones of each row, and whether they are sure.
+
+    One is not when it could be among those that were not looked at, or when top_p or min_p take in
+    some of these. With as many candidates as there are tokens, all are sure.
+    """
 
     def column(numbers: Sequence[float]) -> Tensor:
         return torch.tensor(numbers, device=logits.device)[:, None]
 
-    heat = column([max(one.temperature, GREEDY_BELOW) for one in how])
-    ranks = torch.arange(values.size(-1), device=logits.device)
-    values = (values / heat).masked_fill(ranks >= column(limits), -torch.inf)
-    shares = values.softmax(dim=-1)
+    num_tokens = logits.size(-1)
+    limits = [one.num_candidates(num_tokens) for one in how]
+    count = max(num_candidates if n == num_tokens else n for n in limits)
+    count = min(count, num_tokens)
+    heated = logits.float() / column([one.temperature for one in how])
+    values, tokens = heated.topk(count, dim=-1)
+    ranks, limit = torch.arange(count, device=logits.device), column(limits)
+    values = values.masked_fill(ranks >= limit, -torch.inf)
+    log_sums = values.logsumexp(dim=-1, keepdim=True)
+    if max(limits) > count:
+        log_sums = torch.where(limit > count, heated.logsumexp(dim=-1, keepdim=True), log_sums)
+    shares = (values - log_sums).exp()
     before = shares.cumsum(dim=-1) - shares  # what the likelier ones have together
     top_p, min_p = column([one.top_p for one in how]), column([one.min_p for one in how])
     out = ((before >= top_p) & (ranks > 0)) | (shares < min_p * shares[:, :1])
     summed = shares.masked_fill(out, 0.0).cumsum(dim=-1)
-    aims = column(uniforms) * summed[:, -1:]  # in float32 this may be all of the sum
+    ends_here = (limit <= count) | out[:, -1:]
+    whole = torch.where(ends_here, summed[:, -1:], 1.0)
+    aims = column(uniforms) * whole  # in float32 this may be all of the sum
     chosen = (summed < aims).sum(dim=-1, keepdim=True)
-    drawn = tokens.gather(-1, chosen).squeeze(-1)
-    is_greedy = column([float(one.temperature < GREEDY_BELOW) for one in how]).squeeze(-1) > 0
-    return torch.where(is_greedy, likeliest, drawn)
+    is_sure = ends_here | ((top_p >= 1) & (min_p <= 0) & (chosen < count))
+    drawn = tokens.gather(-1, chosen.clamp(max=count - 1))
+    return drawn.squeeze(-1), is_sure.squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,26 @@
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nanochat import sampling
 from nanochat.sampling import Sampling, sample_next_token
 from tests.reference import sampling as slow
 
 VOCAB = 23
+
+
+@pytest.fixture(params=[1, 4, 256], autouse=True, scope="module")
+def first_candidates(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that what is drawn is among those looked at first, or is not."""
+    with mock.patch.object(sampling, "FIRST_CANDIDATES", request.param):
+        yield
+
+
 ways = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 1e-9, 0.3, 1.0, 2.5]),

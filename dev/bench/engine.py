@@ -217,6 +217,29 @@ def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def beside_a_long_prompt(engine: Engine, num_tokens: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds between two tokens of an answer while a long prompt is read, and while none."""
+    [long] = prompts(1, num_tokens)
+    gaps: dict[str, list[float]] = {"alone": [], "beside": []}
+    for _ in range(repeats):
+        batch = engine.open(2)
+        batch.admit([Request(prompt, 40) for prompt in prompts(1)])
+        for step in range(40):
+            if step == 20:
+                batch.admit([Request([*long[1:], step], 1)])
+            is_reading = batch.num_answers > 1
+            began = time.perf_counter()
+            batch.step()
+            if step >= 5:
+                name = "beside" if is_reading else "alone"
+                gaps[name].append(1e3 * (time.perf_counter() - began))
+    return {
+        "prompt_tokens": num_tokens,
+        "median": {name: round(statistics.median(all_), 1) for name, all_ in gaps.items()},
+        "longest": {name: round(max(all_), 1) for name, all_ in gaps.items()},
+    }
+
+
 # ---- the command
 
 
@@ -246,6 +269,9 @@ def main() -> None:
         "many_requests": many_requests(engine, options.repeats),
         "by_batch": by_batch(model, engine, options.batches, options.repeats),
         "under_load": under_load(engine, options.slots),
+        "beside_a_long_prompt": beside_a_long_prompt(
+            engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
+        ),
     }
     out = options.out or ROOT / f"dev/bench/results/engine-{found['date']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
