@@ -219,14 +219,14 @@ def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
 
 def beside_a_long_prompt(engine: Engine, num_tokens: int, repeats: int) -> dict[str, Any]:
     """Milliseconds between two tokens of an answer while a long prompt is read, and while none."""
-    [long] = prompts(1, num_tokens)
     gaps: dict[str, list[float]] = {"alone": [], "beside": []}
-    for _ in range(repeats):
+    for repeat in range(repeats):
+        [long] = prompts(1, num_tokens, seed=1 + repeat)  # of which nothing is known yet
         batch = engine.open(2)
         batch.admit([Request(prompt, 40) for prompt in prompts(1)])
         for step in range(40):
             if step == 20:
-                batch.admit([Request([*long[1:], step], 1)])
+                batch.admit([Request(long, 1)])
             is_reading = batch.num_answers > 1
             began = time.perf_counter()
             batch.step()
