@@ -181,6 +181,7 @@ class Engine:
         """The model's twin for inference, made anew when the weights have moved since."""
         version = sum(parameter._version for parameter in self._trained.parameters())
         if version != self._version:
+            self._packed = self._trained  # one twin at a time
             self._packed = packed(self._trained, self._trained.compute_dtype)
             self._prefixes = Prefixes(KEPT_CONTEXTS * self._trained.config.sequence_len)
             self._version = version
