@@ -204,7 +204,7 @@ impl Scanner {
             first_letters | first_digits & !behind_space
         };
         // What stands before the first unclear byte may belong to its word.
-        let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 2;
+        let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
         (starts | first_signs | first_spaces) & clear & !1
     }
 
@@ -402,6 +402,11 @@ mod tests {
         '\u{10FFFF}',
     ];
 
+    /// The first ones end what is plain.
+    const PLAIN_SIGNS: [char; 16] = [
+        'é', '\n', '\'', '7', ' ', ' ', ' ', 'a', 'b', 'Z', 'x', ',', '(', '1', '\u{7F}', '@',
+    ];
+
     /// Numbers without end, the same on every run.
     fn random(mut state: u64) -> impl FnMut(usize) -> usize {
         move |below| {
@@ -423,10 +428,13 @@ mod tests {
             assert!(matches!(by_hand.0, Kind::Scanner(_)));
             let mut random = random(88_172_645_463_325_252);
             for _ in 0..num_texts {
-                let length = random(40);
-                // Now and then only a few signs, so that they meet in runs.
-                let few = 1 + random(SIGNS.len());
-                let text: String = (0..length).map(|_| SIGNS[random(few)]).collect();
+                // Now and then only a few signs, so that they meet in runs; every other text is
+                // plain for the most part, and of more than one window.
+                let (signs, length) = match random(2) {
+                    0 => (&SIGNS[..1 + random(SIGNS.len())], random(40)),
+                    _ => (&PLAIN_SIGNS[random(4)..], random(300)),
+                };
+                let text: String = (0..length).map(|_| signs[random(signs.len())]).collect();
                 let found = cut(&by_hand, &text);
                 assert_eq!(found, cut(&by_regex, &text), "{pattern} on {text:?}");
                 assert_eq!(found.concat(), text);
