@@ -24,6 +24,7 @@ check: setup
 	.venv/bin/mypy nanochat tasks scripts
 	$(CARGO) fmt --check --manifest-path rustbpe/Cargo.toml
 	$(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
+	$(CARGO) test --quiet --manifest-path rustbpe/Cargo.toml
 	$(PYTHON) -m pytest -q tests/test_architecture.py
 
 format: setup

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from nanochat.tokenizer import (
     published_encoding,
 )
 from tests.reference import bpe
+from tests.strings import PIECES, generated_strings
 
 TRAINING_TEXTS = [
     "The quick brown fox didn't jump over 13 lazy dogs; they'll say it's 2024.\n\n" * 3,
@@ -38,15 +38,6 @@ TRAINING_TEXTS = [
     "日本語の文章。Привет, мир! مرحبا 안녕하세요 🙂👍🏽👨‍👩‍👧 e\u0301 " * 3,
     "aaaaaaaaaaaaaaaa          !!!!!!!!!! 1234567890 \u00a0\u2003\u3000 " * 3,
 ]
-# Pieces on which split patterns and encoders have differed.
-PIECES = [
-    " ", "  ", "\n", "\r\n", "\r", "\t", "\u00a0", "\u2028", "\u3000", "\u0085", "\x1c", "\v",
-    "\f", "a", "B", "the", "é", "e\u0301", "ſ", "\u212a", "ß", "İ", "ǅ", "ʰ", "日", "本", "م",
-    "\u0300", "\u200d", "\u200b", "\ufeff", "1", "12", "123", "4567", "٣", "½", "Ⅷ", "²", "'", "’",
-    "'s", "'S", "'ſ", "'ll", "'Re", "'VE", "n't", "!", "...", "#", "<|bos|>", "<|user_start|>",
-    "<|end", "🙂", "👍🏽", "👨\u200d👩\u200d👧", "🇬🇧", "\ufffd", "\x00", "\U0010ffff", "\ue000",
-    "_", "-", "=",
-]  # fmt: skip
 any_text = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 broken_text = st.text(st.characters())  # lone surrogates included
 
@@ -217,20 +208,7 @@ def test_a_long_run_of_anything_is_no_trouble(tokenizer: RustBPETokenizer, lette
 def test_ids_are_those_of_the_peers_on_generated_strings(
     tokenizer: RustBPETokenizer, others: list[RustBPETokenizer]
 ) -> None:
-    """Strings of all planes, of pieces on which encoders have differed, and both mixed."""
-    rng = random.Random(20261124)
-
-    def character() -> str:
-        return chr(
-            rng.choice(
-                [rng.randrange(0x300), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]
-            )
-        )
-
-    def piece() -> str:
-        return rng.choice(PIECES) if rng.random() < 0.7 else character()
-
-    texts = ["".join(piece() for _ in range(rng.randrange(1, 20))) for _ in range(100_000)]
+    texts = list(generated_strings(100_000))
     ids = tokenizer.encode(texts)
     for other in others:
         assert other.encode(texts) == ids

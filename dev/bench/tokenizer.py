@@ -184,6 +184,25 @@ def measure_adversarial(ranks_file: Path) -> Any:
     return found
 
 
+def measure_equality(shards: list[Path], ranks_file: Path) -> Any:
+    """Texts whose ids differ from tiktoken's and from Hugging Face's: there should be none."""
+    sys.path.insert(0, str(ROOT))
+    from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, TiktokenTokenizer
+    from tests.strings import generated_strings
+
+    ours = RustBPETokenizer.from_tiktoken(ranks_file, GPT4_PATTERN)
+    texts = {"validation shard": texts_of(shards[-1:])}
+    texts["generated strings"] = list(generated_strings(1_000_000))
+    found = {}
+    for name, some in texts.items():
+        ids = ours.encode(some)
+        found[name] = {"texts": len(some), "tokens": sum(map(len, ids))}
+        for kind in (TiktokenTokenizer, HuggingFaceTokenizer):
+            theirs = kind.from_tiktoken(ranks_file, GPT4_PATTERN).encode(some)
+            found[name][kind.__name__] = sum(a != b for a, b in zip(ids, theirs, strict=True))
+    return found
+
+
 def measure_loader(shards: list[Path], ranks_file: Path) -> Any:
     """From parquet to token buffers: rows of 2048, 32 a step, the loader's own threads."""
     sys.path.insert(0, str(ROOT))
@@ -236,6 +255,8 @@ def measure(system: str, what: str, corpus: str, *rest: str) -> Any:
         return measure_encoding(system, shards, ranks_file, int(rest[1]))
     if what == "short":
         return measure_short(ranks_file)
+    if what == "equal":
+        return measure_equality(shards, ranks_file)
     return measure_adversarial(ranks_file) if what == "runs" else measure_loader(shards, ranks_file)
 
 
@@ -265,6 +286,8 @@ def benchmarks(
                 yield f"encode {num_threads} threads {system} {turn}", figures
         for what in ("short", "runs", "loader") if only in ("", "rest") else ():
             yield f"{what} {turn}", measured_elsewhere("ours", what, corpus, ranks_file)
+    if only in ("", "rest"):
+        yield "texts that differ", measured_elsewhere("ours", "equal", corpus, ranks_file)
 
 
 def main() -> None:
