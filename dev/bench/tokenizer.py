@@ -11,11 +11,13 @@ which is what can be compared on a machine that others use too.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -290,6 +292,22 @@ def benchmarks(
         yield "texts that differ", measured_elsewhere("ours", "equal", corpus, ranks_file)
 
 
+def medians(results: dict[str, Any]) -> dict[str, Any]:
+    """The middle one of each figure's values in all turns."""
+    turns = defaultdict(list)
+    for name, figures in results.items():
+        what, _, turn = name.rpartition(" ")
+        if turn.isdigit() and isinstance(figures, dict):
+            turns[what].append(figures)
+    return {what: middle(figures) for what, figures in turns.items()}
+
+
+def middle(figures: list[Any]) -> Any:
+    if isinstance(figures[0], dict):
+        return {name: middle([some[name] for some in figures]) for name in figures[0]}
+    return statistics.median(figures)
+
+
 def main() -> None:
     """Measure all and keep it as dev/bench/results/tokenizer-DATE.json."""
     if "--measure" in sys.argv:
@@ -309,6 +327,7 @@ def main() -> None:
         ):
             print(name, figures, flush=True)
             results[name] = figures
+    results = {"medians": medians(results), **results}
     name = f"tokenizer-{options.only or 'all'}-{date.today()}.json"
     path = ROOT / "dev" / "bench" / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
