@@ -306,7 +306,8 @@ impl Shares {
 
     /// The next texts, copied into one piece of memory, or the next rows of an array.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyTexts>> {
-        let mut joined = Joined::with_capacity(self.max_bytes);
+        // The last text reaches beyond the limit.
+        let mut joined = Joined::with_capacity(self.max_bytes * 5 / 4);
         while self.rows.is_empty()
             && joined.num_bytes() < self.max_bytes
             && joined.len() < self.max_texts
