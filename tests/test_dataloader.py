@@ -13,6 +13,7 @@ from nanochat.batch import Batch
 from nanochat.checkpoint_manager import merge_loader_states
 from nanochat.dataloader import (
     EncodedTexts,
+    epoch,
     packed_batches,
     tokenizing_distributed_data_loader,
 )
@@ -251,3 +252,10 @@ def test_a_text_that_cannot_be_read_ends_the_batches_with_its_error(
 
     with pytest.raises(UserError, match="shard 3"):
         loader(tokenizer, Damaged(TEXTS))
+
+
+def test_the_epoch_counts_how_often_the_documents_have_been_gone_through() -> None:
+    """Four lanes of eleven documents that fill a row each: a step is four of them."""
+    epochs = [epoch(batch.resume) for batch in batches(Numbered([LENGTH] * 11), num_steps=22)]
+    assert epochs == sorted(epochs)
+    assert epochs[10] == pytest.approx(4, abs=0.25) and epochs[21] == pytest.approx(8, abs=0.25)

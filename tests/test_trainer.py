@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import math
 import os
 import signal
@@ -221,6 +222,13 @@ def test_a_step_is_logged_before_it_is_saved(tmp_path: Path) -> None:
 
     run(tmp_path, (batch(step) for step in range(8)), every=[Every(2, save)], log=log)
     assert logged == [2, 4, 6, 8]
+
+
+def test_garbage_is_collected_around_the_loop_and_not_within(tmp_path: Path) -> None:
+    seen: list[bool] = []
+    see = Every(1, lambda _: seen.append(gc.isenabled()))
+    run(tmp_path, (batch(step) for step in range(3)), num_steps=3, every=[see])
+    assert seen == [False] * 3 and gc.isenabled()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
