@@ -15,7 +15,7 @@ import yaml
 
 from nanochat import export
 from nanochat.engine import Engine
-from tests.learned_by_heart import LONG
+from tests.learned_by_heart import LONG, model_and_tokenizer
 from tests.served import MODEL, events, num_at_work, serving, slowed, user, wait_until
 
 
@@ -189,16 +189,17 @@ TASKS: list[dict[str, Any]] = [
 def test_lm_eval_gets_the_likelihoods_of_a_full_forward_and_the_same_words(
     address: str, engine: Engine, tmp_path: Path
 ) -> None:
-    export.export_hf(engine.model, engine.tokenizer, tmp_path / "hf", torch.float32)
+    model, tokenizer = model_and_tokenizer()
+    export.export_hf(model, tokenizer, tmp_path / "hf", torch.float32)
     questions = tmp_path / "questions.json"
     questions.write_text("\n".join(json.dumps(one) for one in CHOICES))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(questions)}}}
     for task in TASKS:
         whole = {**task, **data, "test_split": "test"}
         (tmp_path / f"{task['task']}.yaml").write_text(yaml.dump(whole))
-    model = f"model={MODEL},base_url={address}/v1/completions,tokenizer={tmp_path / 'hf'}"
+    where = f"model={MODEL},base_url={address}/v1/completions,tokenizer={tmp_path / 'hf'}"
     output_of(
-        "lm_eval", "--model", "local-completions", "--model_args", model, "--include_path",
+        "lm_eval", "--model", "local-completions", "--model_args", where, "--include_path",
         str(tmp_path), "--tasks", ",".join(task["task"] for task in TASKS), "--log_samples",
         "--output_path", str(tmp_path / "out"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"),
         OPENAI_API_KEY="unused",

@@ -129,10 +129,14 @@ def started(base: Path, **environment: str) -> tuple["subprocess.Popen[str]", st
         text=True,
     )
     assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"open http://localhost:(\d+) in a browser", line):
-            return process, f"http://127.0.0.1:{found[1]}"
-    raise AssertionError(f"it ended with {process.wait()}")
+    try:
+        for line in process.stderr:
+            if found := re.search(r"open http://localhost:(\d+) in a browser", line):
+                return process, f"http://127.0.0.1:{found[1]}"
+        raise AssertionError(f"it ended with {process.wait()}")
+    except BaseException:
+        process.kill()
+        raise
 
 
 @pytest.mark.slow
