@@ -17,7 +17,7 @@ from torch import Tensor
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 
-TOKENS_PER_PASS = {"cpu": 512}  # padding included: 40 ms at depth 4 on two cores
+TOKENS_PER_PASS = {"cpu": 512}  # padding included; more is little faster, dev/LOG.md 2026-11-24
 TOKENS_PER_PASS_ELSEWHERE = 2048
 PROMPTS_PER_PASS = 16  # each of them has a row of the reader's cache
 LEAST_SHARED = 16  # tokens below which a known beginning is not worth a copy
