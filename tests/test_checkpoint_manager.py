@@ -55,11 +55,13 @@ def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
     assert torch.equal(rebuilt(tokens), model(tokens))
 
 
-def test_a_model_that_is_loaded_wakes_no_compiler(model: GPT) -> None:
+def test_a_model_that_is_loaded_or_begun_wakes_no_compiler(model: GPT) -> None:
     program = (
         "import json, sys, torch; from nanochat import checkpoint_manager as checkpoints;"
         "meta = {'model': json.loads(sys.argv[1])};"
-        "checkpoints.build_model(meta, torch.device('cpu'), torch.float32);"
+        "model = checkpoints.build_model(meta, torch.device('cpu'), torch.float32);"
+        "torch.set_default_device('meta'); model = type(model)(model.config);"
+        "model.to_empty(device='cpu');"
         "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, json.dumps(model.config.to_dict())]
