@@ -13,7 +13,6 @@ of large square matrices are timed: their median is the peak that the loop is co
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -138,6 +137,21 @@ class WatchedWork:
     wait: Callable[[], Any]
 
 
+class NoSaver:
+    """Writes nothing."""
+
+    last = "none"
+
+    def is_due(self) -> bool:
+        return False
+
+    def begin(self, state: State) -> None:
+        pass
+
+    def wait(self) -> str:
+        return ""
+
+
 class RandomTokens:
     """Documents of random tokens, each the same whenever it is asked for."""
 
@@ -177,13 +191,6 @@ def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap:
     return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
 
 
-def peak_bytes(place: Runtime) -> int:
-    """The most memory that this process has had: of the GPU, else resident."""
-    if place.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(place.device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str, Any]:
     """Everything about one depth, in this process."""
     if options.loss == "plain":
@@ -198,7 +205,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
     watch_collectives(watch)
     module: Any = torch.compile(model, dynamic=False) if options.compile else model
     optimizers = [WatchedOptimizer(one, watch) for one in optim.build_optimizers(model)]
-    bytes_before = peak_bytes(place)
+    bytes_before = place.peak_bytes()
     peaks: list[float] = []
     began, until_first_step = time.perf_counter(), 0.0
 
@@ -226,7 +233,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             State(0, 0.0, 0.0, 0.0, 0, {}, is_last=False),
             device_batch_size=options.device_batch_size,
             every=[Every(1, between_steps)],
-            save=lambda _: None,
+            saver=NoSaver(),
             place=place,
             log=RunLog(Path(folder), "bench", {}, place.is_main),
             speed=trainer.Speed(model.flops_per_token(), None),
@@ -236,7 +243,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
     return {"depth": depth, "compiled": options.compile, "dtype": str(place.compute_dtype)} | {
         **figures(watch, peaks, model, options, place),
         "from start to the first step, s": round(until_first_step, 1),
-        "peak memory, MB": peak_bytes(place) // 10**6,
+        "peak memory, MB": place.peak_bytes() // 10**6,
         "of it before the first step, MB": bytes_before // 10**6,
     }
 
@@ -281,12 +288,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device_type", default="")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--loss", choices=["grouped", "plain"], default="grouped")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"train-{date.today()}.json")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure all depths and keep the figures as dev/bench/results/train-DATE.json."""
+    """Measure all depths and keep the figures, by default as dev/bench/results/train-DATE.json."""
     options = parsed()
     if options.only is None and "RANK" not in os.environ:
         found = [measured_alone(depth) for depth in options.depths]
@@ -297,12 +305,11 @@ def main() -> None:
         if options.only or not place.is_main:
             print(json.dumps(found[0]) if options.only else "", end="")
             return
-    settings = {name: value for name, value in vars(options).items() if name != "only"}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train-{date.today()}.json"
-    path.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n")
-    print(path.read_text(), end="")
-    print(path)
+    settings = {name: value for name, value in vars(options).items() if name not in ("only", "out")}
+    text = json.dumps({"settings": settings, "figures": found}, indent=1) + "\n"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+    print(f"{text}{options.out}")
 
 
 if __name__ == "__main__":

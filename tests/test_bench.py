@@ -1,0 +1,22 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_bench_of_the_loop_measures_every_part(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    small = "--depths 1 --rows 2 --device_batch_size 1 --sequence_len 64 --vocab_size 512 --steps 3"
+    subprocess.run(
+        [sys.executable, "-m", "dev.bench.train", *small.split(), "--out", str(out)],
+        cwd=ROOT, check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    (found,) = json.loads(out.read_text())["figures"]
+    for part in ("data", "forward", "backward", "optimizer", "step"):
+        assert found[f"{part}, s"] > 0, part
+    assert found["share of peak"] > 0 and found["tokens/s"] > 0
