@@ -76,17 +76,17 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     stage.evaluate = _during(marker, EVALUATING, stage.evaluate)
     accumulate = trainer.accumulate_gradients
 
-    def observed(model: Any, batch: Any, *more: Any) -> float:
+    def observed(model: Any, batch: Any, *more: Any) -> torch.Tensor:
         loss = accumulate(model, batch, *more)
         step = batch.resume["step"]
         marker.set(STEP, step)
         if poison is not None and poison[0] == step and rank == ranks - 1:
             if poison[1] == "loss":
-                return math.nan
+                return torch.full_like(loss, math.nan)
             next(model.parameters()).grad.view(-1)[-1] = math.inf
         lanes = range(rank, len(batch.inputs) * ranks, ranks)
         tokens = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
-        line = {"step": step, "rows": dict(zip(lanes, tokens, strict=True)), "loss": loss}
+        line = {"step": step, "rows": dict(zip(lanes, tokens, strict=True)), "loss": float(loss)}
         with trace.open("a") as file:
             file.write(json.dumps(line) + "\n")
         return loss
