@@ -12,6 +12,7 @@ from typing import Any
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+from schemathesis.config import SchemathesisConfig
 
 from dev.raw_client import Client, Reply, request
 
@@ -172,7 +173,9 @@ async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Count
 
 def send_described(address: str, description: dict[str, Any], count: int) -> Counter[str]:
     """The same with what schemathesis makes of the OpenAPI description, half of it wrong."""
-    schema = schemathesis.openapi.from_dict(description)
+    # It stops reading a stream after a number of events unless told otherwise.
+    config = SchemathesisConfig.from_dict({"max-stream-events": 1_000_000})
+    schema = schemathesis.openapi.from_dict(description, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
     found: Counter[str] = Counter()
     modes = [*schemathesis.GenerationMode]
