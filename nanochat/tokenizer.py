@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import queue
+import re
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -183,7 +184,7 @@ class RustBPETokenizer:
             raise UserError(
                 f"{path} is not a tokenizer.json of byte-level BPE with one split pattern"
             ) from None
-        return cls(ranks, pattern)
+        return cls(ranks, _pattern_of_huggingface(pattern))
 
     def to_huggingface(self, path: Path) -> None:
         """Write a tokenizer.json of Hugging Face, special tokens included."""
@@ -329,6 +330,40 @@ class HuggingFaceTokenizer(RustBPETokenizer):
         return [encoding.ids for encoding in found]
 
 
+# What a pattern consists of, as far as the engines differ: a class, an interval and whether it is
+# possessive, an anchor, anything else.
+_PIECE = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}\+?|.", re.DOTALL)
+
+
+def _pattern_for_huggingface(pattern: str) -> str:
+    """A pattern for the engine of `tokenizers`, Oniguruma, with the words that it has in ours.
+
+    There $ is the end of a line, and {1,3}+ repeats where ours does not give back.
+    """
+    pieces: list[str] = []
+    for piece in _PIECE.findall(pattern):
+        if piece.startswith("{") and piece.endswith("+"):
+            pieces.append(f"(?>{pieces.pop()}{piece[:-1]})")
+        else:
+            pieces.append({"$": r"\z", "^": r"\A"}.get(piece, piece))
+    return "".join(pieces)
+
+
+def _pattern_of_huggingface(pattern: str) -> str:
+    """The other way round. The zero byte marks an interval that gives nothing back."""
+    pieces: list[str] = []
+    marked = re.sub(r"\(\?>([^()]*?\{\d+(?:,\d*)?\})\)", r"\1" "\0", pattern)
+    for piece in _PIECE.findall(marked):
+        if piece == "\0":
+            pieces.append("+")
+        elif piece.startswith("{") and piece.endswith("+"):
+            pieces.append(f"(?:{pieces.pop()}{piece[:-1]})+")
+        else:
+            anchors = {r"\z": "$", r"\A": "^", "$": "(?m:$)", "^": "(?m:^)"}
+            pieces.append(anchors.get(piece, piece))
+    return "".join(pieces)
+
+
 def huggingface_backend(ranks: dict[bytes, int], pattern: str) -> tokenizers.Tokenizer:
     """A `tokenizers.Tokenizer` with the same ids, without special tokens."""
     order = sorted(ranks, key=lambda token: ranks[token])
@@ -343,7 +378,9 @@ def huggingface_backend(ranks: dict[bytes, int], pattern: str) -> tokenizers.Tok
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(
+                tokenizers.Regex(_pattern_for_huggingface(pattern)), behavior="isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

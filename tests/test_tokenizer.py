@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
+from tokenizers import pre_tokenizers
 
 from nanochat import paths
 from nanochat import tokenizer as tokenizer_module
@@ -202,6 +203,36 @@ def test_a_long_run_of_anything_is_no_trouble(tokenizer: RustBPETokenizer, lette
     assert tokenizer.decode(tokenizer.encode(text)) == text
     tiktoken = TiktokenTokenizer(tokenizer.ranks, tokenizer.pattern)
     assert tokenizer.encode(text[:3000]) == tiktoken.encode(text[:3000])
+
+
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+
+
+@pytest.mark.parametrize("pattern", [GPT4_PATTERN, r"^\p{L}{2}+|[$^\]]+|\S$|\s{1,}|."])
+def test_the_peers_understand_a_pattern_as_we_do(tmp_path: Path, pattern: str) -> None:
+    ours = RustBPETokenizer.train_from_iterator(TRAINING_TEXTS, 450, pattern)
+    texts = ["1234567 \n\n", "abcd $^]\n efg 12\nx  ", *generated_strings(3000)]
+    ids = ours.encode(texts)
+    for kind in (TiktokenTokenizer, HuggingFaceTokenizer):
+        assert kind(ours.ranks, pattern).encode(texts) == ids
+    ours.to_huggingface(tmp_path / "tokenizer.json")
+    assert RustBPETokenizer.from_huggingface(tmp_path / "tokenizer.json").pattern == pattern
+
+
+def test_a_foreign_pattern_keeps_the_words_that_it_has_there(
+    tmp_path: Path, tokenizer: RustBPETokenizer
+) -> None:
+    backend = tokenizer_module.huggingface_backend(tokenizer.ranks, tokenizer.pattern)
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}+|\s$|[\s\S]"), behavior="isolated")
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours = RustBPETokenizer.from_huggingface(tmp_path / "tokenizer.json")
+    for text in ("1234567  \n\n", "a 12345 \n b"):
+        assert ours.encode(text) == backend.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.slow
