@@ -228,7 +228,8 @@ class Chat:
         with self.face.answering():
             try:
                 for event in events:
-                    self._show(event, content)
+                    with runtime.interrupted_later():
+                        self._show(event, content)
             except KeyboardInterrupt:
                 is_whole = False
         if not is_whole:

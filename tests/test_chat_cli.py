@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -218,6 +219,22 @@ def test_what_was_typed_is_kept_for_its_owner_alone_or_not_at_all(tmp_path: Path
     assert isinstance(chat_cli.typed_before(path), FileHistory)
     assert path.stat().st_mode & 0o777 == 0o600
     assert isinstance(chat_cli.typed_before(tmp_path), InMemoryHistory)
+
+
+def test_ctrl_c_in_the_middle_of_drawing_leaves_the_terminal_able_to_draw(
+    chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    drawn: list[str] = []
+
+    def draw(text: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        drawn.append(text)
+
+    monkeypatch.setattr(chat.face, "show_text", draw)
+    assert not chat.answer("Count")
+    assert len(drawn) == 1  # the drawing ended, the answer did not go on
+    signal.signal(signal.SIGINT, before)
 
 
 class Typist:
