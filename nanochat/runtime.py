@@ -336,24 +336,6 @@ class StopRequests:
             self.is_at_once = False
 
 
-@contextmanager
-def interrupted_later() -> Iterator[None]:
-    """Within it Ctrl-C waits, and raises KeyboardInterrupt at its end: for what must not stay half
-    done, as a terminal's drawing."""
-    asked: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    waits = before is signal.default_int_handler
-    if waits:
-        signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
-    try:
-        yield
-    finally:
-        if waits:
-            signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
-
-
 def exit_code(signal_name: str) -> int:
     """128 + its number, as shells and schedulers expect: 130, 138, 143."""
     return 128 + signal.Signals[signal_name].value

@@ -228,8 +228,7 @@ class Chat:
         with self.face.answering():
             try:
                 for event in events:
-                    with runtime.interrupted_later():
-                        self._show(event, content)
+                    self._show(event, content)
             except KeyboardInterrupt:
                 is_whole = False
         if not is_whole:

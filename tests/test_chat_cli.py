@@ -221,22 +221,6 @@ def test_what_was_typed_is_kept_for_its_owner_alone_or_not_at_all(tmp_path: Path
     assert isinstance(chat_cli.typed_before(tmp_path), InMemoryHistory)
 
 
-def test_ctrl_c_in_the_middle_of_drawing_leaves_the_terminal_able_to_draw(
-    chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    drawn: list[str] = []
-
-    def draw(text: str) -> None:
-        signal.raise_signal(signal.SIGINT)
-        drawn.append(text)
-
-    monkeypatch.setattr(chat.face, "show_text", draw)
-    assert not chat.answer("Count")
-    assert len(drawn) == 1  # the drawing ended, the answer did not go on
-    signal.signal(signal.SIGINT, before)
-
-
 class Typist:
     """A program at a pseudo-terminal, and who sits there; its stdout may go elsewhere."""
 
@@ -248,9 +232,15 @@ class Typist:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *options], cwd=ROOT, env=environment, stdin=theirs,
             stdout=theirs if stdout is None else stdout, stderr=theirs, close_fds=True,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+            start_new_session=True, preexec_fn=lambda: self._sit_down(theirs),
         )  # fmt: skip
         os.close(theirs)
+
+    @staticmethod
+    def _sit_down(terminal: int) -> None:
+        """In the new process: the terminal is its own, and Ctrl-C counts also where it did not."""
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __enter__(self) -> "Typist":
         return self
