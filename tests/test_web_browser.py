@@ -218,8 +218,11 @@ def test_what_has_come_stays_in_place_while_the_rest_comes(page: Page, engine: E
         assert box.evaluate("b => b.scrollHeight - b.scrollTop - b.clientHeight") < 4
         box.hover()
         page.mouse.wheel(0, -80)
-        expect(page.locator(".code pre .n")).to_have_text("x")
+        page.wait_for_function(  # the wheel takes its time
+            "b => b.scrollHeight - b.scrollTop - b.clientHeight > 70", arg=box.element_handle()
+        )
         top = box.evaluate("b => b.scrollTop")
+        expect(page.locator(".code pre .n")).to_have_text("x")
         expect(page.locator("[aria-busy]")).to_have_count(0)
         assert box.evaluate("b => b.scrollTop") == top
     assert bold.count() == 0 and page.evaluate("window.first.isConnected")
