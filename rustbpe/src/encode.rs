@@ -18,6 +18,8 @@ const MAX_FEW: usize = 3;
 /// Pairs of slots that the table of short words starts with and may grow to: 16 MB.
 const MIN_NEAR: usize = 1 << 8;
 const MAX_NEAR: usize = 1 << 18;
+/// Places, its own and those beside it, where a short word may stand.
+const WAYS: usize = 4;
 /// Bytes of longer words that are remembered.
 const MAX_FAR_BYTES: usize = 8 << 20;
 /// Ids of words that have many: 8 MB.
@@ -367,6 +369,14 @@ struct Near {
 #[repr(align(64))]
 struct Slots([Near; 2]);
 
+impl Slots {
+    /// True when there is no room.
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.0[1].ids.number > 0
+    }
+}
+
 /// What was learned about words that were seen: never more than about 32 MB.
 struct Memory {
     near: Vec<Slots>,
@@ -400,6 +410,18 @@ impl Memory {
         &slots[usize::from(slots[1].key == key)]
     }
 
+    /// The ids of a word that may stand at its place or at one beside it.
+    fn beside(&self, key: Key) -> Option<Ids> {
+        let first = place(key, self.near.len());
+        let num_others = match self.near[first].is_full() {
+            true => WAYS,
+            false => 1,
+        };
+        let places = (1..num_others).map(|step| &self.near[first ^ step]);
+        let mut words = places.flat_map(|Slots(slots)| slots);
+        words.find(|near| near.key == key).map(|near| near.ids)
+    }
+
     /// Forget everything when there is too much of what only grows.
     fn stay_bounded(&mut self) {
         if self.many.len() > MAX_MANY || self.far_bytes > MAX_FAR_BYTES {
@@ -421,16 +443,23 @@ impl Memory {
 
     fn remember_near(&mut self, near: Near) {
         self.new_words += 1;
-        if self.new_words > self.near.len() && self.near.len() < MAX_NEAR {
+        if 2 * self.new_words > self.near.len() && self.near.len() < MAX_NEAR {
             self.grow();
         }
         self.put(near);
     }
 
-    /// The newer of two words stays, in the second slot the newest one.
+    /// Where there is room, at its place or beside it; else instead of one of the words there.
     fn put(&mut self, near: Near) {
-        let number = self.near.len();
-        let Slots(slots) = &mut self.near[place(near.key, number)];
+        let first = place(near.key, self.near.len());
+        for step in 0..WAYS {
+            let Slots(slots) = &mut self.near[first ^ step];
+            if let Some(free) = slots.iter_mut().find(|near| near.ids.number == 0) {
+                *free = near;
+                return;
+            }
+        }
+        let Slots(slots) = &mut self.near[first];
         slots[0] = slots[1];
         slots[1] = near;
     }
@@ -603,10 +632,12 @@ fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32]) {
 /// The ids of a word that is not remembered near.
 #[cold]
 fn encode_unseen(encoder: &Encoder, memory: &mut Memory, key: Key, word: &[u8]) -> Ids {
-    if !key.is_short() {
-        if let Some(&ids) = memory.far.get(word) {
-            return ids;
-        }
+    let known = match key.is_short() {
+        true => memory.beside(key),
+        false => memory.far.get(word).copied(),
+    };
+    if let Some(ids) = known {
+        return ids;
     }
     let ids = memory.kept(&encoder.encode_word(word));
     if key.is_short() {
