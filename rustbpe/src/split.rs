@@ -5,8 +5,8 @@
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
-use crate::window::{padded, Kinds, Window};
-use crate::word::{Head, Word};
+use crate::window::{padded, Kinds, Window, MARKED};
+use crate::word::Word;
 use fancy_regex::Regex;
 
 /// GPT-4's pattern with numbers cut to at most two digits.
@@ -121,6 +121,19 @@ pub trait Taker<'a> {
     fn take(&mut self, word: Word<'a>);
 }
 
+/// Bytes before a byte that tell whether a word begins with it; behind it, one does.
+const NEIGHBOURS: usize = 3;
+/// The last byte of a window.
+const LAST: u64 = 1 << (MARKED - 1);
+
+/// A bit for each byte of a window.
+struct Marks {
+    /// A word begins with it, if no byte before it that is unclear has a say in that.
+    starts: u64,
+    /// Anything but printable ASCII and plain line breaks, an apostrophe, a digit of many.
+    unclear: u64,
+}
+
 struct Scanner {
     rules: Rules,
     classes: &'static Classes,
@@ -134,78 +147,81 @@ impl Scanner {
 
     #[inline(always)]
     fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
-        let mut at = 0;
+        // Where the next word begins, where the window, and how many of its bytes were in the last.
+        let (mut at, mut from, mut seen) = (0, 0, 0);
         while at < text.len() {
-            at = match text[at..].first_chunk() {
-                Some(window) => self.split_window(text, at, window, taker),
-                None => self.split_window(text, at, &padded(&text[at..]), taker),
+            let marks = match text[from..].first_chunk() {
+                Some(window) => self.marks(window),
+                None => self.marks(&padded(&text[from..])),
+            };
+            let mut starts = marks.starts & !0 << seen & !1 & !LAST;
+            let mut unclear = marks.unclear & !0 << seen;
+            loop {
+                // What stands before the first unclear byte may belong to its word.
+                let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
+                let mut ends = starts & clear;
+                while ends != 0 {
+                    let end = from + ends.trailing_zeros() as usize;
+                    ends &= ends - 1;
+                    taker.take(Word::within(text, at, end));
+                    at = end;
+                }
+                if unclear == 0 {
+                    break;
+                }
+                let first_unclear = from + unclear.trailing_zeros() as usize;
+                while at <= first_unclear && at < text.len() {
+                    let end = self.end(text, at);
+                    taker.take(Word::within(text, at, end));
+                    at = end;
+                }
+                if at >= text.len().min(from + MARKED - 1) {
+                    break;
+                }
+                starts &= !1 << (at - from);
+                unclear &= !0 << (at - from);
+            }
+            if at >= from + MARKED - 1 {
+                (from, seen) = (at, 0);
+            } else {
+                (from, seen) = (from + MARKED - 1 - NEIGHBOURS, NEIGHBOURS);
             }
         }
     }
 
-    /// Take the words that are seen to end in the window of the text at `first`, or one that is not;
-    /// gives where the next one begins.
+    /// Where words begin in a window, as the bytes around each byte tell. All at once, since a guess
+    /// at what the next word is would be wrong too often.
     #[inline(always)]
-    fn split_window<'a>(
-        &self,
-        text: &'a [u8],
-        first: usize,
-        window: &Window,
-        taker: &mut impl Taker<'a>,
-    ) -> usize {
-        let mut starts = self.starts(window);
-        let mut at = 0;
-        while starts != 0 {
-            let end = starts.trailing_zeros() as usize;
-            starts &= starts - 1;
-            taker.take(Word {
-                bytes: &text[first + at..first + end],
-                head: Head::at(window, at),
-            });
-            at = end;
-        }
-        if at > 0 {
-            return first + at;
-        }
-        let end = self.end(text, first);
-        taker.take(Word {
-            bytes: &text[first..end],
-            head: Head::at(window, 0),
-        });
-        end
-    }
-
-    /// A bit where the second word of a window begins, and each that follows, as far as that is
-    /// plain: before an apostrophe, a line break or anything that is not printable ASCII. All words
-    /// at once, since a guess at what the next one is would be wrong too often.
-    #[inline(always)]
-    fn starts(&self, window: &Window) -> u64 {
+    fn marks(&self, window: &Window) -> Marks {
         let Kinds {
             letters,
             digits,
             spaces,
+            newlines,
             mut unclear,
         } = Kinds::of(window);
-        let signs = !(letters | digits | spaces | unclear);
+        let signs = !(letters | digits | spaces | newlines | unclear);
         let behind_space = spaces << 1;
         let first_signs = signs & !(signs << 1 | behind_space);
         let first_letters = letters & !(letters << 1 | behind_space);
         let first_digits = digits & !(digits << 1);
         // All spaces but the last one are one word; the last one leads what follows.
         let first_spaces = spaces & !(behind_space & spaces >> 1);
-        let starts = if self.rules.like_gpt4 {
+        let mut starts = first_signs | first_spaces;
+        if self.rules.like_gpt4 {
             let mut too_many = digits;
             for _ in 0..self.rules.max_digits {
                 too_many &= too_many << 1;
             }
-            unclear |= too_many;
-            first_letters & !(first_signs << 1) | first_digits
+            // Line breaks belong to the signs before them, and are one word with spaces.
+            unclear |= too_many | newlines & (behind_space | spaces >> 1);
+            starts |= newlines & !(newlines << 1 | signs << 1);
+            starts |= first_letters & !(first_signs << 1) | first_digits;
         } else {
-            first_letters | first_digits & !behind_space
-        };
-        // What stands before the first unclear byte may belong to its word.
-        let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
-        (starts | first_signs | first_spaces) & clear & !1
+            unclear |= newlines;
+            starts |= first_letters | first_digits & !behind_space;
+        }
+        Marks { starts, unclear }
     }
 
     /// The end of the word that begins at `at`.

@@ -2,16 +2,14 @@
 
 /// Bytes of a window whose kinds are marked: a bit each.
 pub const MARKED: usize = 64;
-/// Bytes that are wanted from a word on; see `word::Head`.
-pub const HEAD: usize = 16;
 
-/// Marked bytes, and the head of the last of them.
-pub type Window = [u8; MARKED + HEAD];
+/// The bytes of one.
+pub type Window = [u8; MARKED];
 
 /// The window of a text's last bytes, zeros behind them.
 #[cold]
 pub fn padded(text: &[u8]) -> Window {
-    let mut window = [0; MARKED + HEAD];
+    let mut window = [0; MARKED];
     window[..text.len()].copy_from_slice(text);
     window
 }
@@ -25,7 +23,9 @@ pub struct Kinds {
     pub digits: u64,
     /// Spaces, no other white space.
     pub spaces: u64,
-    /// Apostrophes, control characters and what is not ASCII.
+    /// Line feeds and carriage returns.
+    pub newlines: u64,
+    /// Apostrophes, other control characters and what is not ASCII.
     pub unclear: u64,
 }
 
@@ -36,7 +36,7 @@ impl Kinds {
     pub fn of(window: &Window) -> Self {
         use std::arch::x86_64::*;
         let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
+        for (at, bytes) in window.chunks_exact(16).enumerate() {
             let (low, high) = bytes.split_at(8);
             // SAFETY: every processor of this kind has these instructions, SSE2.
             #[allow(unused_unsafe)] // newer compilers know that
@@ -51,10 +51,14 @@ impl Kinds {
                 let bytes = _mm_set_epi64x(eight(high) as i64, eight(low) as i64);
                 let apostrophes = _mm_cmpeq_epi8(bytes, all(b'\''));
                 let below_space = _mm_cmplt_epi8(bytes, all(b' '));
+                let feeds = _mm_cmpeq_epi8(bytes, all(b'\n'));
+                let newlines = _mm_or_si128(feeds, _mm_cmpeq_epi8(bytes, all(b'\r')));
+                let others = _mm_andnot_si128(newlines, below_space);
                 kinds.letters |= marks(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
                 kinds.digits |= marks(between(bytes, b'0', b'9'));
                 kinds.spaces |= marks(_mm_cmpeq_epi8(bytes, all(b' ')));
-                kinds.unclear |= marks(_mm_or_si128(below_space, apostrophes));
+                kinds.unclear |= marks(_mm_or_si128(others, apostrophes));
+                kinds.newlines |= marks(newlines);
             }
         }
         kinds
@@ -81,16 +85,18 @@ impl Kinds {
             from_first & !past_last & !bytes & HIGHS
         };
         let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
+        for (at, bytes) in window.chunks_exact(8).enumerate() {
             let bytes = eight(bytes);
             // The product moves the eight bits together into the highest byte.
             let marks =
                 |highs: u64| ((highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * at);
-            let clear = between(bytes, b' ', b'\'' - 1) | between(bytes, b'\'' + 1, 0x7F);
+            let newlines = between(bytes, b'\n', b'\n') | between(bytes, b'\r', b'\r');
+            let signs = between(bytes, b' ', b'\'' - 1) | between(bytes, b'\'' + 1, 0x7F);
             kinds.letters |= marks(between(bytes | (0x20 * ONES), b'a', b'z'));
             kinds.digits |= marks(between(bytes, b'0', b'9'));
             kinds.spaces |= marks(between(bytes, b' ', b' '));
-            kinds.unclear |= marks(!clear & HIGHS);
+            kinds.newlines |= marks(newlines);
+            kinds.unclear |= marks(!(signs | newlines) & HIGHS);
         }
         kinds
     }
@@ -119,7 +125,12 @@ mod tests {
                     letters: mark(byte.is_ascii_alphabetic()),
                     digits: mark(byte.is_ascii_digit()),
                     spaces: mark(byte == b' '),
-                    unclear: mark(byte < b' ' || byte == b'\'' || !byte.is_ascii()),
+                    newlines: mark(byte == b'\n' || byte == b'\r'),
+                    unclear: mark(
+                        (byte < b' ' && byte != b'\n' && byte != b'\r')
+                            || byte == b'\''
+                            || !byte.is_ascii(),
+                    ),
                 };
                 assert_eq!(Kinds::of(&window), expected, "{byte} at {at}");
                 assert_eq!(Kinds::by_eight(&window), expected, "{byte} at {at}");

@@ -1,6 +1,6 @@
 //! A word of a text, and the key of sixteen bytes under which short words are looked up.
 
-use crate::window::{eight, padded, Window, HEAD};
+use crate::window::eight;
 use std::hash::{Hash, Hasher};
 
 /// Bytes of the longest word that has a key.
@@ -8,20 +8,36 @@ pub const MAX_SHORT: usize = 15;
 
 /// Sixteen bytes of text from some place, little-endian in two halves.
 #[derive(Clone, Copy)]
-pub struct Head {
+struct Head {
     low: u64,
     high: u64,
 }
 
 impl Head {
-    /// What stands in a window from a marked byte on.
+    const LENGTH: usize = 16;
+
+    /// What a text begins with; zeros behind its end.
     #[inline(always)]
-    pub fn at(window: &Window, at: usize) -> Self {
-        let bytes = &window[at..at + HEAD];
+    fn of(text: &[u8]) -> Self {
+        match text.first_chunk() {
+            Some(bytes) => Self::whole(bytes),
+            None => Self::padded(text),
+        }
+    }
+
+    #[inline(always)]
+    fn whole(bytes: &[u8; Self::LENGTH]) -> Self {
         Self {
             low: eight(bytes),
             high: eight(&bytes[8..]),
         }
+    }
+
+    #[cold]
+    fn padded(text: &[u8]) -> Self {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..text.len()].copy_from_slice(text);
+        Self::whole(&bytes)
     }
 }
 
@@ -31,14 +47,22 @@ pub struct Word<'a> {
     /// The word.
     pub bytes: &'a [u8],
     /// What stands at its beginning; may reach beyond its end.
-    pub head: Head,
+    head: Head,
 }
 
 impl<'a> Word<'a> {
     /// A word that stands alone.
     pub fn new(bytes: &'a [u8]) -> Self {
-        let head = Head::at(&padded(&bytes[..bytes.len().min(HEAD)]), 0);
-        Self { bytes, head }
+        Self::within(bytes, 0, bytes.len())
+    }
+
+    /// One that stands in a text.
+    #[inline(always)]
+    pub fn within(text: &'a [u8], first: usize, end: usize) -> Self {
+        Self {
+            bytes: &text[first..end],
+            head: Head::of(&text[first..]),
+        }
     }
 
     /// The key of a word of at most `MAX_SHORT` bytes; `Key::LONG` of all others.
@@ -124,11 +148,7 @@ mod tests {
     #[test]
     fn keys_differ_where_words_do() {
         let long: Vec<u8> = (1..=20).collect();
-        let key = |text: &[u8], length: usize| {
-            let head = Head::at(&padded(text), 0);
-            let bytes = &text[..length];
-            Word { bytes, head }.key()
-        };
+        let key = |text: &[u8], length: usize| Word::within(text, 0, length).key();
         for length in 0..=MAX_SHORT {
             assert_eq!(key(&long, length), Word::new(&long[..length]).key());
             let (bytes, n) = key(&long, length).bytes();
