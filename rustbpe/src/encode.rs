@@ -348,11 +348,15 @@ struct Ids {
 
 impl Ids {
     #[inline(always)]
-    fn ids<'a>(&'a self, many: &'a [u32]) -> &'a [u32] {
+    fn give_out<T: Id>(&self, many: &[u32], to: &mut Vec<T>) {
         let number = self.number as usize;
-        match self.few.get(..number) {
-            Some(few) => few,
-            None => &many[self.few[0] as usize..][..number],
+        if number <= MAX_FEW {
+            let length = to.len() + number;
+            to.extend(self.few.map(T::from_u32));
+            to.truncate(length);
+        } else {
+            let many = &many[self.few[0] as usize..][..number];
+            to.extend(many.iter().map(|&id| T::from_u32(id)));
         }
     }
 }
@@ -519,6 +523,8 @@ impl Drop for Worker<'_> {
 
 /// Words that are looked up together.
 const RUN: usize = 64;
+/// Ids that are written at once.
+const BLOCK: usize = 16;
 
 /// A run of words and what is known of them. The tables are larger than the caches near the core:
 /// where words are looked up one by one, the time goes into waiting for memory.
@@ -526,7 +532,7 @@ struct Run<'a> {
     words: [(Key, &'a [u8]); RUN],
     number: usize,
     /// The token that each word may be.
-    candidates: [u32; RUN],
+    candidates: [u32; RUN + BLOCK],
     /// Places of the words that are no tokens.
     others: [u8; RUN + 1],
     num_others: usize,
@@ -537,7 +543,7 @@ impl Run<'_> {
         Self {
             words: [(Key::LONG, &[]); RUN],
             number: 0,
-            candidates: [0; RUN],
+            candidates: [0; RUN + BLOCK],
             others: [0; RUN + 1],
             num_others: 0,
         }
@@ -565,7 +571,7 @@ impl Run<'_> {
         let mut first = 0;
         for &at in &self.others[..self.num_others] {
             let at = at as usize;
-            extend(to, &self.candidates[first..at]);
+            extend(to, &self.candidates, first, at);
             first = at + 1;
             let (key, word) = self.words[at];
             let near = memory.near(key);
@@ -573,9 +579,9 @@ impl Run<'_> {
                 true => near.ids,
                 false => encode_unseen(encoder, memory, key, word),
             };
-            extend(to, found.ids(&memory.many));
+            found.give_out(&memory.many, to);
         }
-        extend(to, &self.candidates[first..self.number]);
+        extend(to, &self.candidates, first, self.number);
         (self.number, self.num_others) = (0, 0);
     }
 }
@@ -624,9 +630,16 @@ fn fetch<T>(what: &T) {
     let _ = what;
 }
 
+/// Add `ids[first..end]`, behind which a block can be read: whole blocks are written and shortened,
+/// since how many ids stand between two words that are no tokens nobody can guess.
 #[inline(always)]
-fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32]) {
-    to.extend(ids.iter().map(|&id| T::from_u32(id)));
+fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32; RUN + BLOCK], first: usize, end: usize) {
+    let length = to.len() + end - first;
+    let number = (end - first).div_ceil(BLOCK);
+    for block in ids[first..].chunks_exact(BLOCK).take(number) {
+        to.extend(block.iter().map(|&id| T::from_u32(id)));
+    }
+    to.truncate(length);
 }
 
 /// The ids of a word that is not remembered near.
