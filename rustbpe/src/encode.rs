@@ -57,6 +57,8 @@ impl Id for u16 {
 pub struct Encoder {
     splitter: Splitter,
     ids: FxHashMap<Box<[u8]>, u32>,
+    /// Every token comes about by merging its bytes.
+    has_all_parts: bool,
     bytes: [u32; NUM_BYTES],
     /// Words that are tokens.
     whole: Whole,
@@ -89,6 +91,7 @@ impl Encoder {
         }
         let mut encoder = Self {
             splitter,
+            has_all_parts: false,
             ids,
             bytes,
             whole: Whole::new(tokens),
@@ -96,7 +99,8 @@ impl Encoder {
             byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
             idle: Mutex::default(),
         };
-        if !encoder.add_parts(tokens) {
+        encoder.has_all_parts = encoder.add_parts(tokens);
+        if !encoder.has_all_parts {
             encoder.add_all_pairs(tokens);
         }
         Ok(encoder)
@@ -161,7 +165,11 @@ impl Encoder {
 
     /// Ids of a word that is not remembered.
     fn encode_word(&self, word: &[u8]) -> Vec<u32> {
-        match self.ids.get(word) {
+        let whole = match self.has_all_parts {
+            true => None,
+            false => self.ids.get(word),
+        };
+        match whole {
             Some(&id) => vec![id],
             None => self.merge(word, NONE),
         }
