@@ -236,9 +236,7 @@ class RustBPETokenizer:
         Ids are uint16, or uint32 in a vocabulary of more than 65,536. An Arrow array of strings
         will do for `texts` and is not copied. By rustbpe, whatever the backend.
         """
-        ids, ends = self._core.encode_to_buffer(texts, num_threads)
-        dtype = np.uint16 if len(self.ranks) <= 1 << 16 else np.uint32
-        return np.frombuffer(ids, dtype), np.frombuffer(ends, np.int64)
+        return self._core.encode_to_arrays(texts, num_threads)
 
     def _special_ids(self, token: int | str | None) -> list[int]:
         if token is None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 DEFAULT_PATTERN: str
 
 class Tokenizer:
@@ -24,6 +26,6 @@ class Tokenizer:
     def get_merges(self) -> list[tuple[int, int]]: ...
     def encode(self, text: str) -> list[int]: ...
     def encode_batch(self, texts: Sequence[str], num_threads: int = 0) -> list[list[int]]: ...
-    def encode_to_buffer(
+    def encode_to_arrays(
         self, texts: Any, num_threads: int = 0, wide: bool = False
-    ) -> tuple[bytearray, bytearray]: ...
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]: ...

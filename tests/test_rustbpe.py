@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, default_int_handler, raise_signal, signal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -182,14 +183,19 @@ def test_the_parts_of_a_token_are_those_it_was_merged_from() -> None:
     assert again.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-def test_ids_come_in_buffers_of_two_bytes_or_of_four() -> None:
+def test_ids_come_in_arrays_of_two_bytes_or_of_four() -> None:
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(["the then there"], 270)
     first, _, last = tokenizer.encode_batch(["the then", "", "there"])
-    for wide, code in ((False, "H"), (True, "I")):
-        data, ends = tokenizer.encode_to_buffer(["the then", "", "there"], wide=wide)
-        assert list(memoryview(data).cast(code)) == first + last
-        assert list(memoryview(ends).cast("q")) == [len(first), len(first), len(first + last)]
+    for wide, dtype in ((False, np.uint16), (True, np.uint32)):
+        for num_threads in (1, 2):
+            texts = ["the then", "", "there"]
+            ids, ends = tokenizer.encode_to_arrays(texts, num_threads, wide)
+            assert (ids.dtype, ends.dtype) == (dtype, np.int64)
+            assert ids.tolist() == first + last
+            assert ends.tolist() == [len(first), len(first), len(first + last)]
+    ids, ends = tokenizer.encode_to_arrays([])
+    assert (len(ids), len(ends)) == (0, 0)
 
 
 def test_a_vocabulary_of_more_than_65536_tokens_is_learned_and_used() -> None:
@@ -198,10 +204,10 @@ def test_a_vocabulary_of_more_than_65536_tokens_is_learned_and_used() -> None:
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(words, 100_000)
     assert tokenizer.vocab_size > 1 << 16
-    data, _ = tokenizer.encode_to_buffer(words)
-    assert max(memoryview(data).cast("I")) >= 1 << 16
+    ids, _ = tokenizer.encode_to_arrays(words)
+    assert max(ids) >= 1 << 16
     decoded = [token for token, _ in tokenizer.get_mergeable_ranks()]
-    assert b"".join(decoded[i] for i in memoryview(data).cast("I")) == "".join(words).encode()
+    assert b"".join(decoded[i] for i in ids.tolist()) == "".join(words).encode()
 
 
 # ---- requests that cannot be met

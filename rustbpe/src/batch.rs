@@ -30,16 +30,24 @@ pub struct Encoded<T> {
     texts: Vec<(usize, Range<usize>)>,
 }
 
-impl<T> Encoded<T> {
-    /// Number of all ids.
-    pub fn num_ids(&self) -> usize {
-        self.ids.iter().map(Vec::len).sum()
-    }
-
+impl<T: Copy> Encoded<T> {
     /// Ids of each text, in order.
     pub fn texts(&self) -> impl ExactSizeIterator<Item = &[T]> {
         let texts = self.texts.iter();
         texts.map(|(writer, range)| &self.ids[*writer][range.clone()])
+    }
+
+    /// All ids, one text behind another, and where each text's end.
+    pub fn joined(mut self) -> (Vec<T>, Vec<i64>) {
+        let ends = self.texts().scan(0, |end, ids| {
+            *end += ids.len() as i64;
+            Some(*end)
+        });
+        let ends = ends.collect();
+        match &mut self.ids[..] {
+            [all] => (std::mem::take(all), ends),
+            _ => (self.texts().collect::<Vec<_>>().concat(), ends),
+        }
     }
 }
 
@@ -218,7 +226,10 @@ mod tests {
         for (threads, number) in [(1, 3000), (1, 7), (2, 1), (0, 40), (7, 100)] {
             let found = encode::<u16, _, _>(&encoder, threads, shares(number)).unwrap();
             assert_eq!(found.texts().collect::<Vec<_>>(), alone);
-            assert_eq!(found.num_ids(), alone.concat().len());
+            let (ids, ends) = found.joined();
+            assert_eq!(ids, alone.concat());
+            assert_eq!(ends.len(), alone.len());
+            assert_eq!(ends[1], (alone[0].len() + alone[1].len()) as i64);
         }
     }
 

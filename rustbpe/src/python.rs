@@ -6,10 +6,12 @@ use crate::error::Error;
 use crate::merge::{learn_merges, token_bytes, NUM_BYTES};
 use crate::split::{Splitter, DEFAULT_PATTERN};
 use crate::texts::{Joined, Texts};
+use numpy::{Element, IntoPyArray};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyIterator, PySequence, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyString};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,8 +21,6 @@ use std::time::{Duration, Instant};
 const COUNTED_SHARE: usize = 1 << 18;
 /// The same for encoding.
 const ENCODED_SHARE: usize = 1 << 17;
-/// Code points that are taken from a text at a time.
-const MAX_CODES: usize = 1 << 16;
 /// Between two calls of a progress callback.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -162,7 +162,7 @@ impl Tokenizer {
     /// Token ids of a text.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
         let (vocabulary, mut joined) = (self.vocabulary(), Joined::default());
-        push(text, &mut joined, &mut Vec::new())?;
+        push(text, &mut joined)?;
         Ok(py.detach(|| {
             let mut ids = Vec::new();
             let mut worker = vocabulary.encoder.worker();
@@ -183,26 +183,36 @@ impl Tokenizer {
         Ok(encoded.texts().map(<[u32]>::to_vec).collect())
     }
 
-    /// Token ids of all texts, one after another, and where each text's end, as two buffers: of
+    /// Token ids of all texts, one after another, and where each text's end, as two arrays: of
     /// uint16, or uint32 when the vocabulary has more than 65,536 ids or `wide` is true; and int64.
     ///
     /// Texts are a list of str or an Arrow array of strings, which is not copied.
     #[pyo3(signature = (texts, num_threads=0, wide=false))]
-    fn encode_to_buffer<'py>(
+    fn encode_to_arrays<'py>(
         &self,
         py: Python<'py>,
         texts: &Bound<'py, PyAny>,
         num_threads: usize,
         wide: bool,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         if wide || self.vocab_size() > 1 << 16 {
-            let encoded = self.encode_all::<u32>(py, texts, num_threads)?;
-            buffers(py, &encoded, |id| id.to_ne_bytes())
+            arrays(self.encode_all::<u32>(py, texts, num_threads)?, py)
         } else {
-            let encoded = self.encode_all::<u16>(py, texts, num_threads)?;
-            buffers(py, &encoded, |id| id.to_ne_bytes())
+            arrays(self.encode_all::<u16>(py, texts, num_threads)?, py)
         }
     }
+}
+
+/// Ids and ends, which are not copied on their way.
+fn arrays<T: Id + Element>(
+    encoded: Encoded<T>,
+    py: Python<'_>,
+) -> PyResult<(Bound<'_, PyAny>, Bound<'_, PyAny>)> {
+    let (ids, ends) = py.detach(|| encoded.joined());
+    Ok((
+        ids.into_pyarray(py).into_any(),
+        ends.into_pyarray(py).into_any(),
+    ))
 }
 
 impl Tokenizer {
@@ -228,34 +238,6 @@ impl Tokenizer {
             batch::encode(&vocabulary.encoder, num_threads, next)
         })
     }
-}
-
-/// Ids and ends as bytes; `to_bytes` gives those of an id.
-fn buffers<'py, T: Id, const N: usize>(
-    py: Python<'py>,
-    encoded: &Encoded<T>,
-    to_bytes: impl Fn(T) -> [u8; N],
-) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-    let ids = PyByteArray::new_with(py, N * encoded.num_ids(), |bytes| {
-        let mut rest = bytes;
-        for ids in encoded.texts() {
-            let (places, others) = rest.split_at_mut(N * ids.len());
-            for (place, &id) in places.chunks_exact_mut(N).zip(ids) {
-                place.copy_from_slice(&to_bytes(id));
-            }
-            rest = others;
-        }
-        Ok(())
-    })?;
-    let ends = PyByteArray::new_with(py, 8 * encoded.texts().len(), |bytes| {
-        let mut end = 0;
-        for (ids, place) in encoded.texts().zip(bytes.chunks_exact_mut(8)) {
-            end += ids.len() as i64;
-            place.copy_from_slice(&end.to_ne_bytes());
-        }
-        Ok(())
-    })?;
-    Ok((ids, ends))
 }
 
 /// Calls back, not too often, and looks for Ctrl-C.
@@ -287,8 +269,6 @@ struct Shares {
     iterator: Py<PyIterator>,
     /// Arrow arrays whose turn has come.
     rows: VecDeque<Rows>,
-    /// Room for the code points of a text.
-    codes: Vec<u32>,
     max_bytes: usize,
     max_texts: usize,
 }
@@ -298,7 +278,6 @@ impl Shares {
         Ok(Self {
             iterator: texts.try_iter()?.unbind(),
             rows: VecDeque::new(),
-            codes: Vec::new(),
             max_bytes,
             max_texts: max_texts.max(1),
         })
@@ -316,7 +295,7 @@ impl Shares {
                 break;
             };
             match item?.cast_into::<PyString>() {
-                Ok(text) => push(&text, &mut joined, &mut self.codes)?,
+                Ok(text) => push(&text, &mut joined)?,
                 Err(other) => add_rows(&other.into_inner(), &mut self.rows)?,
             }
         }
@@ -334,40 +313,30 @@ impl Shares {
     }
 }
 
-/// Add a text. `codes` is room for its code points, which Python has at hand in every kind of
-/// string, while it would keep the UTF-8 beside the text for good.
-fn push(text: &Bound<'_, PyString>, joined: &mut Joined, codes: &mut Vec<u32>) -> PyResult<()> {
-    if text.call_method0("isascii")?.is_truthy()? {
+/// Add a text, without Python keeping its UTF-8 beside it for good, as it would for `to_str`.
+fn push(text: &Bound<'_, PyString>, joined: &mut Joined) -> PyResult<()> {
+    if text.call_method0(intern!(text.py(), "isascii"))?.is_truthy()? {
         joined.push_str(text.to_str()?);
+    } else if let Ok(encoded) = text.encode_utf8() {
+        // SAFETY: what Python encodes as UTF-8 is that.
+        joined.push_str(unsafe { std::str::from_utf8_unchecked(encoded.as_bytes()) });
     } else {
-        let (length, sequence) = (text.len()?, text.cast::<PySequence>()?);
-        let mut first = 0;
-        while first < length {
-            let end = length.min(first + MAX_CODES);
-            let part = sequence.get_slice(first, end)?.cast_into::<PyString>()?;
-            let codes = code_points(&part, codes)?;
-            // Two surrogates that are one character stay together.
-            let is_split = end < length && matches!(codes.last(), Some(0xD800..0xDC00));
-            let codes = &codes[..codes.len() - usize::from(is_split)];
-            joined.push_codes(codes);
-            first += codes.len();
-        }
+        joined.push_codes(&code_points(text)?);
     }
     joined.end();
     Ok(())
 }
 
-/// The code points of a text, written into `room`.
-fn code_points<'a>(text: &Bound<'_, PyString>, room: &'a mut Vec<u32>) -> PyResult<&'a [u32]> {
-    let length = text.len()?;
-    room.resize(length.max(room.len()), 0);
-    // SAFETY: `text` is a string, and `room` has place for all of its code points.
+/// The code points of a text, lone surrogates among them.
+fn code_points(text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
+    let mut codes = vec![0; text.len()?];
+    // SAFETY: `text` is a string, and `codes` has place for all of its code points.
     let written = unsafe {
-        pyo3::ffi::PyUnicode_AsUCS4(text.as_ptr(), room.as_mut_ptr(), length as isize, 0)
+        pyo3::ffi::PyUnicode_AsUCS4(text.as_ptr(), codes.as_mut_ptr(), codes.len() as isize, 0)
     };
     match written.is_null() {
         true => Err(PyErr::fetch(text.py())),
-        false => Ok(&room[..length]),
+        false => Ok(codes),
     }
 }
 
