@@ -9,6 +9,7 @@ with content a string or a list of parts {"type": "text" | "python" | "python_ou
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from nanochat.errors import UserError
@@ -156,35 +157,56 @@ def _num_tokens(message: Message, tokenizer: Tokenizer) -> int:
 
 
 class ToolCalls:
-    """Watches one answer: when a tool call ends, names the tokens that must follow.
+    """Watches one answer: asks the tool when a call ends, and names the tokens that must follow.
 
-    >>> calls.feed(token)  # [] or <|output_start|> ... <|output_end|>
+    >>> calls.feed(token)
+    >>> calls.forced()  # [] or <|output_start|> ... <|output_end|>
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, evaluate: Callable[[str], str | None], max_output_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        ask: Callable[[str], Future[str | None]],
+        max_output_tokens: int,
     ) -> None:
-        self.tokenizer, self.evaluate = tokenizer, evaluate
+        self.tokenizer, self.ask = tokenizer, ask
         self.max_output_tokens = max_output_tokens
         self.start, self.end, self.output_start, self.output_end = (
             tokenizer.encode_special(f"<|{name}|>")
             for name in ("python_start", "python_end", "output_start", "output_end")
         )
         self.expression: list[int] | None = None
+        self.call: Future[str | None] | None = None
 
-    def feed(self, token: int) -> list[int]:
-        """Tokens forced after a sampled token: mostly none, the tool's output after a call.
-
-        A call that the tool refuses gets no output, as in the training data.
-        """
+    def feed(self, token: int) -> None:
+        """Take note of a sampled token; the last one of a call asks the tool."""
         if token == self.start:
             self.expression = []
         elif token == self.end and self.expression is not None:
-            result = self.evaluate(self.tokenizer.decode(self.expression))
+            self.call = self.ask(self.tokenizer.decode(self.expression))
             self.expression = None
-            if result is not None:
-                output = self.tokenizer.encode(result)[: self.max_output_tokens]
-                return [self.output_start, *output, self.output_end]
         elif self.expression is not None:
             self.expression.append(token)
-        return []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the tool has been asked and has not answered yet: nothing may follow before."""
+        return self.call is not None and not self.call.done()
+
+    def forced(self) -> list[int]:
+        """Tokens that have to follow now: mostly none, once the tool's output after a call.
+
+        A call that the tool refuses gets no output, as in the training data.
+        """
+        if self.call is None:
+            return []
+        output, self.call = self.call.result(), None
+        if output is None:
+            return []
+        tokens = self.tokenizer.encode(output)[: self.max_output_tokens]
+        return [self.output_start, *tokens, self.output_end]
+
+    def cancel(self) -> None:
+        """Nobody waits any more for what the tool was asked."""
+        if self.call is not None:
+            self.call.cancel()

@@ -1,7 +1,8 @@
 """Inference: batches of rows that come and go, sampling, tools.
 
 Rows of different lengths share a batch; a finished row leaves at once and a waiting prompt takes
-its slot. What a row gets does not depend on its neighbours.
+its slot. A row that waits for a slow tool keeps its slot and stands aside, and the others go on.
+What a row gets does not depend on its neighbours, nor on how long it waited.
 
 B batch (active rows)  T time  V vocab
 """
@@ -9,10 +10,14 @@ B batch (active rows)  T time  V vocab
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent import futures
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from nanochat import calculator, runtime
 from nanochat.chat import ToolCalls
@@ -25,9 +30,11 @@ from nanochat.reading import Prefixes, Reader
 from nanochat.sampling import GREEDY, Sampling, TokenChoice, sample_next_token, token_choices
 from nanochat.text_stream import Event, Finished, TextStream
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.tools import Immediate, Tool
 
 MAX_OUTPUT_TOKENS = 64  # of one tool call
 KEPT_CONTEXTS = 4  # full ones of conversations that may go on
+CALCULATOR = Immediate(calculator.evaluate)
 
 
 # ---- rows
@@ -57,12 +64,12 @@ class RowState:
         """Add a token and find out whether the answer has ended."""
         self.tokens.append(token)
         self.mask.append(0 if is_forced else 1)
-        if not is_forced:
-            self.forced.extend(self.tools.feed(token))
-            if token in end_tokens:
-                self.stop = "end"
-        if not self.stop and len(self.tokens) >= self.max_tokens:
+        if not is_forced and token in end_tokens:
+            self.stop = "end"
+        elif len(self.tokens) >= self.max_tokens:
             self.stop = "length"
+        elif not is_forced:
+            self.tools.feed(token)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,17 @@ class Request:
 # ---- the engine
 
 
+@dataclass(frozen=True)
+class _Aside:
+    """A row whose tool has not answered yet, and what it goes on from."""
+
+    row: RowState
+    cache: KVCache
+    """Of this row alone."""
+    logits: Tensor
+    """(V,) of its next token."""
+
+
 class _Running:
     """The rows of one batch: a cache and, for each row, the logits of its next token."""
 
@@ -102,27 +120,50 @@ class _Running:
         device = model.embedding.weight.device
         self.end_tokens, self.prefixes = end_tokens, prefixes
         self.reader: Reader[RowState] = Reader(model, prefixes)
-        self.cache = KVCache(model.config, num_rows, device, model.compute_dtype)
+        self._new_cache = partial(KVCache, model.config, device=device, dtype=model.compute_dtype)
+        self.cache = self._new_cache(num_rows)
         self.decode = DecodeStep(model, self.cache, is_static=device.type == "cuda")
         self.rows: list[RowState] = []
+        self.aside: list[_Aside] = []
         self.logits = torch.empty(0, model.config.vocab_size, device=device)
 
     @property
     def num_free(self) -> int:
         """Rows that there is room for."""
-        return len(self.cache.lengths) - len(self.rows) - self.reader.num_rows
+        num_taken = len(self.rows) + len(self.aside) + self.reader.num_rows
+        return len(self.cache.lengths) - num_taken
 
     def read(self) -> None:
         """One pass over prompts that wait; those that end with it take part in the next step."""
         for prompt in self.reader.read():
-            for row in prompt.rows:
-                self.cache.copy_row(prompt.source, len(self.rows), of=self.reader.cache)
-                self.rows.append(row)
-            firsts = prompt.logits.expand(len(prompt.rows), -1)
-            self.logits = torch.cat([self.logits, firsts])
+            self._join(prompt.rows, self.reader.cache, prompt.source, prompt.logits)
+
+    def _join(self, rows: Sequence[RowState], cache: KVCache, place: int, logits: Tensor) -> None:
+        """Rows that all go on from one row of another cache, and its logits (V,)."""
+        for row in rows:
+            self.cache.copy_row(place, len(self.rows), of=cache)
+            self.rows.append(row)
+        self.logits = torch.cat([self.logits, logits.expand(len(rows), -1)])
+
+    def wait(self) -> None:
+        """Until a tool has answered, where nothing else can be done."""
+        if self.aside and not self.rows and not self.reader.num_rows:
+            calls = [one.row.tools.call for one in self.aside]
+            futures.wait([call for call in calls if call], return_when=futures.FIRST_COMPLETED)
+
+    def call_back(self) -> None:
+        """Rows whose tools have answered take part in the next step."""
+        aside, self.aside = self.aside, []
+        for one in aside:
+            if one.row.tools.is_waiting:
+                self.aside.append(one)
+            else:
+                self._join([one.row], one.cache, 0, one.logits)
 
     def step(self) -> list[int]:
         """Give each row its next token; returns the tokens. Rows that end leave the batch."""
+        for row in self.rows:
+            row.forced.extend(row.tools.forced())
         uniforms = [row.dice.random() if not row.forced else 0.0 for row in self.rows]
         how = [row.sampling for row in self.rows]
         sampled = sample_next_token(self.logits, how, uniforms).tolist()
@@ -136,24 +177,49 @@ class _Running:
         self.drop_finished()
         if self.rows:
             self.logits = self.decode([row.tokens[-1] for row in self.rows])
+        self._set_aside()
         return taken
 
     def drop_finished(self) -> None:
-        """Fill the place of each row that has ended with the last row."""
-        for i in reversed(range(len(self.rows))):
-            if self.rows[i].stop:
-                self._remember(i)
-                last = len(self.rows) - 1
-                if i != last:
-                    self.cache.copy_row(last, i)
-                    self.rows[i] = self.rows[last]
-                    self.logits[i] = self.logits[last]
-                self.rows.pop()
+        """Rows that have ended leave; nobody waits for their tools."""
+        ended = [i for i, row in enumerate(self.rows) if row.stop]
+        for i in ended:
+            self._remember(self.rows[i], self.cache, i)
+        self._take_out(ended)
+        for one in self.aside:
+            if one.row.stop:
+                self._remember(one.row, one.cache, 0)
+                one.row.tools.cancel()
+        self.aside = [one for one in self.aside if not one.row.stop]
+
+    def _set_aside(self) -> None:
+        """Rows whose tools take their time make way for the others."""
+        waiting = [i for i, row in enumerate(self.rows) if row.tools.is_waiting]
+        for i in waiting:
+            own = self._new_cache(1)
+            own.copy_row(i, 0, of=self.cache)
+            self.aside.append(_Aside(self.rows[i], own, self.logits[i].clone()))
+        self._take_out(waiting)
+
+    def _take_out(self, places: Sequence[int]) -> None:
+        """Fill each place, in ascending order, with the last row."""
+        for i in reversed(places):
+            last = len(self.rows) - 1
+            if i != last:
+                self.cache.copy_row(last, i)
+                self.rows[i] = self.rows[last]
+                self.logits[i] = self.logits[last]
+            self.rows.pop()
         self.logits = self.logits[: len(self.rows)]
 
-    def _remember(self, place: int) -> None:
-        row, length = self.rows[place], self.cache.lengths[place]
-        self.prefixes.keep([*row.prompt, *row.tokens][:length], self.cache, place)
+    def _remember(self, row: RowState, cache: KVCache, place: int) -> None:
+        tokens = [*row.prompt, *row.tokens][: cache.lengths[place]]
+        self.prefixes.keep(tokens, cache, place)
+
+    def close(self) -> None:
+        """Nobody waits for any tool."""
+        for one in self.aside:
+            one.row.tools.cancel()
 
     def _note_choices(self, taken: list[int]) -> None:
         """Give the rows that want it the choice that the token just taken was."""
@@ -167,10 +233,10 @@ class _Running:
 
 
 class Engine:
-    """Answers prompts with a model; tool calls are evaluated by the calculator."""
+    """Answers prompts with a model; its tool calls are answered by the calculator, or by `tool`."""
 
-    def __init__(self, model: GPT, tokenizer: RustBPETokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, model: GPT, tokenizer: RustBPETokenizer, tool: Tool = CALCULATOR) -> None:
+        self.tokenizer, self.tool = tokenizer, tool
         self._trained, self._packed, self._version = model, model, -1
         self._prefixes = Prefixes(0)
         self.end_token = tokenizer.encode_special("<|assistant_end|>")
@@ -202,7 +268,7 @@ class Engine:
             sampling=sampling,
             max_tokens=room if max_tokens is None else min(max_tokens, room),
             dice=random.Random(seed),
-            tools=ToolCalls(self.tokenizer, calculator.evaluate, MAX_OUTPUT_TOKENS),
+            tools=ToolCalls(self.tokenizer, self.tool.ask, MAX_OUTPUT_TOKENS),
         )
 
     def complete(
@@ -238,19 +304,22 @@ class Engine:
     def _run(
         self, rows: list[RowState], batch_size: int, prefixes: Prefixes | None = None
     ) -> Iterator[None]:
-        """Work until all rows have ended; yields after each token of the running ones."""
+        """Work until all rows have ended; yields after each token of those that can go on."""
         num_rows = min(batch_size, max(1, len(rows)))
-        running = _Running(self.model, num_rows, self.end_tokens, prefixes or Prefixes(0))
         waiting = deque(row for row in rows if row.max_tokens > 0)
-        while waiting or running.rows:
-            free = running.num_free
-            # Reading a few prompts costs a pass, so slots are refilled a quarter at a time.
-            if waiting and (not running.rows or free >= len(running.cache.lengths) // 4 > 0):
-                running.reader.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
-            while running.reader.num_rows:
-                running.read()
-            running.step()
-            yield
+        batch = _Running(self.model, num_rows, self.end_tokens, prefixes or Prefixes(0))
+        with closing(batch) as running:
+            while waiting or running.rows or running.aside:
+                free = running.num_free
+                # Reading a few prompts costs a pass, so slots are refilled a quarter at a time.
+                if waiting and (not running.rows or free >= len(running.cache.lengths) // 4 > 0):
+                    running.reader.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
+                while running.reader.num_rows:
+                    running.read()
+                running.wait()
+                running.call_back()
+                running.step()
+                yield
 
     def generate(
         self,
@@ -263,18 +332,24 @@ class Engine:
     ) -> Iterator[tuple[list[int], list[int]]]:
         """Columns of `num_samples` tokens and of their masks (1 sampled, 0 forced), as they come.
 
-        A sample that has ended is filled up with its end token and mask 0.
+        A sample that has ended is filled up with its end token and mask 0; one that waits for a
+        tool is waited for.
         """
         sampling = Sampling(temperature, top_k)
         rows = [
             self._row(tokens, sampling, max_tokens, runtime.derive_seed(seed, sample))
             for sample in range(num_samples)
         ]
-        for i, _ in enumerate(self._run(rows, num_samples)):
-            yield (
-                [row.tokens[i] if i < len(row.tokens) else self.end_token for row in rows],
-                [row.mask[i] if i < len(row.mask) else 0 for row in rows],
-            )
+        num_given = 0
+        for _ in self._run(rows, num_samples):
+            longest = max(len(row.tokens) for row in rows)
+            known = min((len(row.tokens) for row in rows if not row.stop), default=longest)
+            for i in range(num_given, known):
+                yield (
+                    [row.tokens[i] if i < len(row.tokens) else self.end_token for row in rows],
+                    [row.mask[i] if i < len(row.mask) else 0 for row in rows],
+                )
+            num_given = known
 
     def generate_batch(
         self,
@@ -318,9 +393,13 @@ class Engine:
         """
         batch = self.open(1)
         batch.admit([Request(prompt, max_tokens, sampling, seed, stop)])
-        while batch.num_answers:
-            for _, events in batch.step():
-                yield from events
+        try:
+            while batch.num_answers:
+                batch.wait()
+                for _, events in batch.step():
+                    yield from events
+        finally:
+            batch.close()
 
     def open(self, num_slots: int) -> "LiveBatch":
         """Room for `num_slots` answers at once."""
@@ -337,6 +416,11 @@ class LiveAnswer:
         self.row = engine._row(request.prompt, request.sampling, request.max_tokens, request.seed)
         self.row.num_likeliest = request.num_likeliest
         self._text = TextStream(engine.tokenizer, request.stop)
+
+    @property
+    def call(self) -> futures.Future[str | None] | None:
+        """What a tool has been asked and not answered yet; None: nothing."""
+        return self.row.tools.call if self.row.tools.is_waiting else None
 
     def new_events(self) -> Iterator[Event]:
         """What the newest token makes; the last token of an answer makes `Finished`, too."""
@@ -396,15 +480,25 @@ class LiveBatch:
     def step(self) -> list[tuple[LiveAnswer, list[Event]]]:
         """Read a piece of the prompts that wait; then those that are read get their next token.
 
-        Returns these with what the token makes; those that end leave the batch.
+        Returns these with what the token makes; those that end leave the batch, and those whose
+        tool has not answered get none.
         """
         self._running.read()
+        self._running.call_back()
         stepped = [self._answers[id(row)] for row in self._running.rows]
         if stepped:
             self._running.step()
         events = [(answer, list(answer.new_events())) for answer in stepped]
         self._leave()
         return events
+
+    def wait(self) -> None:
+        """Until a step can do something: not before a tool has answered where all wait for one."""
+        self._running.wait()
+
+    def close(self) -> None:
+        """The end: nobody waits for any tool."""
+        self._running.close()
 
     @torch.inference_mode()
     def cancel(self, answer: LiveAnswer) -> None:

@@ -1,8 +1,9 @@
 """Who is answered next: a bounded queue in front of a fixed number of slots. Knows no tensors.
 
-One thread works and calls `wait`, `admit`, `leaving` and `finish`; any thread may `submit` and
-`cancel`. Jobs are admitted in the order in which they came, so nobody is overtaken; a round admits
-only so many tokens of prompts that those who are being answered do not stand still for long.
+One thread works and calls `wait`, `admit`, `leaving`, `pause` and `finish`; any thread may
+`submit`, `cancel` and `resume`. Jobs are admitted in the order in which they came, so nobody is
+overtaken; a round admits only so many tokens of prompts that those who are being answered do not
+stand still for long.
 """
 
 import threading
@@ -36,6 +37,7 @@ class Scheduler(Generic[JobType]):
         self._waiting: deque[JobType] = deque()
         self._running: list[JobType] = []
         self._leaving: list[JobType] = []
+        self._paused: list[JobType] = []
         self._changed = threading.Condition()
 
     @property
@@ -65,18 +67,35 @@ class Scheduler(Generic[JobType]):
                 self._waiting = deque(one for one in self._waiting if one is not job)
             elif _holds(self._running, job) and not _holds(self._leaving, job):
                 self._leaving.append(job)
+                self._changed.notify()
 
     def wait(self) -> bool:
         """Until there is something to do: True; False once it is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or not self.is_open)
+            self._changed.wait_for(lambda: self._has_work() or not self.is_open)
             return self.is_open
+
+    def _has_work(self) -> bool:
+        can_admit = bool(self._waiting) and len(self._running) < self.num_slots
+        return can_admit or bool(self._leaving) or len(self._paused) < len(self._running)
+
+    def pause(self, job: JobType) -> None:
+        """A running job can't be worked on before it is resumed; it keeps its slot."""
+        with self._changed:
+            if _holds(self._running, job) and not _holds(self._paused, job):
+                self._paused.append(job)
+
+    def resume(self, job: JobType) -> None:
+        """A paused job can be worked on again; of any other, nothing."""
+        with self._changed:
+            self._paused = _without([job], self._paused)
+            self._changed.notify()
 
     def leaving(self) -> list[JobType]:
         """Running jobs that were cancelled; their slots are free when this returns."""
         with self._changed:
             gone, self._leaving = self._leaving, []
-            self._running = [job for job in self._running if not _holds(gone, job)]
+            self._forget(gone)
             return gone
 
     def admit(self) -> list[JobType]:
@@ -95,8 +114,8 @@ class Scheduler(Generic[JobType]):
     def finish(self, job: JobType) -> None:
         """Its slot is free again."""
         with self._changed:
-            self._running = [one for one in self._running if one is not job]
-            self._leaving = [one for one in self._leaving if one is not job]
+            self._forget([job])
+            self._leaving = _without([job], self._leaving)
 
     def close(self) -> None:
         """Take no more; `wait` returns False from now on."""
@@ -108,10 +127,18 @@ class Scheduler(Generic[JobType]):
         """All jobs that wait or run, which are then forgotten."""
         with self._changed:
             rest = [*self._running, *self._waiting]
-            self._running, self._leaving, self._waiting = [], [], deque()
+            self._running, self._leaving, self._paused, self._waiting = [], [], [], deque()
             return rest
+
+    def _forget(self, jobs: Sequence[JobType]) -> None:
+        self._running = _without(jobs, self._running)
+        self._paused = _without(jobs, self._paused)
 
 
 def _holds(jobs: Sequence[JobType] | deque[JobType], job: JobType) -> bool:
     """By identity: two jobs may be equal."""
     return any(one is job for one in jobs)
+
+
+def _without(gone: Sequence[JobType], jobs: Sequence[JobType]) -> list[JobType]:
+    return [job for job in jobs if not _holds(gone, job)]

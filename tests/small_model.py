@@ -19,6 +19,20 @@ def small_tokenizer() -> RustBPETokenizer:
     return RustBPETokenizer.train_from_iterator(texts, vocab_size=400)
 
 
+def ids(text: str) -> list[int]:
+    """Token ids of a text in which special tokens are meant as such."""
+    tokenizer, found = small_tokenizer(), []
+    names = {name: tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
+    while text:
+        at, name = min(((text + n).index(n), n) for n in names)
+        found += tokenizer.encode(text[:at])
+        text = text[at:]
+        if text:
+            found.append(names[name])
+            text = text[len(name) :]
+    return found
+
+
 def small_model(seed: int = 0, **changes: object) -> GPT:
     """A model in which nothing is zero, so that no part can hide; grouped queries, two layers."""
     shape = {

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +228,13 @@ class Calls:
 
     def __init__(self, max_output_tokens: int = 50) -> None:
         self.asked: list[str] = []
-        self.watcher = ToolCalls(small_tokenizer(), self.evaluate, max_output_tokens)
+        self.watcher = ToolCalls(small_tokenizer(), self.ask, max_output_tokens)
 
-    def evaluate(self, expression: str) -> str | None:
+    def ask(self, expression: str) -> Future[str | None]:
         self.asked.append(expression)
-        return None if "?" in expression else expression.upper()
+        call: Future[str | None] = Future()
+        call.set_result(None if "?" in expression else expression.upper())
+        return call
 
     def feed(self, *parts: str) -> list[str]:
         """What is forced, as text, after each token of text or special tokens."""
@@ -240,7 +243,8 @@ class Calls:
             name = f"<|{part}|>"
             is_special = name in tokenizer.get_special_tokens()
             for token in [special(part)] if is_special else tokenizer.encode(part):
-                forced.append(tokenizer.decode(self.watcher.feed(token)))
+                self.watcher.feed(token)
+                forced.append(tokenizer.decode(self.watcher.forced()))
         return [text for text in forced if text]
 
 
@@ -284,5 +288,19 @@ def test_text_that_spells_a_special_token_calls_nothing() -> None:
 def test_a_long_output_is_cut_and_still_closed() -> None:
     calls = Calls(max_output_tokens=3)
     calls.feed("python_start", "qxqxqxqxqxqx")
-    forced = calls.watcher.feed(special("python_end"))
+    calls.watcher.feed(special("python_end"))
+    forced = calls.watcher.forced()
     assert len(forced) == 5 and forced[-1] == special("output_end")
+
+
+def test_what_a_tool_says_later_is_forced_then_and_once() -> None:
+    call: Future[str | None] = Future()
+    watcher = ToolCalls(small_tokenizer(), lambda _: call, 50)
+    for token in (special("python_start"), special("python_end")):
+        assert not watcher.is_waiting and watcher.forced() == []
+        watcher.feed(token)
+    assert watcher.is_waiting
+    call.set_result("x")
+    assert not watcher.is_waiting
+    output = [special("output_start"), *small_tokenizer().encode("x"), special("output_end")]
+    assert watcher.forced() == output and watcher.forced() == []

@@ -17,27 +17,14 @@ from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.sampling import GREEDY, Sampling
 from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
+from nanochat.tools import Immediate, Tool
 from nanochat.trainer import Speed
 from tests import learned_by_heart
 from tests.reference import generation
 from tests.reference import sampling as slow_sampling
-from tests.small_model import ScriptedModel, follows, small_model, small_tokenizer
+from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
 
 CPU = torch.device("cpu")
-
-
-def ids(text: str) -> list[int]:
-    """Token ids of a text in which special tokens are meant as such."""
-    tokenizer, found = small_tokenizer(), []
-    names = {name: tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
-    while text:
-        at, name = min(((text + n).index(n), n) for n in names)
-        found += tokenizer.encode(text[:at])
-        text = text[at:]
-        if text:
-            found.append(names[name])
-            text = text[len(name) :]
-    return found
 
 
 def random_ids(count: int, seed: int = 0) -> list[int]:
@@ -45,8 +32,9 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
     return [dice.randrange(265) for _ in range(count)]
 
 
-def scripted(*scripts: list[int]) -> Engine:
-    return Engine(ScriptedModel(follows(*scripts)), small_tokenizer())  # type: ignore[arg-type]
+def scripted(*scripts: list[int], tool: Tool = engine_module.CALCULATOR) -> Engine:
+    model = ScriptedModel(follows(*scripts))
+    return Engine(model, small_tokenizer(), tool)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -358,10 +346,10 @@ def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.Mon
 
     calls: list[str] = []
     monkeypatch.setattr(engine_module.random, "Random", make)
-    monkeypatch.setattr(engine_module.calculator, "evaluate", lambda text: calls.append(text))
     call = "<|python_start|>1+1<|python_end|>"
     scripts = [ids(f"a<|assistant_end|>{call}{call}"), ids(f"b{'c' * 20}<|assistant_end|>")]
-    done = scripted(*scripts).complete([script[:1] for script in scripts])
+    engine = scripted(*scripts, tool=Immediate(lambda text: calls.append(text)))
+    done = engine.complete([script[:1] for script in scripts])
     assert [one.stop for one in done] == ["end", "end"]
     assert [one.count for one in dice] == [len(one.tokens) for one in done]
     assert calls == []
@@ -447,6 +435,14 @@ def test_a_long_output_is_cut_and_an_answer_may_end_within_one() -> None:
     assert one.mask.count(0) == engine_module.MAX_OUTPUT_TOKENS + 2
     [cut] = engine.complete([[1]], max_tokens=len(call) + 3)
     assert (cut.stop, cut.mask[-3:]) == ("length", [0, 0, 0])
+
+
+def test_a_call_that_the_limit_ends_is_not_asked() -> None:
+    call = ids("<|python_start|>1+1<|python_end|>")
+    asked: list[str] = []
+    engine = scripted([1, *call, *[0] * 9], tool=Immediate(asked.append))
+    [one] = engine.complete([[1]], max_tokens=len(call))
+    assert (one.tokens, one.stop, asked) == (call, "length", [])
 
 
 # ---- generate

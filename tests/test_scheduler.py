@@ -118,12 +118,62 @@ def test_what_is_left_at_the_end_is_handed_back() -> None:
     assert (one.num_running, one.num_waiting) == (0, 0)
 
 
-@given(st.lists(st.sampled_from(["submit", "admit", "cancel", "leave", "finish"]), max_size=80))
+def waits(one: Scheduler[Plain]) -> bool:
+    """Whether its worker has nothing to do."""
+    return not one._has_work()
+
+
+def test_where_all_that_run_are_paused_the_worker_waits_until_it_can_do_something() -> None:
+    jobs = [Plain() for _ in range(3)]
+    one = scheduler(slots=2)
+    one.submit(jobs)
+    one.admit()
+    one.pause(jobs[0])
+    assert not waits(one)  # for the other one
+    one.pause(jobs[1])
+    one.pause(jobs[1])
+    assert waits(one) and (one.num_running, one.num_waiting) == (2, 1)  # it keeps its slot
+    one.resume(jobs[1])
+    assert not waits(one)
+    one.pause(jobs[1])
+    one.cancel(jobs[0])
+    assert not waits(one) and same(one.leaving(), jobs[:1])
+    assert not waits(one) and same(one.admit(), jobs[2:])
+    one.finish(jobs[2])
+    assert waits(one)
+    one.resume(jobs[0])  # which is gone: nothing
+    one.pause(jobs[0])
+    assert waits(one)
+    one.finish(jobs[1])
+    assert waits(one) and one.num_running == 0
+
+
+@pytest.mark.parametrize("wake", ["submit", "cancel", "resume", "close"])
+def test_whatever_gives_a_waiting_worker_something_to_do_wakes_it(wake: str) -> None:
+    one, job = scheduler(slots=2), Plain()
+    one.submit([job])
+    one.admit()
+    one.pause(job)
+    found: list[bool] = []
+    worker = threading.Thread(target=lambda: found.append(one.wait()))
+    worker.start()
+    calls = {"submit": lambda: one.submit([Plain()]), "close": one.close}
+    calls |= {"cancel": lambda: one.cancel(job), "resume": lambda: one.resume(job)}
+    calls[wake]()
+    worker.join(timeout=10)
+    assert found == [wake != "close"]
+
+
+CALLS = ["submit", "admit", "cancel", "leave", "finish", "pause", "resume"]
+
+
+@given(st.lists(st.sampled_from(CALLS), max_size=80))
 def test_no_sequence_of_calls_passes_a_bound_or_loses_a_job(calls: list[str]) -> None:
     one = scheduler(slots=2, waiting=2)
     waiting: list[Plain] = []
     running: list[Plain] = []
     cancelled: list[Plain] = []
+    paused: set[int] = set()
     for number, call in enumerate(calls):
         if call == "submit":
             job = Plain()
@@ -150,4 +200,14 @@ def test_no_sequence_of_calls_passes_a_bound_or_loses_a_job(calls: list[str]) ->
             job = running.pop(number % len(running))
             cancelled = [c for c in cancelled if c is not job]
             one.finish(job)
+        elif call in ("pause", "resume") and waiting + running:
+            job = (waiting + running)[number % len(waiting + running)]
+            getattr(one, call)(job)
+            if call == "resume":
+                paused -= {id(job)}
+            elif any(job is r for r in running):
+                paused |= {id(job)}
         assert (one.num_waiting, one.num_running) == (len(waiting), len(running))
+        can_run = any(id(job) not in paused for job in running)
+        can_admit = bool(waiting) and len(running) < 2
+        assert waits(one) == (not (can_run or can_admit or cancelled))

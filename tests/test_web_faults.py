@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from nanochat.engine import Engine
+from nanochat.tools import Slow
 from nanochat.web import guard, listen
 from tests.served import (
     chat,
@@ -162,6 +164,25 @@ def test_when_the_client_leaves_the_work_ends(address: str, engine: Engine, stre
 
 
 # ---- the inside
+
+
+def test_a_tool_that_hangs_holds_up_its_own_answer_alone(engine: Engine) -> None:
+    is_asked, may_go = threading.Event(), threading.Event()
+
+    def hang(_: str) -> str:
+        is_asked.set()
+        return str(may_go.wait(60))
+
+    tool = Slow(hang, timeout_seconds=60)
+    with serving(Engine(engine.model, engine.tokenizer, tool), num_slots=2) as address:
+        with connected(address) as connection:
+            body = {"messages": user("What is 347 + 588?"), "stream": True}
+            connection.sendall(posted(json.dumps(body).encode()))
+            assert is_asked.wait(60)
+            assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
+            assert num_at_work(address) == 1
+        wait_until(lambda: num_at_work(address) == 0)  # the client has left
+    may_go.set()
 
 
 def test_an_engine_that_fails_ends_the_answer_with_an_error_and_serves_the_next(

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
+from nanochat.errors import where_it_failed
 from nanochat.web.openai_api import ApiError
 from nanochat.web.prometheus import Metrics
-from nanochat.web.worker import where_it_failed
 
 access = logging.getLogger("nanochat.web.access")
 logger = logging.getLogger(__name__)

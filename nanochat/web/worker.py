@@ -7,13 +7,13 @@ Nothing here knows HTTP.
 
 import logging
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from nanochat import runtime
 from nanochat.engine import Engine, LiveAnswer, Request
-from nanochat.errors import UserError
+from nanochat.errors import UserError, where_it_failed
 from nanochat.sampling import TokenChoice
 from nanochat.scheduler import Scheduler
 from nanochat.text_stream import Event, Finished
@@ -50,11 +50,6 @@ class Failed:
 WorkerEvent = Event | Scores | Failed
 Deliver = Callable[[list[WorkerEvent]], None]
 HandOver = Callable[[Callable[[], None]], object]
-
-
-def where_it_failed(error: Exception) -> str:
-    """The kind and the place of an error, for a log: its words may hold what a user wrote."""
-    return type(error).__name__ + ":\n" + "".join(traceback.format_tb(error.__traceback__)[-4:])
 
 
 @dataclass(eq=False)
@@ -156,6 +151,13 @@ class Worker:
             if events and isinstance(events[-1], Finished):
                 del self._jobs[answer]
                 self.scheduler.finish(job)
+            elif (call := answer.call) is not None:
+                self.scheduler.pause(job)
+                call.add_done_callback(partial(self._resume, job))
+
+    def _resume(self, job: Job, _: object) -> None:
+        """A tool has answered, in whatever thread."""
+        self.scheduler.resume(job)
 
     def _begin(self, jobs: list[Job], said: list[tuple[Job, list[WorkerEvent]]]) -> None:
         """Scorings are done at once, requests join the batch."""
@@ -179,6 +181,7 @@ class Worker:
 
     def _fail_all(self, reason: str) -> None:
         self._jobs = {}
+        self._batch.close()
         self._tell([(job, [Failed(reason)]) for job in self.scheduler.drain()])
 
     def _tell(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:

@@ -1,0 +1,364 @@
+"""A tool that takes its time holds up nobody but the row that asked it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from nanochat import tools
+from nanochat.engine import Completion, Engine, Request
+from nanochat.sampling import Sampling
+from nanochat.text_stream import Finished, TextPiece, ToolCall
+from nanochat.tools import Answer, Immediate, Slow, Tool
+from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Worker, WorkerEvent
+from tests.served import wait_until
+from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
+
+SECONDS = 60  # nothing that is meant to end takes as long
+
+
+class Held:
+    """A tool whose calls wait until they are let go, and answer in capitals."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.is_asked, self.may_go = threading.Event(), threading.Event()
+
+    def __call__(self, expression: str) -> str | None:
+        self.asked.append(expression)
+        self.is_asked.set()
+        assert self.may_go.wait(SECONDS), "nobody let it go"
+        return expression.upper()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.may_go.set()
+
+
+# ---- tools alone
+
+
+def test_a_quick_tool_has_answered_when_it_is_asked() -> None:
+    threads: list[int] = []
+
+    def answer(expression: str) -> str | None:
+        threads.append(threading.get_ident())
+        return expression.upper() or None
+
+    assert Immediate(answer).ask("a").result(0) == "A"
+    assert Immediate(answer).ask("").result(0) is None
+    assert threads == [threading.get_ident()] * 2
+
+
+def test_a_slow_tool_answers_in_a_thread_of_its_own(held: Held) -> None:
+    call = Slow(held, SECONDS).ask("a")
+    assert held.is_asked.wait(SECONDS) and not call.done()
+    held.may_go.set()
+    assert call.result(SECONDS) == "A"
+
+
+@pytest.mark.parametrize("make", [Immediate, lambda answer: Slow(answer, SECONDS)])
+def test_a_tool_that_fails_has_no_output_and_the_log_says_where_but_not_what(
+    make: Callable[[Answer], Tool], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(expression: str) -> str:
+        raise ValueError(f"what {expression} means is private")
+
+    assert make(fail).ask("this").result(SECONDS) is None
+    assert "ValueError" in caplog.text and "in fail" in caplog.text
+    assert "private\n" not in caplog.text and "what this" not in caplog.text
+
+
+def test_an_output_without_end_is_cut_before_it_is_encoded() -> None:
+    output = Immediate(lambda _: "x" * 10_000_000).ask("").result()
+    assert output == "x" * tools.MAX_CHARACTERS
+
+
+def test_a_call_that_takes_too_long_has_no_output_whatever_it_says_later(held: Held) -> None:
+    call = Slow(held, timeout_seconds=0.01).ask("a")
+    assert call.result(SECONDS) is None
+    held.may_go.set()
+    wait_until(lambda: not any(thread.name == "tool" for thread in threading.enumerate()))
+    assert call.result() is None
+
+
+def test_calls_that_hang_are_bounded_and_what_was_cancelled_never_begins(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "MAX_THREADS", 1)
+    tool = Slow(held, SECONDS)
+    first = tool.ask("first")
+    assert held.is_asked.wait(SECONDS)
+    second, third = tool.ask("second"), tool.ask("third")
+    assert second.cancel()
+    held.may_go.set()
+    assert [first.result(SECONDS), third.result(SECONDS)] == ["FIRST", "THIRD"]
+    assert second.cancelled() and held.asked == ["first", "third"]
+
+
+# ---- in a batch
+
+CALL, OUTPUT = "<|python_start|>x<|python_end|>", "<|output_start|>X<|output_end|>"
+END = "<|assistant_end|>"
+ASKS = ids(f"<|bos|>{CALL}{OUTPUT} is it.{END}")
+LONG = ids(f"a long answer that asks for nothing{END}")
+SHORT = ids(f"b short.{END}")
+
+
+class Told(ScriptedModel):
+    """Says when it has given the last token of a script."""
+
+    def __init__(self, *scripts: list[int]) -> None:
+        self.has_ended = {id(script): threading.Event() for script in scripts}
+        go_on = follows(*scripts)
+
+        def next_token(seen: list[int]) -> int:
+            for script in scripts:
+                if seen == script[:-1]:
+                    self.has_ended[id(script)].set()
+            return go_on(seen)
+
+        super().__init__(next_token)
+
+
+def engine_of(model: ScriptedModel, tool: Tool) -> Engine:
+    return Engine(model, small_tokenizer(), tool)  # type: ignore[arg-type]
+
+
+def ended(script: list[int]) -> Completion:
+    """How a script that begins with a prompt of one token is answered."""
+    answer, is_forced, mask = script[1:], False, []
+    for token in answer:
+        is_forced = is_forced or [token] == ids("<|output_start|>")
+        mask.append(0 if is_forced else 1)
+        is_forced = is_forced and [token] != ids("<|output_end|>")
+    return Completion(answer, mask, "end")
+
+
+def test_others_get_their_tokens_and_the_one_that_waits_gets_none(held: Held) -> None:
+    engine = engine_of(Told(ASKS, LONG), Slow(held, SECONDS))
+    rows: list[int] = []
+    engine.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    batch = engine.open(2)
+    waiting, other = batch.admit([Request(ASKS[:1]), Request(LONG[:1])])
+    while not other.row.stop:
+        batch.step()
+    assert rows == [2] * (1 + len(ids(CALL))) + [1] * (len(LONG) - 2 - len(ids(CALL)))
+    assert batch.num_answers == 1 and waiting.call is not None
+    assert waiting.row.tokens == ids(CALL) and batch.step() == []
+    held.may_go.set()
+    batch.wait()
+    while batch.num_answers:
+        batch.step()
+    assert (waiting.row.tokens, waiting.row.mask) == (ended(ASKS).tokens, ended(ASKS).mask)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_tool_that_waits_for_the_other_rows_is_not_waited_for_by_them(batch_size: int) -> None:
+    model = Told(ASKS, LONG, SHORT)
+
+    def answer(expression: str) -> str | None:
+        others = [model.has_ended[id(script)] for script in (LONG, SHORT)]
+        return expression.upper() if all(one.wait(SECONDS) for one in others) else None
+
+    engine = engine_of(model, Slow(answer, 2 * SECONDS))
+    scripts = [ASKS, LONG, SHORT]  # in a batch of two the last one takes the place of the second
+    done = engine.complete([script[:1] for script in scripts], batch_size=batch_size)
+    assert done == [ended(script) for script in scripts]
+
+
+def test_rows_that_all_wait_are_waited_for_and_a_late_answer_is_none() -> None:
+    engine = engine_of(Told(ASKS), Slow(lambda text: time.sleep(0.05) or text.upper(), SECONDS))
+    assert engine.complete([ASKS[:1]] * 3, batch_size=2) == [ended(ASKS)] * 3
+    refused = ids(f"<|bos|>{CALL} I cannot.{END}")
+    engine = engine_of(Told(refused), Slow(lambda _: time.sleep(0.5) or "X", 0.05))
+    assert engine.complete([refused[:1]] * 3, batch_size=2) == [ended(refused)] * 3
+
+
+# ---- the same tokens
+
+
+def shortened(expression: str) -> str | None:
+    return None if len(expression) % 3 == 0 else expression[:4]
+
+
+def later(expression: str) -> str | None:
+    time.sleep(0.002 * (len(expression) % 4))
+    return shortened(expression)
+
+
+@contextmanager
+def calls_often(tool: Tool) -> Iterator[Engine]:
+    """A random model that cannot keep from calling its tool."""
+    engine = Engine(small_model(sequence_len=200), small_tokenizer(), tool)
+    bias = torch.zeros(engine.model.config.vocab_size)
+    bias[ids("<|python_start|><|python_end|>")] = 4.0
+    hook = engine.model.register_forward_hook(lambda _, args, logits: logits + bias)
+    yield engine
+    hook.remove()
+
+
+PROMPTS = [ids("<|bos|>" + "abc "[: 1 + n] * (1 + n)) for n in range(5)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_a_row_that_waits_gets_the_tokens_that_it_gets_from_a_quick_tool(batch_size: int) -> None:
+    found = []
+    for tool in (Immediate(shortened), Slow(later, SECONDS)):
+        with calls_often(tool) as engine:
+            done = engine.complete(PROMPTS, 80, 1.0, seed=3, batch_size=batch_size, num_samples=2)
+            found.append(done)
+    assert found[0] == found[1]
+    assert sum(one.mask.count(0) > 0 for one in found[0]) > 5
+
+
+def test_columns_and_events_are_those_of_a_quick_tool() -> None:
+    columns, events = [], []
+    for tool in (Immediate(shortened), Slow(later, SECONDS)):
+        with calls_often(tool) as engine:
+            columns.append(list(engine.generate(PROMPTS[3], 4, max_tokens=80)))
+            events.append(list(engine.stream_text(PROMPTS[3], 80, Sampling(1.0), seed=1)))
+    assert columns[0] == columns[1] and events[0] == events[1]
+    assert any(0 in mask for _, mask in columns[0])
+    assert any(isinstance(event, ToolCall) and event.result for event in events[0])
+
+
+# ---- the end of it
+
+
+def test_an_answer_that_is_cancelled_or_closed_while_it_waits_is_gone(held: Held) -> None:
+    engine = engine_of(Told(ASKS), Slow(held, SECONDS))
+    batch = engine.open(1)
+    [answer] = batch.admit([Request(ASKS[:1])])
+    while (call := answer.call) is None:
+        batch.step()
+    batch.cancel(answer)
+    assert batch.num_answers == 0 and call.cancelled() and batch.step() == []
+
+
+class Noted:
+    """A tool that never answers; its calls are kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[Future[str | None]] = []
+
+    def ask(self, _: str) -> Future[str | None]:
+        """Never done."""
+        self.calls.append(Future())
+        return self.calls[-1]
+
+
+def test_whoever_stops_waiting_leaves_no_call_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = Noted()
+    engine = engine_of(Told(ASKS), tool)
+    columns = engine.generate(ASKS[:1], temperature=0)
+    while not tool.calls:
+        next(columns)
+    columns.close()  # type: ignore[attr-defined]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(futures, "wait", interrupted)
+    for work in (lambda: engine.complete([ASKS[:1]]), lambda: list(engine.stream_text(ASKS[:1]))):
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    assert [call.cancelled() for call in tool.calls] == [True] * 3
+
+
+# ---- in a server
+
+
+@contextmanager
+def working(engine: Engine, num_slots: int = 1) -> Iterator[Worker]:
+    """A worker at work, which tells in its own thread."""
+    worker = Worker(engine, num_slots, max_waiting=9)
+    worker.start(lambda call: call())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def asked(worker: Worker, script: list[int]) -> tuple[Job, list[WorkerEvent]]:
+    """The job that answers a script's beginning, and what it says, which grows."""
+    said: list[WorkerEvent] = []
+    [job] = worker.submit([(Request(script[:1]), said.extend)])
+    return job, said
+
+
+def text_of(said: list[WorkerEvent]) -> str:
+    return "".join(event.text for event in said if isinstance(event, TextPiece))
+
+
+def has_ended(said: list[WorkerEvent]) -> bool:
+    return bool(said) and isinstance(said[-1], Finished | Failed)
+
+
+def test_a_worker_answers_others_while_one_waits_and_goes_on_when_told(held: Held) -> None:
+    with working(engine_of(Told(ASKS, LONG), Slow(held, SECONDS)), num_slots=2) as worker:
+        _, waiting = asked(worker, ASKS)
+        assert held.is_asked.wait(SECONDS)
+        _, other = asked(worker, LONG)
+        wait_until(lambda: has_ended(other))
+        assert waiting == [] and worker.scheduler.num_running == 1
+        held.may_go.set()
+        wait_until(lambda: has_ended(waiting))
+    assert waiting[0] == ToolCall("x", "X") and text_of(waiting) == " is it."
+
+
+def test_a_worker_rests_while_all_that_it_has_waits(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[None] = []
+    once = Worker._round
+
+    def counted(worker: Worker) -> None:
+        rounds.append(None)
+        once(worker)
+
+    monkeypatch.setattr(Worker, "_round", counted)
+    with working(engine_of(Told(ASKS), Slow(held, SECONDS))) as worker:
+        _, said = asked(worker, ASKS)
+        assert held.is_asked.wait(SECONDS)
+        time.sleep(0.1)  # in which it could go round thousands of times
+        held.may_go.set()
+        wait_until(lambda: has_ended(said))
+    assert len(rounds) <= len(ASKS) + 1
+
+
+def test_a_slot_whose_answer_waits_is_free_when_nobody_wants_it_any_more(held: Held) -> None:
+    with working(engine_of(Told(ASKS, LONG), Slow(held, SECONDS))) as worker:
+        job, waiting = asked(worker, ASKS)
+        assert held.is_asked.wait(SECONDS)
+        _, next_one = asked(worker, LONG)
+        assert worker.scheduler.num_waiting == 1
+        job.cancel()
+        wait_until(lambda: has_ended(next_one))
+        assert text_of(next_one) == "a long answer that asks for nothing"[1:] and waiting == []
+        assert worker.scheduler.num_running == 0
+
+
+def test_a_worker_that_stops_or_fails_waits_for_no_tool() -> None:
+    tool = Noted()
+    engine = engine_of(Told(ASKS, LONG), tool)
+    with working(engine, num_slots=2) as worker:
+        _, failed = asked(worker, ASKS)
+        wait_until(lambda: bool(tool.calls))
+        hook = engine.model.register_forward_pre_hook(lambda *_: 1 / 0)
+        _, other = asked(worker, LONG)
+        wait_until(lambda: has_ended(other))
+        hook.remove()
+        _, stopped = asked(worker, ASKS)
+        wait_until(lambda: len(tool.calls) == 2)
+    assert isinstance(failed[-1], Failed) and "the engine failed" in failed[-1].reason
+    assert stopped == [Failed(SHUTTING_DOWN)]
+    assert [call.cancelled() for call in tool.calls] == [True, True]
