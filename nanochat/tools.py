@@ -51,7 +51,7 @@ class Slow:
         self._free = threading.Semaphore(MAX_THREADS)
 
     def ask(self, expression: str) -> Future[str | None]:
-        """The output, when it is there; a call that is cancelled before it begins never does."""
+        """The output, when it is there; what is cancelled before it has begun never begins."""
         call: Future[str | None] = Future()
         late = threading.Timer(self.timeout_seconds, _settle, (call, None))
         call.add_done_callback(lambda _: late.cancel())
@@ -74,10 +74,10 @@ def _output(answer: Answer, expression: str) -> str | None:
     """None, too, when the tool fails: the answer has to go on."""
     try:
         output = answer(expression)
+        return None if output is None else output[:MAX_CHARACTERS]
     except Exception as error:
         logger.error("a tool failed: %s", where_it_failed(error))
         return None
-    return None if output is None else output[:MAX_CHARACTERS]
 
 
 def _settle(call: Future[str | None], output: str | None) -> None:

@@ -75,6 +75,7 @@ def test_a_tool_that_fails_has_no_output_and_the_log_says_where_but_not_what(
     assert make(fail).ask("this").result(SECONDS) is None
     assert "ValueError" in caplog.text and "in fail" in caplog.text
     assert "private\n" not in caplog.text and "what this" not in caplog.text
+    assert make(len).ask("no text comes out").result(SECONDS) is None  # type: ignore[arg-type]
 
 
 def test_an_output_without_end_is_cut_before_it_is_encoded() -> None:
@@ -175,11 +176,17 @@ def test_a_tool_that_waits_for_the_other_rows_is_not_waited_for_by_them(batch_si
     assert done == [ended(script) for script in scripts]
 
 
+def tired(expression: str) -> str:
+    """Answers after a while."""
+    time.sleep(0.1)
+    return expression.upper()
+
+
 def test_rows_that_all_wait_are_waited_for_and_a_late_answer_is_none() -> None:
-    engine = engine_of(Told(ASKS), Slow(lambda text: time.sleep(0.05) or text.upper(), SECONDS))
+    engine = engine_of(Told(ASKS), Slow(tired, SECONDS))
     assert engine.complete([ASKS[:1]] * 3, batch_size=2) == [ended(ASKS)] * 3
     refused = ids(f"<|bos|>{CALL} I cannot.{END}")
-    engine = engine_of(Told(refused), Slow(lambda _: time.sleep(0.5) or "X", 0.05))
+    engine = engine_of(Told(refused), Slow(tired, 0.001))
     assert engine.complete([refused[:1]] * 3, batch_size=2) == [ended(refused)] * 3
 
 
