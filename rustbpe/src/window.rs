@@ -30,7 +30,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Sixteen bytes at a time.
+    /// Sixteen bytes at a time: by eights, cutting text takes nearly twice as long.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn of(window: &Window) -> Self {
