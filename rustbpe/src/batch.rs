@@ -3,6 +3,7 @@
 use crate::count::{self, WordCounts};
 use crate::encode::{self, Encoder, Id};
 use crate::error::Error;
+use crate::memory::make_room;
 use crate::split::Splitter;
 use crate::texts::Texts;
 use std::ops::Range;
@@ -78,6 +79,7 @@ pub fn encode<T: Id, S: Texts, E: From<Error>>(
     let write = |writer: &mut Writer<T>, (number, share): (usize, S)| {
         share.each(|text| {
             let first = writer.ids.len();
+            make_room(&mut writer.ids, text.len());
             writer.worker.encode(text, &mut writer.ids)?;
             writer.texts.push((number, first..writer.ids.len()));
             Ok(())

@@ -477,7 +477,7 @@ impl Memory {
     }
 
     fn grow(&mut self) {
-        let larger = in_large_pages(Slots::default(), 2 * self.near.len());
+        let larger = in_large_pages(Slots::default(), 4 * self.near.len());
         let old = std::mem::replace(&mut self.near, larger);
         let words = old.into_iter().flat_map(|Slots(slots)| slots);
         for near in words.filter(|near| near.ids.number > 0) {

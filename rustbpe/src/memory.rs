@@ -3,10 +3,22 @@
 /// A vector of so many equal values, in large pages where the system has some to give: a table that
 /// is read all over costs the processor a translation of addresses for nearly every look.
 pub fn in_large_pages<T: Clone>(value: T, number: usize) -> Vec<T> {
-    let mut values = Vec::with_capacity(number);
+    let mut values = Vec::new();
+    make_room(&mut values, number);
+    values.resize(number, value);
+    values
+}
+
+/// Room for so many more values, in large pages as well: each new page costs a call of the system.
+pub fn make_room<T>(values: &mut Vec<T>, number: usize) {
+    if values.capacity() - values.len() >= number {
+        return;
+    }
+    values.reserve(number);
     #[cfg(all(target_os = "linux", not(miri)))]
     {
-        let (start, bytes) = (values.as_mut_ptr() as usize, number * size_of::<T>());
+        let start = values.as_mut_ptr() as usize;
+        let bytes = values.capacity() * size_of::<T>();
         let (first, end) = (
             start.next_multiple_of(LARGE_PAGE),
             (start + bytes) & !(LARGE_PAGE - 1),
@@ -17,8 +29,6 @@ pub fn in_large_pages<T: Clone>(value: T, number: usize) -> Vec<T> {
             unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
         }
     }
-    values.resize(number, value);
-    values
 }
 
 /// As on x86 and most ARM systems; with others the advice is for nothing.

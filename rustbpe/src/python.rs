@@ -315,7 +315,10 @@ impl Shares {
 
 /// Add a text, without Python keeping its UTF-8 beside it for good, as it would for `to_str`.
 fn push(text: &Bound<'_, PyString>, joined: &mut Joined) -> PyResult<()> {
-    if text.call_method0(intern!(text.py(), "isascii"))?.is_truthy()? {
+    if text
+        .call_method0(intern!(text.py(), "isascii"))?
+        .is_truthy()?
+    {
         joined.push_str(text.to_str()?);
     } else if let Ok(encoded) = text.encode_utf8() {
         // SAFETY: what Python encodes as UTF-8 is that.
