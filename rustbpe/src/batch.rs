@@ -45,10 +45,13 @@ impl<T: Copy> Encoded<T> {
             Some(*end)
         });
         let ends = ends.collect();
-        match &mut self.ids[..] {
-            [all] => (std::mem::take(all), ends),
-            _ => (self.texts().collect::<Vec<_>>().concat(), ends),
+        if let [all] = &mut self.ids[..] {
+            return (std::mem::take(all), ends);
         }
+        let mut all = Vec::new();
+        make_room(&mut all, self.ids.iter().map(Vec::len).sum());
+        self.texts().for_each(|ids| all.extend_from_slice(ids));
+        (all, ends)
     }
 }
 
