@@ -121,10 +121,11 @@ pub trait Taker<'a> {
     fn take(&mut self, word: Word<'a>);
 }
 
-/// Bytes before a byte that tell whether a word begins with it; behind it, one does.
+/// Bytes before a byte that have a say in whether a word begins with it: as many as digits before
+/// one too many. Behind it one byte has.
 const NEIGHBOURS: usize = 3;
 /// The last byte of a window.
-const LAST: u64 = 1 << (MARKED - 1);
+const LAST: usize = MARKED - 1;
 
 /// A bit for each byte of a window.
 struct Marks {
@@ -145,47 +146,65 @@ impl Scanner {
         Self { rules, classes }
     }
 
+    /// Windows follow one another with some bytes in common and do not wait for what the last one
+    /// gave, unless a word reaches beyond it.
     #[inline(always)]
     fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
-        // Where the next word begins, where the window, and how many of its bytes were in the last.
-        let (mut at, mut from, mut seen) = (0, 0, 0);
+        let (mut at, mut first, mut num_seen) = (0, 0, 0);
         while at < text.len() {
-            let marks = match text[from..].first_chunk() {
+            let mut marks = match text[first..].first_chunk() {
                 Some(window) => self.marks(window),
-                None => self.marks(&padded(&text[from..])),
+                None => self.marks(&padded(&text[first..])),
             };
-            let mut starts = marks.starts & !0 << seen & !1 & !LAST;
-            let mut unclear = marks.unclear & !0 << seen;
-            loop {
-                // What stands before the first unclear byte may belong to its word.
-                let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
-                let mut ends = starts & clear;
-                while ends != 0 {
-                    let end = from + ends.trailing_zeros() as usize;
-                    ends &= ends - 1;
-                    taker.take(Word::within(text, at, end));
-                    at = end;
-                }
-                if unclear == 0 {
-                    break;
-                }
-                let first_unclear = from + unclear.trailing_zeros() as usize;
-                while at <= first_unclear && at < text.len() {
-                    let end = self.end(text, at);
-                    taker.take(Word::within(text, at, end));
-                    at = end;
-                }
-                if at >= text.len().min(from + MARKED - 1) {
-                    break;
-                }
-                starts &= !1 << (at - from);
-                unclear &= !0 << (at - from);
+            // With its first byte the word at hand begins; of its last one the next is not seen.
+            marks.starts &= !0 << num_seen & !1 & !(1 << LAST);
+            marks.unclear &= !0 << num_seen;
+            at = self.split_window(text, at, first, marks, taker);
+            (first, num_seen) = match at < first + LAST {
+                true => (first + LAST - NEIGHBOURS, NEIGHBOURS),
+                false => (at, 0),
+            };
+        }
+    }
+
+    /// Take the words that end in the window at `first`; the one at hand begins at `at`. Gives where
+    /// the next one begins.
+    #[inline(always)]
+    fn split_window<'a>(
+        &self,
+        text: &'a [u8],
+        mut at: usize,
+        first: usize,
+        Marks {
+            mut starts,
+            mut unclear,
+        }: Marks,
+        taker: &mut impl Taker<'a>,
+    ) -> usize {
+        loop {
+            // What stands before the first unclear byte may belong to its word.
+            let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
+            let mut ends = starts & clear;
+            while ends != 0 {
+                let end = first + ends.trailing_zeros() as usize;
+                ends &= ends - 1;
+                taker.take(Word::within(text, at, end));
+                at = end;
             }
-            if at >= from + MARKED - 1 {
-                (from, seen) = (at, 0);
-            } else {
-                (from, seen) = (from + MARKED - 1 - NEIGHBOURS, NEIGHBOURS);
+            if unclear == 0 {
+                return at;
             }
+            let first_unclear = first + unclear.trailing_zeros() as usize;
+            while at <= first_unclear && at < text.len() {
+                let end = self.end(text, at);
+                taker.take(Word::within(text, at, end));
+                at = end;
+            }
+            if at >= text.len().min(first + LAST) {
+                return at;
+            }
+            starts &= !1 << (at - first);
+            unclear &= !0 << (at - first);
         }
     }
 
