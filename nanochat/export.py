@@ -41,7 +41,7 @@ BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 # Every field of GPTConfig that hf_config carries over; a new field must be mapped or refused.
 MAPPED_FIELDS = {
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "rope_base",
-    "rms_eps", "softcap",
+    "rms_eps", "softcap", "window_pattern",
 }  # fmt: skip
 
 # The same text as chat.render_conversation gives, system texts merged into the first user turn.
@@ -198,12 +198,17 @@ def _refuse_wrong_shapes(tensors: dict[str, Tensor], config: GPTConfig) -> None:
 
 
 def hf_config(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json with every key written. Raises UserError on a config with unknown fields."""
+    """config.json with every key written. Raises UserError on what it has no place for."""
     unknown = config.to_dict().keys() - MAPPED_FIELDS
     if unknown:
         raise UserError(
             f"the model's config has {', '.join(sorted(unknown))}, which the Hugging Face format"
             " has no place for; only the classic recipe can be exported"
+        )
+    if any(config.windows):
+        raise UserError(
+            f"the model has attention windows (window_pattern={config.window_pattern}), which the"
+            " Hugging Face format has no place for; only --window_pattern=L can be exported"
         )
     if config.vocab_size != tokenizer.get_vocab_size():
         raise UserError(

@@ -7,20 +7,20 @@ B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from itertools import cycle, islice
 from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
+from nanochat.attention import attend_causally
 from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.errors import UserError
 
 CHANNELS_PER_LAYER = 64
 HEAD_DIM_MULTIPLE = 8  # fused attention kernels take no other widths
-SHORT_ROW = 512  # up to here plain products beat a CPU's fused attention in bfloat16
 
 
 class AttentionCache(Protocol):
@@ -47,6 +47,8 @@ class GPTConfig:
     rms_eps: float = 1e-6
     softcap: float = 15.0
     """Logits are bent to +- this; Gemma 2, arXiv 2408.00118."""
+    window_pattern: str = "L"
+    """Repeated over the layers: S attends to half the context, L to all; the last is always L."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -59,11 +61,23 @@ class GPTConfig:
             )
         if self.n_head % self.n_kv_head:
             raise UserError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
+        if not self.window_pattern or set(self.window_pattern) - set("LS"):
+            raise UserError(
+                f"window_pattern={self.window_pattern} must be letters L (a layer that attends to"
+                " the whole context) and S (to half of it), such as L or SSSL"
+            )
 
     @property
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many of the newest tokens each layer attends to; None: to all."""
+        half = -(-self.sequence_len // 2)
+        letters = islice(cycle(self.window_pattern), self.n_layer - 1)
+        return (*(half if letter == "S" else None for letter in letters), None)
 
     @classmethod
     def from_depth(
@@ -74,6 +88,7 @@ class GPTConfig:
         sequence_len: int,
         head_dim: int = 128,
         rope_base: float = 10_000.0,
+        window_pattern: str = "L",
     ) -> "GPTConfig":
         """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
 
@@ -96,6 +111,7 @@ class GPTConfig:
             n_kv_head=n_head,
             n_embd=n_embd,
             rope_base=rope_base,
+            window_pattern=window_pattern,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,7 +192,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.window = config, layer, config.windows[layer]
         kv_width = config.n_kv_head * config.head_dim
         self.query = Linear(config.n_embd, config.n_embd)
         self.key = Linear(config.n_embd, kv_width)
@@ -189,7 +205,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = self.project(x, turn)
         if cache is None:
-            y = attend_causally(q, k, v)
+            y = attend_causally(q, k, v, self.window)
         else:
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(B, T, C))
@@ -202,43 +218,6 @@ class Attention(nn.Module):
             for matrix in (self.query, self.key, self.value)
         )
         return norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps), v
-
-
-def attention_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """What `attend_causally` computes full rows with, in words."""
-    shape = config.n_head, config.sequence_len, config.head_dim
-    is_grouped = config.n_kv_head != config.n_head
-    if _are_products_faster(shape[1], is_grouped, device, dtype):
-        return "two batched products"
-    q = torch.empty(1, *shape, dtype=dtype, device=device)
-    kv = q[:, : config.n_kv_head]
-    choice = torch._fused_sdp_choice(q, kv, kv, is_causal=True, enable_gqa=is_grouped)
-    name = SDPBackend(choice).name.lower().replace("_", " ")
-    return f"scaled_dot_product_attention, {name}"
-
-
-def _are_products_faster(
-    length: int, is_grouped: bool, device: torch.device, dtype: torch.dtype
-) -> bool:
-    is_short = length <= SHORT_ROW and not is_grouped
-    return is_short and device.type == "cpu" and dtype == torch.bfloat16
-
-
-def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q (B, H, T, D) over k, v (B, K, T, D), each token over itself and the past."""
-    is_grouped = q.size(1) != k.size(1)
-    if _are_products_faster(q.size(2), is_grouped, q.device, q.dtype):
-        return attend_by_products(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
-
-
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same as `attend_causally` for ungrouped heads, with all T x T scores at once."""
-    B, H, T, D = q.shape
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    future = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    shares = torch.baddbmm(future, q, k.mT, alpha=D**-0.5).softmax(dim=-1)
-    return (shares @ v).view(B, H, T, D)
 
 
 class MLP(nn.Module):
@@ -409,9 +388,10 @@ class GPT(nn.Module):
     def flops_per_token(self) -> float:
         """Model FLOPs of training on one token of a full row, forward and backward.
 
-        6 for each weight that is multiplied, and 12 L H D T for attention: PaLM,
-        arXiv 2204.02311, appendix B.
+        6 for each weight that is multiplied, and for attention 12 C for each token of a layer's
+        window: PaLM, arXiv 2204.02311, appendix B.
         """
         counts, config = self.num_parameters(), self.config
-        attention = 12 * config.n_layer * config.n_embd * config.sequence_len
+        seen = sum(window or config.sequence_len for window in config.windows)
+        attention = 12 * config.n_embd * seen
         return float(6 * (counts["total"] - counts["embedding"]) + attention)

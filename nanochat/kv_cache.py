@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPTConfig, attend_causally, refuse_past
+from nanochat.attention import attend_causally
+from nanochat.gpt import GPTConfig, refuse_past
 
 CAPACITY_STEP = 128  # positions by which a cache grows
 
@@ -24,12 +25,12 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, num_rows: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.config = config
+        self.config, self.windows = config, config.windows
         self.lengths = [0] * num_rows
         shape = num_rows, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.window = slice(0, num_rows)
+        self.rows = slice(0, num_rows)
         self._starts: Tensor | None = None
 
     @property
@@ -39,10 +40,10 @@ class KVCache:
 
     def look_at(self, first: int, count: int) -> None:
         """The next forward passes are about rows first ... first + count - 1."""
-        self.window = slice(first, first + count)
+        self.rows = slice(first, first + count)
 
     def follow(self, starts: Tensor | None) -> None:
-        """Where the window's rows go on is read from a tensor (B,) int64; None: from `lengths`.
+        """Where the rows of a pass go on is read from a tensor (B,) int64; None: from `lengths`.
 
         A pass then does the same work whatever the tensor holds: one token a row, attention over
         the whole capacity. Room has to be there.
@@ -51,7 +52,7 @@ class KVCache:
 
     def make_room(self, num_new: int) -> None:
         """For so many more tokens in each row. Raises UserError past the model's context."""
-        self._end = max(self.lengths[self.window]) + num_new
+        self._end = max(self.lengths[self.rows]) + num_new
         refuse_past(self._end, self.config.sequence_len)
         self._grow_to(self._end)
 
@@ -60,45 +61,63 @@ class KVCache:
 
         Raises UserError when they pass the end of the model's context.
         """
-        lengths, starts = self.lengths[self.window], self._starts
+        lengths, starts = self.lengths[self.rows], self._starts
         if starts is None:
             self.make_room(num_new)
             starts = torch.tensor(lengths, device=self.keys[0].device)
             is_level = min(lengths) == max(lengths)
             needs_mask = not is_level or (num_new > 1 and lengths[0] > 0)
         else:
-            self._end, needs_mask = self.capacity, True
+            lengths, self._end, needs_mask = [0], self.capacity, True
         positions = starts[:, None] + torch.arange(num_new, device=starts.device)
-        rows = torch.arange(self.window.start, self.window.stop, device=starts.device)[:, None]
+        rows = torch.arange(self.rows.start, self.rows.stop, device=starts.device)[:, None]
         self._places = (rows * self.capacity + positions).flatten()
-        self._visible = self._mask(positions) if needs_mask else None
+        self._views = {
+            window: self._view(window, min(lengths), positions if needs_mask else None)
+            for window in set(self.windows)
+        }
         return positions
 
-    def _mask(self, positions: Tensor) -> Tensor:
-        """(B, 1, T, S) True where a query may look: at itself and what was before it."""
-        keys = torch.arange(self._end, device=positions.device)
-        return (keys <= positions[:, :, None])[:, None]
+    def _view(
+        self, window: int | None, shortest: int, positions: Tensor | None
+    ) -> tuple[int, Tensor | None]:
+        """The first key that is seen at all, and (B, 1, T, S) True for what of the rest each sees.
+
+        No mask without positions: one token of rows of one length sees all of it.
+        """
+        first = 0 if window is None else max(0, shortest + 1 - window)
+        if positions is None:
+            return first, None
+        keys = torch.arange(first, self._end, device=positions.device)
+        newest = positions[:, :, None]
+        is_seen = keys <= newest
+        if window is not None and window < self._end:
+            is_seen &= keys > newest - window
+        return first, is_seen[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v (B, K, T, D), return attention of q (B, H, T, D) over all that is kept."""
+        """Keep k and v (B, K, T, D), return attention of q (B, H, T, D) over what is kept."""
+        window = self.windows[layer]
+        first, is_seen = self._views[window]
         keys, values = (
-            self._keep(store[layer], new) for store, new in ((self.keys, k), (self.values, v))
+            self._keep(store[layer], new, first)
+            for store, new in ((self.keys, k), (self.values, v))
         )
-        if self._visible is None and q.size(2) > 1:  # the beginning of all rows
-            return attend_causally(q, k, v)
+        if is_seen is None and q.size(2) > 1:  # the beginning of all rows
+            return attend_causally(q, k, v, window)
         return F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=self._visible, enable_gqa=q.size(1) != k.size(1)
+            q, keys, values, attn_mask=is_seen, enable_gqa=q.size(1) != k.size(1)
         )
 
-    def _keep(self, store: Tensor, new: Tensor) -> Tensor:
-        """Write (B, K, T, D) to its places; (B, K, S, D) of all that its rows hold."""
+    def _keep(self, store: Tensor, new: Tensor, first: int) -> Tensor:
+        """Write (B, K, T, D) to its places; (B, K, S, D) of what its rows hold from `first` on."""
         tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
         store.view(-1, *store.shape[2:]).index_copy_(0, self._places, tokens)
-        return store[self.window, : self._end].transpose(1, 2)
+        return store[self.rows, first : self._end].transpose(1, 2)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """The rows of the window have taken in so many tokens each."""
-        for row, count in zip(range(self.window.start, self.window.stop), counts, strict=True):
+        """The rows of the pass have taken in so many tokens each."""
+        for row, count in zip(range(self.rows.start, self.rows.stop), counts, strict=True):
             self.lengths[row] += count
 
     def copy_row(

@@ -1,6 +1,9 @@
 """What a run is going to be, as a table before its first step."""
 
-from nanochat.gpt import GPT
+import torch
+
+from nanochat import attention
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.memory import Estimate
 from nanochat.schedule import Schedule
 
@@ -17,8 +20,22 @@ def of_model(model: GPT) -> Rows:
         ("model", f"depth {config.n_layer}, width {config.n_embd}, {heads}"),
         ("context, vocabulary", f"{config.sequence_len:,} tokens, {config.vocab_size:,}"),
         ("parameters", ", ".join(f"{name} {number:,}" for name, number in counts.items())),
-        ("FLOPs a token", f"{model.flops_per_token():.3g} (6 N + 12 L C T)"),
+        ("FLOPs a token", f"{model.flops_per_token():.3g} (6 N + 12 C T, T what each layer sees)"),
     ]
+
+
+def of_attention(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> Rows:
+    """By which kernel the layers attend, and how many of them to a window."""
+    shape = config.n_head, config.n_kv_head, config.sequence_len, config.head_dim
+    kernels = {
+        window: attention.attention_kernel(attention.Rows(*shape, window, device, dtype))
+        for window in config.windows
+    }
+    table = [("attention", kernels.pop(None))]
+    for window, kernel in kernels.items():
+        layers = f"{config.windows.count(window)} of {config.n_layer} layers see {window:,} tokens"
+        table.append(("windows", f"{config.window_pattern}: {layers}; {kernel}"))
+    return table
 
 
 def of_steps(model: GPT, schedule: Schedule, rows: int, world_size: int) -> Rows:

@@ -63,6 +63,7 @@ class _PackedAttention(Attention):
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         self.config, self.layer = attention.config, attention.layer
+        self.window = attention.window
         matrices = attention.query.weight, attention.key.weight, attention.value.weight
         self.projection = _Packed(torch.cat(matrices), dtype)
         self.output = _Packed(attention.output.weight, dtype)

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -39,7 +39,7 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.configurator import FolderName, at_least
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, attention_kernel
+from nanochat.gpt import GPT
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
 from nanochat.saver import Saver
@@ -210,14 +210,18 @@ def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOption
     if not steps:
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
-    refuse_other_settings(directory, meta["settings"], settings)
+    refuse_other_settings(directory, meta["settings"], settings, options)
     if meta["finished"]:
         logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
     return bool(meta["finished"])
 
 
-def refuse_other_settings(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises UserError that names what differs."""
+def refuse_other_settings(
+    directory: Path, there: dict[str, Any], asked: dict[str, Any], options: LoopOptions
+) -> None:
+    """Raises UserError that names what differs; options that are newer had their default there."""
+    defaults = {field.name: field.default for field in fields(options)}
+    there = {name: defaults[name] for name in asked.keys() & defaults.keys()} | there
     names = sorted(there.keys() | asked.keys())
     differing = [name for name in names if there.get(name) != asked.get(name)]
     if differing:
@@ -285,7 +289,7 @@ def _announce(plan: Plan, place: Runtime) -> None:
         *outlook.of_steps(model, plan.schedule, plan.rows, place.world_size),
         *outlook.of_rates(plan.schedule, optim.scaled_rates(model.config, **_rates(plan))),
         *outlook.of_memory(rows, rank_rows, memory.of(model, rows, place)),
-        ("attention", attention_kernel(model.config, place.device, place.compute_dtype)),
+        *outlook.of_attention(model.config, place.device, place.compute_dtype),
     ]
     lines = "\n".join(outlook.as_lines(table))
     logger.info("%s on %s x %d\n%s", TITLES[plan.stage], place.device.type, place.world_size, lines)
@@ -456,7 +460,7 @@ def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
     checkpoint = checkpoint_manager.newest_whole(directory)
     if checkpoint is None:
         return None
-    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings)
+    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings, plan.options)
     return checkpoint.meta
 
 

@@ -39,6 +39,8 @@ class Options(stage.LoopOptions):
     """Tokens of context."""
     rope_base: Annotated[float, at_least(2)] = 10_000.0
     """Base of the rotary embedding; a short context wants a small one."""
+    window_pattern: str = "L"
+    """Letters for the layers, repeated: S attends to half the context, L to all; the last is L."""
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means what --target_flops or --tokens_per_parameter give."""
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
@@ -73,6 +75,7 @@ def pretrain(options: Options, place: Runtime) -> None:
         sequence_len=options.max_seq_len,
         head_dim=options.head_dim,
         rope_base=options.rope_base,
+        window_pattern=options.window_pattern,
     )
     source = options.source or dataset.current_source()
     tag = options.model_tag or default_tag(options.depth)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = [
@@ -121,6 +122,19 @@ def _main(
         before()
     main: Callable[[list[str]], None] = importlib.import_module(module).main
     configurator.run(lambda: main(argv))
+
+
+def die_when_saved() -> None:
+    """In the process of a command: be killed when the first checkpoint is there."""
+    from nanochat import checkpoint_manager
+
+    original = checkpoint_manager.save
+
+    def save(*arguments: Any, **more: Any) -> None:
+        original(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint_manager.save = save
 
 
 def make_world(base: Path) -> None:

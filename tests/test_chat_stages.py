@@ -1,15 +1,11 @@
 """The stages behind pretraining on a tiny model, one after another, on one rank and on two."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from nanochat import checkpoint_manager
 from tests import processes
 from tests.test_stages import BASE, TINY, losses, weights
 
@@ -57,17 +53,6 @@ def test_every_stage_is_evaluated_and_reported(on_ranks: dict[int, Path], ranks:
     assert (base / "report" / "base.png").stat().st_size > 1000
 
 
-def die_when_saved() -> None:
-    """In the process of a command: be killed when the first checkpoint is there."""
-    original = checkpoint_manager.save
-
-    def save(*arguments: Any, **more: Any) -> None:
-        original(*arguments, **more)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    checkpoint_manager.save = save
-
-
 @pytest.mark.parametrize("script", CHAT_STAGES)
 def test_a_stage_that_was_killed_ends_with_the_same_weights(
     on_ranks: dict[int, Path], tmp_path: Path, script: str
@@ -77,7 +62,7 @@ def test_a_stage_that_was_killed_ends_with_the_same_weights(
     shutil.copytree(on_ranks[1], base)
     straight = weights(base, stage, "chat")
     line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]} --save_every=1"
-    assert processes.start(base, f"{line} --fresh", before=die_when_saved).wait() == [-9]
+    assert processes.start(base, f"{line} --fresh", before=processes.die_when_saved).wait() == [-9]
     assert "going on from step" in processes.run(base, line)
     resumed = weights(base, stage, "chat")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)

@@ -15,13 +15,14 @@ from tests.small_model import small_model, small_tokenizer
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize(("kv_heads", "pattern"), [(1, "SL"), (4, "L"), (4, "SL")])
 @torch.inference_mode()
 def test_passes_of_fixed_shapes_give_what_plain_ones_give(
-    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+    kv_heads: int, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
-    model, dice = small_model(n_kv_head=kv_heads), random.Random(0)
+    model = small_model(n_kv_head=kv_heads, window_pattern=pattern, sequence_len=26)
+    dice = random.Random(0)
     caches = [KVCache(model.config, 6, CPU, torch.float32) for _ in range(2)]
     prompts = torch.tensor([[dice.randrange(265) for _ in range(9)] for _ in range(6)])
     for cache in caches:
@@ -48,7 +49,8 @@ def test_passes_of_fixed_shapes_refuse_what_does_not_fit_the_context() -> None:
 
 def test_answers_are_the_same_with_passes_of_fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[1 + n] * (1 + 7 * n % 30) for n in range(17)]
-    ask = partial(Engine(small_model(), small_tokenizer()).complete, prompts, 25, 1.0, batch_size=5)
+    engine = Engine(small_model(window_pattern="SL"), small_tokenizer())
+    ask = partial(engine.complete, prompts, 25, 1.0, batch_size=5)
     expected = ask()
     monkeypatch.setattr(
         engine_module, "DecodeStep", lambda model, cache, is_static: DecodeStep(model, cache, True)

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def scripted(*scripts: list[int], tool: Tool = engine_module.CALCULATOR) -> Engi
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(small_model(), small_tokenizer())
+    """One of its two layers sees 32 tokens, the other one all 64."""
+    return Engine(small_model(window_pattern="SL"), small_tokenizer())
 
 
 @pytest.fixture
@@ -49,6 +51,11 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- the cache
+
+
+def windowed(pattern: str) -> dict[str, Any]:
+    """Three layers, of which those with a window see 20 tokens."""
+    return {"window_pattern": pattern, "n_layer": 3, "sequence_len": 40}
 
 
 def cached_logits(model: GPT, rows: Tensor, pieces: Sequence[int], cache: KVCache) -> Tensor:
@@ -61,13 +68,14 @@ def cached_logits(model: GPT, rows: Tensor, pieces: Sequence[int], cache: KVCach
     return torch.cat(found, dim=1)
 
 
+@pytest.mark.parametrize("pattern", ["L", "SSL"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("pieces", [[40], [1] * 40, [9, *[1] * 31], [9, 12, 1, 1, 5, 12]])
 @torch.inference_mode()
 def test_reading_in_pieces_gives_the_logits_of_one_forward(
-    kv_heads: int, pieces: list[int]
+    kv_heads: int, pieces: list[int], pattern: str
 ) -> None:
-    model = small_model(n_kv_head=kv_heads)
+    model = small_model(n_kv_head=kv_heads, **windowed(pattern))
     rows = torch.tensor([random_ids(40, seed) for seed in range(3)])
     whole = model(rows)
     by_pieces = cached_logits(model, rows, pieces, KVCache(model.config, 3, CPU, torch.float32))
@@ -75,9 +83,10 @@ def test_reading_in_pieces_gives_the_logits_of_one_forward(
     assert torch.equal(by_pieces.argmax(-1), whole.argmax(-1))
 
 
+@pytest.mark.parametrize("pattern", ["L", "SSL"])
 @torch.inference_mode()
-def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone() -> None:
-    model = small_model()
+def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone(pattern: str) -> None:
+    model = small_model(**windowed(pattern))
     rows, lengths = [random_ids(40, seed) for seed in range(4)], [3, 17, 1, 8]
     cache = KVCache(model.config, 4, CPU, torch.float32)
     model(torch.tensor([row[:17] for row in rows]), kv_cache=cache)
@@ -90,6 +99,21 @@ def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone() -> None:
         for row, length, found in zip(rows, lengths, logits, strict=True):
             alone = model(torch.tensor([row[:length]]))[0, -step:]
             torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_one_more_token_of_level_rows_reads_no_key_before_its_window() -> None:
+    model = small_model(**windowed("SSL"))
+    rows = torch.tensor([random_ids(36, seed) for seed in range(3)])
+    cache = KVCache(model.config, 3, CPU, torch.float32)
+    cached_logits(model, rows[:, :35], [35], cache)
+    for store in (cache.keys[0], cache.values[0], cache.keys[1], cache.values[1]):
+        store[:, : 36 - 20] = torch.nan
+    torch.testing.assert_close(
+        model(rows[:, 35:], kv_cache=cache)[:, 0], model(rows)[:, 35], atol=1e-4, rtol=0
+    )
+    cache.keys[1][:, 36 - 20] = torch.nan
+    assert model(rows[:, 35:], kv_cache=cache).isnan().all()
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -188,12 +212,12 @@ def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
 def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
     how: Sampling,
 ) -> None:
-    engine = Engine(small_model(sequence_len=510), small_tokenizer())
+    model = small_model(sequence_len=510, window_pattern="SL")
+    engine = Engine(model, small_tokenizer())
     prompts = [random_ids(length, seed=length) for length in range(1, 500, 8)]
     prompts = [*prompts, random_ids(500, seed=500)]
     assert len(prompts) == 64
     done = engine.complete(prompts, 6, *vars(how).values(), seed=list(range(64)))
-    model = small_model(sequence_len=510)
     for number, (prompt, one) in enumerate(zip(prompts, done, strict=True)):
         seed = runtime.derive_seed(number, 0)
         expected = generation.answer(model, prompt, how, seed, 6, engine.end_tokens)
@@ -203,7 +227,7 @@ def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
 def test_slots_that_are_refilled_give_the_same_answers(batch_size: int) -> None:
-    engine = Engine(small_model(), small_tokenizer())
+    engine = Engine(small_model(window_pattern="SL"), small_tokenizer())
     engine.end_tokens = frozenset(range(0, 400, 12))  # rows end at different times
     prompts = [random_ids(1 + 7 * n % 30, seed=n) for n in range(17)]
     how = {"max_tokens": 25, "temperature": 1.0}

@@ -122,6 +122,16 @@ def test_a_tensor_without_a_place_is_refused_and_nothing_is_written(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_with_windows_is_refused_and_a_pattern_that_leaves_none_is_not(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(UserError, match=r"window_pattern=SL.*no place for; only --window"):
+        export.export_hf(small_model(window_pattern="SL"), small_tokenizer(), out, torch.float32)
+    assert list(tmp_path.iterdir()) == []
+    export.export_hf(small_model(window_pattern="LS"), small_tokenizer(), out, torch.float32)
+
+
 def test_a_tensor_that_is_missing_or_misshapen_is_refused(tmp_path: Path) -> None:
     model = small_model()
     model.blocks[0].mlp.up.weight = torch.nn.Parameter(torch.zeros(96, 32))

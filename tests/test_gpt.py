@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig, attend_by_products, relu_squared
+from nanochat.gpt import GPT, GPTConfig, relu_squared
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -33,20 +33,22 @@ def tokens(rows: int = 3, length: int = 17, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def test_attention_equals_its_slow_reference() -> None:
-    model = random_model()
+@pytest.mark.parametrize(("pattern", "window"), [("L", None), ("S", 4)])
+def test_attention_equals_its_slow_reference(pattern: str, window: int | None) -> None:
+    model = random_model(sequence_len=8, window_pattern=pattern)
     layer, shape = model.blocks[0].attention, model.config
-    x = torch.randn(1, 9, shape.n_embd, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(1, 8, shape.n_embd, generator=torch.Generator().manual_seed(2))
     seen: list[Tensor] = []
     layer.output.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
-        layer(x, model.rotary.at(torch.arange(9)), None)
+        layer(x, model.rotary.at(torch.arange(8)), None)
         q, k, v = (
-            matrix(x)[0].view(9, -1, shape.head_dim).transpose(0, 1)
+            matrix(x)[0].view(8, -1, shape.head_dim).transpose(0, 1)
             for matrix in (layer.query, layer.key, layer.value)
         )
-    expected = slow.attend(q, k, v, base=shape.rope_base, eps=shape.rms_eps)
-    expected = expected.transpose(0, 1).reshape(1, 9, -1)
+    how = {"base": shape.rope_base, "eps": shape.rms_eps}
+    q, k = slow.turned_and_normed(q, **how), slow.turned_and_normed(k, **how)
+    expected = slow.attend(q, k, v, window).transpose(0, 1).reshape(1, 8, -1)
     torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -205,23 +207,6 @@ def test_capped_logits_stay_within_the_cap_in_float32() -> None:
     assert logits.unique().numel() > logits.to(torch.bfloat16).unique().numel()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_by_products_equals_the_fused_one(dtype: torch.dtype) -> None:
-    q, k, v = (torch.randn(2, 3, 9, 8, dtype=dtype, requires_grad=True) for _ in range(3))
-    ours, fused = (
-        attend_by_products(q, k, v),
-        F.scaled_dot_product_attention(q, k, v, is_causal=True),
-    )
-    near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
-    torch.testing.assert_close(ours, fused, **near)
-    for mine, theirs in zip(
-        torch.autograd.grad(ours.square().sum(), (q, k, v)),
-        torch.autograd.grad(fused.square().sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs, atol=5 * near["atol"], rtol=5 * near["rtol"])
-
-
 def test_bfloat16_compute_stays_near_float32_with_float32_gradients() -> None:
     exact, rounded = random_model(), random_model()
     rounded.compute_dtype = torch.bfloat16
@@ -241,7 +226,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients_and_keep_less() 
     kept = []
     results = []
     for keeps_activations in (True, False):
-        model = random_model()
+        model = random_model(window_pattern="S")
         model.keeps_activations = keeps_activations
         num_elements = 0
 
@@ -321,7 +306,7 @@ def test_a_few_steps_of_plain_descent_learn_one_batch() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_eager_loss_and_gradients() -> None:
-    eager, inner = random_model(), random_model()
+    eager, inner = (random_model(window_pattern="S") for _ in range(2))
     compiled = torch.compile(inner, dynamic=False)
     idx, targets = tokens(), tokens(seed=1)
     targets[0, 3:] = -1
@@ -356,9 +341,13 @@ def test_the_head_width_can_be_chosen() -> None:
         ({"n_head": 32, "n_kv_head": 32}, "even width"),
         ({"n_kv_head": 3}, "n_kv_head=3 must divide n_head=4"),
         ({"vocab_size": 0}, "vocab_size=0 must be 1 or more"),
+        ({"window_pattern": "SsL"}, "window_pattern=SsL must be letters L .* and S"),
+        ({"window_pattern": ""}, "window_pattern= must be letters L .* and S"),
     ],
 )
-def test_an_illegal_shape_is_refused_with_its_value(changes: dict[str, int], message: str) -> None:
+def test_an_illegal_shape_is_refused_with_its_value(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         config(**changes)
 
@@ -370,10 +359,10 @@ def test_a_depth_below_one_is_refused(depth: int) -> None:
 
 
 def test_a_config_goes_through_its_dictionary_and_lacking_fields_are_filled() -> None:
-    shape = config(softcap=20.0, rope_base=5000.0)
+    shape = config(softcap=20.0, rope_base=5000.0, window_pattern="SL")
     saved = shape.to_dict()
     assert GPTConfig.from_dict(saved) == shape
-    del saved["softcap"]
+    del saved["softcap"], saved["window_pattern"]
     assert GPTConfig.from_dict(saved) == config(rope_base=5000.0)
 
 
@@ -390,3 +379,21 @@ def test_parameters_and_flops_are_counted_by_the_formula() -> None:
         "total": 2 * VOCAB * 32 + matrices,
     }  # fmt: skip
     assert model.flops_per_token() == 6 * (VOCAB * 32 + matrices) + 12 * 2 * 32 * 24
+    windowed = GPT(config(window_pattern="S"))
+    assert windowed.flops_per_token() == 6 * (VOCAB * 32 + matrices) + 12 * 32 * (12 + 24)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers", "windows"),
+    [
+        ("L", 3, (None, None, None)),
+        ("SSL", 7, (4, 4, None, 4, 4, None, None)),
+        ("SSSL", 2, (4, None)),
+        ("LS", 4, (None, 4, None, None)),
+        ("S", 1, (None,)),
+    ],
+)
+def test_a_pattern_is_repeated_over_the_layers_and_the_last_sees_everything(
+    pattern: str, layers: int, windows: tuple[int | None, ...]
+) -> None:
+    assert config(sequence_len=7, n_layer=layers, window_pattern=pattern).windows == windows

@@ -54,15 +54,16 @@ def kept_bytes(model: GPT, rows: int) -> int:
 @pytest.mark.parametrize("n_kv_head", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keeps_activations", [True, False])
+@pytest.mark.parametrize("pattern", ["L", "S"])
 def test_a_block_keeps_what_is_estimated(
-    keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
+    pattern: str, keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
 ) -> None:
     """By the difference between five blocks and two."""
     found, expected = [], []
     for n_layer in (2, 5):
         config = GPTConfig(
             sequence_len=640, vocab_size=32, n_layer=n_layer, n_head=4, n_kv_head=n_kv_head,
-            n_embd=256,
+            n_embd=256, window_pattern=pattern,
         )  # fmt: skip
         model = GPT(config, dtype)
         model.init_weights(0)

@@ -36,6 +36,19 @@ def test_the_table_says_how_long_how_large_and_how_fast() -> None:
     assert "activations" in said["memory, estimated"]
 
 
+def test_windows_have_a_line_of_their_own() -> None:
+    shape = {"vocab_size": 100, "sequence_len": 1024}
+    where = torch.device("cpu"), torch.float32
+    plain, windowed = (
+        outlook.of_attention(GPTConfig.from_depth(4, window_pattern=pattern, **shape), *where)
+        for pattern in ("L", "SSSL")
+    )
+    fused = "scaled_dot_product_attention, flash attention"
+    assert plain == [("attention", fused)]
+    layers = "SSSL: 3 of 4 layers see 512 tokens"
+    assert windowed == [*plain, ("windows", f"{layers}; {fused}, in blocks of 256 tokens")]
+
+
 def test_values_stand_below_each_other() -> None:
     lines = outlook.as_lines([("a", "one"), ("long name", "two")])
     assert lines == ["  a          one", "  long name  two"]

@@ -53,7 +53,7 @@ def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them
     tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(reading.TOKENS_PER_PASS, "cpu", tokens_per_pass)
-    model = small_model()
+    model = small_model(window_pattern="SL")
     reader: Reader[Waiting] = Reader(model, Prefixes(0))
     rows = [Waiting(random_ids(1 + 11 * n % 60, n)) for n in range(20)]
     reader.add([*rows, Waiting(rows[-1].prompt)])
@@ -113,7 +113,10 @@ def answered(engine: Engine, prompt: list[int]) -> list[int]:
 
 
 def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike() -> None:
-    engine, fresh = (Engine(small_model(), small_tokenizer()) for _ in range(2))
+    engine, fresh = (
+        Engine(small_model(window_pattern="SL", sequence_len=50), small_tokenizer())
+        for _ in range(2)
+    )
     engine.end_tokens = fresh.end_tokens = frozenset()
     prompt = random_ids(20, 0)
     first = answered(engine, prompt)

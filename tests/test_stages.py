@@ -87,6 +87,35 @@ def test_a_finished_run_says_so_and_another_one_is_refused(trained: Path) -> Non
     assert "matrix_lr: 0.02 there, 0.01 asked" in said and "Traceback" not in said
 
 
+def test_a_run_from_before_an_option_was_there_is_one_with_its_default(trained: Path) -> None:
+    folder = trained / "base_checkpoints" / "straight"
+    newest = checkpoint_manager.newest_whole(folder)
+    assert newest is not None
+    older = {name: newest.meta["settings"][name] for name in newest.meta["settings"]}
+    del older["window_pattern"]
+    checkpoint_manager.update_meta(folder, newest.step, settings=older)
+    line = f"{BASE} --model_tag=straight"
+    said = processes.run(trained, f"{line} --window_pattern=S", ok=False)
+    assert "window_pattern: L there, S asked" in said
+    assert "done already" in processes.run(trained, line)
+
+
+def test_a_model_with_windows_is_trained_killed_measured_and_asked(trained: Path) -> None:
+    line = f"{BASE} --depth=2 --window_pattern=SL"
+    said = processes.run(trained, f"{line} --model_tag=windows")
+    assert "SL: 1 of 2 layers see 128 tokens" in said
+    line = f"{line} --model_tag=killed_windows"
+    assert processes.start(trained, line, before=processes.die_when_saved).wait() == [-9]
+    assert "going on from step" in processes.run(trained, line)
+    straight, resumed = (weights(trained, "base", tag) for tag in ("windows", "killed_windows"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    said = processes.run(trained, "scripts.base_loss --model_tag=windows --eval_tokens=2048")
+    assert "bits per byte" in said
+    question = "Where is the fox? " * 18  # longer than a window
+    asked = f"scripts.chat_cli -i base --model_tag=windows --max_tokens=8 -p '{question}'"
+    processes.run(trained, asked)
+
+
 def steps_saved(said: str) -> list[int]:
     return [int(word) for word in re.findall(r"saved step (\d+)", said)]
 

@@ -196,8 +196,9 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
     if options.loss == "plain":
         gpt.weighted_cross_entropy = plain_loss
     config = GPTConfig.from_depth(
-        depth, vocab_size=options.vocab_size, sequence_len=options.sequence_len
-    )
+        depth, vocab_size=options.vocab_size, sequence_len=options.sequence_len,
+        window_pattern=options.window_pattern,
+    )  # fmt: skip
     model = GPT(config, compute_dtype=place.compute_dtype)
     model.init_weights(0)
     model.to(place.device)
@@ -260,7 +261,7 @@ def figures(
     rest = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
     return {
         "tokens/s": round(rate),
-        "model MFLOP/token (6 N + 12 L C T)": round(model.flops_per_token() / 1e6, 2),
+        "model MFLOP/token": round(model.flops_per_token() / 1e6, 2),
         "GFLOP/s": round(flops / 1e9, 1),
         "peak GFLOP/s": round(peak * place.world_size / 1e9, 1),
         "share of peak": round(flops / peak / place.world_size, 3),
@@ -282,6 +283,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--sequence_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=32_768)
+    parser.add_argument("--window_pattern", default="L")
     parser.add_argument("--rows", type=int, default=8, help="of one step over all ranks")
     parser.add_argument("--device_batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)

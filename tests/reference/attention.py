@@ -23,10 +23,18 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     return x / math.sqrt(float((x * x).mean()) + eps)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, base: float, eps: float) -> Tensor:
-    """q (H, T, D), k and v (K, T, D), raw projections of one row: outputs (H, T, D) float64.
+def turned_and_normed(x: Tensor, *, base: float, eps: float) -> Tensor:
+    """x (H, T, D), raw projections of one row: rotary, then norm, of each position of each head."""
+    turned = [
+        [rms_norm(rotate(head[t], t, base), eps) for t in range(len(head))] for head in x.double()
+    ]
+    return torch.stack([torch.stack(head) for head in turned])
 
-    Rotary, then norm of queries and keys, then softmax over the past; head h reads key head
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """q (H, T, D), k and v (K, T, D) of one row: outputs (H, T, D) float64.
+
+    Softmax over the newest `window` tokens, or over all of the past; head h reads key head
     h // (H / K).
     """
     q, k, v = q.double(), k.double(), v.double()
@@ -35,12 +43,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, base: float, eps: float) -> Tenso
     out = torch.zeros_like(q)
     for head in range(num_heads):
         group = head // per_group
-        keys = [rms_norm(rotate(k[group, t], t, base), eps) for t in range(length)]
         for t in range(length):
-            query = rms_norm(rotate(q[head, t], t, base), eps)
-            scores = [float(query @ keys[s]) / math.sqrt(width) for s in range(t + 1)]
-            top = max(scores)
-            shares = [math.exp(score - top) for score in scores]
-            for s, share in enumerate(shares):
+            seen = [s for s in range(t + 1) if window is None or t - s < window]
+            scores = [float(q[head, t] @ k[group, s]) / math.sqrt(width) for s in seen]
+            shares = [math.exp(score - max(scores)) for score in scores]
+            for s, share in zip(seen, shares, strict=True):
                 out[head, t] += share / sum(shares) * v[group, s]
     return out
