@@ -263,7 +263,7 @@ def test_samples_of_one_prompt_draw_their_own_first_tokens(engine: Engine) -> No
 
 
 def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
-    prompt, others = random_ids(9), [random_ids(2 + 5 * n, n) for n in range(6)]
+    prompt, others = random_ids(28), [random_ids(2 + 5 * n, n) for n in range(6)]
     how = {"max_tokens": 10, "temperature": 1.2, "num_samples": 8}
     alone = engine.complete([prompt], seed=[7], **how)  # type: ignore[arg-type]
     among = engine.complete([*others, prompt], seed=[*range(6), 7], **how)  # type: ignore[arg-type]
