@@ -321,6 +321,7 @@ fn push(text: &Bound<'_, PyString>, joined: &mut Joined) -> PyResult<()> {
     {
         joined.push_str(text.to_str()?);
     } else if let Ok(encoded) = text.encode_utf8() {
+        // To look at every byte again takes as long as to copy it.
         // SAFETY: what Python encodes as UTF-8 is that.
         joined.push_str(unsafe { std::str::from_utf8_unchecked(encoded.as_bytes()) });
     } else {
