@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.products import product
+
 CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: 512 rows or more are fast matmuls
 GROUP_ELEMENTS = 2**28  # on other devices, 1 GB
 CACHE_ELEMENTS = 2**18  # worked on at a time on a CPU: 1 MB, the L2 cache of a core
@@ -81,11 +83,11 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         total = weight.new_zeros(())
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
         for rows in _groups(x, weight):
-            logits = _at_least_float32(x[rows] @ matrix.T)
+            logits = _at_least_float32(product(x[rows], matrix))
             for part in _parts(logits, columns[rows], weights[rows]):
                 total += _to_gradient(*part, cap=cap)
             of_logits = logits.to(x.dtype)
-            of_x[rows] = of_logits @ matrix
+            of_x[rows] = product(of_logits, matrix.T)
             if x.dtype == weight.dtype:
                 of_weight.addmm_(of_logits.T, x[rows])
             else:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanochat import products
 from nanochat.attention import attend_causally
 from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.errors import UserError
@@ -143,7 +144,7 @@ class Linear(nn.Linear):
         """Nothing: weights come from `GPT.init_weights` or from a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return products.linear(x, self.weight.to(x.dtype))
 
 
 class Rotary(nn.Module):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from nanochat import products
 from nanochat.gpt import Attention, Linear, norm, rotate
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -44,7 +45,7 @@ class _Packed(nn.Module):
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = weight.detach().to(dtype)
-        self.is_blocked = _can_block(self.weight)
+        self.is_blocked = products.has_kernels_for(self.weight)
         if self.is_blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -75,14 +76,3 @@ class _PackedAttention(Attention):
         turned, v = heads.split([sum(sizes), config.n_kv_head], dim=1)
         q, k = norm(rotate(turned, *turn), config.rms_eps).split(sizes, dim=1)
         return q, k, v
-
-
-def _can_block(weight: Tensor) -> bool:
-    """Whether oneDNN is here and has kernels of its own for such a matrix."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nanochat import packed as packed_module
+from nanochat import products
 from nanochat.packed import packed
 from tests.small_model import small_model
 
@@ -15,7 +15,7 @@ def test_a_twin_gives_the_logits_of_its_model(
     kv_heads: int, is_blocked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not is_blocked:
-        monkeypatch.setattr(packed_module, "_can_block", lambda weight: False)
+        monkeypatch.setattr(products, "has_kernels_for", lambda matrix: False)
     model = small_model(n_kv_head=kv_heads, window_pattern="SL")
     twin = packed(model, torch.float32)
     found, expected = twin(IDX), model(IDX)

@@ -1,0 +1,83 @@
+"""Products of float32 matrices through oneDNN, where torch would take MKL.
+
+On AMD's processors MKL is a tenth slower, and by a third where a product is long and thin as the
+logits are (dev/LOG.md, 2026-11-24). torch has no public way to oneDNN in float32; this is the one
+of its compiler.
+
+K columns of both  N rows of the matrix
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALL = 2**24  # multiplications up to which the way there costs what it wins
+
+
+def linear(x: Tensor, matrix: Tensor) -> Tensor:
+    """x @ matrix.T with its gradients, (..., K) by (N, K) -> (..., N)."""
+    if torch.is_grad_enabled() and _suits_onednn(x, matrix):
+        y: Tensor = _Linear.apply(x, matrix)
+        return y
+    return F.linear(x, matrix)  # without gradients: the bits of stock engines
+
+
+def product(x: Tensor, matrix: Tensor) -> Tensor:
+    """The same without gradients.
+
+    The matrix, or its transpose, is contiguous: with others oneDNN may take seconds.
+    """
+    if not _suits_onednn(x, matrix):
+        return F.linear(x, matrix)
+    y: Tensor = torch.ops.nanochat.product(x, matrix)
+    return y
+
+
+def has_kernels_for(matrix: Tensor) -> bool:
+    """Whether oneDNN is here and has kernels of its own for such a matrix."""
+    if matrix.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return False
+    if matrix.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return matrix.dtype == torch.float32
+
+
+def _suits_onednn(x: Tensor, matrix: Tensor) -> bool:
+    if matrix.dtype != torch.float32:  # in bfloat16 torch takes oneDNN by itself
+        return False
+    return x.numel() * matrix.size(0) > SMALL and has_kernels_for(matrix)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(x, matrix)
+        return product(x, matrix)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        x, matrix = ctx.saved_tensors
+        # MKL is as fast where the sum is over the many rows.
+        of_matrix = upstream[0].flatten(0, -2).T @ x.flatten(0, -2)
+        return product(upstream[0], matrix.T), of_matrix
+
+
+def _through_onednn(x: Tensor, matrix: Tensor) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+    return y
+
+
+def _shape(x: Tensor, matrix: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], matrix.size(0))
+
+
+# An operator of its own is left as it is by torch.compile, which cannot lower that of oneDNN;
+# `torch.library.custom_op` would import the compiler where nothing is compiled.
+LIBRARY = torch.library.Library("nanochat", "DEF")
+LIBRARY.define("product(Tensor x, Tensor matrix) -> Tensor")
+LIBRARY.impl("product", _through_onednn, "CPU")
+torch.library.register_fake("nanochat::product", _shape, lib=LIBRARY)

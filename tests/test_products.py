@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat import products
+from nanochat.products import linear, product
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+@pytest.fixture
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.parametrize("shape", [(7,), (2, 5), (1,), (0,)])
+@pytest.mark.parametrize("upstream", ["dense", "expanded", "transposed"])
+def test_a_product_and_its_gradients_equal_those_in_float64(
+    shape: tuple[int, ...], upstream: str
+) -> None:
+    x, matrix = drawn(*shape, 24).requires_grad_(), drawn(40, 24).requires_grad_()
+    exact_x, exact_matrix = (t.detach().double().requires_grad_() for t in (x, matrix))
+    gradient = {
+        "dense": drawn(*shape, 40),
+        "expanded": torch.ones(()).expand(*shape, 40),
+        "transposed": drawn(40, *reversed(shape)).permute(*reversed(range(len(shape) + 1))),
+    }[upstream]
+    found, exact = linear(x, matrix), F.linear(exact_x, exact_matrix)
+    found.backward(gradient)
+    exact.backward(gradient.double())
+    for ours, theirs in ((found, exact), (x.grad, exact_x.grad), (matrix.grad, exact_matrix.grad)):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_a_transposed_matrix_gives_the_same_as_its_copy() -> None:
+    x, matrix = drawn(9, 24), drawn(24, 40).T
+    torch.testing.assert_close(product(x, matrix), F.linear(x, matrix.clone()))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_is_small")
+def test_compiled_it_is_the_same() -> None:
+    x, matrix = drawn(9, 24).requires_grad_(), drawn(40, 24).requires_grad_()
+    expected = torch.autograd.grad(linear(x, matrix).square().sum(), (x, matrix))
+    compiled = torch.compile(lambda *both: linear(*both).square().sum())
+    found = torch.autograd.grad(compiled(x, matrix), (x, matrix))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_without_gradients_the_bits_are_those_of_stock_engines() -> None:
+    x, matrix = drawn(300, 200), drawn(500, 200)
+    with torch.no_grad():
+        assert torch.equal(linear(x, matrix), F.linear(x, matrix))
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_kinds_of_numbers_are_multiplied_as_ever(dtype: torch.dtype) -> None:
+    x, matrix = drawn(9, 24).to(dtype), drawn(40, 24).to(dtype)
+    assert torch.equal(linear(x, matrix), F.linear(x, matrix))
