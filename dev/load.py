@@ -267,9 +267,9 @@ async def slowed_by(client: Client, others: int, bother: Callable[[], Any]) -> f
 async def count_slowing(client: Client, leavers: int, non_readers: int, rounds: int) -> list[Row]:
     """Others beside rude clients, against others beside as many that behave."""
 
-    async def polite() -> None:
-        await all_of(client, [heavy(number, 20) for number in range(non_readers)])
-        await all_of(client, [chat(number, 20) for number in range(leavers)])
+    async def polite() -> None:  # the same, asked in the same moment
+        asked = [heavy(number, 20) for number in range(non_readers)]
+        await all_of(client, [*asked, *(chat(number, 20) for number in range(leavers))])
 
     async def rude() -> None:
         for number in range(non_readers):
@@ -322,7 +322,7 @@ def main() -> None:
         "streams": lambda client, _: count_streams(client, 256 // share),
         "leavers": lambda client, _: count_leavers(client, 200 // share, 5),
         "non_readers": lambda client, process: count_non_readers(client, process, 50 // share),
-        "slowing": lambda client, _: count_slowing(client, 200 // share, 50 // share, 3),
+        "slowing": lambda client, _: count_slowing(client, 200 // share, 50 // share, 5),
     }
     missed = False
     for name in asked.only or parts:
