@@ -15,9 +15,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Ids that a short word may have to be remembered beside its key.
 const MAX_FEW: usize = 3;
-/// Pairs of slots that the table of short words starts with and may grow to: 16 MB.
-const MIN_NEAR: usize = 1 << 8;
-const MAX_NEAR: usize = 1 << 18;
+/// Pairs of slots that the table of short words starts with and may grow to: 32 MB.
+const MIN_NEAR: usize = 1 << 9;
+const MAX_NEAR: usize = 1 << 19;
 /// Places, its own and those beside it, where a short word may stand.
 const WAYS: usize = 4;
 /// Bytes of longer words that are remembered.
@@ -389,7 +389,7 @@ impl Slots {
     }
 }
 
-/// What was learned about words that were seen: never more than about 32 MB.
+/// What was learned about words that were seen: never more than about 50 MB.
 struct Memory {
     near: Vec<Slots>,
     new_words: usize,
