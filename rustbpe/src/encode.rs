@@ -422,14 +422,13 @@ impl Memory {
         &slots[usize::from(slots[1].key == key)]
     }
 
-    /// The ids of a word that may stand at its place or at one beside it.
+    /// The ids of a word that stands beside its place, as it may where that is full.
     fn beside(&self, key: Key) -> Option<Ids> {
         let first = place(key, self.near.len());
-        let num_others = match self.near[first].is_full() {
-            true => WAYS,
-            false => 1,
-        };
-        let places = (1..num_others).map(|step| &self.near[first ^ step]);
+        if !self.near[first].is_full() {
+            return None;
+        }
+        let places = (1..WAYS).map(|step| &self.near[first ^ step]);
         let mut words = places.flat_map(|Slots(slots)| slots);
         words.find(|near| near.key == key).map(|near| near.ids)
     }
