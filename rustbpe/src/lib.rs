@@ -16,3 +16,5 @@ pub mod word;
 
 #[cfg(feature = "python")]
 mod python;
+#[cfg(feature = "python")]
+mod strings;

@@ -5,11 +5,11 @@ use crate::encode::{Encoder, Id};
 use crate::error::Error;
 use crate::merge::{learn_merges, token_bytes, NUM_BYTES};
 use crate::split::{Splitter, DEFAULT_PATTERN};
-use crate::texts::{Joined, Texts};
+use crate::strings::Text;
+use crate::texts::Texts;
 use numpy::{Element, IntoPyArray};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString};
 use std::collections::VecDeque;
@@ -98,7 +98,7 @@ impl Tokenizer {
                 Python::attach(|py| {
                     progress.tell(py, "counting", counted, 0)?;
                     let share = shares.next(py)?;
-                    counted += share.as_ref().map_or(0, PyTexts::num_bytes);
+                    counted += share.as_ref().map_or(0, PyTexts::size);
                     Ok::<_, PyErr>(share)
                 })
             })?;
@@ -161,12 +161,11 @@ impl Tokenizer {
 
     /// Token ids of a text.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-        let (vocabulary, mut joined) = (self.vocabulary(), Joined::default());
-        push(text, &mut joined)?;
+        let (vocabulary, texts) = (self.vocabulary(), PyTexts::Strings(vec![Text::new(text)?]));
         Ok(py.detach(|| {
             let mut ids = Vec::new();
             let mut worker = vocabulary.encoder.worker();
-            let encoded = joined.each(|text| worker.encode(text, &mut ids));
+            let encoded = texts.each(|text| worker.encode(text, &mut ids));
             encoded.map(|()| ids)
         })?)
     }
@@ -283,24 +282,23 @@ impl Shares {
         })
     }
 
-    /// The next texts, copied into one piece of memory, or the next rows of an array.
+    /// The next texts, or the next rows of an array.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyTexts>> {
-        // The last text reaches beyond the limit.
-        let mut joined = Joined::with_capacity(self.max_bytes * 5 / 4);
-        while self.rows.is_empty()
-            && joined.num_bytes() < self.max_bytes
-            && joined.len() < self.max_texts
-        {
+        let (mut texts, mut num_units) = (Vec::new(), 0);
+        while self.rows.is_empty() && num_units < self.max_bytes && texts.len() < self.max_texts {
             let Some(item) = self.iterator.bind(py).clone().next() else {
                 break;
             };
             match item?.cast_into::<PyString>() {
-                Ok(text) => push(&text, &mut joined)?,
+                Ok(text) => {
+                    texts.push(Text::new(&text)?);
+                    num_units += texts[texts.len() - 1].units().number();
+                }
                 Err(other) => add_rows(&other.into_inner(), &mut self.rows)?,
             }
         }
-        if !joined.is_empty() {
-            return Ok(Some(PyTexts::Joined(joined)));
+        if !texts.is_empty() {
+            return Ok(Some(PyTexts::Strings(texts)));
         }
         let Some(rows) = self.rows.front_mut() else {
             return Ok(None);
@@ -310,37 +308,6 @@ impl Shares {
             self.rows.pop_front();
         }
         Ok(Some(PyTexts::Rows(taken)))
-    }
-}
-
-/// Add a text, without Python keeping its UTF-8 beside it for good, as it would for `to_str`.
-fn push(text: &Bound<'_, PyString>, joined: &mut Joined) -> PyResult<()> {
-    if text
-        .call_method0(intern!(text.py(), "isascii"))?
-        .is_truthy()?
-    {
-        joined.push_str(text.to_str()?);
-    } else if let Ok(encoded) = text.encode_utf8() {
-        // To look at every byte again takes as long as to copy it.
-        // SAFETY: what Python encodes as UTF-8 is that.
-        joined.push_str(unsafe { std::str::from_utf8_unchecked(encoded.as_bytes()) });
-    } else {
-        joined.push_codes(&code_points(text)?);
-    }
-    joined.end();
-    Ok(())
-}
-
-/// The code points of a text, lone surrogates among them.
-fn code_points(text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-    let mut codes = vec![0; text.len()?];
-    // SAFETY: `text` is a string, and `codes` has place for all of its code points.
-    let written = unsafe {
-        pyo3::ffi::PyUnicode_AsUCS4(text.as_ptr(), codes.as_mut_ptr(), codes.len() as isize, 0)
-    };
-    match written.is_null() {
-        true => Err(PyErr::fetch(text.py())),
-        false => Ok(codes),
     }
 }
 
@@ -361,14 +328,15 @@ fn add_rows(item: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> 
 
 /// Some texts of Python's.
 enum PyTexts {
-    Joined(Joined),
+    Strings(Vec<Text>),
     Rows(Rows),
 }
 
 impl PyTexts {
-    fn num_bytes(&self) -> usize {
+    /// Bytes of all, about.
+    fn size(&self) -> usize {
         match self {
-            Self::Joined(joined) => joined.num_bytes(),
+            Self::Strings(texts) => texts.iter().map(|text| text.units().number()).sum(),
             Self::Rows(rows) => rows.num_bytes().unwrap_or(0),
         }
     }
@@ -377,7 +345,11 @@ impl PyTexts {
 impl Texts for PyTexts {
     fn each(&self, mut take: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
         match self {
-            Self::Joined(joined) => joined.each(take),
+            Self::Strings(texts) => {
+                let mut room = Vec::new();
+                let mut texts = texts.iter();
+                texts.try_for_each(|text| take(text.units().text(&mut room)))
+            }
             Self::Rows(rows) => rows.rows.clone().try_for_each(|row| {
                 let bytes = rows.column.row(row).ok_or_else(damaged)?;
                 let text = std::str::from_utf8(bytes);
