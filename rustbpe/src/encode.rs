@@ -1,42 +1,30 @@
 //! Encoding: each word's bytes are merged, the pair of lowest rank first.
 //!
-//! Most words of a text have been seen before, so each worker remembers what words became, in
-//! tables of bounded size. A new word is merged in time that grows with its length only.
+//! Most words of a text have been seen before, so what words became is remembered, in tables of
+//! bounded size. A new word is merged in time that grows with its length only.
 
 use crate::error::Error;
-use crate::memory::in_large_pages;
+use crate::known::{fetch, place, Few, OtherWords, ShortWords, MAX_FEW, NO_ID};
 use crate::merge::NUM_BYTES;
 use crate::split::{Splitter, Taker};
 use crate::word::{Key, Word};
 use rustc_hash::FxHashMap;
+use std::array::from_fn;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Ids that a short word may have to be remembered beside its key.
-const MAX_FEW: usize = 3;
-/// Pairs of slots that the table of short words starts with and may grow to: 32 MB.
-const MIN_NEAR: usize = 1 << 9;
-const MAX_NEAR: usize = 1 << 19;
-/// Places, its own and those beside it, where a short word may stand.
-const WAYS: usize = 4;
-/// Bytes of longer words that are remembered.
-const MAX_FAR_BYTES: usize = 8 << 20;
-/// Ids of words that have many: 8 MB.
-const MAX_MANY: usize = 2 << 20;
-/// A longer word is not likely to come again.
-const MAX_FAR_WORD: usize = 128;
-/// What a remembered longer word costs beside its bytes.
-const FAR_COST: usize = 64;
 /// Up to this length the lowest rank is found by looking at all pairs.
 const MAX_PLAIN: usize = 64;
 /// The rank of a pair that is no token.
-const NONE: u32 = u32::MAX;
+const NONE: u32 = NO_ID;
 
 /// A number type that ids are given out in.
-pub trait Id: Copy + Send {
+pub trait Id: Copy + Default + Send {
     /// The id in this type; the caller knows that it fits.
     fn from_u32(id: u32) -> Self;
+    /// The id as a place in a table.
+    fn index(self) -> usize;
 }
 
 impl Id for u32 {
@@ -44,12 +32,22 @@ impl Id for u32 {
     fn from_u32(id: u32) -> Self {
         id
     }
+
+    #[inline(always)]
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 impl Id for u16 {
     #[inline(always)]
     fn from_u32(id: u32) -> Self {
         id as u16
+    }
+
+    #[inline(always)]
+    fn index(self) -> usize {
+        self.into()
     }
 }
 
@@ -66,8 +64,9 @@ pub struct Encoder {
     pairs: FxHashMap<(u32, u32), u32>,
     /// The same for the first 256 x 256 pairs, which every new word asks for.
     byte_pairs: Vec<u32>,
-    /// What workers remember, between two uses.
-    idle: Mutex<Vec<Memory>>,
+    /// What workers know together, and what each one knows, between two uses.
+    short: Mutex<Arc<ShortWords>>,
+    others: Mutex<Vec<OtherWords>>,
 }
 
 impl Encoder {
@@ -97,7 +96,8 @@ impl Encoder {
             whole: Whole::new(tokens),
             pairs: FxHashMap::default(),
             byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
-            idle: Mutex::default(),
+            short: Mutex::default(),
+            others: Mutex::default(),
         };
         encoder.has_all_parts = encoder.add_parts(tokens);
         if !encoder.has_all_parts {
@@ -154,13 +154,26 @@ impl Encoder {
         }
     }
 
-    /// A worker, with what one before it has remembered.
+    /// A worker, with what others before it have learned.
     pub fn worker(&self) -> Worker<'_> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         Worker {
             encoder: self,
-            memory: idle.pop().unwrap_or_default(),
+            short: Arc::clone(&short),
+            others: others.pop().unwrap_or_default(),
         }
+    }
+
+    /// What to go on with when a table is crowded: that itself while somebody else makes a new one.
+    fn successor(&self, crowded: &Arc<ShortWords>) -> Arc<ShortWords> {
+        let Ok(mut short) = self.short.try_lock() else {
+            return Arc::clone(crowded);
+        };
+        if Arc::ptr_eq(&short, crowded) {
+            *short = Arc::new(crowded.successor());
+        }
+        Arc::clone(&short)
     }
 
     /// Ids of a word that is not remembered.
@@ -250,11 +263,6 @@ impl Whole {
     #[inline(always)]
     fn candidate(&self, key: Key) -> u32 {
         self.places[place(key, self.places.len())]
-    }
-
-    #[inline(always)]
-    fn is(&self, candidate: u32, key: Key) -> bool {
-        self.keys[candidate as usize] == key
     }
 }
 
@@ -346,185 +354,59 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// The ids of a word; where they are many, the first number says where they stand in
-/// `Memory::many`.
-#[derive(Clone, Copy, Default)]
-struct Ids {
-    few: [u32; MAX_FEW],
-    number: u32,
-}
-
-impl Ids {
-    #[inline(always)]
-    fn give_out<T: Id>(&self, many: &[u32], to: &mut Vec<T>) {
-        let number = self.number as usize;
-        if number <= MAX_FEW {
-            let length = to.len() + number;
-            to.extend(self.few.map(T::from_u32));
-            to.truncate(length);
-        } else {
-            let many = &many[self.few[0] as usize..][..number];
-            to.extend(many.iter().map(|&id| T::from_u32(id)));
-        }
-    }
-}
-
-/// A short word and its ids.
-#[derive(Clone, Copy, Default)]
-struct Near {
-    key: Key,
-    ids: Ids,
-}
-
-/// Two words of one place, in one line of a cache.
-#[derive(Clone, Copy, Default)]
-#[repr(align(64))]
-struct Slots([Near; 2]);
-
-impl Slots {
-    /// True when there is no room.
-    #[inline(always)]
-    fn is_full(&self) -> bool {
-        self.0[1].ids.number > 0
-    }
-}
-
-/// What was learned about words that were seen: never more than about 50 MB.
-struct Memory {
-    near: Vec<Slots>,
-    new_words: usize,
-    far: FxHashMap<Box<[u8]>, Ids>,
-    far_bytes: usize,
-    many: Vec<u32>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            near: vec![Slots::default(); MIN_NEAR],
-            new_words: 0,
-            far: FxHashMap::default(),
-            far_bytes: 0,
-            many: Vec::new(),
-        }
-    }
-}
-
-impl Memory {
-    #[inline(always)]
-    fn slots(&self, key: Key) -> &Slots {
-        &self.near[place(key, self.near.len())]
-    }
-
-    #[inline(always)]
-    fn near(&self, key: Key) -> &Near {
-        let Slots(slots) = self.slots(key);
-        &slots[usize::from(slots[1].key == key)]
-    }
-
-    /// The ids of a word that stands beside its place, as it may where that is full.
-    fn beside(&self, key: Key) -> Option<Ids> {
-        let first = place(key, self.near.len());
-        if !self.near[first].is_full() {
-            return None;
-        }
-        let places = (1..WAYS).map(|step| &self.near[first ^ step]);
-        let mut words = places.flat_map(|Slots(slots)| slots);
-        words.find(|near| near.key == key).map(|near| near.ids)
-    }
-
-    /// Forget everything when there is too much of what only grows.
-    fn stay_bounded(&mut self) {
-        if self.many.len() > MAX_MANY || self.far_bytes > MAX_FAR_BYTES {
-            *self = Self::default();
-        }
-    }
-
-    fn kept(&mut self, ids: &[u32]) -> Ids {
-        let mut found = Ids {
-            few: [self.many.len() as u32; MAX_FEW],
-            number: ids.len() as u32,
-        };
-        match found.few.get_mut(..ids.len()) {
-            Some(places) => places.copy_from_slice(ids),
-            None => self.many.extend(ids),
-        }
-        found
-    }
-
-    fn remember_near(&mut self, near: Near) {
-        self.new_words += 1;
-        if 2 * self.new_words > self.near.len() && self.near.len() < MAX_NEAR {
-            self.grow();
-        }
-        self.put(near);
-    }
-
-    /// Where there is room, at its place or beside it; else instead of one of the words there.
-    fn put(&mut self, near: Near) {
-        let first = place(near.key, self.near.len());
-        for step in 0..WAYS {
-            let Slots(slots) = &mut self.near[first ^ step];
-            if let Some(free) = slots.iter_mut().find(|near| near.ids.number == 0) {
-                *free = near;
-                return;
-            }
-        }
-        let Slots(slots) = &mut self.near[first];
-        slots[0] = slots[1];
-        slots[1] = near;
-    }
-
-    fn grow(&mut self) {
-        let larger = in_large_pages(Slots::default(), 4 * self.near.len());
-        let old = std::mem::replace(&mut self.near, larger);
-        let words = old.into_iter().flat_map(|Slots(slots)| slots);
-        for near in words.filter(|near| near.ids.number > 0) {
-            self.put(near);
-        }
-    }
-
-    fn remember_far(&mut self, word: &[u8], ids: Ids) {
-        self.far_bytes += word.len() + FAR_COST;
-        self.far.insert(word.into(), ids);
-    }
-}
-
-/// Which of `number` places, a power of two above 1, a key has.
-#[inline(always)]
-fn place(key: Key, number: usize) -> usize {
-    (key.mixed() >> (number.leading_zeros() + 1)) as usize
-}
-
 /// One thread's way to encode.
 pub struct Worker<'a> {
     encoder: &'a Encoder,
-    memory: Memory,
+    short: Arc<ShortWords>,
+    others: OtherWords,
 }
 
 impl Worker<'_> {
     /// Add the ids of a text to `ids`.
     pub fn encode<T: Id>(&mut self, text: &str, ids: &mut Vec<T>) -> Result<(), Error> {
         let (mut filling, mut waiting) = (Run::new(), Run::new());
+        let splitter = &self.encoder.splitter;
         let mut runs = Runs {
-            encoder: self.encoder,
-            memory: &mut self.memory,
+            worker: self,
             ids,
             filling: &mut filling,
             waiting: &mut waiting,
         };
-        self.encoder.splitter.split(text, &mut runs)?;
+        splitter.split(text, &mut runs)?;
         runs.turn();
         runs.turn();
         Ok(())
+    }
+
+    /// Add the ids of a word that does not stand at its place.
+    #[cold]
+    fn encode_unseen<T: Id>(&mut self, key: Key, word: &[u8], to: &mut Vec<T>) {
+        if let Some(ids) = self.short.get_beside(key) {
+            return add_few(ids, to);
+        }
+        let mut add = |ids: &[u32]| to.extend(ids.iter().map(|&id| T::from_u32(id)));
+        if let Some(ids) = self.others.get(word) {
+            return add(ids);
+        }
+        let ids = self.encoder.encode_word(word);
+        add(&ids);
+        if key.is_short() && ids.len() <= MAX_FEW {
+            let few = from_fn(|at| ids.get(at).copied().unwrap_or(NO_ID));
+            self.short.put(key, few);
+            if self.short.is_crowded() {
+                self.short = self.encoder.successor(&self.short);
+            }
+        } else {
+            self.others.put(word, &ids);
+        }
     }
 }
 
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
-        let idle = self.encoder.idle.lock();
-        let mut idle = idle.unwrap_or_else(PoisonError::into_inner);
-        idle.push(std::mem::take(&mut self.memory));
+        let others = self.encoder.others.lock();
+        let mut others = others.unwrap_or_else(PoisonError::into_inner);
+        others.push(std::mem::take(&mut self.others));
     }
 }
 
@@ -535,22 +417,22 @@ const BLOCK: usize = 16;
 
 /// A run of words and what is known of them. The tables are larger than the caches near the core:
 /// where words are looked up one by one, the time goes into waiting for memory.
-struct Run<'a> {
+struct Run<'a, T> {
     words: [(Key, &'a [u8]); RUN],
     number: usize,
     /// The token that each word may be.
-    candidates: [u32; RUN + BLOCK],
+    candidates: [T; RUN + BLOCK],
     /// Places of the words that are no tokens.
     others: [u8; RUN + 1],
     num_others: usize,
 }
 
-impl Run<'_> {
+impl<T: Id> Run<'_, T> {
     fn new() -> Self {
         Self {
             words: [(Key::LONG, &[]); RUN],
             number: 0,
-            candidates: [0; RUN + BLOCK],
+            candidates: [T::default(); RUN + BLOCK],
             others: [0; RUN + 1],
             num_others: 0,
         }
@@ -558,35 +440,34 @@ impl Run<'_> {
 
     /// Find the tokens, and have the slots of the other words fetched.
     #[inline(always)]
-    fn find(&mut self, whole: &Whole, memory: &Memory) {
+    fn find(&mut self, whole: &Whole, short: &ShortWords) {
         let words = &self.words[..self.number];
         for (id, &(key, _)) in self.candidates.iter_mut().zip(words) {
-            *id = whole.candidate(key);
+            *id = T::from_u32(whole.candidate(key));
+            fetch(&whole.keys[id.index()]);
         }
         self.num_others = 0;
         for (at, (&id, &(key, _))) in self.candidates.iter().zip(words).enumerate() {
             self.others[self.num_others] = at as u8;
-            self.num_others += usize::from(!whole.is(id, key));
+            self.num_others += usize::from(whole.keys[id.index()] != key);
         }
         for &at in &self.others[..self.num_others] {
-            fetch(memory.slots(self.words[at as usize].0));
+            short.fetch(self.words[at as usize].0);
         }
     }
 
     #[inline(always)]
-    fn give_out<T: Id>(&mut self, encoder: &Encoder, memory: &mut Memory, to: &mut Vec<T>) {
+    fn give_out(&mut self, worker: &mut Worker, to: &mut Vec<T>) {
         let mut first = 0;
         for &at in &self.others[..self.num_others] {
             let at = at as usize;
             extend(to, &self.candidates, first, at);
             first = at + 1;
             let (key, word) = self.words[at];
-            let near = memory.near(key);
-            let found = match near.key == key {
-                true => near.ids,
-                false => encode_unseen(encoder, memory, key, word),
-            };
-            found.give_out(&memory.many, to);
+            match worker.short.get(key) {
+                Some(ids) => add_few(ids, to),
+                None => worker.encode_unseen(key, word, to),
+            }
         }
         extend(to, &self.candidates, first, self.number);
         (self.number, self.num_others) = (0, 0);
@@ -594,15 +475,14 @@ impl Run<'_> {
 }
 
 /// Two runs: while words are cut for one, memory brings what the other one needs.
-struct Runs<'a, 'm, T: Id> {
-    encoder: &'m Encoder,
-    memory: &'m mut Memory,
+struct Runs<'a, 'm, 'e, T: Id> {
+    worker: &'m mut Worker<'e>,
     ids: &'m mut Vec<T>,
-    filling: &'m mut Run<'a>,
-    waiting: &'m mut Run<'a>,
+    filling: &'m mut Run<'a, T>,
+    waiting: &'m mut Run<'a, T>,
 }
 
-impl<'a, T: Id> Taker<'a> for Runs<'a, '_, T> {
+impl<'a, T: Id> Taker<'a> for Runs<'a, '_, '_, T> {
     #[inline(always)]
     fn take(&mut self, word: Word<'a>) {
         let run = &mut self.filling;
@@ -614,58 +494,38 @@ impl<'a, T: Id> Taker<'a> for Runs<'a, '_, T> {
     }
 }
 
-impl<T: Id> Runs<'_, '_, T> {
+impl<T: Id> Runs<'_, '_, '_, T> {
     #[inline(never)]
     fn turn(&mut self) {
-        self.memory.stay_bounded();
-        self.filling.find(&self.encoder.whole, self.memory);
-        self.waiting.give_out(self.encoder, self.memory, self.ids);
+        let worker = &mut *self.worker;
+        self.filling.find(&worker.encoder.whole, &worker.short);
+        self.waiting.give_out(worker, self.ids);
         std::mem::swap(&mut self.filling, &mut self.waiting);
     }
 }
 
-/// Ask the memory for what will be read soon.
+/// Add the ids of a short word.
 #[inline(always)]
-fn fetch<T>(what: &T) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        // SAFETY: the instruction reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) };
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = what;
+fn add_few<T: Id>(ids: Few, to: &mut Vec<T>) {
+    let number = ids
+        .iter()
+        .map(|&id| usize::from(id != NO_ID))
+        .sum::<usize>();
+    let length = to.len() + number;
+    to.extend(ids.map(T::from_u32));
+    to.truncate(length);
 }
 
 /// Add `ids[first..end]`, behind which a block can be read: whole blocks are written and shortened,
 /// since how many ids stand between two words that are no tokens nobody can guess.
 #[inline(always)]
-fn extend<T: Id>(to: &mut Vec<T>, ids: &[u32; RUN + BLOCK], first: usize, end: usize) {
+fn extend<T: Id>(to: &mut Vec<T>, ids: &[T; RUN + BLOCK], first: usize, end: usize) {
     let length = to.len() + end - first;
     let number = (end - first).div_ceil(BLOCK);
     for block in ids[first..].chunks_exact(BLOCK).take(number) {
-        to.extend(block.iter().map(|&id| T::from_u32(id)));
+        to.extend_from_slice(block);
     }
     to.truncate(length);
-}
-
-/// The ids of a word that is not remembered near.
-#[cold]
-fn encode_unseen(encoder: &Encoder, memory: &mut Memory, key: Key, word: &[u8]) -> Ids {
-    let known = match key.is_short() {
-        true => memory.beside(key),
-        false => memory.far.get(word).copied(),
-    };
-    if let Some(ids) = known {
-        return ids;
-    }
-    let ids = memory.kept(&encoder.encode_word(word));
-    if key.is_short() {
-        memory.remember_near(Near { key, ids });
-    } else if word.len() <= MAX_FAR_WORD {
-        memory.remember_far(word, ids);
-    }
-    ids
 }
 
 #[cfg(test)]
@@ -770,23 +630,6 @@ mod tests {
         let encoder = encoder(&MERGES);
         let ids = encode(&encoder, &"a".repeat(1 << 20));
         assert_eq!(ids, vec![263; 1 << 14]);
-    }
-
-    #[test]
-    fn what_is_remembered_stays_bounded() {
-        let encoder = encoder(&[]);
-        let mut worker = encoder.worker();
-        for i in 0..400_000_u64 {
-            let mut ids: Vec<u32> = Vec::new();
-            worker
-                .encode(&format!("{:x}é é{i}é", i * 7919), &mut ids)
-                .unwrap();
-        }
-        let memory = &worker.memory;
-        assert!(memory.near.len() <= MAX_NEAR);
-        let far_bytes = memory.far_bytes.max(memory.far.len() * FAR_COST);
-        assert!(far_bytes <= MAX_FAR_BYTES + RUN * (MAX_FAR_WORD + FAR_COST));
-        assert!(memory.many.len() <= MAX_MANY + RUN * MAX_FAR_WORD);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod classes;
 pub mod count;
 pub mod encode;
 pub mod error;
+mod known;
 mod memory;
 pub mod merge;
 pub mod split;

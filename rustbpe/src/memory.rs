@@ -1,11 +1,11 @@
 //! Memory for large tables.
 
-/// A vector of so many equal values, in large pages where the system has some to give: a table that
+/// A vector of so many values, all the default, in large pages where the system has some to give: a table that
 /// is read all over costs the processor a translation of addresses for nearly every look.
-pub fn in_large_pages<T: Clone>(value: T, number: usize) -> Vec<T> {
+pub fn in_large_pages<T: Default>(number: usize) -> Vec<T> {
     let mut values = Vec::new();
     make_room(&mut values, number);
-    values.resize(number, value);
+    values.resize_with(number, T::default);
     values
 }
 
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn the_values_are_there() {
         for number in [0, 1, 1000, 3 << 20] {
-            assert_eq!(in_large_pages(7_u8, number), vec![7; number]);
+            assert_eq!(in_large_pages::<u8>(number), vec![0; number]);
         }
     }
 }

@@ -99,6 +99,18 @@ impl Key {
         self != Self::LONG
     }
 
+    /// Lower and upper half; the upper one of a word is never 0.
+    #[inline(always)]
+    pub fn halves(self) -> (u64, u64) {
+        (self.low, self.high)
+    }
+
+    /// The key of these halves.
+    #[inline(always)]
+    pub fn from_halves(low: u64, high: u64) -> Self {
+        Self { low, high }
+    }
+
     /// A number of 64 bits whose upper ones are well mixed.
     #[inline(always)]
     pub fn mixed(self) -> u64 {
