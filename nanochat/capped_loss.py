@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.products import product
+from nanochat.products import product, sigmoids
 
 CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: 512 rows or more are fast matmuls
 GROUP_ELEMENTS = 2**28  # on other devices, 1 GB
@@ -83,15 +83,16 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         total = weight.new_zeros(())
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
         for rows in _groups(x, weight):
-            logits = _at_least_float32(product(x[rows], matrix))
-            for part in _parts(logits, columns[rows], weights[rows]):
+            bent = _bent(x[rows], matrix, cap)
+            scales = bent.new_empty(bent.size(0), 1)
+            for part in _parts(bent, columns[rows], weights[rows], scales):
                 total += _to_gradient(*part, cap=cap)
-            of_logits = logits.to(x.dtype)
-            of_x[rows] = product(of_logits, matrix.T)
+            of_logits, scales = bent.to(x.dtype), scales.to(x.dtype)
+            of_x[rows] = product(of_logits, matrix.T).mul_(scales)
             if x.dtype == weight.dtype:
-                of_weight.addmm_(of_logits.T, x[rows])
+                of_weight.addmm_(of_logits.T, x[rows] * scales)
             else:
-                of_weight += of_logits.T @ x[rows]
+                of_weight += of_logits.T @ (x[rows] * scales)
         ctx.save_for_backward(of_x, of_weight)
         return total
 
@@ -120,20 +121,32 @@ def _parts(logits: Tensor, *of_rows: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(tensor.split(num_rows) for tensor in (logits, *of_rows)), strict=True))
 
 
-def _to_gradient(logits: Tensor, columns: Tensor, weights: Tensor, *, cap: float) -> Tensor:
-    """The weighted loss of some rows; their logits z become d loss / d z, in place.
+def _bent(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
+    """s = sigmoid(2 z / cap) of the logits z = x @ matrix.T; tanh(z / cap) is 2 s - 1."""
+    if x.dtype == torch.bfloat16:
+        return F.linear(x, matrix).float().mul_(2 / cap).sigmoid_()
+    return sigmoids(x * (2 / cap), matrix)
 
-    That is weight * (softmax - one-hot) * (1 - tanh^2).
+
+def _to_gradient(
+    bent: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float
+) -> Tensor:
+    """The weighted loss of some rows; what `_bent` gave becomes d loss / d z / scales, in place.
+
+    d loss / d z is weight * (softmax - one-hot) * (1 - tanh^2), the last of which is 4 s (1 - s).
+    What is the same for a whole row goes into `scales`, (rows, 1), also in place:
+    it is multiplied to a few channels instead of the vocabulary.
     """
-    tanhs = logits.div_(cap).tanh_()
-    shares = (tanhs * cap).softmax(dim=1)
-    picked = shares.gather(1, columns)
+    exponentials = torch.add(bent.new_full((), -cap), bent, alpha=2 * cap).exp_()
+    sums = exponentials.sum(dim=1, keepdim=True)
+    picked = exponentials.gather(1, columns)
     if torch.compiler.is_compiling():  # what the compiler fuses
-        places = torch.arange(shares.size(1), device=shares.device)
-        shares = torch.where(places == columns, shares - 1, shares)
+        places = torch.arange(bent.size(1), device=bent.device)
+        exponentials = torch.where(places == columns, exponentials - sums, exponentials)
     else:
-        shares.scatter_(1, columns, picked - 1)
-    shares = shares.mul_(weights)
-    torch.addcmul(shares, tanhs.square(), shares, value=-1, out=logits)
+        exponentials.scatter_(1, columns, picked - sums)
+    torch.addcmul(bent, bent, bent, value=-1, out=bent).mul_(exponentials)
+    torch.div(4 * weights, sums, out=scales)
     # Logits are at most 2 cap apart: with a cap above 43 a share may be too small for float32.
-    return -(picked.clamp(min=torch.finfo(torch.float32).tiny).log() * weights).sum()
+    shares = (picked / sums).clamp(min=torch.finfo(torch.float32).tiny)
+    return -(shares.log() * weights).sum()

@@ -32,6 +32,8 @@ POLYNOMIALS = [
     )
 ]
 
+LARGE, STRIPS = 512, 4  # rows from which a symmetric product is made in so many parts
+
 
 def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, R, C) -> (N, R, C) with all singular values near 1 and the same singular vectors.
@@ -43,11 +45,11 @@ def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     x = x / (x.norm(dim=(1, 2), keepdim=True) * SAFETY + 1e-7)
     if x.size(2) >= 2 * x.size(1) and dtype != torch.bfloat16:
         for leg in (POLYNOMIALS[:2], POLYNOMIALS[2:]):
-            x = _applied_at_once(leg, x @ x.mT) @ x
+            x = _applied_at_once(leg, symmetric_product(x, x.mT)) @ x
     else:
         for a, b, c in POLYNOMIALS:
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            gram = symmetric_product(x, x.mT)
+            x = torch.baddbmm(x, symmetric_product(gram, gram, beta=b, alpha=c), x, beta=a)
     factor: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
     return factor
 
@@ -61,13 +63,35 @@ def _applied_at_once(polynomials: list[tuple[float, float, float]], gram: Tensor
     """
     product = None
     for i, (a, b, c) in enumerate(polynomials):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor = symmetric_product(gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
+        product = factor if product is None else symmetric_product(factor, product)
         if i + 1 < len(polynomials):
-            gram = factor @ (factor @ gram)
+            gram = symmetric_product(factor, symmetric_product(factor, gram))
     assert product is not None
     return product
+
+
+def symmetric_product(a: Tensor, b: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """alpha * a @ b + beta * a where that is known to be symmetric, (N, R, K) by (N, K, R).
+
+    On a CPU large ones are made in strips that begin at the diagonal, and mirrored: with four
+    strips that is five eighths of the work.
+    """
+    size = a.size(1)
+    whole = a.new_empty(a.size(0), size, size)
+    addend = a if beta else whole  # which is not read
+    if a.device.type != "cpu" or a.dtype == torch.bfloat16 or size < LARGE:
+        return torch.baddbmm(addend, a, b, beta=beta, alpha=alpha)
+    width = -(-size // STRIPS)
+    for first in range(0, size, width):
+        rows, behind = slice(first, first + width), slice(first + width, size)
+        torch.baddbmm(
+            addend[:, rows, first:], a[:, rows], b[:, :, first:],
+            beta=beta, alpha=alpha, out=whole[:, rows, first:],
+        )  # fmt: skip
+        whole[:, behind, rows] = whole[:, rows, behind].mT
+    return whole
 
 
 @torch.no_grad()

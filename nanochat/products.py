@@ -7,6 +7,7 @@ of its compiler.
 K columns of both  N rows of the matrix
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,9 +30,24 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
 
     The matrix, or its transpose, is contiguous: with others oneDNN may take seconds.
     """
+    return _product(x, matrix, F.linear, "none")
+
+
+def sigmoids(x: Tensor, matrix: Tensor) -> Tensor:
+    """sigmoid(x @ matrix.T) without gradients, in the same pass over memory."""
+    return _product(x, matrix, _sigmoids, "sigmoid")
+
+
+def _sigmoids(x: Tensor, matrix: Tensor) -> Tensor:
+    return F.linear(x, matrix).sigmoid_()
+
+
+def _product(
+    x: Tensor, matrix: Tensor, by_torch: Callable[[Tensor, Tensor], Tensor], activation: str
+) -> Tensor:
     if not _suits_onednn(x, matrix):
-        return F.linear(x, matrix)
-    y: Tensor = torch.ops.nanochat.product(x, matrix)
+        return by_torch(x, matrix)
+    y: Tensor = torch.ops.nanochat.product(x, matrix, activation)
     return y
 
 
@@ -66,18 +82,18 @@ class _Linear(torch.autograd.Function):
         return product(upstream[0], matrix.T), of_matrix
 
 
-def _through_onednn(x: Tensor, matrix: Tensor) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, "none", [], "")
+def _through_onednn(x: Tensor, matrix: Tensor, activation: str) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), matrix, None, activation, [], "")
     return y
 
 
-def _shape(x: Tensor, matrix: Tensor) -> Tensor:
+def _shape(x: Tensor, matrix: Tensor, _activation: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], matrix.size(0))
 
 
 # An operator of its own is left as it is by torch.compile, which cannot lower that of oneDNN;
 # `torch.library.custom_op` would import the compiler where nothing is compiled.
 LIBRARY = torch.library.Library("nanochat", "DEF")
-LIBRARY.define("product(Tensor x, Tensor matrix) -> Tensor")
+LIBRARY.define("product(Tensor x, Tensor matrix, str activation) -> Tensor")
 LIBRARY.impl("product", _through_onednn, "CPU")
 torch.library.register_fake("nanochat::product", _shape, lib=LIBRARY)
