@@ -7,7 +7,8 @@ SHELL := bash
 
 PYTHON := .venv/bin/python
 PYTHON_FILES := nanochat tasks scripts tests dev
-CARGO := PATH="$$PATH:$$HOME/.cargo/bin" cargo
+CARGO := PATH="$$PATH:$$HOME/.cargo/bin" PYO3_PYTHON="$$PWD/$(PYTHON)" cargo
+CLIPPY := $(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml
 
 setup:
 	@bash dev/setup.sh
@@ -23,7 +24,9 @@ check: setup
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy nanochat tasks scripts
 	$(CARGO) fmt --check --manifest-path rustbpe/Cargo.toml
-	$(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets -- -D warnings
+	$(CLIPPY) --all-targets -- -D warnings
+	$(CLIPPY) --features python -- -D warnings
+	$(CLIPPY) --features abi3 -- -D warnings
 	$(CARGO) test --quiet --manifest-path rustbpe/Cargo.toml
 	$(PYTHON) -m pytest -q tests/test_architecture.py
 
