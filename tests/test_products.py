@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat import products
-from nanochat.products import linear, product
+from nanochat.products import linear, product, sigmoids
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -42,6 +42,15 @@ def test_a_product_and_its_gradients_equal_those_in_float64(
 def test_a_transposed_matrix_gives_the_same_as_its_copy() -> None:
     x, matrix = drawn(9, 24), drawn(24, 40).T
     torch.testing.assert_close(product(x, matrix), F.linear(x, matrix.clone()))
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_sigmoids_of_a_product_equal_those_in_float64(scale: float) -> None:
+    x, matrix = scale * drawn(9, 24), drawn(40, 24)
+    exact = (x.double() @ matrix.double().T).sigmoid()
+    for matrix_like in (matrix, matrix.T.contiguous().T):
+        torch.testing.assert_close(sigmoids(x, matrix_like).double(), exact, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
