@@ -236,10 +236,12 @@ impl Encoder {
 }
 
 /// Finds short words that are tokens: nine of ten words of a text. A table that is written once,
-/// small enough for a core's own cache, since the keys of frequent tokens stand together.
+/// small enough for a core's own cache, since its places are narrow and the keys of frequent tokens
+/// stand together.
 struct Whole {
-    /// The token that may be at each place; where places collide, the one of the lowest id.
-    places: Vec<u32>,
+    /// The token that may be at each place, of the first 65,536; where places collide, the one of
+    /// the lowest id.
+    places: Vec<u16>,
     /// Key of each token, by id.
     keys: Vec<Key>,
 }
@@ -247,22 +249,21 @@ struct Whole {
 impl Whole {
     fn new(tokens: &[Vec<u8>]) -> Self {
         let keys: Vec<Key> = tokens.iter().map(|token| Word::new(token).key()).collect();
-        let mut places = vec![NONE; 2 * tokens.len().next_power_of_two()];
-        for (id, key) in keys.iter().enumerate().filter(|(_, key)| key.is_short()) {
-            let place = place(*key, places.len());
-            places[place] = places[place].min(id as u32);
-        }
         // Any token will do for a free place: its key is compared.
-        places
-            .iter_mut()
-            .for_each(|id| *id = if *id == NONE { 0 } else { *id });
+        let mut places = vec![0; 2 * tokens.len().next_power_of_two()];
+        // The lowest id is written last.
+        let first = keys.iter().zip(0..=u16::MAX).rev();
+        for (&key, id) in first.filter(|(key, _)| key.is_short()) {
+            let place = place(key, places.len());
+            places[place] = id;
+        }
         Self { places, keys }
     }
 
     /// The only token that a word may be.
     #[inline(always)]
     fn candidate(&self, key: Key) -> u32 {
-        self.places[place(key, self.places.len())]
+        self.places[place(key, self.places.len())].into()
     }
 }
 
@@ -612,6 +613,16 @@ mod tests {
             }
         }
         ids
+    }
+
+    #[test]
+    fn tokens_beyond_the_first_65536_are_found() {
+        let pairs = (0..=u16::MAX).map(|pair| (u32::from(pair >> 8), u32::from(pair & 0xFF)));
+        let last = (97, 98);
+        let merges: Vec<_> = pairs.filter(|&pair| pair != last).chain([last]).collect();
+        let encoder = encoder(&merges);
+        assert_eq!(encode(&encoder, "ab"), [65_791]);
+        assert_eq!(encode(&encoder, "ba"), [256 + 98 * 256 + 97 - 1]);
     }
 
     #[test]
