@@ -1,7 +1,9 @@
 """All backends agree, nothing is lost, and the file is believed only when it is whole."""
 
+import ctypes
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +98,17 @@ def test_a_lone_surrogate_is_encoded_as_the_replacement_character(
 def test_surrogates_that_form_a_pair_are_one_character(tokenizer: RustBPETokenizer) -> None:
     assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("🙂")
     assert tokenizer.encode("\ude42\ud83d") == tokenizer.encode("\ufffd\ufffd")
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "日", "🙂"])
+def test_utf8_that_python_keeps_changes_nothing(tokenizer: RustBPETokenizer, letter: str) -> None:
+    text = f"the quick {letter} fox " * 50
+    ids = tokenizer.encode(text)
+    before = sys.getsizeof(text)
+    ctypes.pythonapi.PyUnicode_AsUTF8(ctypes.py_object(text))
+    assert (sys.getsizeof(text) > before) == (not text.isascii())
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.encode([text, text]) == [ids, ids]
 
 
 @settings(max_examples=50, deadline=None)

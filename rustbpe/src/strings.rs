@@ -17,20 +17,30 @@ pub struct Text {
 impl Text {
     /// Look at a string.
     pub fn new(text: &Bound<'_, PyString>) -> PyResult<Self> {
-        use pyo3::types::PyStringData;
+        use pyo3::{ffi::PyCompactUnicodeObject, types::PyStringData};
         /// A slice that lives longer than Rust can see.
         ///
         /// SAFETY: its memory must stay in place, unchanged, for as long as it is read.
         unsafe fn kept<T>(units: &[T]) -> &'static [T] {
             unsafe { std::slice::from_raw_parts(units.as_ptr(), units.len()) }
         }
+        /// The UTF-8 that somebody else has made Python keep.
+        ///
+        /// SAFETY: the string must not be ASCII, which has no place for it; else as for `kept`.
+        unsafe fn utf8(text: &Bound<'_, PyString>) -> Option<Units<'static>> {
+            let object = text.as_ptr().cast::<PyCompactUnicodeObject>();
+            let (bytes, length) = unsafe { ((*object).utf8, (*object).utf8_length) };
+            let bytes = std::ptr::slice_from_raw_parts(bytes.cast(), length as usize);
+            unsafe { bytes.as_ref() }.map(Units::Utf8)
+        }
         // SAFETY: `data` asks for a string that was made as the interpreter makes them. The owner
-        // keeps the units, which are given out for no longer than `self` lives.
+        // keeps the units, which are given out for no longer than `self` lives. Units of more than
+        // one byte are of no string that is ASCII.
         let units = unsafe {
             match text.data()? {
                 PyStringData::Ucs1(units) => Units::One(kept(units)),
-                PyStringData::Ucs2(units) => Units::Two(kept(units)),
-                PyStringData::Ucs4(units) => Units::Four(kept(units)),
+                PyStringData::Ucs2(units) => utf8(text).unwrap_or(Units::Two(kept(units))),
+                PyStringData::Ucs4(units) => utf8(text).unwrap_or(Units::Four(kept(units))),
             }
         };
         Ok(Self {

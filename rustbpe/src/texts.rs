@@ -15,7 +15,7 @@ impl Texts for Vec<String> {
     }
 }
 
-/// A text as Python keeps it: code points in units of one, two or four bytes.
+/// A text as Python keeps it: code points in units of one, two or four bytes, or UTF-8.
 #[derive(Debug, Clone, Copy)]
 pub enum Units<'a> {
     /// The first 256 code points.
@@ -24,13 +24,15 @@ pub enum Units<'a> {
     Two(&'a [u16]),
     /// All.
     Four(&'a [u32]),
+    /// Bytes of valid UTF-8.
+    Utf8(&'a [u8]),
 }
 
 impl<'a> Units<'a> {
     /// How many there are.
     pub fn number(self) -> usize {
         match self {
-            Self::One(units) => units.len(),
+            Self::One(units) | Self::Utf8(units) => units.len(),
             Self::Two(units) => units.len(),
             Self::Four(units) => units.len(),
         }
@@ -45,9 +47,10 @@ impl<'a> Units<'a> {
             Self::One(units) => written(units, room),
             Self::Two(units) => written(units, room),
             Self::Four(units) => written(units, room),
+            Self::Utf8(units) => units,
         };
         // To look at every byte again takes as long as to write it.
-        // SAFETY: bytes of ASCII, and what characters are encoded to.
+        // SAFETY: bytes of ASCII or UTF-8, and what characters are encoded to.
         unsafe { std::str::from_utf8_unchecked(bytes) }
     }
 }
