@@ -20,6 +20,7 @@ from nanochat.products import product, sigmoids
 
 CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: 512 rows or more are fast matmuls
 GROUP_ELEMENTS = 2**28  # on other devices, 1 GB
+MAX_CAP = 40  # up to it, float32 holds the sum of a vocabulary's exponentials as they are
 CACHE_ELEMENTS = 2**18  # worked on at a time on a CPU: 1 MB, the L2 cache of a core
 
 
@@ -56,14 +57,10 @@ def weighted_cross_entropy(
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
     """cap * tanh(logits / cap) in float32; Gemma 2, arXiv 2408.00118."""
-    capped = _at_least_float32(logits) / cap
+    capped = (logits if logits.dtype == torch.float64 else logits.float()) / cap
     if torch.is_grad_enabled():
         return cap * capped.tanh()
     return capped.tanh_().mul_(cap)  # fresh memory costs more than the arithmetic
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def plain_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
@@ -134,19 +131,18 @@ def _to_gradient(
     """The weighted loss of some rows; what `_bent` gave becomes d loss / d z / scales, in place.
 
     d loss / d z is weight * (softmax - one-hot) * (1 - tanh^2), the last of which is 4 s (1 - s).
-    What is the same for a whole row goes into `scales`, (rows, 1), also in place:
-    it is multiplied to a few channels instead of the vocabulary.
+    What is the same for a whole row goes into `scales`, (rows, 1), also in place: it is multiplied
+    to a few channels instead of the vocabulary.
     """
-    exponentials = torch.add(bent.new_full((), -cap), bent, alpha=2 * cap).exp_()
+    middle = bent.new_full((), 0.5) if cap <= MAX_CAP else bent.amax(dim=1, keepdim=True)
+    of_targets = (bent.gather(1, columns) - middle) * (2 * cap)
+    exponentials = torch.add(middle * (-2 * cap), bent, alpha=2 * cap).exp_()
     sums = exponentials.sum(dim=1, keepdim=True)
-    picked = exponentials.gather(1, columns)
     if torch.compiler.is_compiling():  # what the compiler fuses
         places = torch.arange(bent.size(1), device=bent.device)
         exponentials = torch.where(places == columns, exponentials - sums, exponentials)
     else:
-        exponentials.scatter_(1, columns, picked - sums)
+        exponentials.scatter_(1, columns, exponentials.gather(1, columns) - sums)
     torch.addcmul(bent, bent, bent, value=-1, out=bent).mul_(exponentials)
     torch.div(4 * weights, sums, out=scales)
-    # Logits are at most 2 cap apart: with a cap above 43 a share may be too small for float32.
-    shares = (picked / sums).clamp(min=torch.finfo(torch.float32).tiny)
-    return -(shares.log() * weights).sum()
+    return ((sums.log() - of_targets) * weights).sum()

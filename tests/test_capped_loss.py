@@ -55,7 +55,7 @@ def exact(
     return nll.detach(), x.grad, weight.grad
 
 
-@pytest.mark.parametrize("cap", [0.5, 15.0])
+@pytest.mark.parametrize("cap", [0.5, 15.0, 100.0])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("count", [1, 9, 40])
 def test_loss_and_gradients_equal_those_of_float64_row_by_row(
