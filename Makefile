@@ -22,7 +22,7 @@ fast: setup
 check: setup
 	.venv/bin/ruff check $(PYTHON_FILES)
 	.venv/bin/ruff format --check $(PYTHON_FILES)
-	.venv/bin/mypy nanochat tasks scripts
+	.venv/bin/mypy nanochat tasks scripts dev
 	$(CARGO) fmt --check --manifest-path rustbpe/Cargo.toml
 	$(CLIPPY) --all-targets -- -D warnings
 	$(CLIPPY) --features python -- -D warnings

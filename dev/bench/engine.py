@@ -16,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def prompts(count: int, length: int | None = None, seed: int = 0) -> list[list[i
     return [[dice.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
 
 
-def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def seconds(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Of each call in alternation, after one to warm up."""
     for call in calls.values():
         call()

@@ -76,8 +76,8 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     stage.evaluate = _during(marker, EVALUATING, stage.evaluate)
     accumulate = trainer.accumulate_gradients
 
-    def observed(model: Any, batch: Any, *more: Any) -> torch.Tensor:
-        loss = accumulate(model, batch, *more)
+    def observed(model: Any, batch: Any, *more: Any, **named: Any) -> torch.Tensor:
+        loss = accumulate(model, batch, *more, **named)
         step = batch.resume["step"]
         marker.set(STEP, step)
         if poison is not None and poison[0] == step and rank == ranks - 1:
