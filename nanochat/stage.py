@@ -8,13 +8,12 @@ import gc
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from nanochat import (
@@ -22,139 +21,31 @@ from nanochat import (
     dataloader,
     loss_eval,
     memory,
-    metrics,
     micro_batch,
     optim,
     outlook,
     paths,
+    preparation,
     report,
     runtime,
     trace,
     trainer,
 )
-from nanochat.batch import Batch
-from nanochat.chat import render_for_completion
-from nanochat.chat_data import Conversations
 from nanochat.checkpoint_manager import Checkpoint
-from nanochat.configurator import FolderName, at_least
-from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.metrics import RunLog
+from nanochat.plan import COLUMNS, TITLES, LoopOptions, Plan, refuse_other_settings
 from nanochat.runtime import Runtime
 from nanochat.saver import Saver
-from nanochat.schedule import Schedule, scaled_weight_decay
+from nanochat.schedule import scaled_weight_decay
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.trainer import Every, State
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = {"base": "BASE", "mid": "MID", "sft": "SFT", "rl": "RL"}
-TITLES = {
-    "base": "Pretraining",
-    "mid": "Midtraining",
-    "sft": "Supervised finetuning",
-    "rl": "Reinforcement learning",
-}
 MAX_JUMPS = 10  # steps that a run leaves out; more of them are no accident
-PREPARING_PAYS_FROM_SECONDS = 60  # compiling, searching: work at the device's peak, dev/LOG.md
 COLLECT_EVERY = 1000  # steps between collections of garbage, of which the loop makes none
-SAMPLE_TOKENS = 64
-SAMPLE_QUESTIONS = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """Options that every training command has."""
-
-    model_tag: Annotated[str, FolderName()] = ""
-    """Folder of the checkpoints; empty means d<depth>."""
-    device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest that is there."""
-    device_batch_size: Annotated[int, at_least(1, besides=-1)] = -1
-    """Rows in one forward pass on one device; -1 means as many as fit on a GPU and the fastest
-    on a CPU. Does not change results."""
-    activation_checkpointing: bool = False
-    """Compute each block again in the backward pass in place of keeping it: a third slower, with
-    a tenth of the activations. Does not change results."""
-    matrix_lr: Annotated[float, at_least(0)] = 0.02
-    """Learning rate of the matrices (Muon)."""
-    embedding_lr: Annotated[float, at_least(0)] = 0.2
-    """Learning rate of the token embedding (AdamW), scaled by (width / 768) ** -0.5."""
-    unembedding_lr: Annotated[float, at_least(0)] = 0.004
-    """Learning rate of the unembedding (AdamW), scaled by (width / 768) ** -0.5."""
-    weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Decay of the matrices at width 768; scaled by 1 / width^2, falls to zero over the run."""
-    eval_every: Annotated[int, at_least(0)] = 250
-    """Steps between evaluations; 0 means only after the last step."""
-    eval_tokens: Annotated[int, at_least(1)] = 65536
-    """Validation tokens of each evaluation."""
-    save_every: Annotated[int, at_least(0)] = 250
-    """Steps between checkpoints; 0 means by --save_minutes, before evaluations and at the end."""
-    save_minutes: Annotated[float, at_least(0)] = 10.0
-    """Minutes between checkpoints at most; 0 means by steps alone."""
-    keep_checkpoints: Annotated[int, at_least(1)] = 2
-    """How many of the newest checkpoints stay."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite stops the run before the update; skip: go back to the
-    last checkpoint and leave that step's batch out."""
-    resume: bool = True
-    """Go on from the newest whole checkpoint of the same run; --resume=false is --fresh."""
-    fresh: bool = False
-    """Start from step 0; what an earlier run of this stage saved is moved aside."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the model; auto: when there is a compiler and the run is long enough."""
-    dry_run: bool = False
-    """Print the table of the run and stop before anything is computed."""
-    profile: bool = False
-    """Leave a trace of a few of the first steps beside the checkpoints."""
-    seed: int = 42
-    """Of initial weights, data order and sampling."""
-
-    @property
-    def starts_over(self) -> bool:
-        """True when a run that is there is not gone on with; torchrun's restarts always go on."""
-        return (self.fresh or not self.resume) and runtime.restart_count() == 0
-
-
-# What may differ between a run and its continuation: it does not change what is learned.
-FREE_OPTIONS = {
-    "device_type", "device_batch_size", "activation_checkpointing", "dry_run", "profile",
-    "eval_every", "eval_tokens", "save_every", "save_minutes",
-    "keep_checkpoints", "on_nonfinite", "resume", "fresh", "compile",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One stage of one run."""
-
-    stage: str
-    tag: str
-    options: LoopOptions
-    settings: dict[str, Any]
-    """What defines the run: an unfinished run goes on only with equal settings."""
-    source: str
-    """Whose validation text is read."""
-    tokenizer: RustBPETokenizer
-    model: GPT
-    """With the weights of step 0; or on the meta device, then `run` makes them from the seed."""
-    schedule: Schedule
-    rows: int
-    """Of one optimizer step over all ranks."""
-    batches: Callable[[dict[str, Any] | None], Iterator[Batch]]
-    """From a loader state (None: from the start) to the batches that follow."""
-    samples: Callable[[], list[dict[str, str]]]
-    """A few texts of the trained model, for the report."""
-    held_out: Conversations | None = None
-    """Conversations that are not trained on."""
-    rate_scale: float = 1.0
-    """Share of the options' learning rates that is the plateau of this stage."""
-    prefetch: bool = True
-    has_fixed_shape: bool = True
-    """Every batch is rows x context; else compiling would start anew with each length."""
-    observed: Callable[[], dict[str, float]] = dict
-    """Numbers that the maker of the batches wants logged with each step."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +87,6 @@ def opened(device_type: str) -> Iterator[Runtime]:
         runtime.stop()
 
 
-def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
-    """The settings that define a run: options that change what is learned, and `more`."""
-    named = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
-    return {**named, **more}
-
-
 def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
     """True, and said so, when this very run is done. Raises UserError when another one is there."""
     directory = paths.checkpoints_dir(stage) / tag
@@ -214,22 +99,6 @@ def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOption
     if meta["finished"]:
         logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
     return bool(meta["finished"])
-
-
-def refuse_other_settings(
-    directory: Path, there: dict[str, Any], asked: dict[str, Any], options: LoopOptions
-) -> None:
-    """Raises UserError that names what differs; options that are newer had their default there."""
-    defaults = {field.name: field.default for field in fields(options)}
-    there = {name: defaults[name] for name in asked.keys() & defaults.keys()} | there
-    names = sorted(there.keys() | asked.keys())
-    differing = [name for name in names if there.get(name) != asked.get(name)]
-    if differing:
-        facts = "; ".join(f"{n}: {there.get(n)} there, {asked.get(n)} asked" for n in differing[:4])
-        raise UserError(
-            f"{directory} holds a run with other settings ({facts}); use --model_tag=NAME for a"
-            " second run beside it, or --fresh to move it aside"
-        )
 
 
 def run(plan: Plan, place: Runtime) -> None:
@@ -246,7 +115,7 @@ def run(plan: Plan, place: Runtime) -> None:
         plan.model.init_weights(options.seed)
     optimizers = optim.build_optimizers(plan.model, **_rates(plan))
     log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, place.is_main)
-    speed = measure_speed(plan.model, place)
+    speed = preparation.measure_speed(plan.model, place)
     saver = Saver(
         directory, plan.model, optimizers, place,
         keep=options.keep_checkpoints, minutes=options.save_minutes,
@@ -337,7 +206,7 @@ class _Loop:
 
     def run(self) -> tuple[State, trainer.Stopped | None]:
         """As `trainer.train`."""
-        model = compiled(self.plan, self.speed, self.place)
+        model = preparation.compiled(self.plan, self.speed, self.place)
         if not self.plan.options.profile:
             return self._run(model)
         path = self.saver.directory / f"trace_rank{self.place.rank}.json"
@@ -369,7 +238,8 @@ class _Loop:
         if found is not None:
             start, loader = self._restore(Checkpoint(saver.directory, found["step"], found))
             self.jump |= set(found.get("jumped", []))
-        self.micro_rows = self.micro_rows or _micro_rows(plan, self.speed, self.place, found or {})
+        if not self.micro_rows:
+            self.micro_rows = preparation.micro_rows(plan, self.speed, self.place, found or {})
         saver.start_from(start.step if found else -1, self._facts())
         self.log.truncate_after(start.step)
         if found is None and plan.options.on_nonfinite == "skip":
@@ -385,7 +255,7 @@ class _Loop:
             "tokenizer": self.plan.tokenizer.content_hash,
             "settings": self.plan.settings,
             "jumped": sorted(self.jump),
-            "micro_batch": [*_whereabouts(self.place), self.micro_rows],
+            "micro_batch": [*preparation.whereabouts(self.place), self.micro_rows],
         }
 
     def _restore(self, checkpoint: Checkpoint) -> tuple[State, dict[str, Any]]:
@@ -464,73 +334,6 @@ def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
     return checkpoint.meta
 
 
-def compiled(plan: Plan, speed: trainer.Speed, place: Runtime) -> nn.Module:
-    """The model, compiled where that pays and works, else as it is; which one is said."""
-    reason = {"off": "--compile=off", "on": ""}.get(plan.options.compile)
-    if reason is None:
-        reason = _reason_for_eager(plan, speed, place)
-    if reason:
-        logger.info("eager, not compiled: %s", reason)
-        return plan.model
-    try:
-        torch.compile(torch.sin)(torch.ones(1, device=place.device))
-    except Exception as error:  # whatever a compiler's absence is called on this machine
-        logger.info("eager, not compiled: torch.compile fails here (%s)", type(error).__name__)
-        return plan.model
-    logger.info("compiling the model: the first step takes longer")
-    module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
-    return module
-
-
-def _reason_for_eager(plan: Plan, speed: trainer.Speed, place: Runtime) -> str:
-    if not plan.has_fixed_shape:
-        return "the rows of this stage change their length from step to step"
-    if place.device.type == "mps":
-        return "not on this device"
-    if _is_short(plan, speed, place):
-        return "the run is too short to win the compiler's time back"
-    return ""
-
-
-def _is_short(plan: Plan, speed: trainer.Speed, place: Runtime) -> bool:
-    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
-    share = num_tokens / place.world_size * speed.flops_per_token
-    return share < PREPARING_PAYS_FROM_SECONDS * (speed.peak_flops or 0.0)
-
-
-def _micro_rows(plan: Plan, speed: trainer.Speed, place: Runtime, found: dict[str, Any]) -> int:
-    """Rows in one forward pass: as asked, or as before in the same place, or what is best."""
-    rank_rows = plan.rows // place.world_size
-    if plan.options.device_batch_size > 0:
-        return min(plan.options.device_batch_size, rank_rows)
-    *there, rows = found.get("micro_batch", [0])
-    if there == _whereabouts(place):  # the same cut gives the same bits
-        return int(rows)
-    is_worth_it = plan.has_fixed_shape and not _is_short(plan, speed, place)
-    if place.device.type == "cuda" or (place.device.type == "cpu" and is_worth_it):
-        return micro_batch.search(plan.model, rank_rows, place)
-    return micro_batch.usual(rank_rows, plan.model.config.sequence_len)
-
-
-def _whereabouts(place: Runtime) -> list[Any]:
-    return [_device_name(place), place.world_size]
-
-
-def _device_name(place: Runtime) -> str:
-    if place.device.type == "cuda":
-        return torch.cuda.get_device_name(place.device)
-    return place.device.type.upper()
-
-
-def measure_speed(model: GPT, place: Runtime) -> trainer.Speed:
-    """What this device could do: from the table of known ones, else from a measured matmul."""
-    peak = metrics.peak_flops(_device_name(place), place.compute_dtype)
-    if peak is None:
-        peak = metrics.measure_matmul_peak(place.device, place.compute_dtype)
-        logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
-    return trainer.Speed(model.flops_per_token(), peak)
-
-
 def evaluate(plan: Plan, place: Runtime) -> dict[str, float]:
     """Bits per byte of the plan's model by row of the report's table, printed as well."""
     model, tokenizer = plan.model, plan.tokenizer
@@ -570,35 +373,6 @@ def _section(
         "samples": plan.samples(),
         "seconds": state.seconds,
     }
-
-
-def continuations(engine: Engine, texts: Sequence[str]) -> list[dict[str, str]]:
-    """Greedy continuations of plain text, as samples for the report."""
-    tokenizer = engine.tokenizer
-    bos = tokenizer.get_bos_token_id()
-    return _samples(engine, texts, [tokenizer.encode(text, prepend=bos) for text in texts])
-
-
-def answers(engine: Engine, questions: Sequence[str]) -> list[dict[str, str]]:
-    """Greedy answers to questions put in a chat, as samples for the report."""
-    prompts = [
-        render_for_completion({"messages": [{"role": "user", "content": text}]}, engine.tokenizer)
-        for text in questions
-    ]
-    return _samples(engine, questions, prompts)
-
-
-def _samples(
-    engine: Engine, texts: Sequence[str], prompts: list[list[int]]
-) -> list[dict[str, str]]:
-    """What the model says to each prompt that its context has room for."""
-    context = engine.model.config.sequence_len
-    fitting = [(t, ids) for t, ids in zip(texts, prompts, strict=True) if len(ids) < context]
-    completions = engine.complete([ids for _, ids in fitting], max_tokens=SAMPLE_TOKENS)
-    return [
-        {"prompt": text, "answer": engine.tokenizer.decode(one.tokens)}
-        for (text, _), one in zip(fitting, completions, strict=True)
-    ]
 
 
 def _curve(history: list[dict[str, Any]], name: str) -> list[list[float]]:

@@ -23,8 +23,10 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.metrics import ProgressLine
+from nanochat.plan import COLUMNS
 from nanochat.primer.world import a
 from nanochat.runtime import Runtime
+from nanochat.samples import continuations
 from nanochat.tokenizer import RustBPETokenizer
 from tasks.primer import Primer
 
@@ -122,7 +124,7 @@ def evaluate(options: Options, place: Runtime) -> None:
         table, notes = conclusions(options, bundle, results)
         for note in notes:
             logger.info("%s", note)
-        samples = stage.continuations(Engine(model, tokenizer), beginnings)
+        samples = continuations(Engine(model, tokenizer), beginnings)
         whole = {"table": table, "notes": notes, "samples": samples, "complete": True}
         report.write_section(SECTION, make_section(settings, tasks, results, seconds) | whole)
     runtime.barrier()
@@ -233,7 +235,7 @@ def make_section(
     rows = [row_of(task, results[task.label]) for task in tasks if task.label in results]
     return {
         "title": "What the base model knows",
-        "column": stage.COLUMNS["base"],
+        "column": COLUMNS["base"],
         "order": 15,
         "settings": settings,
         "rows": [ROWS_HEAD, *rows] if rows else [],

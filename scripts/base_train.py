@@ -17,7 +17,9 @@ from nanochat.configurator import at_least, between, parse, run
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
+from nanochat.samples import continuations
 from nanochat.tokenizer import get_tokenizer
 
 SAMPLE_PROMPTS = (
@@ -28,7 +30,7 @@ SAMPLE_PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Options(stage.LoopOptions):
+class Options(LoopOptions):
     """Pretrain a model on the text of the current source."""
 
     depth: int = 20
@@ -79,7 +81,7 @@ def pretrain(options: Options, place: Runtime) -> None:
     )
     source = options.source or dataset.current_source()
     tag = options.model_tag or default_tag(options.depth)
-    settings = stage.defining_settings(
+    settings = defining_settings(
         options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash
     )
     if stage.finished("base", tag, settings, options):
@@ -101,7 +103,7 @@ def pretrain(options: Options, place: Runtime) -> None:
             resume=resume,
         )
 
-    plan = stage.Plan(
+    plan = Plan(
         stage="base",
         tag=tag,
         options=options,
@@ -114,7 +116,7 @@ def pretrain(options: Options, place: Runtime) -> None:
         ),
         rows=rows,
         batches=batches,
-        samples=lambda: stage.continuations(Engine(model, tokenizer), SAMPLE_PROMPTS),
+        samples=lambda: continuations(Engine(model, tokenizer), SAMPLE_PROMPTS),
     )
     stage.run(plan, place)
 

@@ -19,6 +19,7 @@ from nanochat.core_eval import centred
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine
+from nanochat.plan import COLUMNS
 from nanochat.primer import FAMILIES
 from nanochat.runtime import Runtime
 from tasks.arc import ARC
@@ -237,8 +238,8 @@ def make_section(
     cut = sum(tally.num_cut for tally in results.values())
     return {
         "title": f"Questions to the {source.upper()} model",
-        "column": stage.COLUMNS[source],
-        "order": 20 + list(stage.COLUMNS).index(source),
+        "column": COLUMNS[source],
+        "order": 20 + list(COLUMNS).index(source),
         "settings": settings,
         "metrics": {f"{name}, right of {t.num_total}": t.num_passed for name, t in results.items()},
         "notes": [f"{cut} prompts exceeded the context; the model saw their end."] if cut else [],

@@ -13,7 +13,9 @@ from nanochat.batch import Batch
 from nanochat.configurator import at_least, parse, run
 from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
+from nanochat.samples import SAMPLE_QUESTIONS, answers
 from nanochat.schedule import Schedule
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
@@ -21,7 +23,7 @@ from tasks.primer import Primer
 
 
 @dataclass(frozen=True)
-class Options(stage.LoopOptions):
+class Options(LoopOptions):
     """Raise what the model gets right only sometimes."""
 
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
@@ -64,7 +66,7 @@ def reinforce(options: Options, place: Runtime) -> None:
         )
     parent = stage.find_parent("sft", options.model_tag)
     source = dataset.current_source()
-    settings = stage.defining_settings(
+    settings = defining_settings(
         options, model_tag=parent.tag, parent=parent.identity, source=source
     )
     if stage.finished("rl", parent.tag, settings, options):
@@ -97,7 +99,7 @@ def reinforce(options: Options, place: Runtime) -> None:
             observe=lambda reward, length: seen.update(reward=reward, answer_tokens=length),
         )
 
-    plan = stage.Plan(
+    plan = Plan(
         stage="rl",
         tag=parent.tag,
         options=options,
@@ -113,7 +115,7 @@ def reinforce(options: Options, place: Runtime) -> None:
         prefetch=False,  # on-policy: the next samples need this step's weights
         observed=lambda: dict(seen),
         has_fixed_shape=False,
-        samples=lambda: stage.answers(engine, stage.SAMPLE_QUESTIONS),
+        samples=lambda: answers(engine, SAMPLE_QUESTIONS),
     )
     stage.run(plan, place)
 

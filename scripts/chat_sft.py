@@ -12,7 +12,9 @@ from nanochat import chat_data, dataset, stage
 from nanochat.batch import Batch
 from nanochat.configurator import at_least, between, parse, run
 from nanochat.engine import Engine
+from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
+from nanochat.samples import SAMPLE_QUESTIONS, answers
 from nanochat.schedule import Schedule
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
@@ -24,7 +26,7 @@ from tasks.spellingbee import SimpleSpelling, SpellingBee
 
 
 @dataclass(frozen=True)
-class Options(stage.LoopOptions):
+class Options(LoopOptions):
     """Teach the manner of answering, on the assistant's tokens only."""
 
     rows_per_step: Annotated[int, at_least(1)] = 32
@@ -54,7 +56,7 @@ def finetune(options: Options, place: Runtime) -> None:
     """Everything between the options and the loop."""
     parent = stage.find_parent("mid", options.model_tag)
     source = dataset.current_source()
-    settings = stage.defining_settings(
+    settings = defining_settings(
         options, model_tag=parent.tag, parent=parent.identity, source=source
     )
     if stage.finished("sft", parent.tag, settings, options):
@@ -76,7 +78,7 @@ def finetune(options: Options, place: Runtime) -> None:
             resume=resume,
         )
 
-    plan = stage.Plan(
+    plan = Plan(
         stage="sft",
         tag=parent.tag,
         options=options,
@@ -90,7 +92,7 @@ def finetune(options: Options, place: Runtime) -> None:
         held_out=held_out_conversations(source, options.eval_conversations),
         rate_scale=options.init_lr,
         has_fixed_shape=False,
-        samples=lambda: stage.answers(Engine(model, tokenizer), stage.SAMPLE_QUESTIONS),
+        samples=lambda: answers(Engine(model, tokenizer), SAMPLE_QUESTIONS),
     )
     stage.run(plan, place)
 

@@ -12,7 +12,9 @@ from nanochat import chat_data, dataset, stage
 from nanochat.batch import Batch
 from nanochat.configurator import at_least, between, parse, run
 from nanochat.engine import Engine
+from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
+from nanochat.samples import SAMPLE_QUESTIONS, answers
 from nanochat.schedule import Schedule, global_rows
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
@@ -24,7 +26,7 @@ from tasks.spellingbee import SimpleSpelling, SpellingBee
 
 
 @dataclass(frozen=True)
-class Options(stage.LoopOptions):
+class Options(LoopOptions):
     """Teach a pretrained model the form of a conversation, tools and choices."""
 
     total_batch_size: int = 524288
@@ -54,7 +56,7 @@ def midtrain(options: Options, place: Runtime) -> None:
     """Everything between the options and the loop."""
     parent = stage.find_parent("base", options.model_tag)
     source = dataset.current_source()
-    settings = stage.defining_settings(
+    settings = defining_settings(
         options, model_tag=parent.tag, parent=parent.identity, source=source
     )
     if stage.finished("mid", parent.tag, settings, options):
@@ -80,7 +82,7 @@ def midtrain(options: Options, place: Runtime) -> None:
             resume=resume,
         )
 
-    plan = stage.Plan(
+    plan = Plan(
         stage="mid",
         tag=parent.tag,
         options=options,
@@ -93,7 +95,7 @@ def midtrain(options: Options, place: Runtime) -> None:
         schedule=Schedule(num_steps, warmdown_share=options.warmdown_share),
         held_out=held_out_conversations(source, options.eval_conversations),
         rate_scale=options.init_lr,
-        samples=lambda: stage.answers(Engine(model, tokenizer), stage.SAMPLE_QUESTIONS),
+        samples=lambda: answers(Engine(model, tokenizer), SAMPLE_QUESTIONS),
     )
     stage.run(plan, place)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat import kv_cache, runtime, stage
+from nanochat import kv_cache, preparation, runtime
 from nanochat.chat import render_conversation, render_for_completion
 from nanochat.engine import Completion, Engine, Request
 from nanochat.errors import UserError
@@ -505,7 +505,7 @@ def test_answers_in_training_come_from_the_model_that_is_not_compiled(
     model = small_model()
     plan = SimpleNamespace(model=model, options=SimpleNamespace(compile="on"))
     place = SimpleNamespace(device=CPU)
-    trained = stage.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
+    trained = preparation.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
     assert isinstance(trained, Compiled) and trained.module is model
     done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
     assert [len(one.tokens) for one in done] == [4, 4]

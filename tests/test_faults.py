@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dev.faults import files, runs
+from dev.faults import files, jobs, runs, trial
 from dev.faults.outcome import Outcome
-from dev.faults.runs import Trial
+from dev.faults.trial import Trial
 
 SEED = 1
 
@@ -52,13 +52,13 @@ def test_a_kill_in_a_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    runs.make_world(folder)
+    trial.make_world(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def straight(base: Path) -> dict[int, Trial]:
-    return {ranks: runs.straight(base, ranks) for ranks in (1, 2)}
+    return {ranks: trial.straight(base, ranks) for ranks in (1, 2)}
 
 
 @pytest.mark.parametrize(("ranks", "tolerance"), [([1], 0.0), ([2], 0.0), ([1, 2], 1e-5)])
@@ -90,7 +90,7 @@ def test_a_full_disk_does_not_end_the_run(base: Path, straight: dict[int, Trial]
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_job(base: Path) -> None:
-    outcome = runs.lost_ranks(base, 1, signal.SIGKILL, bar_seconds=60)  # the bar is the command's
+    outcome = jobs.lost_ranks(base, 1, signal.SIGKILL, bar_seconds=60)  # the bar is the command's
     assert_harmless(outcome, 1)
 
 
@@ -98,4 +98,4 @@ def test_a_killed_rank_ends_the_job(base: Path) -> None:
 def test_torchrun_starts_a_job_again_and_it_ends_as_a_straight_one(
     base: Path, straight: dict[int, Trial]
 ) -> None:
-    assert_harmless(runs.restarted_job(base, straight[2], 1), 1)
+    assert_harmless(jobs.restarted_job(base, straight[2], 1), 1)

@@ -23,9 +23,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dev.faults import files, runs
+from dev.faults import files, jobs, runs, trial
 from dev.faults.outcome import Outcome
-from dev.faults.runs import Trial
+from dev.faults.trial import Trial
 from nanochat.configurator import parse, run
 from nanochat.errors import UserError
 
@@ -56,9 +56,9 @@ def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Itera
 
     def straight(ranks: int) -> Trial:
         if not base.exists():
-            runs.make_world(base)
+            trial.make_world(base)
         if ranks not in trials:
-            trials[ranks] = runs.straight(base, ranks)
+            trials[ranks] = trial.straight(base, ranks)
         return trials[ranks]
 
     def kills() -> Iterator[Outcome]:
@@ -73,9 +73,9 @@ def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Itera
 
     def lost() -> Iterator[Outcome]:
         reference = straight(2)
-        yield runs.lost_ranks(base, n(3, 1), signal.SIGKILL, 10)
-        yield runs.lost_ranks(base, 1, signal.SIGSTOP, 120)
-        yield runs.restarted_job(base, reference, n(3, 1))
+        yield jobs.lost_ranks(base, n(3, 1), signal.SIGKILL, 10)
+        yield jobs.lost_ranks(base, 1, signal.SIGSTOP, 120)
+        yield jobs.restarted_job(base, reference, n(3, 1))
 
     return {
         "files": lambda: [

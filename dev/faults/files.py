@@ -20,7 +20,7 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.configurator import read_config
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.stage import LoopOptions
+from nanochat.plan import LoopOptions
 from nanochat.tokenizer import RustBPETokenizer
 
 

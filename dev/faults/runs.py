@@ -1,121 +1,29 @@
 """Faults of runs: killed, told to stop, poisoned; then compared with a run that had none."""
 
-import functools
-import json
-import math
 import os
 import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 
 from dev.faults import inside
 from dev.faults.inside import SAVED, SAVING, STEP, Marker
 from dev.faults.outcome import Outcome
+from dev.faults.trial import NUM_EPOCHS, NUM_STEPS, ROWS, Trial, compare, distance
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.shards import Documents
 from nanochat.tokenizer import RustBPETokenizer
 from tests import processes
 from tests.processes import Running
 
-ROWS, CONTEXT, NUM_STEPS, NUM_EPOCHS = 8, 64, 40, 3
-TRAIN = (
-    f"scripts.base_train --depth=1 --head_dim=32 --max_seq_len={CONTEXT}"
-    f" --total_batch_size={ROWS * CONTEXT} --num_iterations={NUM_STEPS} --save_every=4"
-    " --eval_every=7 --eval_tokens=2048 --compile=off --device_type=cpu --model_tag="
-)
-NUM_DOCUMENTS = 80
 POLL_SECONDS = 0.0005
 PHASES = ("save", "evaluation", "step")
-
-
-def make_world(base: Path) -> None:
-    """A small corpus of documents that tell their number at both ends, and a tokenizer."""
-    words = random.Random(0)
-    lines = [
-        json.dumps({"text": f"<{n}| " + " ".join(words.choices(["sun", "moon", "a", "of"], k=30))
-                    + f" |{n}>"})
-        for n in range(NUM_DOCUMENTS)
-    ]  # fmt: skip
-    (base / "corpus").mkdir(parents=True)
-    (base / "corpus" / "texts.jsonl").write_text("\n".join(lines))
-    processes.run(base, f"nanochat.dataset --source={base / 'corpus'}")
-    processes.run(base, "scripts.tok_train --vocab_size=300")
-
-
-class Trial:
-    """One run of a base directory by its tag, with what its processes have noted."""
-
-    def __init__(self, base: Path, tag: str, options: str = "") -> None:
-        self.base, self.tag = base, tag
-        self.line = f"{TRAIN}{tag} {options}"
-        self.checkpoints = base / "base_checkpoints" / tag
-        self.notes = base / "notes" / tag
-        self.notes.mkdir(parents=True)
-        self.markers = [Marker(self.notes / f"marker-{rank}") for rank in range(2)]
-
-    def start(self, ranks: int = 1, poison: tuple[int, str] | None = None) -> Running:
-        """A process of the run for each rank."""
-        before = functools.partial(inside.observe, self.notes, poison)
-        for marker in self.markers:
-            marker.clear()
-        return processes.start(self.base, self.line, ranks, before)
-
-    def finish(self, ranks: int = 1, poison: tuple[int, str] | None = None) -> list[int]:
-        """Run it to its end; the exit codes."""
-        return self.start(ranks, poison).wait()
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Of its last checkpoint; nothing when the run is not done."""
-        found = checkpoints.newest_whole(self.checkpoints)
-        is_done = found is not None and found.step == NUM_STEPS
-        return found.load_model_state(torch.device("cpu")) if found and is_done else {}
-
-    def losses(self) -> dict[int, float]:
-        """By step, over all ranks, as the run has logged them."""
-        lines = (self.checkpoints / "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        return {row["step"]: row["loss"] for row in rows if "tokens" in row}
-
-    def rows(self) -> dict[tuple[int, int], list[list[int]]]:
-        """By (step, lane): every version of the row that was trained on, in order of time."""
-        seen: dict[tuple[int, int], list[list[int]]] = {}
-        for path in sorted(self.notes.glob("trace-*.jsonl")):
-            for text in path.read_text().splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:  # cut by a kill
-                    continue
-                for lane, row in line["rows"].items():
-                    seen.setdefault((line["step"], int(lane)), []).append(row)
-        return seen
-
-
-def straight(base: Path, ranks: int = 1) -> Trial:
-    """A run that nothing happens to."""
-    trial = Trial(base, f"straight{ranks}")
-    assert set(trial.finish(ranks)) == {0}
-    return trial
-
-
-def distance(ours: Trial, theirs: Trial) -> float:
-    """Of all weights, as a share of their norm; 0.0 when they are equal to the bit."""
-    one, other = ours.weights(), theirs.weights()
-    if not one:
-        return math.inf
-    if all(torch.equal(one[name], other[name]) for name in other):
-        return 0.0
-    flat = [torch.cat([tensor.flatten() for tensor in each.values()]) for each in (one, other)]
-    return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
 # ---- kills
@@ -184,24 +92,6 @@ def killed_runs(
         compare(outcome, trial, reference, tolerance)
     outcome.facts.update({f"killed in {phase}": at[phase] for phase in PHASES}, runs=len(trials))
     return outcome, trials
-
-
-def compare(outcome: Outcome, trial: Trial, reference: Trial, tolerance: float) -> None:
-    """Note what a run has done otherwise than the one that nothing happened to."""
-    away = distance(trial, reference)
-    outcome.facts["farthest"] = max(outcome.facts.get("farthest", 0.0), away)
-    outcome.expect(away <= tolerance, f"{trial.tag}: other weights, {away:.1e} away")
-    ours, theirs = trial.losses(), reference.losses()
-    is_same = ours.keys() == theirs.keys() and all(
-        abs(ours[step] - theirs[step]) <= tolerance * abs(theirs[step]) for step in theirs
-    )
-    outcome.expect(is_same, f"{trial.tag}: other losses")
-    rows = {place: versions[-1:] for place, versions in reference.rows().items()}
-    every = trial.rows()
-    is_same = every.keys() == rows.keys() and all(
-        version == rows[place][0] for place, versions in every.items() for version in versions
-    )
-    outcome.expect(is_same, f"{trial.tag}: other rows")
 
 
 def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
@@ -406,61 +296,3 @@ def documents_seen(base: Path, trials: Sequence[Trial]) -> Outcome:
                 outcome.expect(times == 1, f"{trial.tag}: {number} {times} times in epoch {epoch}")
     outcome.facts["runs"] = len(trials)
     return outcome
-
-
-# ---- ranks that are lost, under the real launcher
-
-
-def lost_ranks(base: Path, count: int, number: signal.Signals, bar_seconds: float) -> Outcome:
-    """One rank of two is killed or stopped: how long torchrun's job lasts then."""
-    what = {signal.SIGKILL: "killed", signal.SIGSTOP: "stopped"}[number]
-    outcome = Outcome(
-        f"a rank that is {what}, under torchrun", f"the job lasts {bar_seconds:.0f} s"
-    )
-    seconds = []
-    for trial_number in range(count):
-        job, ranks = _launch(base, f"{what}-{trial_number}", "--num_iterations=100000")
-        began = time.monotonic()
-        os.kill(ranks[-1], number)
-        job.wait()
-        seconds.append(time.monotonic() - began)
-        outcome.tried += 1
-        outcome.expect(seconds[-1] < bar_seconds, f"{seconds[-1]:.0f} s")
-        outcome.expect(job.returncode != 0, "as if nothing had happened")
-        left = [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
-        outcome.expect(not left, f"processes {left} are left")
-    outcome.facts["slowest, s"] = round(max(seconds), 1)
-    return outcome
-
-
-def restarted_job(base: Path, reference: Trial, count: int) -> Outcome:
-    """A rank is killed, and torchrun starts the job again."""
-    outcome = Outcome(
-        "a rank that is killed, torchrun --max-restarts=1",
-        "the job does not end as the straight one",
-    )
-    for number in range(count):
-        trial = Trial(base, f"restarted-{number}")
-        options = f"--num_iterations={NUM_STEPS}"
-        job, ranks = _launch(base, trial.tag, options, restarts=1)
-        os.kill(ranks[-1], signal.SIGKILL)
-        job.wait()
-        outcome.tried += 1
-        outcome.expect(job.returncode == 0, f"exit code {job.returncode}")
-        outcome.expect(distance(trial, reference) == 0.0, "other weights")
-    return outcome
-
-
-def _launch(base: Path, tag: str, options: str, restarts: int = 0) -> tuple[Any, list[int]]:
-    """A job of torchrun that has begun to train, and the processes of its ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    module, *line = f"{TRAIN}{tag} {options}".split()
-    job = subprocess.Popen(
-        [*launcher, f"--max-restarts={restarts}", "-m", module, "--", *line],
-        cwd=processes.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "NANOCHAT_BASE_DIR": str(base)},
-    )  # fmt: skip
-    metrics = base / "base_checkpoints" / tag / "metrics.jsonl"
-    while job.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") > 5):
-        time.sleep(0.001)
-    return job, [child.pid for child in psutil.Process(job.pid).children()]
