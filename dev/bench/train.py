@@ -8,8 +8,8 @@
 The model, the optimizers and the loop are those of every training command; the tokens are random.
 A depth is a process of its own, so that its peak of memory is its own. Between the steps, on a CPU
 between all micro-batches, products of large square matrices are timed: their median is the peak
-that the loop is compared with. `base_train` gives a step more tokens than the bench, 131,072 at
-depth 4 and 262,144 at depth 8, of which the optimizer is a still smaller part.
+that the loop is compared with. `base_train` gives a step more tokens than the bench, 262,144 at
+depths 4 and 8, of which the optimizer is a still smaller part.
 """
 
 import argparse
