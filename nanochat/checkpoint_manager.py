@@ -201,7 +201,10 @@ def _finish_save(directory: Path, step: int, meta: Meta, shares: list[Share], ke
     _write_meta(directory, whole)
     so_far = [old for old in saved_steps(directory) if old <= step]  # later ones are damaged
     for old in so_far[max(1, keep) :]:
-        _remove(directory, old)
+        try:
+            _remove(directory, old)
+        except OSError as error:  # the new one is whole all the same
+            logger.warning("checkpoint of step %d could not be removed: %s", old, error)
 
 
 def _write_meta(directory: Path, meta: Meta) -> None:
@@ -327,7 +330,8 @@ def read_meta(stage: str, tag: str | None = None, step: int | None = None) -> Me
         meta = _read_meta(directory, candidate)
         if meta:
             return meta
-    raise UserError(f"no readable checkpoint of step {step or 'any'} in {directory}")
+    wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+    raise UserError(f"no readable {wanted} in {directory}; train that stage again with --fresh")
 
 
 def _read_meta(directory: Path, step: int) -> Meta | None:
@@ -335,7 +339,7 @@ def _read_meta(directory: Path, step: int) -> Meta | None:
         meta = json.loads(_file(directory, "meta", step).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(meta, dict):
+    if not isinstance(meta, dict) or not isinstance(meta.get("files"), dict):
         return None
     is_whole = meta.get("version") == FORMAT_VERSION and meta.get("sha256") == _meta_digest(meta)
     return meta if is_whole or meta.get("version") == FIRST_VERSION else None
@@ -396,7 +400,9 @@ def load_model(
     if checkpoint is None:
         wanted = "whole checkpoint" if step is None else f"whole checkpoint of step {step}"
         have = ", ".join(map(str, saved_steps(directory)))
-        raise UserError(f"no {wanted} in {directory} (steps there: {have}); train that stage again")
+        raise UserError(
+            f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"
+        )
     tokenizer = get_tokenizer()
     refuse_other_tokenizer(checkpoint.meta, tokenizer)
     model = build_model(checkpoint.meta, place.device, place.compute_dtype)

@@ -68,13 +68,17 @@ def between(low: float, high: float) -> Bounds:
 
 @dataclass(frozen=True)
 class FolderName:
-    """A text that becomes the name of one folder."""
+    """A text that becomes the name of one folder, which others must not have."""
+
+    taken: tuple[str, ...] = ()
 
     def refusal(self, value: str) -> str:
         """As that of Bounds."""
-        if not value or re.fullmatch(r"[A-Za-z0-9_+=,@-][A-Za-z0-9._+=,@-]*", value):
+        if value in self.taken:
+            return "is the name of a folder that is there for something else; use another"
+        if not value or re.fullmatch(r"[A-Za-z0-9_+=,@-][A-Za-z0-9._+=,@-]{0,99}", value):
             return ""
-        return "is not the plain name of a folder; use letters, digits, '-', '_' and '.'"
+        return "is not the plain name of a folder; use up to 100 letters, digits, '-', '_' and '.'"
 
 
 def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> OptionsType:

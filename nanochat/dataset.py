@@ -107,7 +107,7 @@ def source_name(source: str) -> str:
 
 def _is_made(name: str) -> bool:
     """True for the name (not the path) of a source that was made before."""
-    return name == Path(name).name and (paths.data_dir(name) / "manifest.json").is_file()
+    return name == Path(name).name and _manifest(name) is not None
 
 
 def current_source() -> str:
@@ -115,7 +115,7 @@ def current_source() -> str:
     try:
         chosen = json.loads(_chosen_path().read_text(encoding="utf-8"))
         return str(chosen["source"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"no text in {paths.base_dir() / 'data'}; run python -m nanochat.dataset first"
             " (--source primer needs no network)"
@@ -157,7 +157,7 @@ class _Shards:
 
     def __init__(self, name: str) -> None:
         self.folder = paths.data_dir(name)
-        self.manifest = _read_manifest(name) if _is_made(name) else {}
+        self.manifest = _manifest(name) or {}
         noted = [*self.manifest.get("train", []), *self.manifest.get("val", [])]
         self.noted: dict[Path, dict[str, Any]] = {
             self.folder / facts["path"]: facts for facts in noted
@@ -310,13 +310,23 @@ def _place(text: str) -> float:
 
 
 def _read_manifest(name: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    manifest = _manifest(name)
+    if manifest is None:
         raise UserError(
             f"no text of source {name}; run python -m nanochat.dataset --source {name} first"
-        ) from None
-    return dict(manifest)
+        )
+    return manifest
+
+
+def _manifest(name: str) -> dict[str, Any] | None:
+    """What was noted of a source's shards; None when there is nothing that can be believed."""
+    try:
+        manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))
+        noted = [facts for split in ("train", "val") for facts in manifest[split]]
+        is_good = all(facts.keys() >= {"path", "bytes", "rows", "sha256"} for facts in noted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if is_good else None
 
 
 def shard_paths(source: str, split: Split) -> list[Path]:

@@ -104,15 +104,17 @@ class RunLog:
         self.is_torn = False
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines so far; one that was cut by a crash is left out."""
+        """All lines so far; one that a crash has cut or a disk has damaged is left out."""
         if not self.path.is_file():
             return []
         lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
         return lines
 
     def truncate_after(self, step: int) -> None:

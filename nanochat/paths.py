@@ -103,6 +103,11 @@ def disk_failure(error: OSError) -> tuple[str, str] | None:
         return f"no permission for {error.filename}", remedy
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file stands in the way of the folder {error.filename}", remedy
+    if error.errno == errno.EISDIR:
+        place = error.filename2 or error.filename
+        return f"a folder stands in the way of the file {place}", "move it away"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename} is too long a name", "use a shorter one"
     return None
 
 

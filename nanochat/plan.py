@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from nanochat import runtime
+from nanochat import checkpoint_manager, runtime
 from nanochat.batch import Batch
 from nanochat.chat_data import Conversations
 from nanochat.configurator import FolderName, at_least
@@ -27,7 +27,7 @@ TITLES = {
 class LoopOptions:
     """Options that every training command has."""
 
-    model_tag: Annotated[str, FolderName()] = ""
+    model_tag: Annotated[str, FolderName(taken=(checkpoint_manager.REPLACED,))] = ""
     """Folder of the checkpoints; empty means d<depth>."""
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest that is there."""

@@ -79,7 +79,7 @@ def pretrain(options: Options, place: Runtime) -> None:
         rope_base=options.rope_base,
         window_pattern=options.window_pattern,
     )
-    source = options.source or dataset.current_source()
+    source = dataset.source_name(options.source or dataset.current_source())
     tag = options.model_tag or default_tag(options.depth)
     settings = defining_settings(
         options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash

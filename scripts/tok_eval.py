@@ -135,8 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         "tokenizer": tokenizer.content_hash,
         "max_chars": options.max_chars,
     }
-    done = report.read_section(SECTION)
-    if done is not None and done["settings"] == settings and not options.fresh:
+    done = report.read_section(SECTION) or {}
+    if done.get("settings") == settings and not options.fresh:
         logger.info("the tokenizer is measured already: %s", paths.report_dir())
         return
     began = time.perf_counter()

@@ -172,6 +172,8 @@ def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
         (f"{TRAIN} --model_tag=../../x", "--model_tag=../../x is not the plain name of a folder"),
         (f"{TRAIN} --model_tag=a/b", "--model_tag=a/b is not the plain name of a folder"),
         (f"{TRAIN} --model_tag=..", "--model_tag=.. is not the plain name of a folder"),
+        (f"{TRAIN} --model_tag={'a' * 101}", "use up to 100 letters"),
+        (f"{TRAIN} --model_tag=replaced", "is the name of a folder that is there for"),
         (f"{TRAIN} --device_type=tpu", "--device_type=tpu is not known; use cuda, mps or cpu"),
         (f"{TRAIN} --source=primmer", "did you mean primer?"),
         (f"{TRAIN} --source=fineweb-edu", "no text of source fineweb-edu; run python -m nanochat"),

@@ -104,6 +104,26 @@ def test_only_the_newest_are_kept(tmp_path: Path, model: GPT) -> None:
     assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new_one(
+    tmp_path: Path, model: GPT, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, model)
+    (tmp_path / "meta_000001.json").unlink()
+    (tmp_path / "meta_000001.json").mkdir()
+    save(tmp_path, 2, model, keep=1)
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 2
+    assert "step 1 could not be removed" in caplog.text
+
+
+def test_a_meta_of_another_shape_is_passed_over(tmp_path: Path, model: GPT) -> None:
+    save(tmp_path, 1, model)
+    for step, text in ((2, "[]"), (3, '{"version": 1, "files": null}')):
+        (tmp_path / f"meta_00000{step}.json").write_text(text)
+    found = checkpoints.newest_whole(tmp_path)
+    assert found is not None and found.step == 1
+
+
 def test_a_checkpoint_without_meta_does_not_exist(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 1, model)
     save(tmp_path, 2, model)

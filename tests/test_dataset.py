@@ -101,6 +101,19 @@ def test_a_shard_that_was_cut_short_is_found_before_it_is_read_and_made_anew() -
     assert texts_of("primer") == right
 
 
+@pytest.mark.parametrize("text", ["", "null", '{"train": 3}', '{"train": [{}], "val": []}'])
+def test_a_damaged_manifest_is_made_anew_by_the_command_that_is_named(
+    base_dir: Path, text: str
+) -> None:
+    make("primer", 1)
+    before = texts_of("primer")
+    (base_dir / "data/primer/manifest.json").write_text(text)
+    with pytest.raises(UserError, match="dataset --source primer first"):
+        shard_paths("primer", "train")
+    make("primer", 1)
+    assert texts_of("primer") == before
+
+
 def test_a_shard_that_was_changed_in_place_is_made_anew_when_it_is_asked_for() -> None:
     make("primer", 1)
     right = texts_of("primer")

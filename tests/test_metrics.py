@@ -107,6 +107,15 @@ def test_a_line_cut_by_a_crash_is_left_out_and_a_resumed_run_repeats_no_step(
     assert [(line["step"], line["loss"]) for line in again.history()] == [(1, 1), (2, 2), (3, 9)]
 
 
+def test_lines_that_a_disk_has_damaged_are_left_out_of_a_resumed_run(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, "base", {}, is_main=True)
+    log.log(1, loss=1.0)
+    with log.path.open("ab") as file:
+        file.write(b'{"step": 2, "lo\xf3s": 2.0}\n\x00\xff{"st\n[]\n5\n{}\n')
+    log.truncate_after(3)
+    assert [line["step"] for line in log.history()] == [1, 2]
+
+
 class FakeTracker(types.ModuleType):
     """Stands for the package `wandb`."""
 

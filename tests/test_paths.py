@@ -49,6 +49,13 @@ def test_a_file_is_written_whole_with_its_folders_and_nothing_beside_it(tmp_path
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_folder_in_the_place_of_a_file_and_a_name_too_long_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"a folder stands in the way of the file {tmp_path}"):
+        paths.write_whole(tmp_path, "text")
+    with pytest.raises(UserError, match="is too long a name: "):
+        paths.write_whole(tmp_path / ("a" * 300), "text")
+
+
 def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     target = tmp_path / "file"
     paths.write_whole(target, "old")
