@@ -19,6 +19,7 @@ ROW_GROUP_ROWS = 1024
 ROW_GROUP_CHARACTERS = 8_000_000  # so that a group of long texts is not large
 MAX_ROW_GROUP_BYTES = 64_000_000  # shards of larger ones are cut anew: lanes hop between groups
 CACHED_BYTES = 256_000_000  # of text; lanes drift apart, and want more than one row group
+DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what damaged bytes raise in pyarrow
 
 
 def write_shard(path: Path, texts: Iterable[str]) -> None:
@@ -49,11 +50,11 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A parquet file with text. Raises UserError when it is damaged or has no such column."""
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        schema = file.schema_arrow
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.errno == errno.ENOENT:
             raise UserError(f"{path} is not there") from None
         raise UserError(f"{path} is damaged or not parquet; bring it again") from None
-    schema = file.schema_arrow
     if "text" not in schema.names:
         names = ", ".join(schema.names)
         raise UserError(f'{path} has columns {names} and none named "text"; rename one')
@@ -61,6 +62,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(f'{path}: the column "text" holds {kind} and not strings; convert it')
+    # Pages have checksums, these counts have none.
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    if sum(group.num_rows for group in groups) != file.metadata.num_rows:
+        raise UserError(f"{path} is damaged: its row groups are not its rows; bring it again")
     return file
 
 
@@ -131,10 +136,13 @@ class Documents:
 
     @staticmethod
     def _read(path: Path, group: int) -> pa.ChunkedArray:
+        file = open_parquet(path)
         try:
-            table = open_parquet(path).read_row_group(group, columns=["text"])
-            return table.column("text").cast(pa.large_string())
-        except (pa.ArrowInvalid, OSError) as error:
+            texts = file.read_row_group(group, columns=["text"]).column("text")
+            if len(texts) != (rows := file.metadata.row_group(group).num_rows):
+                raise pa.ArrowInvalid(f"{len(texts)} of {rows} texts are there")
+            return texts.cast(pa.large_string())
+        except DAMAGE as error:
             raise UserError(
                 f"{path} is damaged in row group {group} ({_one_line(error)}); remove it and make"
                 " it again with python -m nanochat.dataset"
@@ -150,10 +158,15 @@ def is_shard(path: Path) -> bool:
 
 def parquet_texts(file: Path) -> Iterator[str]:
     """The texts of a file, "" for those that are null. Raises UserError when it is damaged."""
+    parquet = open_parquet(file)
+    missing = parquet.metadata.num_rows
     try:
-        for batch in open_parquet(file).iter_batches(batch_size=ROW_GROUP_ROWS, columns=["text"]):
+        for batch in parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=["text"]):
+            missing -= len(batch)
             yield from (text or "" for text in batch.column(0).to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
+        if missing:
+            raise pa.ArrowInvalid(f"{missing} texts are missing")
+    except DAMAGE as error:
         raise UserError(f"{file} is damaged ({_one_line(error)}); bring it again") from None
 
 
@@ -182,7 +195,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         try:
             rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except (pa.ArrowInvalid, OSError):
+        except DAMAGE:
             raise UserError(f"{path} is damaged; remove it, it is brought again") from None
         return rows
     return [row for _, row in json_lines(path)]
