@@ -7,6 +7,9 @@ SHELL := bash
 
 PYTHON := .venv/bin/python
 PYTHON_FILES := nanochat tasks scripts tests dev
+# One test file a process. A process that dies ends the run: in its place another would not get all of
+# its tests, and pytest-xdist would wait for them for ever.
+PYTEST := $(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile --max-worker-restart=0
 CARGO := PATH="$$PATH:$$HOME/.cargo/bin" PYO3_PYTHON="$$PWD/$(PYTHON)" cargo
 CLIPPY := $(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml
 
@@ -14,10 +17,10 @@ setup:
 	@bash dev/setup.sh
 
 test: setup
-	$(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile
+	$(PYTEST)
 
 fast: setup
-	$(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: setup
 	.venv/bin/ruff check $(PYTHON_FILES)

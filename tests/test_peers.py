@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,8 @@ def test_a_lost_rank_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path:
     board = Board(Store())
     board.put("alive/1", "7")
     with peers.watched(board, 0, 2, is_leaving=lambda: False):
+        [watch] = [thread for thread in threading.enumerate() if thread.name == "peers"]
         while not left:
-            pass
+            time.sleep(0.001)
+    watch.join()  # or it would end this process once os._exit is what it was
     assert set(left) == {75}

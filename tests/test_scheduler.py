@@ -173,7 +173,7 @@ def test_no_sequence_of_calls_passes_a_bound_or_loses_a_job(calls: list[str]) ->
     waiting: list[Plain] = []
     running: list[Plain] = []
     cancelled: list[Plain] = []
-    paused: set[int] = set()
+    paused: dict[int, Plain] = {}  # by identity, which nobody else has while a job is kept
     for number, call in enumerate(calls):
         if call == "submit":
             job = Plain()
@@ -204,9 +204,9 @@ def test_no_sequence_of_calls_passes_a_bound_or_loses_a_job(calls: list[str]) ->
             job = (waiting + running)[number % len(waiting + running)]
             getattr(one, call)(job)
             if call == "resume":
-                paused -= {id(job)}
+                paused.pop(id(job), None)
             elif any(job is r for r in running):
-                paused |= {id(job)}
+                paused[id(job)] = job
         assert (one.num_waiting, one.num_running) == (len(waiting), len(running))
         can_run = any(id(job) not in paused for job in running)
         can_admit = bool(waiting) and len(running) < 2
