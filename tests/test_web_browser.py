@@ -290,6 +290,7 @@ def test_every_control_has_a_name_and_every_text_a_contrast(page: Page, scheme: 
     assert_readable(page.locator("body"))
     ask(page, "Markdown")
     expect(page.locator(".code pre .n")).to_have_text("x")
+    expect(page.locator("[aria-busy]")).to_have_count(0)
     ask(page, "What is 347 + 588?")
     expect_answer(page, re.compile("is 935|= 935"))
     page.locator("details.tool summary").click()
