@@ -230,6 +230,8 @@ def _of_type(where: str, text: str, hint: Any) -> Any:
         raise UserError(f"{where}={text} is not {kind}") from None
     if hint is float and not math.isfinite(value):
         raise UserError(f"{where}={text} is not a finite number")
+    if hint is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{where}={text} does not fit 64 bits")
     return value
 
 

@@ -21,6 +21,7 @@ from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_
 from nanochat.errors import UserError
 
 CHANNELS_PER_LAYER = 64
+MAX_DEPTH = 1000
 HEAD_DIM_MULTIPLE = 8  # fused attention kernels take no other widths
 
 
@@ -94,10 +95,12 @@ class GPTConfig:
         """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
 
         Legal widths divide the channels and are multiples of 8 (of 2 when `head_dim` is below 8).
-        Raises UserError when the depth is below 1 or `head_dim` below 2.
+        Raises UserError when the depth is not in 1 to 1000 or `head_dim` is below 2.
         """
         if depth < 1:
             raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 eight GPUs")
+        if depth > MAX_DEPTH:
+            raise UserError(f"--depth={depth} is more than {MAX_DEPTH}, 49 trillion parameters")
         if head_dim < 2:
             raise UserError(f"--head_dim={head_dim} must be 2 or more; 128 is usual")
         n_embd = CHANNELS_PER_LAYER * depth

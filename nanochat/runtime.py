@@ -67,29 +67,37 @@ class Runtime:
 def start(device_type: str = "") -> Runtime:
     """Find the device (CUDA, then Apple MPS, then CPU, unless told) and join the other ranks.
 
-    Raises UserError when the device asked for is not there.
+    Raises UserError when the device asked for is not there, or a launcher's number is none.
     """
     device_type = device_type or best_device_type()
     if device_type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device_type=cuda: there is no usable NVIDIA GPU or driver; use cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = _from_launcher("RANK", 0), _from_launcher("LOCAL_RANK", 0)
+    world_size = _from_launcher("WORLD_SIZE", 1)
     device = torch.device(device_type, local_rank) if device_type == "cuda" else _plain(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
         _join(backend, device_id)
     return Runtime(
         device=device,
-        rank=int(os.environ.get("RANK", "0")),
+        rank=rank,
         local_rank=local_rank,
         world_size=world_size,
         compute_dtype=compute_dtype(device),
         board=_board() if world_size > 1 else Board(),
     )
+
+
+def _from_launcher(name: str, alone: int) -> int:
+    """A number that the launcher leaves for each rank, or what it is without a launcher."""
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal() or int(text) < alone:
+        raise UserError(f"{name}={text} in the environment is no number from {alone}; unset it")
+    return int(text)
 
 
 def _join(backend: str, device_id: torch.device | None) -> None:

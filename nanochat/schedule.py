@@ -20,18 +20,27 @@ def horizon_tokens(
 ) -> int:
     """Tokens to train on: as given, else from a FLOP budget, else tokens per parameter.
 
-    Negative means not given. Raises UserError when nothing positive remains.
+    Negative means not given. Raises UserError when nothing positive remains, or more than 2^63.
     """
     if target_tokens > 0:
         return target_tokens
     if target_flops > 0:
-        return max(1, int(target_flops / flops_per_token))
+        return _countable("target_flops", target_flops, max(1, target_flops / flops_per_token))
     if tokens_per_parameter <= 0:
         raise UserError(
             f"--tokens_per_parameter={tokens_per_parameter} gives no horizon; use a positive"
             " number (20 is usual), or --num_iterations or --target_flops"
         )
-    return int(tokens_per_parameter * num_parameters)
+    tokens = tokens_per_parameter * num_parameters
+    return _countable("tokens_per_parameter", tokens_per_parameter, tokens)
+
+
+def _countable(name: str, value: float, tokens: float) -> int:
+    if tokens >= 2**63:
+        raise UserError(
+            f"--{name}={value:g} gives {tokens:.3g} tokens; use less, below {2**63:.3g}"
+        )
+    return int(tokens)
 
 
 def batch_tokens(budget_tokens: int, sequence_len: int, world_size: int) -> int:

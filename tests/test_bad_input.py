@@ -145,6 +145,7 @@ def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
     ("line", "words"),
     [
         (f"{TRAIN} --depth=0", "--depth=0 must be 1 or more"),
+        (f"{TRAIN} --depth=1001 --dry_run", "--depth=1001 is more than 1000"),
         (f"{TRAIN} --depht=4", "--depht is not an option of this command; did you mean --depth?"),
         (f"{TRAIN} --device_batch_size=abc", "--device_batch_size=abc is not a whole number"),
         (f"{TRAIN} --device_batch_size=0", "--device_batch_size=0 must be 1 or more, or -1"),
@@ -208,12 +209,14 @@ def test_a_gpu_that_is_not_there_is_not_used(
     assert "--device_type=cuda: there is no usable NVIDIA GPU" in refusal(line, capsys)
 
 
-@pytest.mark.parametrize("name", ["NANOCHAT_DTYPE", "HF_ENDPOINT"])
+@pytest.mark.parametrize(
+    "name", ["NANOCHAT_DTYPE", "HF_ENDPOINT", "RANK", "LOCAL_RANK", "WORLD_SIZE"]
+)
 def test_a_variable_of_the_environment_that_makes_no_sense_is_named(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "float17")
-    line = TRAIN if name == "NANOCHAT_DTYPE" else "nanochat.dataset -n 1"
+    line = "nanochat.dataset -n 1" if name == "HF_ENDPOINT" else TRAIN
     assert f"{name}=float17" in refusal(line, capsys)
 
 

@@ -111,6 +111,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name() -> None:
         ("--depth=abc", "--depth=abc is not a whole number"),
         ("--depth=1.5", "--depth=1.5 is not a whole number"),
         ("--depth=", "--depth= is not a whole number"),
+        (f"--depth={2**63}", f"--depth={2**63} does not fit 64 bits"),
         ("--matrix_lr=fast", "--matrix_lr=fast is not a number"),
         ("--matrix_lr=nan", "--matrix_lr=nan is not a finite number"),
         ("--matrix_lr=inf", "--matrix_lr=inf is not a finite number"),

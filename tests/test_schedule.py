@@ -48,6 +48,12 @@ def test_a_horizon_of_nothing_is_refused_with_the_remedy() -> None:
         schedule.horizon_tokens(num_parameters=1, flops_per_token=1.0, tokens_per_parameter=0)
 
 
+@pytest.mark.parametrize("name", ["tokens_per_parameter", "target_flops"])
+def test_a_horizon_that_nobody_can_count_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--{name}=1e\+308 gives .* tokens; use less"):
+        schedule.horizon_tokens(num_parameters=10**9, flops_per_token=0.5, **{name: 1e308})
+
+
 def test_the_batch_of_depth_12_is_half_a_million_tokens() -> None:
     budget = schedule.REFERENCE_BUDGET_TOKENS
     assert schedule.batch_tokens(budget, 2048, 8) == 2**19
