@@ -307,11 +307,14 @@ def assert_readable(place: Locator) -> None:
     """Names of the controls that have none, and texts that stand out too little: there are none."""
     found = place.evaluate(
         """place => {
-          const found = [], canvas = new OffscreenCanvas(1, 1).getContext("2d");
-          const rgba = (colour) => {
+          // Read on the CPU, and each colour once: no page has to wait for a GPU process.
+          const options = { willReadFrequently: true }, known = {}, found = [];
+          const canvas = new OffscreenCanvas(1, 1).getContext("2d", options);
+          const read = (colour) => {
             canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
             return [...canvas.getImageData(0, 0, 1, 1).data];
           };
+          const rgba = (colour) => (known[colour] ??= read(colour));
           const ground = (node) => {
             for (; node; node = node.parentElement) {
               const colour = rgba(getComputedStyle(node).backgroundColor);
