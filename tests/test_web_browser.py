@@ -248,6 +248,7 @@ def test_markdown_is_set_and_code_is_coloured_and_copied(page: Page) -> None:
     expect(page.locator(".text strong")).to_have_text("bold")
     expect(page.locator(".code header")).to_contain_text("python")
     expect(page.locator(".code pre .n")).to_have_text("x")
+    expect(page.locator("[aria-busy]")).to_have_count(0)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy code").click()
     assert page.evaluate("navigator.clipboard.readText()") == "x = 1\n"
