@@ -30,8 +30,12 @@ pub const NO_ID: u32 = u32::MAX;
 /// only come, each into a slot that was free; where there is no room for more, a new table is made.
 pub struct ShortWords {
     places: Vec<Slots>,
-    number: AtomicUsize,
+    number: Apart,
 }
+
+/// Written at every new word: not in the line of a cache that every look at the table reads.
+#[repr(align(128))]
+struct Apart(AtomicUsize);
 
 /// Two words of one place, in one line of a cache.
 #[derive(Default)]
@@ -104,7 +108,7 @@ impl ShortWords {
     fn of_size(places: usize) -> Self {
         Self {
             places: in_large_pages(places),
-            number: AtomicUsize::new(0),
+            number: Apart(AtomicUsize::new(0)),
         }
     }
 
@@ -145,13 +149,13 @@ impl ShortWords {
     pub fn put(&self, key: Key, ids: Few) {
         let mut slots = self.places_of(key).flat_map(|Slots(slots)| slots);
         if slots.any(|slot| slot.is_free() && slot.put(key, ids)) {
-            self.number.fetch_add(1, Relaxed);
+            self.number.0.fetch_add(1, Relaxed);
         }
     }
 
     /// True when it is time for a new table.
     pub fn is_crowded(&self) -> bool {
-        let number = self.number.load(Relaxed);
+        let number = self.number.0.load(Relaxed);
         match self.places.len() < MAX_PLACES {
             true => 2 * number > self.places.len(),
             false => 2 * number > 3 * self.places.len(),
