@@ -199,39 +199,55 @@ impl Encoder {
 
     /// Merge the bytes of a word by the ranks below a limit.
     fn merge(&self, word: &[u8], limit: u32) -> Vec<u32> {
-        let mut ids: Vec<u32> = word.iter().map(|&b| self.bytes[b as usize]).collect();
         if word.len() <= MAX_PLAIN {
-            self.merge_plainly(&mut ids, limit);
-            ids
-        } else {
-            Chain::new(self, ids, limit).merged()
+            return self.merge_plainly(word, limit);
         }
+        let ids = word.iter().map(|&byte| self.bytes[usize::from(byte)]);
+        Chain::new(self, ids.collect(), limit).merged()
     }
 
-    /// The time grows with the square of the number of ids.
-    fn merge_plainly(&self, tokens: &mut Vec<u32>, limit: u32) {
-        let mut ranks = [NONE; MAX_PLAIN];
-        let mut length = tokens.len();
-        for at in 1..length {
-            ranks[at - 1] = self.rank(tokens[at - 1], tokens[at]);
+    /// The time grows with the square of the number of bytes.
+    fn merge_plainly(&self, word: &[u8], limit: u32) -> Vec<u32> {
+        let mut room = [Part::default(); MAX_PLAIN];
+        let mut parts = &mut room[..word.len()];
+        for (part, &byte) in parts.iter_mut().zip(word) {
+            part.token = self.bytes[usize::from(byte)];
         }
-        while length > 1 {
-            let (at, lowest) = lowest(&ranks[..length - 1]);
-            if lowest >= limit {
+        for at in 1..parts.len() {
+            parts[at - 1].rank = self.rank(parts[at - 1].token, parts[at].token);
+        }
+        loop {
+            let (at, token) = lowest(parts);
+            if token >= limit {
                 break;
             }
-            tokens[at] = lowest;
-            tokens.copy_within(at + 2..length, at + 1);
-            ranks.copy_within(at + 1..length, at);
-            length -= 1;
-            if at + 1 < length {
-                ranks[at] = self.rank(tokens[at], tokens[at + 1]);
-            }
+            let last = parts.len() - 1;
+            parts.copy_within(at + 2.., at + 1);
+            parts = &mut parts[..last];
+            let rank = match parts.get(at + 1) {
+                Some(next) => self.rank(token, next.token),
+                None => NONE,
+            };
+            parts[at] = Part { token, rank };
             if at > 0 {
-                ranks[at - 1] = self.rank(tokens[at - 1], tokens[at]);
+                parts[at - 1].rank = self.rank(parts[at - 1].token, token);
             }
         }
-        tokens.truncate(length);
+        parts.iter().map(|part| part.token).collect()
+    }
+}
+
+/// A token of a word, and the rank of the pair that it begins.
+#[derive(Clone, Copy)]
+struct Part {
+    token: u32,
+    rank: u32,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        let rank = NONE;
+        Self { token: 0, rank }
     }
 }
 
@@ -268,11 +284,12 @@ impl Whole {
 }
 
 /// The first of the lowest ranks, and its place.
-fn lowest(ranks: &[u32]) -> (usize, u32) {
+#[inline(always)]
+fn lowest(parts: &[Part]) -> (usize, u32) {
     let mut found = (0, NONE);
-    for (at, &rank) in ranks.iter().enumerate() {
-        if rank < found.1 {
-            found = (at, rank);
+    for (at, part) in parts.iter().enumerate() {
+        if part.rank < found.1 {
+            found = (at, part.rank);
         }
     }
     found
