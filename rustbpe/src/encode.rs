@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MAX_PLAIN: usize = 64;
 /// The rank of a pair that is no token.
 const NONE: u32 = NO_ID;
+/// Tokens that are looked for among the whole ones, and places to look at.
+const NUM_KEYS: usize = 1 << 16;
+const NUM_PLACES: usize = 1 << 17;
 
 /// A number type that ids are given out in.
 pub trait Id: Copy + Default + Send {
@@ -255,31 +258,26 @@ impl Default for Part {
 /// small enough for a core's own cache, since its places are narrow and the keys of frequent tokens
 /// stand together.
 struct Whole {
-    /// The token that may be at each place, of the first 65,536; where places collide, the one of
-    /// the lowest id.
-    places: Vec<u16>,
+    /// The token that may be at each place; where places collide, the one of the lowest id.
+    places: Box<[u16; NUM_PLACES]>,
     /// Key of each token, by id.
-    keys: Vec<Key>,
+    keys: Box<[Key; NUM_KEYS]>,
 }
 
 impl Whole {
     fn new(tokens: &[Vec<u8>]) -> Self {
-        let keys: Vec<Key> = tokens.iter().map(|token| Word::new(token).key()).collect();
         // Any token will do for a free place: its key is compared.
-        let mut places = vec![0; 2 * tokens.len().next_power_of_two()];
+        let (mut places, mut keys) = (Box::new([0; NUM_PLACES]), Box::new([Key::LONG; NUM_KEYS]));
+        let first = tokens.iter().zip(0..=u16::MAX);
         // The lowest id is written last.
-        let first = keys.iter().zip(0..=u16::MAX).rev();
-        for (&key, id) in first.filter(|(key, _)| key.is_short()) {
-            let place = place(key, places.len());
-            places[place] = id;
+        for (token, id) in first.rev() {
+            let key = Word::new(token).key();
+            keys[usize::from(id)] = key;
+            if key.is_short() {
+                places[place(key, NUM_PLACES)] = id;
+            }
         }
         Self { places, keys }
-    }
-
-    /// The only token that a word may be.
-    #[inline(always)]
-    fn candidate(&self, key: Key) -> u32 {
-        self.places[place(key, self.places.len())].into()
     }
 }
 
@@ -459,16 +457,19 @@ impl<T: Id> Run<'_, T> {
     /// Find the tokens, and have the slots of the other words fetched.
     #[inline(always)]
     fn find(&mut self, whole: &Whole, short: &ShortWords) {
+        let Whole { places, keys } = whole;
         let words = &self.words[..self.number];
         for (id, &(key, _)) in self.candidates.iter_mut().zip(words) {
-            *id = T::from_u32(whole.candidate(key));
-            fetch(&whole.keys[id.index()]);
+            let candidate = places[place(key, NUM_PLACES)];
+            fetch(&keys[usize::from(candidate)]);
+            *id = T::from_u32(candidate.into());
         }
-        self.num_others = 0;
+        let mut number = 0;
         for (at, (&id, &(key, _))) in self.candidates.iter().zip(words).enumerate() {
-            self.others[self.num_others] = at as u8;
-            self.num_others += usize::from(whole.keys[id.index()] != key);
+            self.others[number] = at as u8;
+            number += usize::from(keys[id.index() % NUM_KEYS] != key);
         }
+        self.num_others = number;
         for &at in &self.others[..self.num_others] {
             short.fetch(self.words[at as usize].0);
         }
