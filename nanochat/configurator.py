@@ -249,7 +249,7 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
         raise UserError(f"{path} is neither an option (--key=value) nor a config file that exists")
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", 0)
         raise UserError(f"{path}:{line} is not a line of the form name = literal") from None
     values: dict[str, Any] = {}
@@ -268,6 +268,6 @@ def _assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
         case ast.Assign(targets=[ast.Name(id=name)], value=literal):
             try:
                 return name, ast.literal_eval(literal)
-            except ValueError:
+            except (ValueError, TypeError, RecursionError):
                 pass
     raise UserError(f"{path}:{statement.lineno} is not a line of the form name = literal")

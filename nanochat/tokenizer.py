@@ -44,6 +44,7 @@ FILE_NAME = "tokenizer.json"
 FORMAT = "nanochat tokenizer"
 FORMAT_VERSION = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+MAX_VOCAB_SIZE = 2**32 - 1
 PATIENCE_SECONDS = 2.0  # for the first answer when a published vocabulary is asked for
 
 
@@ -86,12 +87,18 @@ class RustBPETokenizer:
 
         There are fewer when the texts have no pair left to merge. Merges do not depend on
         `num_threads` (0: one for each core). `progress(what, done, total)` is called now and then.
-        Raises UserError on a vocabulary below 265, on no text and on a bad pattern.
+        Raises UserError on a vocabulary below 265 or beyond 32 bits, on no text and on a bad
+        pattern.
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
                 f"--vocab_size={vocab_size} is below {MIN_VOCAB_SIZE} (256 bytes and"
                 f" {len(SPECIAL_TOKENS)} special tokens); use {MIN_VOCAB_SIZE} or more"
+            )
+        if vocab_size > MAX_VOCAB_SIZE:
+            raise UserError(
+                f"--vocab_size={vocab_size} is above {MAX_VOCAB_SIZE}; use that or less, for an id"
+                " has 32 bits"
             )
         trainer = rustbpe.Tokenizer()
         try:
@@ -125,7 +132,7 @@ class RustBPETokenizer:
             whole = json.loads(path.read_text(encoding="utf-8"))
             content = {name: whole[name] for name in ("pattern", "special_tokens", "merges")}
             content |= {name: whole[name] for name in ("bytes",) if name in whole}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path} is not a tokenizer of ours; {remedy}") from None
         if whole.get("format") != FORMAT or whole.get("version") != FORMAT_VERSION:
             raise UserError(f"{path} has another format or version; {remedy}")

@@ -114,7 +114,7 @@ class Options:
 
     max_chars: int = 4_000_000
     """Characters of training and of validation text to measure."""
-    show: str = ""
+    show: str | None = None
     """A text: it is printed cut into coloured tokens with their ids, and nothing is measured."""
     fresh: bool = False
     """Measure again what has been measured."""
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.max_chars < 1:
         raise UserError(f"--max_chars={options.max_chars} leaves nothing to measure; use 1 or more")
     tokenizer = get_tokenizer()
-    if options.show:
+    if options.show is not None:
         show(tokenizer, options.show)
         return
     settings = {

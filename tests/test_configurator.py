@@ -156,6 +156,8 @@ def test_a_config_file_sets_options_and_later_arguments_win(tmp_path: Path, form
         ("depth = 2\nwidth = 3\n", "run.py:2: width is not an option"),
         ("depth = 'two'\n", "run.py:1: depth=two is not a whole number"),
         ("depth = 2 +\n", "run.py:1 is not a line of the form name = literal"),
+        ("depth = {[]: 1}\n", "run.py:1 is not a line of the form name = literal"),
+        ("depth = " + "-" * 100_000 + "1\n", "is not a line of the form name = literal"),
         ("depth = (1).__class__(3)\n", "run.py:1 is not a line"),
         ("import os\n", "run.py:1 is not a line"),
         ("depth = resume = 1\n", "run.py:1 is not a line"),

@@ -181,6 +181,8 @@ def test_a_text_is_shown_as_tokens_with_their_ids(
     assert [int(number) for number in re.findall(r"\((\d+)\)", shown)] == ids
     assert "⏎" in shown and r"\xc3" in shown
     assert f"{len(ids)} tokens, 22 bytes" in shown
+    tok_eval.main(["--show="])
+    assert "0 tokens, 0 bytes" in capsys.readouterr().out
     assert report.read_section("tok_eval") is None
 
 

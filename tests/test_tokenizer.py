@@ -282,6 +282,12 @@ def test_a_small_vocabulary_is_refused_with_the_smallest_that_is_not() -> None:
     assert RustBPETokenizer.train_from_iterator(["ab"], 265).encode("ab") == [97, 98]
 
 
+def test_a_vocabulary_beyond_32_bits_is_refused_with_the_largest_that_is_not() -> None:
+    with pytest.raises(UserError, match=r"--vocab_size=4294967296 is above 4294967295; use"):
+        RustBPETokenizer.train_from_iterator(["ab"], 2**32)
+    assert RustBPETokenizer.train_from_iterator(["ab"], 2**32 - 1).get_vocab_size() == 266
+
+
 @pytest.mark.parametrize(("texts", "pattern"), [([""], r"\w+"), (["ab"], "(a")])
 def test_what_cannot_be_trained_is_an_error_for_people(texts: list[str], pattern: str) -> None:
     with pytest.raises(UserError):
@@ -353,6 +359,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (lambda text: text[: len(text) // 2], "not a tokenizer of ours"),
         (lambda text: "", "not a tokenizer of ours"),
         (lambda text: "[1, 2]", "not a tokenizer of ours"),
+        (lambda text: "[" * 200_000, "not a tokenizer of ours"),
         (lambda text: '{"model": {"type": "BPE"}}', "not a tokenizer of ours"),
         (lambda text: "\udcff", "not a tokenizer of ours"),
     ],
