@@ -315,46 +315,54 @@ def restart_count() -> int:
 
 
 class StopRequests:
-    """Which signal has asked the process to stop, if any."""
+    """Which signal has asked the process to stop, if any.
+
+    Then it leaves with 128 + the signal's number, as shells and schedulers expect: 130, 138, 143.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.is_at_once = False
+        self.is_deferred = False
 
     def note(self, number: int, _frame: object) -> None:
-        """The handler."""
-        if self.is_at_once:
-            raise SystemExit(128 + number)
+        """The handler: leaves, or notes the signal where that is deferred."""
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = self.name or signal.Signals(number).name
+        if not self.is_deferred:
+            self._leave_if_told()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it there is something to be saved first: a signal ends the process behind it.
+
+        A second SIGINT interrupts even so.
+        """
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
+        self._leave_if_told()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it a signal ends the process at once: nothing is left to be saved.
-
-        So does one that came just before.
-        """
-        self.is_at_once = True
+        """A piece of what is deferred where nothing is left to be saved."""
+        self.is_deferred = False
         try:
-            if self.name is not None:
-                raise SystemExit(exit_code(self.name))
+            self._leave_if_told()
             yield
         finally:
-            self.is_at_once = False
+            self.is_deferred = True
 
-
-def exit_code(signal_name: str) -> int:
-    """128 + its number, as shells and schedulers expect: 130, 138, 143."""
-    return 128 + signal.Signals[signal_name].value
+    def _leave_if_told(self) -> None:
+        if self.name is not None:
+            raise SystemExit(128 + signal.Signals[self.name].value)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Within it, SIGTERM, SIGINT and SIGUSR1 only leave a note.
-
-    The loop asks after each step, saves and leaves; a second SIGINT interrupts at once.
-    """
+    """Within it, SIGTERM, SIGINT and SIGUSR1 end the process as `StopRequests` says."""
     requests = StopRequests()
     before = {number: signal.signal(number, requests.note) for number in STOP_SIGNALS}
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
@@ -121,16 +121,19 @@ def run(plan: Plan, place: Runtime) -> None:
         keep=options.keep_checkpoints, minutes=options.save_minutes,
     )  # fmt: skip
     try:
-        state, stopped = _Loop(plan, optimizers, saver, log, speed, place).run()
-        if stopped:
-            _leave(plan, state, stopped, saver)
-        _demand(saver.complete(state))  # before an evaluation that could fail
-        table = evaluate(plan, place)
-        if place.is_main:
-            log.log(state.step, **table)
-            report.write_section(plan.stage, _section(plan, state, table, log, speed, place))
-            checkpoint_manager.update_meta(directory, state.step, finished=True)
-        runtime.barrier()
+        with runtime.stop_requests() as stop:
+            state = _Loop(plan, optimizers, saver, stop, log, speed, place).run()
+            table = evaluate(plan, place)
+            if place.is_main:
+                log.log(state.step, **table)
+                report.write_section(plan.stage, _section(plan, state, table, log, speed, place))
+                checkpoint_manager.update_meta(directory, state.step, finished=True)
+            runtime.barrier()
+    except SystemExit:
+        logger.warning(
+            "%s received: %s is saved; run the same command again to go on", stop.name, saver.last
+        )
+        raise
     finally:
         saver.close()
         log.close()
@@ -176,16 +179,6 @@ def _demand(failure: str) -> None:
         raise UserError(f"{failure}; run the command again to go on from the last good one")
 
 
-def _leave(plan: Plan, state: State, stopped: trainer.Stopped, saver: Saver) -> NoReturn:
-    """End a command that was told to stop, with the code that schedulers take for it."""
-    _demand(saver.complete(state))
-    logger.warning(
-        "%s received: step %d is saved in %s; run the same command again to go on",
-        stopped.signal, state.step, saver.directory,
-    )  # fmt: skip
-    raise SystemExit(runtime.exit_code(stopped.signal))
-
-
 class _Loop:
     """The loop of one stage, begun again from the last checkpoint where a step is left out."""
 
@@ -194,18 +187,19 @@ class _Loop:
         plan: Plan,
         optimizers: list[Any],
         saver: Saver,
+        stop: runtime.StopRequests,
         log: RunLog,
         speed: trainer.Speed,
         place: Runtime,
     ) -> None:
-        self.plan, self.optimizers, self.saver = plan, optimizers, saver
+        self.plan, self.optimizers, self.saver, self.stop = plan, optimizers, saver, stop
         self.log, self.speed, self.place = log, speed, place
         self.jump: set[int] = set()
         self.micro_rows = 0
         self.traced: Callable[[], object] = lambda: None
 
-    def run(self) -> tuple[State, trainer.Stopped | None]:
-        """As `trainer.train`."""
+    def run(self) -> State:
+        """The state after the last step, which is saved."""
         model = preparation.compiled(self.plan, self.speed, self.place)
         if not self.plan.options.profile:
             return self._run(model)
@@ -213,7 +207,7 @@ class _Loop:
         with trace.traced_steps(path) as self.traced:
             return self._run(model)
 
-    def _run(self, model: nn.Module) -> tuple[State, trainer.Stopped | None]:
+    def _run(self, model: nn.Module) -> State:
         while True:
             start, loader = self._begin()
             try:
@@ -223,12 +217,6 @@ class _Loop:
                     raise
                 logger.error("%s; going back, step %d is left out", error, error.step)
                 self.jump.add(error.step)
-            except SystemExit:
-                logger.warning(
-                    "left in an evaluation: %s is saved; run the command again to go on",
-                    self.saver.last,
-                )
-                raise
 
     def _begin(self) -> tuple[State, dict[str, Any] | None]:
         """The state before the next step and the loader's state, weights and moments restored."""
@@ -276,9 +264,13 @@ class _Loop:
         )
         return start, meta["loader"]
 
-    def _train(
-        self, model: nn.Module, start: State, loader: dict[str, Any] | None
-    ) -> tuple[State, trainer.Stopped | None]:
+    def _train(self, model: nn.Module, start: State, loader: dict[str, Any] | None) -> State:
+        with self.stop.deferred():
+            state = self._steps(model, start, loader)
+            _demand(self.saver.complete(state))
+        return state
+
+    def _steps(self, model: nn.Module, start: State, loader: dict[str, Any] | None) -> State:
         plan, options, saver = self.plan, self.plan.options, self.saver
 
         def save_first(state: State) -> None:
@@ -304,6 +296,7 @@ class _Loop:
             ],
             saver=saver,
             place=self.place,
+            stop=self.stop,
             log=self.log,
             speed=self.speed,
             label=TITLES[plan.stage],

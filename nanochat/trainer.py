@@ -119,13 +119,6 @@ class NotFinite(UserError):
         self.step = step
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """Why the loop came back before its last step."""
-
-    signal: str
-
-
 def train(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
@@ -137,14 +130,15 @@ def train(
     every: list[Every],
     saver: Saver,
     place: Runtime,
+    stop: runtime.StopRequests,
     log: RunLog,
     speed: Speed,
     label: str,
     prefetch: bool = True,
     jump: Collection[int] = (),
     observed: Callable[[State], dict[str, float]] = lambda _: {},
-) -> tuple[State, Stopped | None]:
-    """Run the steps start.step ... schedule.num_steps; returns the last state and why it ended.
+) -> State:
+    """Run the steps start.step ... schedule.num_steps; returns the last state.
 
     `every` is called in its order; what is `observed` is logged with each step. On SIGTERM, SIGINT
     or SIGUSR1 the state is saved and the loop returns. The steps of `jump` take their batch and
@@ -161,7 +155,6 @@ def train(
     with (
         line,
         runtime.undisturbed(place.device),
-        runtime.stop_requests() as stop,
         _watched(place, stop),
     ):
         while state.step < last_step:
@@ -200,10 +193,11 @@ def train(
                         more = hook.call(state)
                     if more:
                         log.log(state.step, **more)
-            if facts.signal and not state.is_last:
+            if facts.signal:
+                stop.name = facts.signal  # which another rank may have got
                 saver.begin(state)
-                return state, Stopped(facts.signal)
-    return state, None
+                break
+    return state
 
 
 def _refuse_not_finite(facts: "_StepFacts", step: int, saver: Saver) -> None:

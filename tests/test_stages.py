@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ def test_a_stop_request_saves_and_names_the_way_on(trained: Path) -> None:
     running.send(signal.SIGTERM)
     assert running.wait() == [143]
     assert "run the same command again" in running.said()
+
+
+@pytest.mark.parametrize("place", ["stage.evaluate", "checkpoint_manager.save"])
+def test_a_stop_request_behind_the_last_step_loses_nothing(trained: Path, place: str) -> None:
+    tag = place.replace(".", "_")
+    line = f"{BASE} --model_tag={tag} --save_every=0"
+    told = partial(processes.be_told_within, place, signal.SIGTERM)
+    assert processes.start(trained, line, before=told).wait() == [143]
+    assert saved_steps(trained / "base_checkpoints" / tag) == [12]
+    assert "going on from step 12" in processes.run(trained, line)
+    straight, resumed = weights(trained, "base", "straight"), weights(trained, "base", tag)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_a_finished_run_says_so_and_another_one_is_refused(trained: Path) -> None:

@@ -92,7 +92,7 @@ def run(
     model: nn.Module | None = None,
     num_steps: int = 8,
     **changes: object,
-) -> tuple[nn.Module, State, trainer.Stopped | None]:
+) -> tuple[nn.Module, State]:
     model = model or TinyModel()
     settings = {
         "device_batch_size": ROWS,
@@ -105,8 +105,11 @@ def run(
         **changes,
     }
     schedule = Schedule(num_steps, warmdown_share=0.0)
-    state, stopped = trainer.train(model, [PlainSGD(model)], batches, schedule, START, **settings)
-    return model, state, stopped
+    with runtime.stop_requests() as stop, stop.deferred():
+        state = trainer.train(
+            model, [PlainSGD(model)], batches, schedule, START, stop=stop, **settings
+        )
+    return model, state
 
 
 @pytest.mark.parametrize("weights", [False, True])
@@ -134,7 +137,7 @@ def test_the_first_loss_is_the_true_loss(tmp_path: Path) -> None:
 
 def test_a_batch_without_targets_moves_nothing(tmp_path: Path) -> None:
     empty = dataclasses.replace(batch(0), targets=torch.full((ROWS, TIME), -1), norm=1.0)
-    model, state, _ = run(tmp_path, iter([empty]), num_steps=1)
+    model, state = run(tmp_path, iter([empty]), num_steps=1)
     assert state.loss == 0.0
     assert torch.equal(model.table.weight, TinyModel().table.weight)
 
@@ -240,14 +243,9 @@ def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -
             os.kill(os.getpid(), number)
             time.sleep(0.01)
 
-    _, state, stopped = run(
-        tmp_path,
-        (batch(step) for step in range(8)),
-        every=[Every(1, kick)],
-        saver=saver,
-    )
-    assert stopped == trainer.Stopped(signal.Signals(number).name)
-    assert saver.steps == [state.step] == [4]
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, (batch(step) for step in range(8)), every=[Every(1, kick)], saver=saver)
+    assert caught.value.code == 128 + number and saver.steps == [4]
 
 
 def test_a_signal_in_an_evaluation_of_a_saved_step_leaves_at_once(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from nanochat.capped_loss import plain_cross_entropy
 from nanochat.dataloader import packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.metrics import RunLog
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, StopRequests
 from nanochat.schedule import Schedule
 from nanochat.trainer import Every, State
 
@@ -259,6 +259,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             every=[Every(1, between_steps)],
             saver=NoSaver(),
             place=place,
+            stop=StopRequests(),
             log=RunLog(Path(folder), "bench", {}, place.is_main),
             speed=trainer.Speed(model.flops_per_token(), None),
             label=f"depth {depth}",
