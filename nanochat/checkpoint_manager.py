@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -149,15 +150,17 @@ def save(
     rank: int = 0,
     keep: int,
     gather: Callable[[Share], list[Share]] = lambda share: [share],
+    failure: str = "",
 ) -> None:
     """Write one checkpoint; every rank calls it. Older ones than the `keep` newest are removed.
 
     content: the rank's `snapshot`.  meta["loader"]: the rank's loader state; they are merged.
     gather: this rank's share to those of all ranks, or to [] on ranks but the main one.
+    failure: why this rank has nothing to write, which it has to tell the others.
     Raises UserError when a rank cannot write (full disk) or a tensor is not finite; the
     checkpoints that were there stay.
     """
-    share: Share = {"files": {}, "loader": meta["loader"], "failure": ""}
+    share: Share = {"files": {}, "loader": meta["loader"], "failure": failure}
     try:
         _refuse_not_finite(content)
         for kind, tensors in content.items():
@@ -360,13 +363,17 @@ def newest_whole(directory: Path, step: int | None = None) -> Checkpoint | None:
 def _damage(directory: Path, meta: Meta) -> str:
     for name, facts in meta["files"].items():
         path = directory / name
-        if not path.is_file():
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != facts["size"]:
+                    return f"{name} has {size} bytes and not {facts['size']}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                    return f"{name} has been changed (its sha256 differs)"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if path.stat().st_size != facts["size"]:
-            return f"{name} has {path.stat().st_size} bytes and not {facts['size']}"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                return f"{name} has been changed (its sha256 differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return ""
 
 

@@ -16,6 +16,7 @@ SILENT_SECONDS_WHEN_LEAVING = 4.0  # a launcher that ends the job has often lost
 LONGEST_BEAT_SECONDS = 10.0  # counted at most, so that a job suspended as a whole goes on
 LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again
 LOST = "lost"
+LEFT = "left"  # in the place of the last beat
 
 
 class Store(Protocol):
@@ -79,7 +80,7 @@ class Watch:
             self.board.put(f"alive/{self.rank}", str(self.beats))
             heard = self.board.get(f"alive/{self.neighbour}")
             lost = self.board.get(LOST)
-        is_silent = heard is not None and heard == self.last_heard  # None: not begun yet
+        is_silent = heard not in (None, LEFT) and heard == self.last_heard  # None: not begun yet
         self.last_heard = heard
         silence = self.silent_seconds + min(seconds, LONGEST_BEAT_SECONDS)
         self.silent_seconds = silence if is_silent else 0.0
@@ -111,6 +112,8 @@ def watched(
                 logging.shutdown()
                 os._exit(LOST_EXIT_CODE)
             over.wait(BEAT_SECONDS)
+        with suppress(RuntimeError):
+            board.put(f"alive/{rank}", LEFT)
 
     if world_size > 1:
         threading.Thread(target=look, daemon=True, name="peers").start()

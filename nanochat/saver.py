@@ -79,12 +79,13 @@ class Saver:
             self.thread.join()
         self.step, self.failure, self.began_at = state.step, "", time.monotonic()
         self.number += 1
+        content, failure = dict[str, Any](), ""
         try:
             content = checkpoint_manager.snapshot(
                 self.model if self.place.is_main else None, self.optimizers
             )
-        except RuntimeError as error:  # no memory for the copy
-            content = {"copy": str(error)}
+        except RuntimeError as error:
+            failure = f"no memory for the copy: {error}"
         meta = {
             **self.facts,
             "finished": False,
@@ -95,16 +96,19 @@ class Saver:
             "loader": state.resume,
         }
         self.thread = threading.Thread(
-            target=self._write, args=(state.step, content, meta), daemon=True, name="checkpoint"
+            target=self._write,
+            args=(state.step, content, meta, failure),
+            daemon=True,
+            name="checkpoint",
         )
         self.thread.start()
         return {"save_wait_seconds": time.perf_counter() - began}
 
-    def _write(self, step: int, content: dict[str, Any], meta: Meta) -> None:
+    def _write(self, step: int, content: dict[str, Any], meta: Meta, failure: str) -> None:
         try:
             checkpoint_manager.save(
                 self.directory, step, content, meta,
-                rank=self.place.rank, keep=self.keep, gather=self._gather,
+                rank=self.place.rank, keep=self.keep, gather=self._gather, failure=failure,
             )  # fmt: skip
             self.last_step = step
         except Exception as error:  # whatever it is, the run is worth more

@@ -54,11 +54,12 @@ class Parent:
 
     stage: str
     tag: str
+    step: int
     identity: str
 
     def load(self, place: Runtime) -> tuple[GPT, RustBPETokenizer]:
         """Its model, in training mode, and the tokenizer."""
-        model, tokenizer, _ = checkpoint_manager.load_model(self.stage, place, self.tag)
+        model, tokenizer, _ = checkpoint_manager.load_model(self.stage, place, self.tag, self.step)
         return model.train(), tokenizer
 
 
@@ -72,7 +73,7 @@ def find_parent(stage: str, tag: str) -> Parent:
             f"{TITLES[stage]} of {tag} stands at step {meta['step']} and is not done;"
             f" run python -m {command} again to go on"
         )
-    return Parent(stage, tag, checkpoint_manager.model_identity(meta))
+    return Parent(stage, tag, meta["step"], checkpoint_manager.model_identity(meta))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -149,17 +149,16 @@ def train(
     model.zero_grad(set_to_none=True)  # an earlier call may have stopped with some
     if place.device.type == "cuda":
         batches = map(_pinned, batches)
-    if prefetch:
-        batches = _one_ahead(batches)
     line = ProgressLine(last_step, label, place.is_main)
     with (
         line,
         runtime.undisturbed(place.device),
         _watched(place, stop),
+        _one_ahead(batches) if prefetch else nullcontext(batches) as ahead,
     ):
         while state.step < last_step:
             began = time.perf_counter()
-            batch = next(batches)
+            batch = next(ahead)
             loss, is_jumped = torch.tensor(math.nan), state.step + 1 in jump
             if not is_jumped:
                 loss = accumulate_gradients(model, batch, device_batch_size, place.device)
@@ -348,8 +347,12 @@ def _shown(state: State, rate: float, numbers: dict[str, float]) -> dict[str, st
     return shown
 
 
-def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the next one made in a thread while this one is trained on."""
+@contextmanager
+def _one_ahead(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """The same batches, the next one made in a thread while this one is trained on.
+
+    Behind it no thread reads what the batches are made of.
+    """
     ready: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=1)
     is_over = threading.Event()
 
@@ -370,11 +373,16 @@ def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         except Exception as error:  # handed over to the loop, which raises it
             hand_over(error)
 
-    threading.Thread(target=make, daemon=True, name="next-batch").start()
-    try:
+    def taken() -> Iterator[Batch]:
         while (item := ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item
+
+    thread = threading.Thread(target=make, daemon=True, name="next-batch")
+    thread.start()
+    try:
+        yield taken()
     finally:
         is_over.set()
+        thread.join()

@@ -104,7 +104,7 @@ def evaluate(options: Options, place: Runtime) -> None:
         return
     if bundle.missing:
         logger.warning("%s", bundle.missing)
-    tag = meta["settings"]["model_tag"]
+    tag, step = meta["settings"]["model_tag"], meta["step"]
     model, tokenizer, _ = checkpoint_manager.load_model("base", place, tag, step)
     results = {label: Counts(**counts) for label, counts in section.get("results", {}).items()}
     seconds = section.get("seconds", 0.0)

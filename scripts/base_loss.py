@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
                 "bits per byte of %s are measured already: %s", options.source, done["metrics"]
             )
             return
-        tag = meta["settings"]["model_tag"]
-        model, tokenizer, meta = checkpoint_manager.load_model(options.source, place, tag, step)
+        tag, step = meta["settings"]["model_tag"], meta["step"]
+        model, tokenizer, _ = checkpoint_manager.load_model(options.source, place, tag, step)
         source = dataset.current_source()
         measured = {
             f"bits per byte, {SPLITS[split]} text": loss_eval.text_bpb(

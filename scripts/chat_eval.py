@@ -117,7 +117,7 @@ def evaluate(options: Options, place: Runtime) -> None:
         logger.info("%s at step %d has been asked already:", options.source, meta["step"])
         say_table(tasks, results, settings)
         return
-    tag = meta["settings"]["model_tag"]
+    tag, step = meta["settings"]["model_tag"], meta["step"]
     model, tokenizer, _ = checkpoint_manager.load_model(options.source, place, tag, step)
     engine = Engine(model, tokenizer)
     for label in left:

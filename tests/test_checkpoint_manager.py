@@ -133,7 +133,7 @@ def test_a_checkpoint_without_meta_does_not_exist(tmp_path: Path, model: GPT) ->
 
 
 @pytest.mark.parametrize("name", ["model_000002.pt", "optim_000002_rank0.pt"])
-@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove", "unreadable"])
 def test_damage_is_found_and_the_one_before_is_taken(
     tmp_path: Path, model: GPT, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +148,8 @@ def test_damage_is_found_and_the_one_before_is_taken(
         path.write_bytes(data[:-1])
     else:
         path.unlink()
+    if how == "unreadable":
+        path.mkdir()
     found = checkpoints.newest_whole(tmp_path)
     assert found is not None and found.step == 1
     assert name in caplog.text

@@ -68,6 +68,17 @@ def test_a_rank_that_has_not_begun_is_not_lost() -> None:
     assert [watch.beat(10.0, 3.0) for _ in range(9)] == [""] * 9
 
 
+def test_a_rank_that_is_done_before_the_others_is_not_lost() -> None:
+    board = Board(Store())
+    watch = Watch(board, 0, 2)
+    with peers.watched(board, 1, 2, is_leaving=lambda: False):
+        while watch.last_heard is None:
+            assert watch.beat(1.0, 3.0) == ""
+    while watch.last_heard != peers.LEFT:
+        watch.beat(0.0, 3.0)
+    assert [watch.beat(1.0, 3.0) for _ in range(9)] == [""] * 9
+
+
 def test_a_job_that_was_suspended_as_a_whole_goes_on() -> None:
     board = Board(Store())
     watches = [Watch(board, rank, 2) for rank in range(2)]

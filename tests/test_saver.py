@@ -132,6 +132,20 @@ def test_a_value_that_is_not_finite_is_never_written(tmp_path: Path, where: str)
     assert run.saver.complete(now) == ""
 
 
+def test_a_copy_that_finds_no_memory_fails_the_save_and_the_next_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.saver.complete(run.move_to(1))
+    with monkeypatch.context() as patched:
+        full = RuntimeError("you tried to allocate 9 bytes")
+        patched.setattr(checkpoints, "snapshot", lambda *_: (_ for _ in ()).throw(full))
+        assert "step 2 was not saved: no memory" in run.saver.complete(run.move_to(2))
+    assert content(tmp_path) == (1, {1.0}) and list(tmp_path.glob("*_000002*")) == []
+    assert run.saver.complete(run.move_to(3)) == ""
+    assert content(tmp_path) == (3, {3.0})
+
+
 def test_the_clock_asks_for_a_checkpoint(tmp_path: Path) -> None:
     assert not Run(tmp_path, minutes=0).saver.is_due()
     assert not Run(tmp_path, minutes=10).saver.is_due()
@@ -183,4 +197,9 @@ def test_a_rank_that_is_gone_is_not_waited_for_at_the_end(
 
 
 def test_signals_leave_with_128_and_their_number() -> None:
-    assert [runtime.exit_code(n.name) for n in runtime.STOP_SIGNALS] == [143, 130, 138]
+    codes = []
+    for number in runtime.STOP_SIGNALS:
+        with pytest.raises(SystemExit) as left:
+            runtime.StopRequests().note(number, None)
+        codes.append(left.value.code)
+    assert codes == [143, 130, 138]

@@ -113,6 +113,15 @@ def test_a_run_from_before_an_option_was_there_is_one_with_its_default(trained: 
     assert "done already" in processes.run(trained, line)
 
 
+def test_a_damaged_model_is_not_measured_as_the_one_before_it(trained: Path) -> None:
+    line = f"{BASE} --model_tag=damaged --keep_checkpoints=3"
+    processes.run(trained, line)
+    path = trained / "base_checkpoints" / "damaged" / "model_000012.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    said = processes.run(trained, "scripts.base_loss --model_tag=damaged", ok=False)
+    assert "no whole checkpoint of step 12" in said and "Traceback" not in said
+
+
 def test_a_model_with_windows_is_trained_killed_measured_and_asked(trained: Path) -> None:
     line = f"{BASE} --depth=2 --window_pattern=SL"
     said = processes.run(trained, f"{line} --model_tag=windows")

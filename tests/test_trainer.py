@@ -3,6 +3,7 @@ import gc
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,6 +274,21 @@ def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path)
 
     with pytest.raises(UserError, match="shard_00003"):
         run(tmp_path, broken())
+
+
+def test_no_batch_is_made_any_more_when_the_loop_has_ended(tmp_path: Path) -> None:
+    making = threading.Event()
+
+    def slow() -> Iterator[Batch]:
+        yield dataclasses.replace(batch(0), norm=0.0)
+        making.set()
+        time.sleep(0.2)
+        making.clear()
+        yield batch(1)
+
+    with pytest.raises(trainer.NotFinite):
+        run(tmp_path, slow())
+    assert not making.is_set()
 
 
 def test_padding_counts_neither_as_tokens_nor_as_speed() -> None:

@@ -260,24 +260,32 @@ impl Default for Part {
 struct Whole {
     /// The token that may be at each place; where places collide, the one of the lowest id.
     places: Box<[u16; NUM_PLACES]>,
-    /// Key of each token, by id.
+    /// Key of each short token, by id.
     keys: Box<[Key; NUM_KEYS]>,
 }
 
 impl Whole {
     fn new(tokens: &[Vec<u8>]) -> Self {
-        // Any token will do for a free place: its key is compared.
-        let (mut places, mut keys) = (Box::new([0; NUM_PLACES]), Box::new([Key::LONG; NUM_KEYS]));
+        // Any token will do for a free place: its key is compared, and no word has the default.
+        let (mut places, mut keys) = (boxed(), boxed::<Key, NUM_KEYS>());
         let first = tokens.iter().zip(0..=u16::MAX);
         // The lowest id is written last.
         for (token, id) in first.rev() {
             let key = Word::new(token).key();
-            keys[usize::from(id)] = key;
             if key.is_short() {
+                keys[usize::from(id)] = key;
                 places[place(key, NUM_PLACES)] = id;
             }
         }
         Self { places, keys }
+    }
+}
+
+/// Defaults, none of which has been on the stack: there may be little of it.
+fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
+    match vec![T::default(); N].into_boxed_slice().try_into() {
+        Ok(boxed) => boxed,
+        Err(_) => unreachable!("the vector has N values"),
     }
 }
 
@@ -641,6 +649,15 @@ mod tests {
         let encoder = encoder(&merges);
         assert_eq!(encode(&encoder, "ab"), [65_791]);
         assert_eq!(encode(&encoder, "ba"), [256 + 98 * 256 + 97 - 1]);
+    }
+
+    #[test]
+    fn a_long_word_is_not_the_long_token_of_the_lowest_id() {
+        let tokens = [vec![vec![b'x'; 16]], token_bytes(&[])].concat();
+        let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
+        let encoder = Encoder::new(&tokens, splitter).unwrap();
+        assert_eq!(encode(&encoder, &"y".repeat(20)), [1 + u32::from(b'y'); 20]);
+        assert_eq!(encode(&encoder, &"x".repeat(16)), [0]);
     }
 
     #[test]
