@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -301,12 +301,14 @@ class Checkpoint:
 
         They are read from the disk when they are looked at: a rank wants little of the others'.
         """
-        by_rank = [_load_tensors(path, map_location="cpu", mmap=True) for path in self._optim()]
+        files = self._optimizer_files()
+        by_rank = [_load_tensors(path, map_location="cpu", mmap=True) for path in files]
         return [list(states) for states in zip(*by_rank, strict=True)]
 
-    def _optim(self) -> Iterator[Path]:
-        for rank in range(len(self.meta["files"]) - 1):
-            yield _file(self.directory, "optim", self.step, rank)
+    def _optimizer_files(self) -> list[Path]:
+        """One of each rank that saved, in their order."""
+        number = sum(name.startswith("optim_") for name in self.meta["files"])
+        return [_file(self.directory, "optim", self.step, rank) for rank in range(number)]
 
 
 def _load_tensors(path: Path, **how: Any) -> Any:

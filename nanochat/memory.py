@@ -11,7 +11,7 @@ from nanochat.capped_loss import rows_at_once
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 
-MUON_COPIES = 4  # of one stack of matrices: gradients, update, and two products on the way
+MUON_COPIES = 4  # of a rank's matrices at most: gradients, update, two products on the way
 
 
 @dataclass(frozen=True)

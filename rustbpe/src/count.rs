@@ -77,7 +77,7 @@ impl<'a> Worker<'a> {
 
     #[inline(always)]
     fn count_short(&mut self, key: Key) {
-        let place = (key.mixed() >> (u64::BITS - NEAR_BITS)) as usize;
+        let place = key.place(1 << NEAR_BITS);
         let [first, second] = &mut self.near[place];
         if first.0 == key {
             first.1 += 1;

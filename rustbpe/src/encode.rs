@@ -4,7 +4,7 @@
 //! bounded size. A new word is merged in time that grows with its length only.
 
 use crate::error::Error;
-use crate::known::{fetch, place, Few, OtherWords, ShortWords, MAX_FEW, NO_ID};
+use crate::known::{fetch, Few, OtherWords, ShortWords, MAX_FEW, NO_ID};
 use crate::merge::NUM_BYTES;
 use crate::split::{Splitter, Taker};
 use crate::word::{Key, Word};
@@ -274,7 +274,7 @@ impl Whole {
             let key = Word::new(token).key();
             if key.is_short() {
                 keys[usize::from(id)] = key;
-                places[place(key, NUM_PLACES)] = id;
+                places[key.place(NUM_PLACES)] = id;
             }
         }
         Self { places, keys }
@@ -468,7 +468,7 @@ impl<T: Id> Run<'_, T> {
         let Whole { places, keys } = whole;
         let words = &self.words[..self.number];
         for (id, &(key, _)) in self.candidates.iter_mut().zip(words) {
-            let candidate = places[place(key, NUM_PLACES)];
+            let candidate = places[key.place(NUM_PLACES)];
             fetch(&keys[usize::from(candidate)]);
             *id = T::from_u32(candidate.into());
         }

@@ -36,7 +36,7 @@ impl fmt::Display for Error {
             ),
             Self::Pattern(why) => write!(f, "the split pattern is not a regular expression: {why}"),
             Self::Split(why) => write!(f, "the split pattern failed on a text: {why}"),
-            Self::NotText(why) => write!(f, "a text is not UTF-8: {why}"),
+            Self::NotText(why) => write!(f, "a text cannot be read: {why}"),
             Self::NoText => write!(f, "the texts hold no word to learn from; give some text"),
             Self::TooManyWords => write!(
                 f,

@@ -57,9 +57,8 @@ const TAKEN: u64 = u64::MAX - 1;
 impl Slot {
     #[inline(always)]
     fn has(&self, key: Key) -> bool {
-        let (low, high) = key.halves();
-        // Both at once: a branch on the first would be guessed wrong half of the time.
-        (self.high.load(Acquire) ^ high) | (self.low.load(Relaxed) ^ low) == 0
+        let high = self.high.load(Acquire);
+        Key::from_halves(self.low.load(Relaxed), high) == key
     }
 
     #[inline(always)]
@@ -114,7 +113,7 @@ impl ShortWords {
 
     #[inline(always)]
     fn slots(&self, key: Key) -> &[Slot; 2] {
-        &self.places[place(key, self.places.len())].0
+        &self.places[key.place(self.places.len())].0
     }
 
     /// Have what `get` will read brought near.
@@ -141,7 +140,7 @@ impl ShortWords {
     }
 
     fn places_of(&self, key: Key) -> impl Iterator<Item = &Slots> {
-        let first = place(key, self.places.len());
+        let first = key.place(self.places.len());
         (0..WAYS).map(move |step| &self.places[first ^ step])
     }
 
@@ -175,12 +174,6 @@ impl ShortWords {
             .for_each(|(key, ids)| larger.put(key, ids));
         larger
     }
-}
-
-/// Which of `number` places, a power of two above 1, a key has.
-#[inline(always)]
-pub fn place(key: Key, number: usize) -> usize {
-    (key.mixed() >> (number.leading_zeros() + 1)) as usize
 }
 
 /// Ask the memory for what will be read soon.

@@ -39,7 +39,7 @@ pub fn learn_merges(
         return Err(Error::VocabularySize(vocab_size));
     }
     let mut words = Words::new(counts)?;
-    let mut watch = Watch::new(&mut words);
+    let mut watch = Watch::new(&words);
     let mut merges = Vec::new();
     while merges.len() < vocab_size - NUM_BYTES {
         if merges.len() % MERGES_PER_QUESTION == 0 && !go_on(merges.len()) {
@@ -126,6 +126,13 @@ impl Words {
             }
         }
     }
+
+    /// How often each pair occurs.
+    fn pair_counts(&self) -> FxHashMap<Pair, u64> {
+        let mut counts = FxHashMap::default();
+        self.for_each_pair(|pair, _, count| *counts.entry(pair).or_insert(0) += count);
+        counts
+    }
 }
 
 /// A pair that may become a token.
@@ -155,14 +162,9 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(words: &mut Words) -> Self {
-        let mut most = 0;
-        let mut counts = FxHashMap::<Pair, u64>::default();
-        words.for_each_pair(|pair, _, count| {
-            let sum = counts.entry(pair).or_insert(0);
-            *sum += count;
-            most = most.max(*sum);
-        });
+    fn new(words: &Words) -> Self {
+        let counts = words.pair_counts();
+        let most = counts.values().max().copied().unwrap_or(0);
         let mut watch = Self {
             floor: (most / FLOOR_STEP).max(1),
             pairs: FxHashMap::default(),
@@ -217,9 +219,7 @@ impl Watch {
         self.floor = (self.floor / FLOOR_STEP).max(1);
         self.pairs.clear();
         words.close_gaps();
-        let mut counts = FxHashMap::<Pair, u64>::default();
-        words.for_each_pair(|pair, _, count| *counts.entry(pair).or_insert(0) += count);
-        self.watch(words, &counts);
+        self.watch(words, &words.pair_counts());
     }
 
     /// Merge a pair in one word, from the left, and note what this does to its neighbours' pairs.

@@ -118,6 +118,12 @@ impl Key {
         self.low.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.high.wrapping_mul(0xBB67_AE85_84CA_A73B)
     }
 
+    /// Which of `number` places, a power of two above 1, it has in a table.
+    #[inline(always)]
+    pub fn place(self, number: usize) -> usize {
+        (self.mixed() >> (number.leading_zeros() + 1)) as usize
+    }
+
     /// Bytes and length.
     pub fn bytes(self) -> ([u8; 16], usize) {
         let all = u128::from(self.high) << 64 | u128::from(self.low);
