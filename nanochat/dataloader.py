@@ -124,7 +124,7 @@ def packed_batches(
     """
     own = range(rank, rows, world_size)
     if resume:
-        _refuse_other_run(resume, rows, source.num_documents)
+        _refuse_other_run(resume, rows, sequence_len, source.num_documents)
     saved = resume["lanes"] if resume else {}
     lanes = {number: Lane(*saved.get(str(number), (number, 0))) for number in own}
     first_step = resume["step"] if resume else 0
@@ -154,11 +154,14 @@ def epoch(resume: dict[str, Any]) -> float:
     return sum(counters) / len(counters) / resume["documents"]
 
 
-def _refuse_other_run(resume: dict[str, Any], rows: int, num_documents: int) -> None:
-    if len(resume["lanes"]) != rows:
+def _refuse_other_run(
+    resume: dict[str, Any], rows: int, sequence_len: int, num_documents: int
+) -> None:
+    there = len(resume["lanes"])
+    if there != rows:
         raise UserError(
-            f"the run was saved with {len(resume['lanes'])} rows a step and now has {rows}; give"
-            " --total_batch_size the number of tokens that it had, or begin anew with --fresh"
+            f"the run was saved with {there} rows a step and now has {rows}; go on with"
+            f" --total_batch_size={there * sequence_len}, or begin anew with --fresh"
         )
     if resume.get("documents", num_documents) != num_documents:
         raise UserError(

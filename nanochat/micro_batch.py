@@ -26,21 +26,22 @@ def likely(model: GPT, rank_rows: int, place: Runtime) -> int:
     """What a search would come to, guessed from the estimated memory."""
     if place.device.type != "cuda":
         return usual(rank_rows, model.config.sequence_len)
-    return next(iter(_promising(_divisors(rank_rows), model, place, 0.95)), 1)
+    return next(iter(_promising(sizes(rank_rows), model, place, 0.95)), 1)
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(number, 0, -1) if number % n == 0]
+def sizes(rank_rows: int) -> list[int]:
+    """The rows of a rank whole and halved, rounded up, until there is one."""
+    return [-(-rank_rows // 2**n) for n in range((rank_rows - 1).bit_length() + 1)]
 
 
 def search(model: GPT, rank_rows: int, place: Runtime) -> int:
-    """The best divisor of the rows that a rank has in a step; every rank comes to the same."""
-    sizes = _divisors(rank_rows)
+    """The best of the `sizes` of the rows that a rank has; every rank comes to the same."""
+    parts = sizes(rank_rows)
     if place.device.type == "cuda":
-        sizes = _promising(sizes, model, place, 1.5)
-        return largest_that_fits(sizes, lambda n: _pass(model, n, place))
+        parts = _promising(parts, model, place, 1.5)
+        return largest_that_fits(parts, lambda n: _pass(model, n, place))
     length = model.config.sequence_len
-    near = [n for n in sizes if n * length in CPU_RANGE] or [usual(rank_rows, length)]
+    near = [n for n in parts if n * length in CPU_RANGE] or [usual(rank_rows, length)]
     with runtime.undisturbed(place.device):
         return fastest(near, lambda n: _seconds(model, n, place))
 

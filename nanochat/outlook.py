@@ -76,7 +76,7 @@ def of_memory(model_rows: int, rank_rows: int, estimate: Estimate) -> Rows:
     """How the rows of a step go through the device."""
     passes = -(-rank_rows // model_rows)
     return [
-        ("micro-batch", f"{model_rows} rows, {passes} a step on each rank"),
+        ("micro-batch", f"{model_rows} rows, at most {passes} a step on each rank"),
         ("memory, estimated", str(estimate)),
     ]
 

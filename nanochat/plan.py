@@ -116,6 +116,10 @@ class Plan:
     observed: Callable[[], dict[str, float]] = dict
     """Numbers that the maker of the batches wants logged with each step."""
 
+    def rank_rows(self, world_size: int) -> int:
+        """Of one optimizer step on one rank, at most: some may have one less."""
+        return -(-self.rows // world_size)
+
 
 def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
     """The settings that define a run: options that change what is learned, and `more`."""
@@ -129,6 +133,8 @@ def refuse_other_settings(
     """Raises UserError that names what differs; options that are newer had their default there."""
     defaults = {field.name: field.default for field in fields(options)}
     there = {name: defaults[name] for name in asked.keys() & defaults.keys()} | there
+    if there.get("total_batch_size") == -1:  # older runs: the loader compares the rows
+        there["total_batch_size"] = asked["total_batch_size"]
     names = sorted(there.keys() | asked.keys())
     differing = [name for name in names if there.get(name) != asked.get(name)]
     if differing:

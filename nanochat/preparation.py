@@ -52,7 +52,7 @@ def _is_short(plan: Plan, speed: trainer.Speed, place: Runtime) -> bool:
 
 def micro_rows(plan: Plan, speed: trainer.Speed, place: Runtime, found: dict[str, Any]) -> int:
     """Rows in one forward pass: as asked, or as before in the same place, or what is best."""
-    rank_rows = plan.rows // place.world_size
+    rank_rows = plan.rank_rows(place.world_size)
     if plan.options.device_batch_size > 0:
         return min(plan.options.device_batch_size, rank_rows)
     *there, rows = found.get("micro_batch", [0])

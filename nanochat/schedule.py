@@ -43,30 +43,37 @@ def _countable(name: str, value: float, tokens: float) -> int:
     return int(tokens)
 
 
-def batch_tokens(budget_tokens: int, sequence_len: int, world_size: int) -> int:
-    """Tokens of one optimizer step that suit a token budget, a whole number of rows a rank.
+def batch_tokens(budget_tokens: int, sequence_len: int) -> int:
+    """Tokens of one optimizer step that suit a token budget, a whole number of rows.
 
     The law is B ~ D^0.383; the result is the nearest power of two, at most a fiftieth of the
     budget (a short run needs steps more than it needs large ones).
     """
     ideal = REFERENCE_BATCH_TOKENS * (budget_tokens / REFERENCE_BUDGET_TOKENS) ** BATCH_EXPONENT
     ideal = min(ideal, budget_tokens / 50)
-    unit = sequence_len * world_size
-    rows = 2 ** round(math.log2(max(1.0, ideal / unit)))
-    return int(rows) * unit
+    rows = 2 ** round(math.log2(max(1.0, ideal / sequence_len)))
+    return int(rows) * sequence_len
 
 
 def global_rows(total_batch_tokens: int, sequence_len: int, world_size: int) -> int:
-    """Rows of `sequence_len` tokens in one step. Raises UserError naming a size that divides."""
-    unit = sequence_len * world_size
-    if total_batch_tokens <= 0 or total_batch_tokens % unit:
-        nearest = max(1, round(total_batch_tokens / unit)) * unit
-        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    """Rows of `sequence_len` tokens in one step; no rank is without one.
+
+    Raises UserError naming a size that will do.
+    """
+    rows, rest = divmod(total_batch_tokens, sequence_len)
+    if rest or rows < 1:
+        nearest = max(world_size, round(total_batch_tokens / sequence_len)) * sequence_len
         raise UserError(
-            f"--total_batch_size={total_batch_tokens} is not a positive multiple of {unit}"
-            f" (max_seq_len {sequence_len} x {ranks}); try {nearest}"
+            f"--total_batch_size={total_batch_tokens} is not a positive multiple of {sequence_len}"
+            f" (max_seq_len); try {nearest}"
         )
-    return total_batch_tokens // sequence_len
+    if rows < world_size:
+        raise UserError(
+            f"--total_batch_size={total_batch_tokens} is {rows} rows (max_seq_len {sequence_len})"
+            f" for {world_size} ranks; use at most {rows} ranks, or in a new run"
+            f" --total_batch_size={world_size * sequence_len}"
+        )
+    return rows
 
 
 @dataclass(frozen=True)

@@ -90,16 +90,30 @@ def opened(device_type: str) -> Iterator[Runtime]:
 
 def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
     """True, and said so, when this very run is done. Raises UserError when another one is there."""
-    directory = paths.checkpoints_dir(stage) / tag
-    is_other = options.starts_over or options.dry_run
-    steps = [] if is_other else checkpoint_manager.saved_steps(directory)
-    if not steps:
+    meta = None if options.dry_run else _found(stage, tag, options)
+    if meta is None:
         return False
-    meta = checkpoint_manager.read_meta(stage, tag)
+    directory = paths.checkpoints_dir(stage) / tag
     refuse_other_settings(directory, meta["settings"], settings, options)
     if meta["finished"]:
         logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
     return bool(meta["finished"])
+
+
+def unnoted_step_tokens(stage: str, tag: str, options: LoopOptions) -> int:
+    """Tokens of a step of a run that noted -1, as runs once did, by its loader's state; else 0."""
+    meta = _found(stage, tag, options)
+    if meta is None or meta["settings"].get("total_batch_size") != -1:
+        return 0
+    return len(meta["loader"].get("lanes", {})) * int(meta["model"]["sequence_len"])
+
+
+def _found(stage: str, tag: str, options: LoopOptions) -> checkpoint_manager.Meta | None:
+    """The newest meta of the run that is there, unless the options leave it aside."""
+    directory = paths.checkpoints_dir(stage) / tag
+    if options.starts_over or not checkpoint_manager.saved_steps(directory):
+        return None
+    return checkpoint_manager.read_meta(stage, tag)
 
 
 def run(plan: Plan, place: Runtime) -> None:
@@ -153,7 +167,7 @@ def _rates(plan: Plan) -> dict[str, float]:
 
 def _announce(plan: Plan, place: Runtime) -> None:
     """The table of the run, before memory is taken."""
-    model, rank_rows = plan.model, plan.rows // place.world_size
+    model, rank_rows = plan.model, plan.rank_rows(place.world_size)
     rows = min(plan.options.device_batch_size, rank_rows)
     if rows < 1:
         rows = micro_batch.likely(model, rank_rows, place)

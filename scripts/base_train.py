@@ -81,14 +81,26 @@ def pretrain(options: Options, place: Runtime) -> None:
     )
     source = dataset.source_name(options.source or dataset.current_source())
     tag = options.model_tag or default_tag(options.depth)
+    with torch.device("meta"):  # no memory before the table of the run has been printed
+        model = GPT(config, compute_dtype=place.compute_dtype)
+    budget = token_budget(options, model)
+    step_tokens = options.total_batch_size
+    if step_tokens == -1:
+        step_tokens = stage.unnoted_step_tokens("base", tag, options)
+        step_tokens = step_tokens or schedule.batch_tokens(budget, options.max_seq_len)
     settings = defining_settings(
-        options, model_tag=tag, source=source, tokenizer=tokenizer.content_hash
+        options,
+        model_tag=tag,
+        source=source,
+        tokenizer=tokenizer.content_hash,
+        total_batch_size=step_tokens,
     )
     if stage.finished("base", tag, settings, options):
         return
-    with torch.device("meta"):  # no memory before the table of the run has been printed
-        model = GPT(config, compute_dtype=place.compute_dtype)
-    num_steps, rows = size(options, model, place.world_size)
+    rows = schedule.global_rows(step_tokens, options.max_seq_len, place.world_size)
+    num_steps = options.num_iterations
+    if num_steps == -1:
+        num_steps = max(1, budget // step_tokens)
     documents = shards.Documents(dataset.shard_paths(source, "train"))
 
     def batches(resume: dict[str, Any] | None) -> Iterator[Batch]:
@@ -121,22 +133,15 @@ def pretrain(options: Options, place: Runtime) -> None:
     stage.run(plan, place)
 
 
-def size(options: Options, model: GPT, world_size: int) -> tuple[int, int]:
-    """Optimizer steps and rows of one step."""
+def token_budget(options: Options, model: GPT) -> int:
+    """Tokens to train on, unless --num_iterations says otherwise."""
     counts = model.num_parameters()
-    budget = schedule.horizon_tokens(
+    return schedule.horizon_tokens(
         num_parameters=counts["total"] - counts["embedding"],
         flops_per_token=model.flops_per_token(),
         target_flops=options.target_flops,
         tokens_per_parameter=options.tokens_per_parameter,
     )
-    length = options.max_seq_len
-    step_tokens = options.total_batch_size
-    if step_tokens == -1:
-        step_tokens = schedule.batch_tokens(budget, length, world_size)
-    rows = schedule.global_rows(step_tokens, length, world_size)
-    num_steps = options.num_iterations if options.num_iterations > 0 else budget // step_tokens
-    return max(1, num_steps), rows
 
 
 if __name__ == "__main__":

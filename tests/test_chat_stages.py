@@ -68,6 +68,14 @@ def test_a_stage_that_was_killed_ends_with_the_same_weights(
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+def test_more_ranks_than_rows_finetune_too(on_ranks: dict[int, Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(on_ranks[1], base)
+    options = "--fresh --num_conversations=3 --rows_per_step=1 --device_batch_size=4"
+    said = processes.run(base, f"scripts.chat_sft {SMALL} {options}", ranks=2)
+    assert "micro-batches of 1 rows" in said
+
+
 @pytest.mark.parametrize("stage", ["mid", "chatsft"])
 def test_a_stage_does_not_depend_on_the_number_of_ranks(
     on_ranks: dict[int, Path], stage: str

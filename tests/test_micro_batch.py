@@ -39,13 +39,19 @@ def test_the_fastest_is_that_of_the_fewest_seconds_a_row() -> None:
     assert micro_batch.fastest(seconds, seconds.__getitem__) == 4
 
 
-def test_a_search_on_a_cpu_takes_a_divisor_and_leaves_the_model_as_it_was() -> None:
+def test_a_search_on_a_cpu_takes_a_part_and_leaves_the_model_as_it_was() -> None:
     model = small_model(sequence_len=512)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     rows = micro_batch.search(model, 12, PLACE)
-    assert rows in (2, 3, 4, 6, 12)  # of 1,024 to 8,192 tokens
+    assert rows in (2, 3, 6, 12)  # of 1,024 to 8,192 tokens
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert parameter.grad is None and torch.equal(parameter, old)
+
+
+def test_rows_that_nothing_divides_are_cut_nearly_in_half_again_and_again() -> None:
+    assert micro_batch.sizes(43) == [43, 22, 11, 6, 3, 2, 1]
+    assert micro_batch.sizes(32) == [32, 16, 8, 4, 2, 1]
+    assert micro_batch.sizes(1) == [1]
 
 
 def test_short_rows_go_together_and_long_ones_alone() -> None:

@@ -32,7 +32,7 @@ def test_the_table_says_how_long_how_large_and_how_fast() -> None:
     assert said["rates at this width"].startswith("matrices 0.02, embedding 0.2,")
     assert said["their course, in steps"] == "warmup 100, plateau 500, warmdown 400, down to 0.1"
     assert said["multiplier at step"].endswith("1,000: 0.102")
-    assert said["micro-batch"] == "32 rows, 1 a step on each rank"
+    assert said["micro-batch"] == "32 rows, at most 1 a step on each rank"
     assert "activations" in said["memory, estimated"]
 
 

@@ -56,19 +56,30 @@ def test_a_horizon_that_nobody_can_count_is_refused(name: str) -> None:
 
 def test_the_batch_of_depth_12_is_half_a_million_tokens() -> None:
     budget = schedule.REFERENCE_BUDGET_TOKENS
-    assert schedule.batch_tokens(budget, 2048, 8) == 2**19
+    assert schedule.batch_tokens(budget, 2048) == 2**19
 
 
-def test_the_batch_grows_with_the_budget_and_divides_by_the_ranks() -> None:
-    sizes = [schedule.batch_tokens(10**exponent, 512, 4) for exponent in range(4, 12)]
+def test_the_batch_grows_with_the_budget_in_whole_rows() -> None:
+    sizes = [schedule.batch_tokens(10**exponent, 512) for exponent in range(4, 12)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-    assert all(size % (512 * 4) == 0 for size in sizes)
+    assert all(size % 512 == 0 for size in sizes)
 
 
 def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
-    with pytest.raises(UserError, match=r"total_batch_size=1000 .* 512 .*try 1024"):
+    with pytest.raises(UserError, match=r"total_batch_size=1000 .* 128 .*try 1024"):
         schedule.global_rows(1000, 128, 4)
-    assert schedule.global_rows(1024, 128, 4) == 8
+    with pytest.raises(UserError, match=r"total_batch_size=100 .* 128 .*try 512"):
+        schedule.global_rows(100, 128, 4)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 4, 6, 8])
+def test_a_batch_is_dealt_over_any_number_of_ranks_that_each_have_a_row(world_size: int) -> None:
+    assert schedule.global_rows(1024, 128, world_size) == 8
+
+
+def test_fewer_rows_than_ranks_are_refused_with_both_remedies() -> None:
+    with pytest.raises(UserError, match=r"=1024 is 8 rows .* 9 ranks; .* 8 ranks, .*=1152"):
+        schedule.global_rows(1024, 128, 9)
 
 
 def test_weight_decay_falls_with_the_square_of_the_width() -> None:

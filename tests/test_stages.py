@@ -138,6 +138,44 @@ def test_a_model_with_windows_is_trained_killed_measured_and_asked(trained: Path
     processes.run(trained, asked)
 
 
+BY_BUDGET = (
+    "scripts.base_train --depth=1 --max_seq_len=256 --tokens_per_parameter=0.5 --num_iterations=12"
+    f" {TINY}"
+)
+
+
+def test_a_run_whose_steps_suit_its_budget_goes_on_with_any_number_of_ranks(trained: Path) -> None:
+    processes.run(trained, f"{BY_BUDGET} --model_tag=budget")
+    line = f"{BY_BUDGET} --model_tag=killed_budget"
+    killed = processes.start(trained, line, before=processes.die_when_saved)
+    assert killed.wait() == [-9] and "4 rows, 1 rank" in killed.said()
+    said = processes.run(trained, line, ranks=3)
+    assert "going on from step" in said and "4 rows, 3 ranks" in said
+    one, three = (losses(trained, "base", tag) for tag in ("budget", "killed_budget"))
+    assert one.keys() == three.keys() and len(one) == 12
+    assert max(abs(one[step] - three[step]) for step in one) < 1e-4
+    assert "done already" in processes.run(trained, f"{line} --total_batch_size=1024")
+    said = processes.run(trained, f"{line} --total_batch_size=2048", ok=False)
+    assert "total_batch_size: 1024 there, 2048 asked" in said
+
+
+def test_a_run_that_noted_no_size_of_its_steps_goes_on_with_the_one_it_had(trained: Path) -> None:
+    line = f"{BY_BUDGET} --model_tag=noted_none"
+    killed = f"{line} --total_batch_size=1536"  # six ranks once made six rows of it
+    assert processes.start(trained, killed, before=processes.die_when_saved).wait() == [-9]
+    folder = trained / "base_checkpoints" / "noted_none"
+    newest = checkpoint_manager.newest_whole(folder)
+    assert newest is not None
+    older = newest.meta["settings"] | {"total_batch_size": -1}
+    checkpoint_manager.update_meta(folder, newest.step, settings=older)
+    said = processes.run(trained, f"{line} --total_batch_size=1024", ok=False)
+    assert "6 rows a step and now has 4" in said and "--total_batch_size=1536" in said
+    assert "6 rows, 1 rank" in processes.run(trained, f"{line} --dry_run")
+    said = processes.run(trained, line)
+    assert "going on from step" in said and "6 rows, 1 rank" in said
+    assert "done already" in processes.run(trained, killed)
+
+
 def steps_saved(said: str) -> list[int]:
     return [int(word) for word in re.findall(r"saved step (\d+)", said)]
 
