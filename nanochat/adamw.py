@@ -126,7 +126,7 @@ class DistAdamW:
         return parameter, gathered, dist.all_gather_into_tensor(gathered, own, async_op=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's moments, with what is needed to merge them with those of other ranks."""
+        """This rank's moments, not copied, and what is needed to merge them with other ranks'."""
         return {
             "rank": self.rank,
             "world_size": self.world_size,
@@ -154,25 +154,17 @@ class DistAdamW:
         }
         return {"num_steps": states[0]["num_steps"], "tensors": tensors}
 
-    def full_state_dict(self) -> dict[str, Any]:
-        """The layout-independent state, on every rank; every rank calls it."""
-        states: list[Any] = [self.state_dict()]
-        if self.world_size > 1:
-            states = [None] * self.world_size
-            dist.all_gather_object(states, self.state_dict())
-        return self.merge_state_dicts(states)
+    def load_merged(self, states: list[dict[str, Any]]) -> None:
+        """Go on from what all ranks of an earlier run saved, however many they were.
 
-    def load_full_state_dict(self, full: dict[str, Any]) -> None:
-        """Take this rank's part of a merged state. Raises UserError when it is of another model."""
+        Raises UserError when a rank's is missing or it is of another model.
+        """
+        full = self.merge_state_dicts(states)
         refuse_other_names(full["tensors"], self.moments)
         self.num_steps = full["num_steps"]
         for name, parameter in self._named():
             for kind, own in self.moments[name].items():
                 own.copy_(self._part(full["tensors"][name][kind].view_as(parameter)))
-
-    def load_merged(self, states: list[dict[str, Any]]) -> None:
-        """Go on from what all ranks of an earlier run saved, however many they were."""
-        self.load_full_state_dict(self.merge_state_dicts(states))
 
 
 def _padded(flat: Tensor, missing: int) -> Tensor:
@@ -197,5 +189,5 @@ def refuse_other_names(saved: Iterable[str], own: Iterable[str]) -> None:
     if differing:
         raise UserError(
             f"the optimizer state is of another model: {', '.join(differing[:3])} in only one of"
-            " both; load a checkpoint of this model or start again with --fresh"
+            " both; bring all optim_*_rank*.pt files of this model back or start again with --fresh"
         )

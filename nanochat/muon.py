@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nanochat.adamw import refuse_other_names
 from nanochat.errors import UserError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -248,11 +249,8 @@ class Muon:
                 yield name, {kind: stack[i] for kind, stack in moments.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments of the matrices that this rank moves, by name."""
-        tensors = {
-            name: {kind: tensor.clone() for kind, tensor in moments.items()}
-            for name, moments in self._own_moments()
-        }
+        """The moments of the matrices that this rank moves, by name; they are not copied."""
+        tensors = dict(self._own_moments())
         return {"rank": self.rank, "world_size": self.world_size, "tensors": tensors}
 
     @staticmethod
@@ -263,26 +261,16 @@ class Muon:
         """
         return {"tensors": {name: own for s in states for name, own in s["tensors"].items()}}
 
-    def full_state_dict(self) -> dict[str, Any]:
-        """The layout-independent state, on every rank; every rank calls it."""
-        return self.merge_state_dicts([self.state_dict()])
+    def load_merged(self, states: list[dict[str, Any]]) -> None:
+        """Go on from what all ranks of an earlier run saved, however many they were.
 
-    def load_full_state_dict(self, full: dict[str, Any]) -> None:
-        """Take this rank's part of a merged state. Raises UserError when a matrix is missing."""
-        names = {name for group in self.param_groups for name, _ in group["params"]}
-        differing = sorted(names ^ full["tensors"].keys())
-        if differing:
-            raise UserError(
-                f"the optimizer state does not fit the model: {', '.join(differing[:3])} in only"
-                " one of both; bring all optim_*_rank*.pt files back or start again with --fresh"
-            )
+        Raises UserError when it is of another model.
+        """
+        saved = self.merge_state_dicts(states)["tensors"]
+        refuse_other_names(saved, [name for g in self.param_groups for name, _ in g["params"]])
         for name, moments in self._own_moments():
             for kind, tensor in moments.items():
-                tensor.copy_(full["tensors"][name][kind])
-
-    def load_merged(self, states: list[dict[str, Any]]) -> None:
-        """Go on from what all ranks of an earlier run saved, however many they were."""
-        self.load_full_state_dict(self.merge_state_dicts(states))
+                tensor.copy_(saved[name][kind])
 
 
 class DistMuon(Muon):
@@ -304,11 +292,6 @@ class DistMuon(Muon):
         stack = _stacked([p.detach() for _, p in self._own(named)], named, share)
         whole = stack.new_empty(share * self.world_size, *stack.shape[1:])
         return named, whole, dist.all_gather_into_tensor(whole, stack, async_op=True)
-
-    def full_state_dict(self) -> dict[str, Any]:
-        states: list[Any] = [None] * self.world_size
-        dist.all_gather_object(states, self.state_dict())
-        return self.merge_state_dicts(states)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
