@@ -14,7 +14,7 @@ from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import RustBPETokenizer, get_token_bytes
+from nanochat.tokenizer import RustBPETokenizer
 
 ROWS_PER_PASS = 16
 TEXT_ROWS = 32  # of one step over all ranks: the same text is measured on any number of them
@@ -45,7 +45,7 @@ def text_bpb(
         world_size=place.world_size,
         num_steps=max(1, num_tokens // (TEXT_ROWS * length)),
     )
-    return _bpb(model, batches, place)
+    return _bpb(model, tokenizer, batches, place)
 
 
 def chat_bpb(
@@ -62,11 +62,13 @@ def chat_bpb(
         num_epochs=1,
         seed=0,
     )
-    return _bpb(model, batches, place)
+    return _bpb(model, tokenizer, batches, place)
 
 
-def _bpb(model: GPT, batches: Iterable[Batch], place: Runtime) -> float:
-    token_bytes = get_token_bytes(place.device)
+def _bpb(
+    model: GPT, tokenizer: RustBPETokenizer, batches: Iterable[Batch], place: Runtime
+) -> float:
+    token_bytes = torch.tensor(tokenizer.token_bytes(), dtype=torch.int32, device=place.device)
     return evaluate_bpb(model, batches, token_bytes, device_batch_size=ROWS_PER_PASS)
 
 
