@@ -14,16 +14,13 @@ def horizon_tokens(
     *,
     num_parameters: int,
     flops_per_token: float,
-    target_tokens: int = -1,
     target_flops: float = -1.0,
     tokens_per_parameter: float = 20.0,
 ) -> int:
-    """Tokens to train on: as given, else from a FLOP budget, else tokens per parameter.
+    """Tokens to train on: from a FLOP budget, else tokens per parameter.
 
     Negative means not given. Raises UserError when nothing positive remains, or more than 2^63.
     """
-    if target_tokens > 0:
-        return target_tokens
     if target_flops > 0:
         return _countable("target_flops", target_flops, max(1, target_flops / flops_per_token))
     if tokens_per_parameter <= 0:
