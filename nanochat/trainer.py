@@ -56,19 +56,16 @@ class State:
 
 @dataclass(frozen=True)
 class Every:
-    """Call something after each `steps` steps (never when 0), and after the last one."""
+    """Call something after each `steps` steps, never when 0, and not after the last one."""
 
     steps: int
     call: Callable[[State], dict[str, float] | None]
-    at_end: bool = True
     can_be_left: bool = False
     """The step is saved, so a signal meanwhile ends the process at once."""
 
     def is_due(self, state: State) -> bool:
         """True when the call is to be made after this step."""
-        if state.is_last:
-            return self.at_end
-        return self.steps > 0 and state.step % self.steps == 0
+        return self.steps > 0 and not state.is_last and state.step % self.steps == 0
 
 
 @dataclass(frozen=True)

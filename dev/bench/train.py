@@ -40,7 +40,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime, StopRequests
 from nanochat.schedule import Schedule
-from nanochat.trainer import Every, State
+from nanochat.trainer import State
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
@@ -235,12 +235,13 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
         watched.register_forward_pre_hook(measure_peak)
     began = time.perf_counter()
 
-    def between_steps(state: State) -> None:
+    def between_steps(state: State) -> dict[str, float]:
         nonlocal began
         watch.end_step(time.perf_counter() - began)
         if not on_cpu and state.step > 1:
             peaks.append(product_flops(place))
         began = time.perf_counter()
+        return {}
 
     batches = packed_batches(
         RandomTokens(options.vocab_size), bos=0, rows=options.rows,
@@ -256,7 +257,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             Schedule(options.steps),
             State(0, 0.0, 0.0, 0.0, 0, {}, is_last=False),
             device_batch_size=options.device_batch_size,
-            every=[Every(1, between_steps)],
+            every=[],
             saver=NoSaver(),
             place=place,
             stop=StopRequests(),
@@ -264,6 +265,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             speed=trainer.Speed(model.flops_per_token(), None),
             label=f"depth {depth}",
             prefetch=False,
+            observed=between_steps,
         )
     return {"depth": depth, "compiled": options.compile, "dtype": str(place.compute_dtype)} | {
         **figures(watch, peaks, model, options, place),
