@@ -37,7 +37,6 @@ class Runtime:
 
     device: torch.device
     rank: int
-    local_rank: int
     world_size: int
     compute_dtype: torch.dtype
     """What matrices are multiplied in; parameters stay float32."""
@@ -85,7 +84,6 @@ def start(device_type: str = "") -> Runtime:
     return Runtime(
         device=device,
         rank=rank,
-        local_rank=local_rank,
         world_size=world_size,
         compute_dtype=compute_dtype(device),
         board=_board() if world_size > 1 else Board(),

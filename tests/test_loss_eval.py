@@ -93,7 +93,7 @@ def test_no_gradient_is_kept() -> None:
 
 # ---- on a real model and real text
 
-PLACE = Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
+PLACE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
 @pytest.fixture

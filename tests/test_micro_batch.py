@@ -4,7 +4,7 @@ import torch
 from nanochat import micro_batch, runtime
 from tests.small_model import small_model
 
-PLACE = runtime.Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
+PLACE = runtime.Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
 def test_the_largest_that_fits_is_taken_and_nothing_is_tried_beyond() -> None:

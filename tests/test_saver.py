@@ -14,7 +14,7 @@ from nanochat.runtime import Runtime
 from nanochat.saver import Saver
 from nanochat.trainer import State
 
-ALONE = Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
+ALONE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 FACTS = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "model": {}}
 
 

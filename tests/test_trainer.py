@@ -20,7 +20,7 @@ from nanochat.schedule import Schedule
 from nanochat.trainer import Every, Speed, State
 
 VOCAB, ROWS, TIME = 11, 6, 5
-PLACE = runtime.Runtime(torch.device("cpu"), 0, 0, 1, torch.float32)
+PLACE = runtime.Runtime(torch.device("cpu"), 0, 1, torch.float32)
 START = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False)
 
 
