@@ -4,8 +4,7 @@ from nanochat import runtime
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import DistMuon, Muon
-
-REFERENCE_WIDTH = 768  # rates of AdamW are given at this width
+from nanochat.schedule import REFERENCE_WIDTH
 
 
 def scaled_rates(

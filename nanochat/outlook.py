@@ -54,8 +54,7 @@ def of_steps(model: GPT, schedule: Schedule, rows: int, world_size: int) -> Rows
 
 def of_rates(schedule: Schedule, scaled_rates: dict[str, float]) -> Rows:
     """How fast what moves, and when."""
-    num_steps = schedule.num_steps
-    falling = round(schedule.warmdown_share * num_steps)
+    num_steps, falling = schedule.num_steps, schedule.warmdown_steps
     rates = ", ".join(f"{name} {rate:.4g}" for name, rate in scaled_rates.items())
     phases = {
         "warmup": schedule.warmup_steps,

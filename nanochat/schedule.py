@@ -8,6 +8,7 @@ from nanochat.errors import UserError
 REFERENCE_BATCH_TOKENS = 2**19  # at the token budget of depth 12; "Power Lines", arXiv 2505.13738
 REFERENCE_BUDGET_TOKENS = 20 * 110_000_000  # 20 tokens for each parameter of depth 12
 BATCH_EXPONENT = 0.383  # B ~ D^0.383, arXiv 2505.13738
+REFERENCE_WIDTH = 768  # rates of AdamW and weight decay are given at this width
 
 
 def horizon_tokens(
@@ -85,12 +86,16 @@ class Schedule:
     """Where the fall ends."""
     momentum_warmup_steps: int = 300
 
+    @property
+    def warmdown_steps(self) -> int:
+        """Steps at the end in which the rate falls."""
+        return round(self.warmdown_share * self.num_steps)
+
     def learning_rate(self, step: int) -> float:
         """Multiplier for step 0 <= step < num_steps: rises to 1, stays, falls towards `final`."""
         left = self.num_steps - step
-        warmdown_steps = round(self.warmdown_share * self.num_steps)
         rising = (step + 1) / (self.warmup_steps + 1)
-        falling = left / warmdown_steps if warmdown_steps > 0 else 1.0
+        falling = left / self.warmdown_steps if self.warmdown_steps > 0 else 1.0
         return self.final + (1.0 - self.final) * min(1.0, rising, falling)
 
     def momentum(self, step: int) -> float:
@@ -107,4 +112,4 @@ class Schedule:
 
 def scaled_weight_decay(weight_decay: float, n_embd: int) -> float:
     """Weight decay given at width 768, scaled as 1 / width^2."""
-    return weight_decay * (768 / n_embd) ** 2
+    return weight_decay * (REFERENCE_WIDTH / n_embd) ** 2
