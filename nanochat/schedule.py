@@ -44,8 +44,8 @@ def _countable(name: str, value: float, tokens: float) -> int:
 def batch_tokens(budget_tokens: int, sequence_len: int) -> int:
     """Tokens of one optimizer step that suit a token budget, a whole number of rows.
 
-    The law is B ~ D^0.383; the result is the nearest power of two, at most a fiftieth of the
-    budget (a short run needs steps more than it needs large ones).
+    The law is B ~ D^0.383, and a fiftieth of the budget the most (a short run needs steps more than
+    it needs large ones); the result is the power of two of rows that is nearest on a log scale.
     """
     ideal = REFERENCE_BATCH_TOKENS * (budget_tokens / REFERENCE_BUDGET_TOKENS) ** BATCH_EXPONENT
     ideal = min(ideal, budget_tokens / 50)

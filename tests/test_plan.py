@@ -46,7 +46,7 @@ def test_micro_batches_are_of_a_row_at_least_on_any_number_of_ranks(
     rows: int, world_size: int, device_batch_size: int
 ) -> None:
     plan = plan_of(rows, device_batch_size=device_batch_size)
-    place = Runtime(torch.device("cpu"), 0, 0, world_size, torch.float32)
+    place = Runtime(torch.device("cpu"), 0, world_size, torch.float32)
     found = preparation.micro_rows(plan, Speed(1.0, 1e12), place, {})
     most = -(-rows // world_size)
     assert found == (most if device_batch_size < 0 else min(device_batch_size, most))
