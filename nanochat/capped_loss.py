@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.products import product, sigmoids
+from nanochat.products import mkl_is_slow_for, product, sigmoids, sum_of_products
 
 CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: 512 rows or more are fast matmuls
 GROUP_ELEMENTS = 2**28  # on other devices, 1 GB
@@ -78,7 +78,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weights = weights.masked_fill(targets < 0, 0.0)[:, None]
         columns = targets.clamp(min=0)[:, None]
         total = weight.new_zeros(())
+        is_turned = mkl_is_slow_for(matrix)
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+        if is_turned:
+            of_weight = weight.new_zeros(weight.shape[::-1]).T
         for rows in _groups(x, weight):
             bent = _bent(x[rows], matrix, cap)
             scales = bent.new_empty(bent.size(0), 1)
@@ -86,10 +89,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 total += _to_gradient(*part, cap=cap)
             of_logits, scales = bent.to(x.dtype), scales.to(x.dtype)
             of_x[rows] = product(of_logits, matrix.T).mul_(scales)
-            if x.dtype == weight.dtype:
+            if x.dtype == weight.dtype and not is_turned:
                 of_weight.addmm_(of_logits.T, x[rows] * scales)
             else:
-                of_weight += of_logits.T @ (x[rows] * scales)
+                of_weight += sum_of_products(of_logits, x[rows] * scales)
         ctx.save_for_backward(of_x, of_weight)
         return total
 

@@ -1,13 +1,14 @@
 """Products of float32 matrices through oneDNN, where torch would take MKL.
 
-On AMD's processors MKL is a tenth slower, and by a third where a product is long and thin as the
-logits are (dev/LOG.md, 2026-11-24). torch has no public way to oneDNN in float32; this is the one
+On AMD's processors MKL is a tenth slower to half as fast (dev/LOG.md, 2026-11-24 and 2026-11-27). torch has no public way to oneDNN in float32; this is the one
 of its compiler.
 
-K columns of both  N rows of the matrix
+K columns of both  N rows of the matrix  R rows to sum over
 """
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,36 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
     The matrix, or its transpose, is contiguous: with others oneDNN may take seconds.
     """
     return _product(x, matrix, F.linear, "none")
+
+
+def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """left.T @ right without gradients, (R, N) by (R, K) -> (N, K).
+
+    Where MKL is slow the narrower of both is copied, since oneDNN reads rows of one of them; when
+    that is `right`, the result is the transpose of a contiguous matrix.
+    """
+    if not mkl_is_slow_for(left):
+        return left.T @ right
+    if left.size(1) > right.size(1):
+        return product(right.T, left.contiguous().T).T
+    return product(left.T, right.contiguous().T)
+
+
+def mkl_is_slow_for(matrix: Tensor) -> bool:
+    """Whether a sum of products goes by oneDNN: in float32 on AMD's processors.
+
+    Elsewhere MKL is level, and copies nothing.
+    """
+    return matrix.dtype == torch.float32 and is_amd() and has_kernels_for(matrix)
+
+
+@cache
+def is_amd() -> bool:
+    """MKL leaves the AVX-512 of these processors alone."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def sigmoids(x: Tensor, matrix: Tensor) -> Tensor:
@@ -77,8 +108,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
         x, matrix = ctx.saved_tensors
-        # MKL is as fast where the sum is over the many rows.
-        of_matrix = upstream[0].flatten(0, -2).T @ x.flatten(0, -2)
+        of_matrix = sum_of_products(upstream[0].flatten(0, -2), x.flatten(0, -2))
         return product(upstream[0], matrix.T), of_matrix
 
 

@@ -21,9 +21,11 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_is_small")
 @pytest.mark.parametrize("shape", [(7,), (2, 5), (1,), (0,)])
 @pytest.mark.parametrize("upstream", ["dense", "expanded", "transposed"])
+@pytest.mark.parametrize("is_amd", [False, True])
 def test_a_product_and_its_gradients_equal_those_in_float64(
-    shape: tuple[int, ...], upstream: str
+    shape: tuple[int, ...], upstream: str, is_amd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "is_amd", lambda: is_amd)
     x, matrix = drawn(*shape, 24).requires_grad_(), drawn(40, 24).requires_grad_()
     exact_x, exact_matrix = (t.detach().double().requires_grad_() for t in (x, matrix))
     gradient = {
@@ -34,6 +36,8 @@ def test_a_product_and_its_gradients_equal_those_in_float64(
     found, exact = linear(x, matrix), F.linear(exact_x, exact_matrix)
     found.backward(gradient)
     exact.backward(gradient.double())
+    turned = products.sum_of_products(x.detach().flatten(0, -2), gradient.flatten(0, -2))
+    torch.testing.assert_close(turned.double(), exact_matrix.grad.T, atol=1e-5, rtol=0)
     for ours, theirs in ((found, exact), (x.grad, exact_x.grad), (matrix.grad, exact_matrix.grad)):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=0)
 

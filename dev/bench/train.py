@@ -8,7 +8,8 @@
 The model, the optimizers and the loop are those of every training command; the tokens are random.
 A depth is a process of its own, so that its peak of memory is its own. Between the steps, on a CPU
 between all micro-batches, products of large square matrices are timed: their median is the peak
-that the loop is compared with. `base_train` gives a step more tokens than the bench, 262,144 at
+that the loop is compared with, once by torch's own way and once by oneDNN's, which is twice as fast
+on some processors. `base_train` gives a step more tokens than the bench, 262,144 at
 depths 4 and 8, of which the optimizer is a still smaller part.
 """
 
@@ -32,7 +33,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanochat import gpt, optim, stage, trainer
+from nanochat import gpt, optim, products, stage, trainer
 from nanochat.batch import Batch
 from nanochat.capped_loss import plain_cross_entropy
 from nanochat.dataloader import packed_batches
@@ -188,17 +189,42 @@ def timed_batches(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]
         yield batch
 
 
-def product_flops(place: Runtime) -> float:
-    """FLOP/s of one product of large square matrices."""
-    size = PRODUCT_SIZES[place.device.type]
-    a, b = (torch.randn(size, size, device=place.device).to(place.compute_dtype) for _ in "ab")
-    a @ b
-    place.synchronize()
-    began, count = time.perf_counter(), 5
-    for _ in range(count):
-        a @ b
-    place.synchronize()
-    return count * 2 * size**3 / (time.perf_counter() - began)
+class Peaks:
+    """FLOP/s of products of large square matrices: by torch, and by oneDNN where that is here."""
+
+    def __init__(self, place: Runtime) -> None:
+        self.place, self.size = place, PRODUCT_SIZES[place.device.type]
+        self.ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"": torch.matmul}
+        if place.device.type == "cpu" and place.compute_dtype == torch.float32:
+            self.ways[" of oneDNN"] = products.product
+        self.seen: dict[str, list[float]] = {way: [] for way in self.ways}
+
+    def measure(self) -> None:
+        shape = self.size, self.size
+        place = self.place
+        a, b = (torch.randn(shape, device=place.device).to(place.compute_dtype) for _ in "ab")
+        for way, multiply in self.ways.items():
+            multiply(a, b)
+            place.synchronize()
+            began, count = time.perf_counter(), 5
+            for _ in range(count):
+                multiply(a, b)
+            place.synchronize()
+            self.seen[way].append(count * 2 * self.size**3 / (time.perf_counter() - began))
+
+    def figures(self, flops: float) -> dict[str, float]:
+        """The median of each way, over all ranks, and the share of it that so many FLOP/s are."""
+        peaks = {
+            way: statistics.median(seen) * self.place.world_size for way, seen in self.seen.items()
+        }
+        return {
+            name: figure
+            for way, peak in peaks.items()
+            for name, figure in (
+                (f"peak GFLOP/s{way}", round(peak / 1e9, 1)),
+                (f"share of peak{way}", round(flops / peak, 3)),
+            )
+        }
 
 
 def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:
@@ -223,12 +249,12 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
     optimizers = [WatchedOptimizer(one, watch) for one in optim.build_optimizers(model)]
     watched = Watched(module, model, watch)
     bytes_before = place.peak_bytes()
-    peaks: list[float] = []
+    peaks = Peaks(place)
 
     def measure_peak(*_: Any) -> None:
         if watch.steps:  # the first step is none of those that count
             with watch.paused():
-                peaks.append(product_flops(place))
+                peaks.measure()
 
     on_cpu = place.device.type == "cpu"
     if on_cpu:  # its speed changes within a step; a GPU must not be kept waiting there
@@ -239,7 +265,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
         nonlocal began
         watch.end_step(time.perf_counter() - began)
         if not on_cpu and state.step > 1:
-            peaks.append(product_flops(place))
+            peaks.measure()
         began = time.perf_counter()
         return {}
 
@@ -268,7 +294,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             observed=between_steps,
         )
     return {"depth": depth, "compiled": options.compile, "dtype": str(place.compute_dtype)} | {
-        **figures(watch, peaks, model, options, place),
+        **figures(watch, peaks, model, options),
         "from start to the first micro-batch, s": round(watched.until_first_backward, 1),
         "peak memory, MB": place.peak_bytes() // 10**6,
         "of it before the first step, MB": bytes_before // 10**6,
@@ -276,21 +302,20 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
 
 
 def figures(
-    watch: Stopwatch, peaks: list[float], model: GPT, options: argparse.Namespace, place: Runtime
+    watch: Stopwatch, peaks: Peaks, model: GPT, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Medians over the steps but the first."""
     steps = watch.steps[1:]
     median = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     tokens = options.rows * options.sequence_len
-    rate, peak = tokens / median["step"], statistics.median(peaks)
+    rate = tokens / median["step"]
     flops = rate * model.flops_per_token()
     rest = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
     return {
         "tokens/s": round(rate),
         "model MFLOP/token": round(model.flops_per_token() / 1e6, 2),
         "GFLOP/s": round(flops / 1e9, 1),
-        "peak GFLOP/s": round(peak * place.world_size / 1e9, 1),
-        "share of peak": round(flops / peak / place.world_size, 3),
+        **peaks.figures(flops),
         **{f"{name}, s": round(value, 4) for name, value in median.items()},
         "overhead of the loop": round(statistics.median(rest) / median["step"], 4),
     }
