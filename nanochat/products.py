@@ -1,13 +1,12 @@
 """Products of float32 matrices through oneDNN, where torch would take MKL.
 
-On AMD's processors MKL is a tenth slower to half as fast (dev/LOG.md, 2026-11-24 and 2026-11-27). torch has no public way to oneDNN in float32; this is the one
-of its compiler.
+On AMD's processors MKL is a tenth slower to half as fast (dev/LOG.md, 2026-11-24 and 2026-11-27).
+torch has no public way to oneDNN in float32; this is the one of its compiler.
 
 K columns of both  N rows of the matrix  R rows to sum over
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+IS_AMD = _is_amd()  # MKL leaves the AVX-512 of these processors alone
 SMALL = 2**24  # multiplications up to which the way there costs what it wins
 
 
@@ -52,16 +60,7 @@ def mkl_is_slow_for(matrix: Tensor) -> bool:
 
     Elsewhere MKL is level, and copies nothing.
     """
-    return matrix.dtype == torch.float32 and is_amd() and has_kernels_for(matrix)
-
-
-@cache
-def is_amd() -> bool:
-    """MKL leaves the AVX-512 of these processors alone."""
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+    return matrix.dtype == torch.float32 and IS_AMD and has_kernels_for(matrix)
 
 
 def sigmoids(x: Tensor, matrix: Tensor) -> Tensor:
