@@ -79,9 +79,9 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         columns = targets.clamp(min=0)[:, None]
         total = weight.new_zeros(())
         is_turned = mkl_is_slow_for(matrix)
-        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
-        if is_turned:
-            of_weight = weight.new_zeros(weight.shape[::-1]).T
+        # Laid out as the sums come that are added to it.
+        zeros = weight.new_zeros(weight.shape[::-1]).T if is_turned else torch.zeros_like(weight)
+        of_x, of_weight = torch.empty_like(x), zeros
         for rows in _groups(x, weight):
             bent = _bent(x[rows], matrix, cap)
             scales = bent.new_empty(bent.size(0), 1)

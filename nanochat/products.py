@@ -51,7 +51,7 @@ def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     if not mkl_is_slow_for(left):
         return left.T @ right
     if left.size(1) > right.size(1):
-        return product(right.T, left.contiguous().T).T
+        return sum_of_products(right, left).T
     return product(left.T, right.contiguous().T)
 
 

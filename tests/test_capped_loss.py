@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanochat import capped_loss
+from nanochat import capped_loss, products
 from nanochat.capped_loss import (
     capped_cross_entropy,
     plain_cross_entropy,
@@ -58,9 +58,11 @@ def exact(
 @pytest.mark.parametrize("cap", [0.5, 15.0, 100.0])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("count", [1, 9, 40])
+@pytest.mark.parametrize("is_amd", [False, True])
 def test_loss_and_gradients_equal_those_of_float64_row_by_row(
-    cap: float, scale: float, count: int
+    cap: float, scale: float, count: int, is_amd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "IS_AMD", is_amd)
     x, weight, targets = inputs(count, scale)
     targets[1::3] = -1
     weights = torch.linspace(-1, 2, count)

@@ -178,12 +178,12 @@ impl ShortWords {
 
 /// Ask the memory for what will be read soon.
 #[inline(always)]
-pub fn fetch<T>(what: *const T) {
+pub fn fetch<T>(what: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
         // SAFETY: the instruction reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(what.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = what;
