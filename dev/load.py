@@ -36,6 +36,7 @@ from dev.raw_client import Client, Reply, request  # noqa: E402
 CHAT = "/v1/chat/completions"
 STALL_SECONDS = 30
 TOKEN_SECONDS = 0.25  # a slot is free by then, or after one token
+ARRIVAL_SECONDS = 10  # all that were asked for at once are there by then, or have been answered
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,13 @@ async def until_free(client: Client) -> float:
     return time.monotonic() - began
 
 
+async def until_at_work(client: Client, count: int) -> None:
+    """Wait until so many run or wait; not for long, since the first may end before the last asks."""
+    give_up_at = time.monotonic() + ARRIVAL_SECONDS
+    while await client.at_work() < count and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.002)
+
+
 async def count_leavers(client: Client, count: int, rounds: int) -> list[Row]:
     """Clients that leave at once: the slots and the queue are free after so long."""
     seconds = []
@@ -204,8 +212,7 @@ async def count_leavers(client: Client, count: int, rounds: int) -> list[Row]:
         leavers = [
             asyncio.create_task(client.leave(chat(number, 400), when)) for number in range(count)
         ]
-        while await client.at_work() < count:
-            await asyncio.sleep(0.02)
+        await until_at_work(client, count)
         await asyncio.sleep(1)
         when.set()
         seconds.append(await until_free(client))
@@ -223,8 +230,7 @@ async def count_non_readers(client: Client, process: psutil.Process, count: int)
 
     async def worked_for() -> float:  # asking how it goes costs time, too: both are asked alike
         began = time.monotonic()
-        while not await client.at_work():  # the first of them is not even begun
-            pass
+        await until_at_work(client, 1)  # the first of them is not even begun
         await until_free(client)
         return time.monotonic() - began
 

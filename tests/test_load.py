@@ -70,6 +70,18 @@ def test_slots_and_the_queue_are_free_after_clients_have_left(client: Client, ad
     assert num_at_work(address) == 0
 
 
+class Fast:
+    """Stands for a server that has answered the first before the last has asked."""
+
+    async def at_work(self) -> int:
+        return 49
+
+
+def test_answers_that_end_early_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "ARRIVAL_SECONDS", 0.01)
+    asyncio.run(asyncio.wait_for(load.until_at_work(Fast(), 50), timeout=10))
+
+
 def test_what_is_no_http_is_refused_in_the_form_of_all_errors(client: Client) -> None:
     for raw in (b"nonsense\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n", request("/", None, "G\x00T")):
         reply = asyncio.run(client.ask(raw))
