@@ -198,7 +198,7 @@ async def until_free(client: Client) -> float:
 
 
 async def until_at_work(client: Client, count: int) -> None:
-    """Wait until so many run or wait; not for long, since the first may end before the last asks."""
+    """Wait until so many run or wait; not for long: the first may end before the last one asks."""
     give_up_at = time.monotonic() + ARRIVAL_SECONDS
     while await client.at_work() < count and time.monotonic() < give_up_at:
         await asyncio.sleep(0.002)
