@@ -116,10 +116,10 @@ impl<'a> Worker<'a> {
 
     #[cold]
     fn count_long(&mut self, word: Word) {
-        match self.long.get_mut(word.bytes) {
+        match self.long.get_mut(word.bytes()) {
             Some(count) => *count += 1,
             None => {
-                self.long.insert(word.bytes.into(), 1);
+                self.long.insert(word.bytes().into(), 1);
             }
         }
     }
@@ -171,7 +171,7 @@ mod tests {
 
     impl Taker<'_> for Plain<'_> {
         fn take(&mut self, word: Word) {
-            *self.0.entry(word.bytes.to_vec()).or_insert(0) += 1;
+            *self.0.entry(word.bytes().to_vec()).or_insert(0) += 1;
         }
     }
 

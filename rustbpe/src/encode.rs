@@ -6,7 +6,7 @@
 use crate::error::Error;
 use crate::known::{fetch, Few, OtherWords, ShortWords, MAX_FEW, NO_ID};
 use crate::merge::NUM_BYTES;
-use crate::split::{Splitter, Taker};
+use crate::split::{Splitter, Taker, MAX_TAKEN};
 use crate::word::{Key, Word};
 use rustc_hash::FxHashMap;
 use std::array::from_fn;
@@ -392,6 +392,7 @@ impl Worker<'_> {
         let splitter = &self.encoder.splitter;
         let mut runs = Runs {
             worker: self,
+            text: text.as_bytes(),
             ids,
             filling: &mut filling,
             waiting: &mut waiting,
@@ -434,30 +435,35 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// Words that are looked up together.
+/// A run of words is looked up as soon as it has so many.
 const RUN: usize = 64;
+/// Words that it may have by then.
+const MAX_RUN: usize = RUN + MAX_TAKEN;
 /// Ids that are written at once.
 const BLOCK: usize = 16;
 
 /// A run of words and what is known of them. The tables are larger than the caches near the core:
 /// where words are looked up one by one, the time goes into waiting for memory.
-struct Run<'a, T> {
-    words: [(Key, &'a [u8]); RUN],
+struct Run<T> {
+    keys: [Key; MAX_RUN],
+    /// Where each word begins.
+    firsts: [usize; MAX_RUN],
     number: usize,
     /// The token that each word may be.
-    candidates: [T; RUN + BLOCK],
+    candidates: [T; MAX_RUN + BLOCK],
     /// Places of the words that are no tokens.
-    others: [u8; RUN + 1],
+    others: [u8; MAX_RUN + 1],
     num_others: usize,
 }
 
-impl<T: Id> Run<'_, T> {
+impl<T: Id> Run<T> {
     fn new() -> Self {
         Self {
-            words: [(Key::LONG, &[]); RUN],
+            keys: [Key::default(); MAX_RUN],
+            firsts: [0; MAX_RUN],
             number: 0,
-            candidates: [T::default(); RUN + BLOCK],
-            others: [0; RUN + 1],
+            candidates: [T::default(); MAX_RUN + BLOCK],
+            others: [0; MAX_RUN + 1],
             num_others: 0,
         }
     }
@@ -466,34 +472,34 @@ impl<T: Id> Run<'_, T> {
     #[inline(always)]
     fn find(&mut self, whole: &Whole, short: &ShortWords) {
         let Whole { places, keys } = whole;
-        let words = &self.words[..self.number];
-        for (id, &(key, _)) in self.candidates.iter_mut().zip(words) {
+        let words = &self.keys[..self.number];
+        for (id, &key) in self.candidates.iter_mut().zip(words) {
             let candidate = places[key.place(NUM_PLACES)];
             fetch(&keys[usize::from(candidate)]);
             *id = T::from_u32(candidate.into());
         }
         let mut number = 0;
-        for (at, (&id, &(key, _))) in self.candidates.iter().zip(words).enumerate() {
+        for (at, (&id, &key)) in self.candidates.iter().zip(words).enumerate() {
             self.others[number] = at as u8;
             number += usize::from(keys[id.index() % NUM_KEYS] != key);
         }
         self.num_others = number;
         for &at in &self.others[..self.num_others] {
-            short.fetch(self.words[at as usize].0);
+            short.fetch(self.keys[at as usize]);
         }
     }
 
     #[inline(always)]
-    fn give_out(&mut self, worker: &mut Worker, to: &mut Vec<T>) {
+    fn give_out(&mut self, worker: &mut Worker, text: &[u8], to: &mut Vec<T>) {
         let mut first = 0;
         for &at in &self.others[..self.num_others] {
             let at = at as usize;
             extend(to, &self.candidates, first, at);
             first = at + 1;
-            let (key, word) = self.words[at];
+            let (key, begin) = (self.keys[at], self.firsts[at]);
             match worker.short.get(key) {
                 Some(ids) => add_few(ids, to),
-                None => worker.encode_unseen(key, word, to),
+                None => worker.encode_unseen(key, &text[begin..begin + key.length()], to),
             }
         }
         extend(to, &self.candidates, first, self.number);
@@ -502,31 +508,38 @@ impl<T: Id> Run<'_, T> {
 }
 
 /// Two runs: while words are cut for one, memory brings what the other one needs.
-struct Runs<'a, 'm, 'e, T: Id> {
+struct Runs<'m, 'e, T: Id> {
     worker: &'m mut Worker<'e>,
+    text: &'m [u8],
     ids: &'m mut Vec<T>,
-    filling: &'m mut Run<'a, T>,
-    waiting: &'m mut Run<'a, T>,
+    filling: &'m mut Run<T>,
+    waiting: &'m mut Run<T>,
 }
 
-impl<'a, T: Id> Taker<'a> for Runs<'a, '_, '_, T> {
+impl<T: Id> Taker<'_> for Runs<'_, '_, T> {
     #[inline(always)]
-    fn take(&mut self, word: Word<'a>) {
+    fn take(&mut self, word: Word) {
         let run = &mut self.filling;
-        run.words[run.number] = (word.key(), word.bytes);
+        // The remainder is the number itself; it spares a check.
+        let at = run.number % MAX_RUN;
+        (run.keys[at], run.firsts[at]) = (word.key(), word.first());
         run.number += 1;
-        if run.number == RUN {
+    }
+
+    #[inline(always)]
+    fn rest(&mut self) {
+        if self.filling.number >= RUN {
             self.turn();
         }
     }
 }
 
-impl<T: Id> Runs<'_, '_, '_, T> {
+impl<T: Id> Runs<'_, '_, T> {
     #[inline(never)]
     fn turn(&mut self) {
         let worker = &mut *self.worker;
         self.filling.find(&worker.encoder.whole, &worker.short);
-        self.waiting.give_out(worker, self.ids);
+        self.waiting.give_out(worker, self.text, self.ids);
         std::mem::swap(&mut self.filling, &mut self.waiting);
     }
 }
@@ -546,7 +559,7 @@ fn add_few<T: Id>(ids: Few, to: &mut Vec<T>) {
 /// Add `ids[first..end]`, behind which a block can be read: whole blocks are written and shortened,
 /// since how many ids stand between two words that are no tokens nobody can guess.
 #[inline(always)]
-fn extend<T: Id>(to: &mut Vec<T>, ids: &[T; RUN + BLOCK], first: usize, end: usize) {
+fn extend<T: Id>(to: &mut Vec<T>, ids: &[T; MAX_RUN + BLOCK], first: usize, end: usize) {
     let length = to.len() + end - first;
     let number = (end - first).div_ceil(BLOCK);
     for block in ids[first..].chunks_exact(BLOCK).take(number) {

@@ -3,21 +3,53 @@
 /// Bytes of a window whose kinds are marked: a bit each.
 pub const MARKED: usize = 64;
 
-/// The bytes of one.
-pub type Window = [u8; MARKED];
+/// The bytes of one, and so many behind them that each marked byte has a head.
+pub type Window = [u8; MARKED + Head::LENGTH];
 
 /// The window of a text's last bytes, zeros behind them.
 #[cold]
 pub fn padded(text: &[u8]) -> Window {
-    let mut window = [0; MARKED];
+    let mut window = [0; MARKED + Head::LENGTH];
     window[..text.len()].copy_from_slice(text);
     window
+}
+
+/// Sixteen bytes of text from some place, the first one lowest.
+#[derive(Clone, Copy)]
+pub struct Head(pub u128);
+
+impl Head {
+    /// How many bytes it is.
+    const LENGTH: usize = 16;
+
+    /// What a text begins with; zeros behind its end.
+    #[inline(always)]
+    pub fn of(text: &[u8]) -> Self {
+        match text.first_chunk() {
+            Some(&bytes) => Self(u128::from_le_bytes(bytes)),
+            None => Self::padded(text),
+        }
+    }
+
+    /// What stands in a window from one of its marked bytes on.
+    #[inline(always)]
+    pub fn within(window: &Window, place: usize) -> Self {
+        // The remainder is the place itself; it spares a check.
+        Self::of(&window[place % MARKED..])
+    }
+
+    #[cold]
+    fn padded(text: &[u8]) -> Self {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..text.len()].copy_from_slice(text);
+        Self(u128::from_le_bytes(bytes))
+    }
 }
 
 /// A bit for each marked byte of a window: whether it is of some kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kinds {
-    /// ASCII letters.
+    /// Letters: ASCII ones, until the others are sorted.
     pub letters: u64,
     /// ASCII digits.
     pub digits: u64,
@@ -25,8 +57,10 @@ pub struct Kinds {
     pub spaces: u64,
     /// Line feeds and carriage returns.
     pub newlines: u64,
-    /// Apostrophes, other control characters and what is not ASCII.
-    pub unclear: u64,
+    /// Apostrophes, which are signs.
+    pub apostrophes: u64,
+    /// Control characters but DEL and line breaks, and what is not ASCII.
+    pub others: u64,
 }
 
 impl Kinds {
@@ -36,7 +70,7 @@ impl Kinds {
     pub fn of(window: &Window) -> Self {
         use std::arch::x86_64::*;
         let mut kinds = Self::default();
-        for (at, bytes) in window.chunks_exact(16).enumerate() {
+        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
             let (low, high) = bytes.split_at(8);
             // SAFETY: every processor of this kind has these instructions, SSE2.
             #[allow(unused_unsafe)] // newer compilers know that
@@ -49,16 +83,15 @@ impl Kinds {
                 };
                 let marks = |bytes| (_mm_movemask_epi8(bytes) as u64) << (16 * at);
                 let bytes = _mm_set_epi64x(eight(high) as i64, eight(low) as i64);
-                let apostrophes = _mm_cmpeq_epi8(bytes, all(b'\''));
                 let below_space = _mm_cmplt_epi8(bytes, all(b' '));
                 let feeds = _mm_cmpeq_epi8(bytes, all(b'\n'));
                 let newlines = _mm_or_si128(feeds, _mm_cmpeq_epi8(bytes, all(b'\r')));
-                let others = _mm_andnot_si128(newlines, below_space);
                 kinds.letters |= marks(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
                 kinds.digits |= marks(between(bytes, b'0', b'9'));
                 kinds.spaces |= marks(_mm_cmpeq_epi8(bytes, all(b' ')));
-                kinds.unclear |= marks(_mm_or_si128(others, apostrophes));
                 kinds.newlines |= marks(newlines);
+                kinds.apostrophes |= marks(_mm_cmpeq_epi8(bytes, all(b'\'')));
+                kinds.others |= marks(_mm_andnot_si128(newlines, below_space));
             }
         }
         kinds
@@ -85,18 +118,18 @@ impl Kinds {
             from_first & !past_last & !bytes & HIGHS
         };
         let mut kinds = Self::default();
-        for (at, bytes) in window.chunks_exact(8).enumerate() {
+        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
             let bytes = eight(bytes);
             // The product moves the eight bits together into the highest byte.
             let marks =
                 |highs: u64| ((highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * at);
             let newlines = between(bytes, b'\n', b'\n') | between(bytes, b'\r', b'\r');
-            let signs = between(bytes, b' ', b'\'' - 1) | between(bytes, b'\'' + 1, 0x7F);
             kinds.letters |= marks(between(bytes | (0x20 * ONES), b'a', b'z'));
             kinds.digits |= marks(between(bytes, b'0', b'9'));
             kinds.spaces |= marks(between(bytes, b' ', b' '));
             kinds.newlines |= marks(newlines);
-            kinds.unclear |= marks(!(signs | newlines) & HIGHS);
+            kinds.apostrophes |= marks(between(bytes, b'\'', b'\''));
+            kinds.others |= marks(!(between(bytes, b' ', 0x7F) | newlines) & HIGHS);
         }
         kinds
     }
@@ -126,10 +159,9 @@ mod tests {
                     digits: mark(byte.is_ascii_digit()),
                     spaces: mark(byte == b' '),
                     newlines: mark(byte == b'\n' || byte == b'\r'),
-                    unclear: mark(
-                        (byte < b' ' && byte != b'\n' && byte != b'\r')
-                            || byte == b'\''
-                            || !byte.is_ascii(),
+                    apostrophes: mark(byte == b'\''),
+                    others: mark(
+                        (byte < b' ' && byte != b'\n' && byte != b'\r') || !byte.is_ascii(),
                     ),
                 };
                 assert_eq!(Kinds::of(&window), expected, "{byte} at {at}");

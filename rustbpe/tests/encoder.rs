@@ -103,7 +103,7 @@ struct Slow<'r> {
 
 impl Taker<'_> for Slow<'_> {
     fn take(&mut self, word: Word) {
-        self.ids.extend(slowly(self.ranks, word.bytes));
+        self.ids.extend(slowly(self.ranks, word.bytes()));
     }
 }
 
