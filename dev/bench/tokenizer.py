@@ -4,9 +4,10 @@
     python dev/bench/tokenizer.py --corpus DIR --only encode --repeats 5
 
 The peers go into an environment of their own, made on the first run (rustbpe 0.1.0 bears the name
-of our module). Every measurement is a process of its own. DIR holds parquet shards with a column
-`text`, the last one for validation. Beside seconds by the clock there are seconds of the processor,
-which is what can be compared on a machine that others use too.
+of our module). Every measurement is a process of its own, but for encoding: there two systems take
+turns in one. DIR holds parquet shards with a column `text`, the last one for validation. Beside
+seconds by the clock there are seconds of the processor, which is what can be compared on a machine
+that others use too.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -37,7 +39,9 @@ GPT4_PATTERN = (
     r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 TRAINERS = ("ours", "rustbpe", "tokenizers")
-ENCODERS = ("ours", "gigatoken", "tiktoken", "tokenizers")
+# Those of a group take turns in one process; the slow ones make millions of Python's numbers, whose
+# memory the others are not to find freed.
+ENCODERS = {"ours,gigatoken": 5, "tiktoken,tokenizers": 1}
 
 
 # ---- what a measuring process does
@@ -119,6 +123,7 @@ def train_huggingface(texts: list[str], vocab_size: int) -> None:
 def encoder_of(system: str, ranks_file: Path, num_threads: int) -> Callable[[list[str]], Any]:
     """Encodes a list of texts, to buffers where the system can, else to lists."""
     if system == "gigatoken":
+        sys.path.append(sysconfig.get_path("purelib", vars={"base": str(PEERS_DIR)}))
         import gigatoken
 
         tokenizer = gigatoken.Tokenizer.from_tiktoken(ranks_file, pretokenizer="gpt4")
@@ -134,7 +139,22 @@ def encoder_of(system: str, ranks_file: Path, num_threads: int) -> Callable[[lis
     return lambda texts: peer.encode(texts, num_threads=num_threads)
 
 
-def measure_encoding(system: str, shards: list[Path], ranks_file: Path, num_threads: int) -> Any:
+def measure_encoding(
+    systems: list[str], shards: list[Path], ranks_file: Path, rounds: int
+) -> dict[str, Any]:
+    """Medians of each system's figures with one thread and with two, all in alternation."""
+    found = defaultdict(list)
+    for _ in range(rounds):
+        for system in systems:
+            for num_threads in (1, 2):
+                name = f"{system}, {num_threads} threads"
+                found[name].append(encoding_figures(system, shards, ranks_file, num_threads))
+    return {name: middle(figures) for name, figures in found.items()}
+
+
+def encoding_figures(
+    system: str, shards: list[Path], ranks_file: Path, num_threads: int
+) -> dict[str, Any]:
     """By a new encoder, by one that has seen other text, then the same words: in new strings, and
     in strings seen before, beside which a system may have made Python keep their UTF-8."""
     ours, other = shards[-1:], texts_of(shards[:1])
@@ -246,7 +266,7 @@ def peers_python() -> str:
 
 def measured_elsewhere(system: str, *arguments: object) -> Any:
     """The figures that a process of its own prints."""
-    is_peer = system in ("rustbpe", "gigatoken") or (arguments[0] == "train" and system != "ours")
+    is_peer = arguments[0] == "train" and system != "ours"
     python = peers_python() if is_peer else sys.executable
     command = [python, __file__, "--measure", system, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=PEERS_DIR)
@@ -259,7 +279,7 @@ def measure(system: str, what: str, corpus: str, *rest: str) -> Any:
         return measure_training(system, shards[:-1], int(rest[0]), Path(rest[1]))
     ranks_file = Path(rest[0])
     if what == "encode":
-        return measure_encoding(system, shards, ranks_file, int(rest[1]))
+        return measure_encoding(system.split(","), shards, ranks_file, int(rest[1]))
     if what == "short":
         return measure_short(ranks_file)
     if what == "equal":
@@ -287,10 +307,11 @@ def benchmarks(
             theirs = (work / f"rustbpe-{vocab_size}").read_text().splitlines()
             equal = sum(a == b for a, b in zip(same, theirs, strict=False))
             yield f"train {vocab_size} tokens as rustbpe's {turn}", f"{equal} of {len(same)}"
-        for num_threads in (1, 2) if only in ("", "encode") else ():
-            for system in ENCODERS:
-                figures = measured_elsewhere(system, "encode", corpus, ranks_file, num_threads)
-                yield f"encode {num_threads} threads {system} {turn}", figures
+        for systems, rounds in ENCODERS.items() if only in ("", "encode") else ():
+            yield (
+                f"encode {systems} {turn}",
+                measured_elsewhere(systems, "encode", corpus, ranks_file, rounds),
+            )
         for what in ("short", "runs", "loader") if only in ("", "rest") else ():
             yield f"{what} {turn}", measured_elsewhere("ours", what, corpus, ranks_file)
     if only in ("", "rest"):
