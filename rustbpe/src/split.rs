@@ -172,18 +172,51 @@ impl Next {
 struct Scanner {
     rules: Rules,
     classes: &'static Classes,
+    /// The processor has the instructions of `split_at_once`.
+    is_wide: bool,
 }
 
 impl Scanner {
     fn new(rules: Rules) -> Self {
-        let classes = &CLASSES;
-        Self { rules, classes }
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        let is_wide = std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("bmi1")
+            && std::is_x86_feature_detected!("bmi2");
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let is_wide = false;
+        Self {
+            rules,
+            classes: &CLASSES,
+            is_wide,
+        }
+    }
+
+    #[inline(always)]
+    fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_wide {
+            // SAFETY: the processor has been asked for the instructions.
+            return unsafe { self.split_at_once(text, taker) };
+        }
+        self.split_by(Kinds::of, text, taker);
+    }
+
+    /// The same, compiled for newer processors.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512bw,bmi1,bmi2")]
+    fn split_at_once<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
+        self.split_by(|window| Kinds::at_once(window), text, taker);
     }
 
     /// Windows follow one another with some bytes in common and do not wait for what the last one
     /// gave, unless a word reaches beyond it.
     #[inline(always)]
-    fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
+    fn split_by<'a>(
+        &self,
+        kinds_of: impl Fn(&Window) -> Kinds,
+        text: &'a [u8],
+        taker: &mut impl Taker<'a>,
+    ) {
         let mut next = Next::at(text, 0);
         let (mut first, mut num_seen) = (0, 0);
         while next.at < text.len() {
@@ -195,7 +228,7 @@ impl Scanner {
                     &room
                 }
             };
-            let mut marks = self.marks(text, first, window);
+            let mut marks = self.marks(text, first, kinds_of(window));
             // What was seen before is done, and with the first byte the word at hand begins; what
             // follows the last one is not seen.
             marks.starts &= !0 << num_seen & !1 & !(1 << LAST);
@@ -256,8 +289,7 @@ impl Scanner {
     /// Where words begin in the window at `first`, as the bytes around each byte tell. All at once,
     /// since a guess at what the next word is would be wrong too often.
     #[inline(always)]
-    fn marks(&self, text: &[u8], first: usize, window: &Window) -> Marks {
-        let mut kinds = Kinds::of(window);
+    fn marks(&self, text: &[u8], first: usize, mut kinds: Kinds) -> Marks {
         let inner = match kinds.others {
             0 => 0,
             _ => self.sort_others(text, first, &mut kinds),
@@ -489,6 +521,24 @@ mod tests {
         }
     }
 
+    /// By hand, with the processor's newest instructions and without, and by the regular expression.
+    fn assert_all_agree(pattern: &str, texts: impl Iterator<Item = String>) {
+        let mut narrow = Splitter::new(pattern).unwrap();
+        let Kind::Scanner(scanner) = &mut narrow.0 else {
+            panic!("{pattern} is not scanned by hand");
+        };
+        scanner.is_wide = false;
+        let by_hand = [Splitter::new(pattern).unwrap(), narrow];
+        let by_regex = Splitter::by_regex(pattern).unwrap();
+        for text in texts {
+            let expected = cut(&by_regex, &text);
+            for splitter in &by_hand {
+                assert_eq!(cut(splitter, &text), expected, "{pattern} on {text:?}");
+            }
+            assert_eq!(expected.concat(), text);
+        }
+    }
+
     fn cut(splitter: &Splitter, text: &str) -> Vec<String> {
         let mut cut = Cut::default();
         splitter.split(text, &mut cut).unwrap();
@@ -583,24 +633,17 @@ mod tests {
     fn the_scanner_cuts_as_the_regular_expression_does() {
         let num_texts = if cfg!(miri) { 20 } else { 4_000 };
         for (pattern, _) in KNOWN_PATTERNS {
-            let (by_hand, by_regex) = (
-                Splitter::new(pattern).unwrap(),
-                Splitter::by_regex(pattern).unwrap(),
-            );
-            assert!(matches!(by_hand.0, Kind::Scanner(_)));
             let mut random = random(88_172_645_463_325_252);
-            for _ in 0..num_texts {
+            let texts = (0..num_texts).map(|_| {
                 // Now and then only a few signs, so that they meet in runs; every other text is
                 // plain for the most part, and of more than one window.
                 let (signs, length) = match random(2) {
                     0 => (&SIGNS[..1 + random(SIGNS.len())], random(40)),
                     _ => (&PLAIN_SIGNS[random(12)..], random(300)),
                 };
-                let text: String = (0..length).map(|_| signs[random(signs.len())]).collect();
-                let found = cut(&by_hand, &text);
-                assert_eq!(found, cut(&by_regex, &text), "{pattern} on {text:?}");
-                assert_eq!(found.concat(), text);
-            }
+                (0..length).map(|_| signs[random(signs.len())]).collect()
+            });
+            assert_all_agree(pattern, texts);
         }
     }
 
@@ -611,17 +654,13 @@ mod tests {
         ];
         let (longest, places) = if cfg!(miri) { (2, 1) } else { (4, 3) };
         for (pattern, _) in KNOWN_PATTERNS {
-            let (by_hand, by_regex) = (
-                Splitter::new(pattern).unwrap(),
-                Splitter::by_regex(pattern).unwrap(),
-            );
             let mut random = random(88_172_645_463_325_252);
-            for number in 0..places * UNITS.len().pow(longest) {
+            let texts = (0..places * UNITS.len().pow(longest)).map(|number| {
                 let digits = (0..longest).map(|digit| number / UNITS.len().pow(digit));
                 let units: String = digits.map(|digit| UNITS[digit % UNITS.len()]).collect();
-                let text = "x".repeat(random(MARKED)) + &units + " x y z";
-                assert_eq!(cut(&by_hand, &text), cut(&by_regex, &text), "{text:?}");
-            }
+                "x".repeat(random(MARKED)) + &units + " x y z"
+            });
+            assert_all_agree(pattern, texts);
         }
     }
 
@@ -629,14 +668,10 @@ mod tests {
     fn the_scanner_agrees_on_any_character_between_any_neighbours() {
         let step = if cfg!(miri) { 30_011 } else { 41 };
         for (pattern, _) in KNOWN_PATTERNS {
-            let (by_hand, by_regex) = (
-                Splitter::new(pattern).unwrap(),
-                Splitter::by_regex(pattern).unwrap(),
-            );
-            for sign in ('\0'..=char::MAX).step_by(step) {
-                let text = format!("a{sign}b {sign}1{sign} '{sign} {sign}{sign}!{sign}");
-                assert_eq!(cut(&by_hand, &text), cut(&by_regex, &text), "{text:?}");
-            }
+            let signs = ('\0'..=char::MAX).step_by(step);
+            let texts =
+                signs.map(|sign| format!("a{sign}b {sign}1{sign} '{sign} {sign}{sign}!{sign}"));
+            assert_all_agree(pattern, texts);
         }
     }
 }
