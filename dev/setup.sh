@@ -65,9 +65,13 @@ python=$(find_python)
     "Debian, Ubuntu: apt-get install python3 python3-venv python3-pip" \
     "macOS: brew install python" \
     "elsewhere: any way that gives a python3.11 or newer; then PYTHON=/path/to/it bash speedrun.sh"
-cargo --version >/dev/null 2>&1 || give_up "no Rust toolchain was found (cargo); the tokenizer's core is written in Rust" \
-    "any system: the installer of https://rustup.rs, then open a new shell" \
-    "Debian, Ubuntu: apt-get install cargo; macOS: brew install rust"
+rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' rustbpe/Cargo.toml)
+rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
+[ "$(printf '%s\n' "$rust_needed" "${rust:-0}" | sort -V | head -n 1)" = "$rust_needed" ] &&
+    cargo --version >/dev/null 2>&1 ||
+    give_up "Rust $rust_needed or newer is needed for the tokenizer's core, found: ${rust:-none}" \
+        "any system: the installer of https://rustup.rs, then open a new shell" \
+        "macOS: brew install rust"
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
     give_up "no C compiler was found; Rust needs one to link" \
         "Debian, Ubuntu: apt-get install build-essential" "macOS: xcode-select --install"
