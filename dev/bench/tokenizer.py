@@ -41,7 +41,7 @@ GPT4_PATTERN = (
 TRAINERS = ("ours", "rustbpe", "tokenizers")
 # Those of a group take turns in one process; the slow ones make millions of Python's numbers, whose
 # memory the others are not to find freed.
-ENCODERS = {"ours,gigatoken": 5, "tiktoken,tokenizers": 1}
+ENCODERS = {"ours,gigatoken": 11, "tiktoken,tokenizers": 1}
 
 
 # ---- what a measuring process does
@@ -142,37 +142,43 @@ def encoder_of(system: str, ranks_file: Path, num_threads: int) -> Callable[[lis
 def measure_encoding(
     systems: list[str], shards: list[Path], ranks_file: Path, rounds: int
 ) -> dict[str, Any]:
-    """Medians of each system's figures with one thread and with two, all in alternation."""
-    found = defaultdict(list)
+    """Figures of each system with one thread and with two, in turn: medians, also of ratios."""
+    turns = defaultdict(list)
     for _ in range(rounds):
-        for system in systems:
-            for num_threads in (1, 2):
-                name = f"{system}, {num_threads} threads"
-                found[name].append(encoding_figures(system, shards, ranks_file, num_threads))
-    return {name: middle(figures) for name, figures in found.items()}
+        for name, figures in encoding_round(systems, shards, ranks_file).items():
+            turns[name].append(figures)
+    found: dict[str, Any] = {name: middle(figures) for name, figures in turns.items()}
+    pairs = [(f"{system} 2", f"{system} 1") for system in systems]
+    pairs += [(f"{systems[0]} 1", f"{peer} 1") for peer in systems[1:]]
+    for one, other in pairs:
+        found[f"{one} / {other}"] = {
+            label: statistics.median(
+                round(slow[label]["seconds"] / fast[label]["seconds"], 2)
+                for fast, slow in zip(turns[one], turns[other], strict=True)
+            )
+            for label in turns[one][0]
+        }
+    return found
 
 
-def encoding_figures(
-    system: str, shards: list[Path], ranks_file: Path, num_threads: int
-) -> dict[str, Any]:
+def encoding_round(systems: list[str], shards: list[Path], ranks_file: Path) -> dict[str, Any]:
     """By a new encoder, by one that has seen other text, then the same words: in new strings, and
     in strings seen before, beside which a system may have made Python keep their UTF-8."""
     ours, other = shards[-1:], texts_of(shards[:1])
-    texts = texts_of(ours)
-    num_bytes = sum(len(text.encode()) for text in texts)
-    found = {}
-    encode = encoder_of(system, ranks_file, num_threads)
-    with Measured() as measured:
-        encode(texts)
-    found["new encoder"] = measured.figures(num_bytes)
-    encode = encoder_of(system, ranks_file, num_threads)
-    encode(other)
-    for label in ("new text", "same words", "same strings"):
-        if label != "same strings":
-            texts = texts_of(ours)
-        with Measured() as measured:
-            encode(texts)
-        found[label] = measured.figures(num_bytes)
+    num_bytes = sum(len(text.encode()) for text in texts_of(ours))
+    found = defaultdict[str, dict[str, Any]](dict)
+    encoders, texts = {}, {}
+    for label in ("new encoder", "new text", "same words", "same strings"):
+        for name, system, num_threads in [(f"{it} {n}", it, n) for it in systems for n in (1, 2)]:
+            if label.startswith("new"):
+                encoders[name] = encoder_of(system, ranks_file, num_threads)
+            if label == "new text":
+                encoders[name](other)
+            if label != "same strings":
+                texts[name] = texts_of(ours)
+            with Measured() as measured:
+                encoders[name](texts[name])
+            found[name][label] = measured.figures(num_bytes)
     return found
 
 
