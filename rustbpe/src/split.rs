@@ -102,14 +102,11 @@ impl Splitter {
         match &self.0 {
             Kind::Scanner(scanner) => scanner.split(text.as_bytes(), taker),
             Kind::Regex(regex) => {
+                let bytes = text.as_bytes();
                 for found in regex.find_iter(text) {
                     let found = found.map_err(|error| Error::Split(error.to_string()))?;
                     if !found.as_str().is_empty() {
-                        Next::at(text.as_bytes(), found.start()).end(
-                            text.as_bytes(),
-                            found.end(),
-                            taker,
-                        );
+                        Next::at(bytes, found.start()).give(bytes, found.end(), taker);
                         taker.rest();
                     }
                 }
@@ -162,9 +159,9 @@ impl Next {
         Self { at, head }
     }
 
-    /// Its end is found.
+    /// Give the word away, now that its end is known.
     #[inline(always)]
-    fn end<'a>(self, text: &'a [u8], end: usize, taker: &mut impl Taker<'a>) {
+    fn give<'a>(self, text: &'a [u8], end: usize, taker: &mut impl Taker<'a>) {
         taker.take(Word::within(text, self.at, end, self.head));
     }
 }
@@ -263,7 +260,7 @@ impl Scanner {
             while ends != 0 {
                 let place = ends.trailing_zeros() as usize;
                 ends &= ends - 1;
-                next.end(text, first + place, taker);
+                next.give(text, first + place, taker);
                 next = Next {
                     at: first + place,
                     head: Head::within(window, place),
@@ -275,7 +272,7 @@ impl Scanner {
             let first_unclear = first + unclear.trailing_zeros() as usize;
             while next.at <= first_unclear && next.at < text.len() {
                 let end = self.end(text, next.at);
-                next.end(text, end, taker);
+                next.give(text, end, taker);
                 next = Next::at(text, end);
             }
             if next.at >= text.len().min(first + LAST) {
