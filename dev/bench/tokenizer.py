@@ -1,7 +1,7 @@
 """How fast tokenizers are trained and how fast they encode: ours beside others, in alternation.
 
-    python dev/bench/tokenizer.py --corpus DIR            everything, about twenty minutes
-    python dev/bench/tokenizer.py --corpus DIR --only encode --repeats 5
+    python dev/bench/tokenizer.py --corpus DIR            everything, half an hour
+    python dev/bench/tokenizer.py --corpus DIR --only encode --repeats 1
 
 The peers go into an environment of their own, made on the first run (rustbpe 0.1.0 bears the name
 of our module). Every measurement is a process of its own, but for encoding: there two systems take
