@@ -13,7 +13,7 @@ import torch
 
 from nanochat.chat import Conversation, render_for_completion, text_of
 from nanochat.engine import Engine
-from nanochat.reading import padded
+from nanochat.inference.prefill import padded
 
 CHUNK_BATCHES = 4  # conversations in memory at once, so that a batch has problems to refill from
 ANSWER_SHARE = 4  # a prompt that is too long leaves this part (1 / 4) of the context to the answer

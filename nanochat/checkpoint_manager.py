@@ -255,11 +255,11 @@ def set_aside(directory: Path) -> None:
     if not saved_steps(directory):
         return
     names = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
-    place = next(path for path in names if not path.exists())
-    with paths.named_failures(place):
-        place.parent.mkdir(exist_ok=True)
-        directory.rename(place)
-    logger.warning("the run that was in %s is now in %s; delete it at will", directory, place)
+    runtime = next(path for path in names if not path.exists())
+    with paths.named_failures(runtime):
+        runtime.parent.mkdir(exist_ok=True)
+        directory.rename(runtime)
+    logger.warning("the run that was in %s is now in %s; delete it at will", directory, runtime)
 
 
 def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -398,7 +398,7 @@ def refuse_other_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
 
 
 def load_model(
-    stage: str, place: Runtime, model_tag: str | None = None, step: int | None = None
+    stage: str, runtime: Runtime, model_tag: str | None = None, step: int | None = None
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A stage's model in evaluation mode, its tokenizer and its meta.
 
@@ -414,6 +414,6 @@ def load_model(
         )
     tokenizer = get_tokenizer()
     refuse_other_tokenizer(checkpoint.meta, tokenizer)
-    model = build_model(checkpoint.meta, place.device, place.compute_dtype)
-    model.load_state_dict(checkpoint.load_model_state(place.device))
+    model = build_model(checkpoint.meta, runtime.device, runtime.compute_dtype)
+    model.load_state_dict(checkpoint.load_model_state(runtime.device))
     return model.eval(), tokenizer, checkpoint.meta

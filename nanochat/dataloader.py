@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nanochat.batch import Batch
+from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
 

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from nanochat import paths, primer, runtime
+from nanochat import paths, primer
 from nanochat.configurator import parse, run, short
-from nanochat.download import download
+from nanochat.data.download import download
+from nanochat.data.shards import Documents, is_shard, open_parquet, runs, write_shard
+from nanochat.data.text_import import kind_of, text_files, texts_of
 from nanochat.errors import UserError
-from nanochat.own_text import kind_of, text_files, texts_of
-from nanochat.shards import Documents, is_shard, open_parquet, runs, write_shard
+from nanochat.runtime import hub_endpoint, hub_offline
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +220,13 @@ def _fetch_hub(source: HubSource, num_shards: int, shards: _Shards) -> dict[str,
 def _bring(url_path: str, path: Path) -> None:
     if path.is_file():
         return
-    if runtime.hub_offline():
+    if hub_offline():
         raise UserError(
             f"{path} is not there and HF_HUB_OFFLINE forbids to download it; unset it once, or"
             " use --source primer"
         )
     logger.info("downloading %s", url_path)
-    download(f"{runtime.hub_endpoint()}/{url_path}", path)
+    download(f"{hub_endpoint()}/{url_path}", path)
 
 
 def _write_primer(num_shards: int, shards: _Shards) -> dict[str, Any]:

@@ -19,18 +19,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanochat import calculator, runtime
+from nanochat import calculator
 from nanochat.chat import ToolCalls
-from nanochat.decode_step import DecodeStep
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
-from nanochat.packed import packed
-from nanochat.reading import Prefixes, Reader
-from nanochat.sampling import GREEDY, Sampling, TokenChoice, sample_next_token, token_choices
-from nanochat.text_stream import Event, Finished, TextStream
+from nanochat.inference.decode import DecodeStep
+from nanochat.inference.detokenizer import Event, Finished, TextStream
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.prefill import Prefixes, Reader
+from nanochat.inference.prepacked import packed
+from nanochat.inference.sampling import (
+    GREEDY,
+    Sampling,
+    TokenChoice,
+    sample_next_token,
+    token_choices,
+)
+from nanochat.inference.tools import Immediate, Tool
+from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.tools import Immediate, Tool
 
 MAX_OUTPUT_TOKENS = 64  # of one tool call
 KEPT_CONTEXTS = 4  # full ones of conversations that may go on
@@ -290,9 +297,9 @@ class Engine:
         """
         sampling = Sampling(temperature, top_k, top_p, min_p)
         if isinstance(seed, int):
-            seed = [runtime.derive_seed(seed, i) for i in range(len(prompts))]
+            seed = [derive_seed(seed, i) for i in range(len(prompts))]
         rows = [
-            self._row(prompt, sampling, max_tokens, runtime.derive_seed(prompt_seed, sample))
+            self._row(prompt, sampling, max_tokens, derive_seed(prompt_seed, sample))
             for prompt, prompt_seed in zip(prompts, seed, strict=True)
             for sample in range(num_samples)
         ]
@@ -337,7 +344,7 @@ class Engine:
         """
         sampling = Sampling(temperature, top_k)
         rows = [
-            self._row(tokens, sampling, max_tokens, runtime.derive_seed(seed, sample))
+            self._row(tokens, sampling, max_tokens, derive_seed(seed, sample))
             for sample in range(num_samples)
         ]
         num_given = 0

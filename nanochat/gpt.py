@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanochat import products
-from nanochat.attention import attend_causally
-from nanochat.capped_loss import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.errors import UserError
+from nanochat.kernels import cpu_matmul
+from nanochat.kernels.attention import attend_causally
+from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
 
 CHANNELS_PER_LAYER = 64
 MAX_DEPTH = 1000
@@ -147,7 +147,7 @@ class Linear(nn.Linear):
         """Nothing: weights come from `GPT.init_weights` or from a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return products.linear(x, self.weight.to(x.dtype))
+        return cpu_matmul.linear(x, self.weight.to(x.dtype))
 
 
 class Rotary(nn.Module):

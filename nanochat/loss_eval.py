@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nanochat import dataset, runtime, shards
-from nanochat.batch import Batch
-from nanochat.chat_data import Conversations, masked_conversations
+from nanochat import dataset
+from nanochat.data import shards
+from nanochat.data.batch import Batch
+from nanochat.data.chat_batches import Conversations, masked_conversations
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, all_reduce_sum
 from nanochat.tokenizer import RustBPETokenizer
 
 ROWS_PER_PASS = 16
@@ -23,7 +24,7 @@ TEXT_ROWS = 32  # of one step over all ranks: the same text is measured on any n
 def text_bpb(
     model: GPT,
     tokenizer: RustBPETokenizer,
-    place: Runtime,
+    runtime: Runtime,
     source: str,
     num_tokens: int,
     split: Literal["train", "val"] = "val",
@@ -41,34 +42,34 @@ def text_bpb(
         tokenizer,
         rows=TEXT_ROWS,
         sequence_len=length,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         num_steps=max(1, num_tokens // (TEXT_ROWS * length)),
     )
-    return _bpb(model, tokenizer, batches, place)
+    return _bpb(model, tokenizer, batches, runtime)
 
 
 def chat_bpb(
-    model: GPT, tokenizer: RustBPETokenizer, place: Runtime, held_out: Conversations
+    model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, held_out: Conversations
 ) -> float:
     """Bits per byte on the assistant's side of held-out conversations."""
     batches = masked_conversations(
         held_out,
         tokenizer,
-        rows=ROWS_PER_PASS * place.world_size,
+        rows=ROWS_PER_PASS * runtime.world_size,
         sequence_len=model.config.sequence_len,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
         num_epochs=1,
         seed=0,
     )
-    return _bpb(model, tokenizer, batches, place)
+    return _bpb(model, tokenizer, batches, runtime)
 
 
 def _bpb(
-    model: GPT, tokenizer: RustBPETokenizer, batches: Iterable[Batch], place: Runtime
+    model: GPT, tokenizer: RustBPETokenizer, batches: Iterable[Batch], runtime: Runtime
 ) -> float:
-    token_bytes = torch.tensor(tokenizer.token_bytes(), dtype=torch.int32, device=place.device)
+    token_bytes = torch.tensor(tokenizer.token_bytes(), dtype=torch.int32, device=runtime.device)
     return evaluate_bpb(model, batches, token_bytes, device_batch_size=ROWS_PER_PASS)
 
 
@@ -93,7 +94,7 @@ def evaluate_bpb(
             )
             nats, num_bytes = nats + more_nats, num_bytes + more_bytes
     model.train(was_training)
-    total_nats, total_bytes, total_batches = runtime.all_reduce_sum(
+    total_nats, total_bytes, total_batches = all_reduce_sum(
         [nats, float(num_bytes), float(num_batches)]
     )
     if total_batches == 0:

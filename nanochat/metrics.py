@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from nanochat import paths, runtime
+from nanochat import paths
 from nanochat.errors import UserError
+from nanochat.runtime import wandb_run_name
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class RunLog:
 
 
 def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
-    run_name = runtime.tracker_run()
+    run_name = wandb_run_name()
     if run_name is None:
         return None
     try:

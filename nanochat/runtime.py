@@ -15,20 +15,60 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from nanochat.errors import UserError
-from nanochat.peers import Board
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # evaluation on one rank may keep the others waiting
-STORE_TIMEOUT = timedelta(seconds=5)  # for one note on the board
+STORE_TIMEOUT = timedelta(seconds=5)  # for one note on the store
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class KeyValueStore(Protocol):
+    """The part of torch's `Store` that is used; any call may raise RuntimeError."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+    def check(self, keys: list[str], /) -> bool: ...
+
+    def delete_key(self, key: str, /) -> bool: ...
+
+
+class RankStore:
+    """Short messages between ranks by key, from any thread, outside of the collectives."""
+
+    def __init__(self, store: KeyValueStore | None = None) -> None:
+        """store: None for a single rank, which reads its own messages."""
+        self.store, self.own = store, dict[str, str]()
+
+    def set(self, key: str, value: str) -> None:
+        """Store a value, replacing an earlier one."""
+        if self.store is None:
+            self.own[key] = value
+        else:
+            self.store.set(key, value)
+
+    def get(self, key: str) -> str | None:
+        """The value, or None when the key is not set yet."""
+        if self.store is None:
+            return self.own.get(key)
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
+    def pop(self, key: str) -> str | None:
+        """The value, which is deleted; None when the key is not set yet."""
+        value = self.get(key)
+        if value is not None and self.store is not None:
+            self.store.delete_key(key)
+        self.own.pop(key, None)
+        return value
 
 
 @dataclass(frozen=True)
@@ -40,7 +80,7 @@ class Runtime:
     world_size: int
     compute_dtype: torch.dtype
     """What matrices are multiplied in; parameters stay float32."""
-    board: Board = field(default_factory=Board, compare=False)
+    store: RankStore = field(default_factory=RankStore, compare=False)
     """Notes between ranks, from any thread."""
 
     @property
@@ -63,7 +103,7 @@ class Runtime:
             torch.mps.synchronize()
 
 
-def start(device_type: str = "") -> Runtime:
+def init_runtime(device_type: str = "") -> Runtime:
     """Find the device (CUDA, then Apple MPS, then CPU, unless told) and join the other ranks.
 
     Raises UserError when the device asked for is not there, or a launcher's number is none.
@@ -86,7 +126,7 @@ def start(device_type: str = "") -> Runtime:
         rank=rank,
         world_size=world_size,
         compute_dtype=compute_dtype(device),
-        board=_board() if world_size > 1 else Board(),
+        store=_rank_store() if world_size > 1 else RankStore(),
     )
 
 
@@ -116,37 +156,37 @@ def _of_this_start(store: Any) -> Any:
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
-def _board() -> Board:
-    """A board on the store that the ranks found each other by, over a connection of its own."""
+def _rank_store() -> RankStore:
+    """A store on the store that the ranks found each other by, over a connection of its own."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT
     )
     store.set_timeout(STORE_TIMEOUT)
-    return Board(_of_this_start(store))
+    return RankStore(_of_this_start(store))
 
 
-def side_by_side(place: Runtime, count: int) -> list[Runtime]:
+def replicas(runtime: Runtime, count: int) -> list[Runtime]:
     """`count` places for copies of one model, each GPU its own; 0: as many as there are GPUs.
 
     Raises UserError when there are fewer GPUs.
     """
-    if place.device.type != "cuda":
-        return [place] * max(1, count)
+    if runtime.device.type != "cuda":
+        return [runtime] * max(1, count)
     there = torch.cuda.device_count()
     if count > there:
         raise UserError(f"{count} GPUs are asked for and {there} are here; use {there} or less")
     devices = [torch.device("cuda", number) for number in range(count or there)]
-    return [replace(place, device=device) for device in devices]
+    return [replace(runtime, device=device) for device in devices]
 
 
-def work_on(device: torch.device) -> None:
+def set_device(device: torch.device) -> None:
     """Make this thread's GPU the one of `device`; nothing to do elsewhere."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def stop() -> None:
+def close_runtime() -> None:
     """Leave the group of ranks; nothing to do on one."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -269,7 +309,7 @@ def derive_seed(*parts: int | str) -> int:
 # ---- environment
 
 
-def tracker_run() -> str | None:
+def wandb_run_name() -> str | None:
     """The name of the run in the tracker, or None when nothing is to be tracked."""
     name = os.environ.get("WANDB_RUN", "")
     return None if name in ("", "dummy") else name
@@ -280,7 +320,7 @@ def api_key() -> str:
     return os.environ.get("NANOCHAT_API_KEY", "")
 
 
-def options_named(prefix: str) -> list[str]:
+def options_from_environment(prefix: str) -> list[str]:
     """Options that the environment sets: NANOCHAT_WEB_PORT=80 is --port=80."""
     named = [(name, value) for name, value in os.environ.items() if name.startswith(prefix)]
     return [f"--{name.removeprefix(prefix).lower()}={value}" for name, value in sorted(named)]

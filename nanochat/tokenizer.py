@@ -25,8 +25,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
 import rustbpe
-from nanochat import paths, runtime
+from nanochat import paths
 from nanochat.errors import UserError
+from nanochat.runtime import hub_offline
 
 SPLIT_PATTERN: str = rustbpe.DEFAULT_PATTERN
 SPECIAL_TOKENS = (
@@ -454,7 +455,7 @@ def published_encoding(name: str) -> tiktoken.Encoding:
 
 def _read_soon(url: str) -> bytes:
     """A file of the network. Raises OSError when it is forbidden or nobody answers soon."""
-    if runtime.hub_offline():
+    if hub_offline():
         raise OSError("HF_HUB_OFFLINE is set")
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

@@ -16,18 +16,25 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from nanochat import checkpoint_manager, core_eval, dataset, paths, report, runtime, stage
+from nanochat import (
+    checkpoint_manager,
+    core_eval,
+    dataset,
+    paths,
+    report,
+)
 from nanochat.configurator import at_least, parse, run
 from nanochat.core_eval import Baselines, CoreTask, Counts, Item
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.metrics import ProgressLine
-from nanochat.plan import COLUMNS
 from nanochat.primer.world import a
-from nanochat.runtime import Runtime
-from nanochat.samples import continuations
+from nanochat.runtime import Runtime, barrier, gather_objects, on_main_first
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.training import stage
+from nanochat.training.config import COLUMNS
+from nanochat.training.samples import continuations
 from tasks.primer import Primer
 
 logger = logging.getLogger(__name__)
@@ -75,8 +82,8 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Measure what can be measured, and say what is missing."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
-        evaluate(options, place)
+    with stage.opened(options.device_type) as runtime:
+        evaluate(options, runtime)
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,14 @@ class Bundle:
     missing: str
 
 
-def evaluate(options: Options, place: Runtime) -> None:
+def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
     step = None if options.step == -1 else options.step
     meta = checkpoint_manager.read_meta("base", options.model_tag or None, step)
     bundle = find_bundle(options)
     is_primer = dataset.current_source() == "primer"
     settings = defining_settings(options, meta, bundle, is_primer)
-    kept = runtime.on_main_first(lambda: report.read_section(SECTION, settings))
+    kept = on_main_first(lambda: report.read_section(SECTION, settings))
     section = {} if kept is None or options.fresh else kept
     if section.get("complete"):
         logger.info("the base model at step %d is measured already:", meta["step"])
@@ -105,7 +112,7 @@ def evaluate(options: Options, place: Runtime) -> None:
     if bundle.missing:
         logger.warning("%s", bundle.missing)
     tag, step = meta["settings"]["model_tag"], meta["step"]
-    model, tokenizer, _ = checkpoint_manager.load_model("base", place, tag, step)
+    model, tokenizer, _ = checkpoint_manager.load_model("base", runtime, tag, step)
     results = {label: Counts(**counts) for label, counts in section.get("results", {}).items()}
     seconds = section.get("seconds", 0.0)
     tasks = [*bundle.tasks, PLAIN_CHOICE] if is_primer else bundle.tasks
@@ -114,12 +121,12 @@ def evaluate(options: Options, place: Runtime) -> None:
             continue
         began = time.perf_counter()
         items = read_items(task, options, bundle)
-        results[task.label] = ask(task, items, model, tokenizer, options, place)
+        results[task.label] = ask(task, items, model, tokenizer, options, runtime)
         seconds += time.perf_counter() - began
-        if place.is_main:  # after each task, so that nothing is asked twice after a crash
+        if runtime.is_main:  # after each task, so that nothing is asked twice after a crash
             logger.info("%s", _line(row_of(task, results[task.label])))
             report.write_section(SECTION, make_section(settings, tasks, results, seconds))
-    if place.is_main:
+    if runtime.is_main:
         beginnings = PRIMER_BEGINNINGS if is_primer else TEXT_BEGINNINGS
         table, notes = conclusions(options, bundle, results)
         for note in notes:
@@ -127,7 +134,7 @@ def evaluate(options: Options, place: Runtime) -> None:
         samples = continuations(Engine(model, tokenizer), beginnings)
         whole = {"table": table, "notes": notes, "samples": samples, "complete": True}
         report.write_section(SECTION, make_section(settings, tasks, results, seconds) | whole)
-    runtime.barrier()
+    barrier()
 
 
 def defining_settings(
@@ -171,7 +178,7 @@ def ask(
     model: GPT,
     tokenizer: RustBPETokenizer,
     options: Options,
-    place: Runtime,
+    runtime: Runtime,
 ) -> Counts:
     """The counts over all ranks; every rank calls it."""
 
@@ -180,21 +187,21 @@ def ask(
         return logits
 
     size = options.tokens_per_batch
-    own_share = len(range(place.rank, len(items), place.world_size))
-    with ProgressLine(own_share, task.label, place.is_main) as line:
+    own_share = len(range(runtime.rank, len(items), runtime.world_size))
+    with ProgressLine(own_share, task.label, runtime.is_main) as line:
         own = core_eval.evaluate_task(
             task,
             items,
             tokenizer,
             logits_at,
             limit=model.config.sequence_len,
-            device=place.device,
-            rank=place.rank,
-            world_size=place.world_size,
-            tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[place.device.type],
+            device=runtime.device,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
             on_progress=line.update,
         )
-    return sum(runtime.gather_objects(own), Counts())
+    return sum(gather_objects(own), Counts())
 
 
 def plain_choices(size: int) -> list[Item]:

@@ -8,8 +8,9 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from nanochat import checkpoint_manager, dataset, loss_eval, report, stage
+from nanochat import checkpoint_manager, dataset, loss_eval, report
 from nanochat.configurator import at_least, parse, run
+from nanochat.training import stage
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     step = None if options.step == -1 else options.step
     name = f"base_loss_{options.source}"
-    with stage.opened(options.device_type) as place:
+    with stage.opened(options.device_type) as runtime:
         meta = checkpoint_manager.read_meta(options.source, options.model_tag or None, step)
         settings = {
             "model": checkpoint_manager.model_identity(meta),
@@ -52,17 +53,17 @@ def main(argv: list[str] | None = None) -> None:
             )
             return
         tag, step = meta["settings"]["model_tag"], meta["step"]
-        model, tokenizer, _ = checkpoint_manager.load_model(options.source, place, tag, step)
+        model, tokenizer, _ = checkpoint_manager.load_model(options.source, runtime, tag, step)
         source = dataset.current_source()
         measured = {
             f"bits per byte, {SPLITS[split]} text": loss_eval.text_bpb(
-                model, tokenizer, place, source, options.eval_tokens, split
+                model, tokenizer, runtime, source, options.eval_tokens, split
             )
             for split in get_args(dataset.Split)
         }
         for label, value in measured.items():
             logger.info("%s: %.4f", label, value)
-        if place.is_main:
+        if runtime.is_main:
             report.write_section(
                 name,
                 {

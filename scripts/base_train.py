@@ -10,17 +10,19 @@ from typing import Annotated, Any
 
 import torch
 
-from nanochat import dataset, schedule, shards, stage
-from nanochat.batch import Batch
+from nanochat import dataset
 from nanochat.checkpoint_manager import default_tag
 from nanochat.configurator import at_least, between, parse, run
+from nanochat.data import shards
+from nanochat.data.batch import Batch
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
-from nanochat.samples import continuations
 from nanochat.tokenizer import get_tokenizer
+from nanochat.training import schedule, stage
+from nanochat.training.config import LoopOptions, Plan, defining_settings
+from nanochat.training.samples import continuations
 
 SAMPLE_PROMPTS = (
     "The fox is",
@@ -64,11 +66,11 @@ class Options(LoopOptions):
 def main(argv: list[str] | None = None) -> None:
     """Train to the end, or say that it is done."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
-        pretrain(options, place)
+    with stage.opened(options.device_type) as runtime:
+        pretrain(options, runtime)
 
 
-def pretrain(options: Options, place: Runtime) -> None:
+def pretrain(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the loop."""
     tokenizer = get_tokenizer()
     config = GPTConfig.from_depth(
@@ -82,7 +84,7 @@ def pretrain(options: Options, place: Runtime) -> None:
     source = dataset.source_name(options.source or dataset.current_source())
     tag = options.model_tag or default_tag(options.depth)
     with torch.device("meta"):  # no memory before the table of the run has been printed
-        model = GPT(config, compute_dtype=place.compute_dtype)
+        model = GPT(config, compute_dtype=runtime.compute_dtype)
     budget = token_budget(options, model)
     step_tokens = options.total_batch_size
     if step_tokens == -1:
@@ -97,7 +99,7 @@ def pretrain(options: Options, place: Runtime) -> None:
     )
     if stage.finished("base", tag, settings, options):
         return
-    rows = schedule.global_rows(step_tokens, options.max_seq_len, place.world_size)
+    rows = schedule.global_rows(step_tokens, options.max_seq_len, runtime.world_size)
     num_steps = options.num_iterations
     if num_steps == -1:
         num_steps = max(1, budget // step_tokens)
@@ -109,8 +111,8 @@ def pretrain(options: Options, place: Runtime) -> None:
             tokenizer,
             rows=rows,
             sequence_len=options.max_seq_len,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
             num_steps=num_steps,
             resume=resume,
         )
@@ -130,7 +132,7 @@ def pretrain(options: Options, place: Runtime) -> None:
         batches=batches,
         samples=lambda: continuations(Engine(model, tokenizer), SAMPLE_PROMPTS),
     )
-    stage.run(plan, place)
+    stage.run(plan, runtime)
 
 
 def token_budget(options: Options, model: GPT) -> int:

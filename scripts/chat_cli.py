@@ -20,13 +20,15 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from nanochat import checkpoint_manager, paths, runtime, stage
+from nanochat import checkpoint_manager, paths
 from nanochat.chat import Message, pieces_of, render_for_completion, trim_to_fit
 from nanochat.configurator import FolderName, at_least, between, parse, run, short
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.sampling import Sampling
-from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
+from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import Sampling
+from nanochat.runtime import derive_seed
+from nanochat.training import stage
 from nanochat.web import markdown
 
 if TYPE_CHECKING:
@@ -75,11 +77,11 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Load the model, then answer. Leaves with 2 when a message of a pipe could not be answered."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
+    with stage.opened(options.device_type) as runtime:
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
         step = None if options.step == -1 else options.step
         tag = options.model_tag or None
-        model, tokenizer, meta = checkpoint_manager.load_model(source, place, tag, step)
+        model, tokenizer, meta = checkpoint_manager.load_model(source, runtime, tag, step)
         face: Face = Terminal() if sys.stdout.isatty() else Pipe()
         chat = Chat(Engine(model, tokenizer), options, face)
         if options.prompt:
@@ -254,7 +256,7 @@ class Chat:
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
         # A prompt that is repeated draws anew: the seed counts the answers.
-        seed = runtime.derive_seed(self.options.seed, self.num_answers)
+        seed = derive_seed(self.options.seed, self.num_answers)
         self.num_answers += 1
         began = time.monotonic()
         first = 0.0

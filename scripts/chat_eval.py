@@ -12,16 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from nanochat import chat_eval, checkpoint_manager, dataset, report, runtime, stage
+from nanochat import (
+    chat_eval,
+    checkpoint_manager,
+    dataset,
+    report,
+)
 from nanochat.chat_eval import Tally, merged
 from nanochat.configurator import at_least, parse, run, short
 from nanochat.core_eval import centred
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine
-from nanochat.plan import COLUMNS
 from nanochat.primer import FAMILIES
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, gather_objects, on_main_first
+from nanochat.training import stage
+from nanochat.training.config import COLUMNS
 from tasks.arc import ARC
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
@@ -90,8 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     """Ask, judge, print a table and write the report's section."""
     options = parse(Options, argv)
     _check(options)
-    with stage.opened(options.device_type) as place:
-        evaluate(options, place)
+    with stage.opened(options.device_type) as runtime:
+        evaluate(options, runtime)
 
 
 def _check(options: Options) -> None:
@@ -102,14 +108,14 @@ def _check(options: Options) -> None:
         )
 
 
-def evaluate(options: Options, place: Runtime) -> None:
+def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
     step = None if options.step == -1 else options.step
     meta = checkpoint_manager.read_meta(options.source, options.model_tag or None, step)
     settings = defining_settings(options, meta)
-    tasks = runtime.on_main_first(lambda: choose_tasks(options))
+    tasks = on_main_first(lambda: choose_tasks(options))
     name = f"chat_eval_{options.source}"
-    section = runtime.on_main_first(lambda: report.read_section(name, settings)) or {}
+    section = on_main_first(lambda: report.read_section(name, settings)) or {}
     results = {label: Tally(**kept) for label, kept in section.get("results", {}).items()}
     seconds = section.get("seconds", 0.0)
     left = [label for label in tasks if options.fresh or label not in results]
@@ -118,15 +124,15 @@ def evaluate(options: Options, place: Runtime) -> None:
         say_table(tasks, results, settings)
         return
     tag, step = meta["settings"]["model_tag"], meta["step"]
-    model, tokenizer, _ = checkpoint_manager.load_model(options.source, place, tag, step)
+    model, tokenizer, _ = checkpoint_manager.load_model(options.source, runtime, tag, step)
     engine = Engine(model, tokenizer)
     for label in left:
         began = time.perf_counter()
-        results[label] = ask(label, engine, options, place)
+        results[label] = ask(label, engine, options, runtime)
         seconds += time.perf_counter() - began
-        if place.is_main:  # after each task, so that nothing is asked twice after a crash
+        if runtime.is_main:  # after each task, so that nothing is asked twice after a crash
             report.write_section(name, make_section(options.source, settings, results, seconds))
-    if place.is_main:
+    if runtime.is_main:
         say_table(tasks, results, settings)
 
 
@@ -190,17 +196,17 @@ def available(tasks: Makers) -> list[str]:
 # ---- asking
 
 
-def ask(label: str, engine: Engine, options: Options, place: Runtime) -> Tally:
+def ask(label: str, engine: Engine, options: Options, runtime: Runtime) -> Tally:
     """The tally over all ranks; every rank calls it."""
     task = makers(options.primer_problems)[label]()
     num_problems = len(task) if options.max_problems < 0 else min(options.max_problems, len(task))
-    own_share = len(range(place.rank, num_problems, place.world_size))
-    with ProgressLine(own_share, label, place.is_main) as line:
+    own_share = len(range(runtime.rank, num_problems, runtime.world_size))
+    with ProgressLine(own_share, label, runtime.is_main) as line:
         own = chat_eval.evaluate_task(
             task,
             engine,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
             max_problems=options.max_problems,
             num_samples=options.num_samples,
             max_new_tokens=options.max_new_tokens,
@@ -209,7 +215,7 @@ def ask(label: str, engine: Engine, options: Options, place: Runtime) -> Tally:
             batch_size=options.batch_size,
             on_progress=line.update,
         )
-    return merged(runtime.gather_objects(own))
+    return merged(gather_objects(own))
 
 
 # ---- the table

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nanochat import dataset, rollout, stage
-from nanochat.batch import Batch
+from nanochat import dataset
 from nanochat.configurator import at_least, parse, run
+from nanochat.data.batch import Batch
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
-from nanochat.samples import SAMPLE_QUESTIONS, answers
-from nanochat.schedule import Schedule
+from nanochat.training import rollout, stage
+from nanochat.training.config import LoopOptions, Plan, defining_settings
+from nanochat.training.samples import SAMPLE_QUESTIONS, answers
+from nanochat.training.schedule import Schedule
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
@@ -53,16 +54,16 @@ class Options(LoopOptions):
 def main(argv: list[str] | None = None) -> None:
     """Train to the end, or say that it is done."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
-        reinforce(options, place)
+    with stage.opened(options.device_type) as runtime:
+        reinforce(options, runtime)
 
 
-def reinforce(options: Options, place: Runtime) -> None:
+def reinforce(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the loop."""
-    if options.prompts_per_step % place.world_size:
+    if options.prompts_per_step % runtime.world_size:
         raise UserError(
             f"--prompts_per_step={options.prompts_per_step} is not a multiple of the"
-            f" {place.world_size} ranks; try {place.world_size * 4}"
+            f" {runtime.world_size} ranks; try {runtime.world_size * 4}"
         )
     parent = stage.find_parent("sft", options.model_tag)
     source = dataset.current_source()
@@ -71,7 +72,7 @@ def reinforce(options: Options, place: Runtime) -> None:
     )
     if stage.finished("rl", parent.tag, settings, options):
         return
-    model, tokenizer = parent.load(place)
+    model, tokenizer = parent.load(runtime)
     task = training_prompts(source, options)
     num_steps = options.num_iterations
     if num_steps == -1:
@@ -94,7 +95,7 @@ def reinforce(options: Options, place: Runtime) -> None:
             task,
             plan_of_rollouts,
             num_steps=num_steps,
-            rank=place.rank,
+            rank=runtime.rank,
             first_step=resume["step"] if resume else 0,
             observe=lambda reward, length: seen.update(reward=reward, answer_tokens=length),
         )
@@ -117,7 +118,7 @@ def reinforce(options: Options, place: Runtime) -> None:
         has_fixed_shape=False,
         samples=lambda: answers(engine, SAMPLE_QUESTIONS),
     )
-    stage.run(plan, place)
+    stage.run(plan, runtime)
 
 
 def training_prompts(source: str, options: Options) -> Task:

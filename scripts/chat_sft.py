@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nanochat import chat_data, dataset, stage
-from nanochat.batch import Batch
+from nanochat import dataset
 from nanochat.configurator import at_least, between, parse, run
+from nanochat.data import chat_batches
+from nanochat.data.batch import Batch
 from nanochat.engine import Engine
-from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
-from nanochat.samples import SAMPLE_QUESTIONS, answers
-from nanochat.schedule import Schedule
+from nanochat.training import stage
+from nanochat.training.config import LoopOptions, Plan, defining_settings
+from nanochat.training.samples import SAMPLE_QUESTIONS, answers
+from nanochat.training.schedule import Schedule
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
@@ -48,11 +50,11 @@ class Options(LoopOptions):
 def main(argv: list[str] | None = None) -> None:
     """Train to the end, or say that it is done."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
-        finetune(options, place)
+    with stage.opened(options.device_type) as runtime:
+        finetune(options, runtime)
 
 
-def finetune(options: Options, place: Runtime) -> None:
+def finetune(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the loop."""
     parent = stage.find_parent("mid", options.model_tag)
     source = dataset.current_source()
@@ -61,18 +63,18 @@ def finetune(options: Options, place: Runtime) -> None:
     )
     if stage.finished("sft", parent.tag, settings, options):
         return
-    model, tokenizer = parent.load(place)
+    model, tokenizer = parent.load(runtime)
     conversations = training_conversations(source, options)
-    num_steps = chat_data.masked_steps(conversations, options.rows_per_step, options.num_epochs)
+    num_steps = chat_batches.masked_steps(conversations, options.rows_per_step, options.num_epochs)
 
     def batches(resume: dict[str, Any] | None) -> Iterator[Batch]:
-        return chat_data.masked_conversations(
+        return chat_batches.masked_conversations(
             conversations,
             tokenizer,
             rows=options.rows_per_step,
             sequence_len=model.config.sequence_len,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
             num_epochs=options.num_epochs,
             seed=options.seed,
             resume=resume,
@@ -94,7 +96,7 @@ def finetune(options: Options, place: Runtime) -> None:
         has_fixed_shape=False,
         samples=lambda: answers(Engine(model, tokenizer), SAMPLE_QUESTIONS),
     )
-    stage.run(plan, place)
+    stage.run(plan, runtime)
 
 
 def training_conversations(source: str, options: Options) -> Task:

@@ -12,10 +12,12 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nanochat import checkpoint_manager, runtime, stage
+from nanochat import checkpoint_manager
 from nanochat.configurator import FolderName, at_least, between, parse, run, short
 from nanochat.engine import Engine
-from nanochat.web import listen
+from nanochat.runtime import api_key, options_from_environment, replicas
+from nanochat.training import stage
+from nanochat.web import http_server
 from nanochat.web.openai_api import Defaults
 from nanochat.web.server import create_app
 from nanochat.web.service import Settings
@@ -64,33 +66,33 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Take the port, load the model, serve until told to stop."""
     arguments = sys.argv[1:] if argv is None else argv
-    options = parse(Options, [*runtime.options_named(ENVIRONMENT), *arguments])
+    options = parse(Options, [*options_from_environment(ENVIRONMENT), *arguments])
     with (
-        stage.opened(options.device_type) as place,
-        listen.bind(options.host, options.port) as sock,
+        stage.opened(options.device_type) as runtime,
+        http_server.bind(options.host, options.port) as sock,
     ):
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
         step = None if options.step == -1 else options.step
         tag = options.model_tag or None
         copies = [
             checkpoint_manager.load_model(source, one, tag, step)
-            for one in runtime.side_by_side(place, options.num_engines)
+            for one in replicas(runtime, options.num_engines)
         ]
         meta = copies[0][-1]
         settings = Settings(
             model_name=f"nanochat-{meta['settings']['model_tag']}-{source}",
             defaults=Defaults(options.temperature, options.top_k, options.max_tokens),
-            api_key=options.api_key or runtime.api_key(),
+            api_key=options.api_key or api_key(),
             cors_origins=tuple(filter(None, options.cors_origins.split(","))),
             num_slots=options.num_slots,
             max_waiting=options.max_waiting,
             deadline_seconds=options.deadline,
         )
         host, port = sock.getsockname()[:2]
-        logger.info("%s, step %d, on %s", settings.model_name, meta["step"], place.device)
+        logger.info("%s, step %d, on %s", settings.model_name, meta["step"], runtime.device)
         logger.info("open http://%s:%d in a browser; Ctrl-C ends", name_of(host), port)
         engines = [Engine(model, tokenizer) for model, tokenizer, _ in copies]
-        listen.serve(create_app(engines, settings), sock)
+        http_server.serve(create_app(engines, settings), sock)
 
 
 def name_of(host: str) -> str:

@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from nanochat import checkpoint_manager, export, stage
+from nanochat import checkpoint_manager, export
 from nanochat.configurator import parse, run
 from nanochat.errors import UserError
+from nanochat.training import stage
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--out=DIR is needed: the folder to write")
     if options.format == "mlx":
         raise UserError("--format=mlx is not there yet; --format=hf is")
-    with stage.opened("cpu") as place:
+    with stage.opened("cpu") as runtime:
         step = None if options.step == -1 else options.step
         tag = options.model_tag or None
-        model, tokenizer, meta = checkpoint_manager.load_model(options.source, place, tag, step)
+        model, tokenizer, meta = checkpoint_manager.load_model(options.source, runtime, tag, step)
         out = Path(options.out).expanduser()
         export.export_hf(model, tokenizer, out, DTYPES[options.dtype])
         logger.info("%s model of step %d is in %s", options.source, meta["step"], out)

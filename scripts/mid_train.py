@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nanochat import chat_data, dataset, stage
-from nanochat.batch import Batch
+from nanochat import dataset
 from nanochat.configurator import at_least, between, parse, run
+from nanochat.data import chat_batches
+from nanochat.data.batch import Batch
 from nanochat.engine import Engine
-from nanochat.plan import LoopOptions, Plan, defining_settings
 from nanochat.runtime import Runtime
-from nanochat.samples import SAMPLE_QUESTIONS, answers
-from nanochat.schedule import Schedule, global_rows
+from nanochat.training import stage
+from nanochat.training.config import LoopOptions, Plan, defining_settings
+from nanochat.training.samples import SAMPLE_QUESTIONS, answers
+from nanochat.training.schedule import Schedule, global_rows
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
@@ -48,11 +50,11 @@ class Options(LoopOptions):
 def main(argv: list[str] | None = None) -> None:
     """Train to the end, or say that it is done."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as place:
-        midtrain(options, place)
+    with stage.opened(options.device_type) as runtime:
+        midtrain(options, runtime)
 
 
-def midtrain(options: Options, place: Runtime) -> None:
+def midtrain(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the loop."""
     parent = stage.find_parent("base", options.model_tag)
     source = dataset.current_source()
@@ -61,22 +63,22 @@ def midtrain(options: Options, place: Runtime) -> None:
     )
     if stage.finished("mid", parent.tag, settings, options):
         return
-    model, tokenizer = parent.load(place)
+    model, tokenizer = parent.load(runtime)
     mixture = training_mixture(source, options)
     length = model.config.sequence_len
-    rows = global_rows(options.total_batch_size, length, place.world_size)
+    rows = global_rows(options.total_batch_size, length, runtime.world_size)
     num_steps = options.num_iterations
     if num_steps == -1:
-        num_steps = chat_data.packed_steps(mixture, tokenizer, rows=rows, sequence_len=length)
+        num_steps = chat_batches.packed_steps(mixture, tokenizer, rows=rows, sequence_len=length)
 
     def batches(resume: dict[str, Any] | None) -> Iterator[Batch]:
-        return chat_data.packed_conversations(
+        return chat_batches.packed_conversations(
             mixture,
             tokenizer,
             rows=rows,
             sequence_len=length,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
             num_steps=num_steps,
             seed=options.seed,
             resume=resume,
@@ -97,7 +99,7 @@ def midtrain(options: Options, place: Runtime) -> None:
         rate_scale=options.init_lr,
         samples=lambda: answers(Engine(model, tokenizer), SAMPLE_QUESTIONS),
     )
-    stage.run(plan, place)
+    stage.run(plan, runtime)
 
 
 def training_mixture(source: str, options: Options) -> Task:

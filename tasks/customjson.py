@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from nanochat import shards
 from nanochat.chat import pieces_of
+from nanochat.data import shards
 from nanochat.errors import UserError
 from tasks.common import Conversation, Task
 

@@ -6,7 +6,8 @@
 import re
 from typing import Any, Literal
 
-from nanochat import dataset, shards
+from nanochat import dataset
+from nanochat.data import shards
 from tasks.common import Conversation, Task, shuffled
 
 REPO = "openai/gsm8k"

@@ -2,7 +2,8 @@
 
 import re
 
-from nanochat import dataset, shards
+from nanochat import dataset
+from nanochat.data import shards
 from nanochat.execution import execute_code
 from tasks.common import Conversation, Task, final_text, shuffled
 

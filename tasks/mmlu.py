@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from nanochat import dataset, shards
+from nanochat import dataset
+from nanochat.data import shards
 from tasks.common import Conversation, Task, final_text, render_choices, shuffled
 
 REPO = "cais/mmlu"

@@ -137,9 +137,9 @@ def die_when_saved() -> None:
     checkpoint_manager.save = save
 
 
-def be_told_within(place: str, number: signal.Signals) -> None:
+def be_told_within(function: str, number: signal.Signals) -> None:
     """In the process of a command: get a signal when `module.function` of ours is called."""
-    module_name, name = place.split(".")
+    module_name, name = function.rsplit(".", 1)
     module = importlib.import_module(f"nanochat.{module_name}")
     original = getattr(module, name)
 

@@ -12,7 +12,7 @@ import httpx
 from openai.types.chat import ChatCompletionMessageParam
 
 from nanochat.engine import Engine
-from nanochat.web import listen
+from nanochat.web import http_server
 from nanochat.web.server import create_app
 from nanochat.web.service import Settings
 
@@ -23,8 +23,8 @@ MODEL = "nanochat-d2-sft"
 def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
     """The address of a server in a thread of its own; port 0 is any that is free."""
     app = create_app(engines, Settings(model_name=MODEL, **settings))
-    listener = listen.bind("127.0.0.1", port)
-    server = listen.server_of(app)
+    listener = http_server.bind("127.0.0.1", port)
+    server = http_server.server_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nanochat import checkpoint_manager, paths, primer
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.inference.kv_cache import KVCache
 from nanochat.tokenizer import RustBPETokenizer
 
 

@@ -1,8 +1,7 @@
-"""The rules of the house. ARCHITECTURE.md says on which floor a module stands; this holds it."""
+"""The architecture rules: ARCHITECTURE.md names the layer of each module, this enforces it."""
 
 import ast
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dev import import_graph
+
 ROOT = Path(__file__).parents[1]
+GRAPH = import_graph.module_graph()
 PACKAGES = ("nanochat", "tasks", "scripts")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "dev").rglob("*.py"))]
@@ -56,28 +58,13 @@ def attributes(path: Path) -> Iterator[tuple[str, int]]:
             yield ast.unparse(node), node.lineno
 
 
-def floors() -> dict[str, int]:
-    """Height of each module of nanochat, by the headings of ARCHITECTURE.md from below."""
-    heights: dict[str, int] = {}
-    height = -1
-    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith("### "):
-            height += 1
-        elif line.startswith("## ") and height >= 0:
-            break
-        elif height >= 0 and line.startswith("| `"):
-            for name in re.findall(r"`(\w+)(?:\.py|/)`", line.split("|")[1]):
-                assert name not in heights, f"ARCHITECTURE.md names {name} twice"
-                heights[name] = height
-    return heights
-
-
-def test_every_module_has_its_floor_in_the_architecture_page() -> None:
-    here = {name_of(path).split(".")[1] for path in SOURCES if name_of(path).count(".")}
-    here = {name for name in here if (ROOT / "nanochat" / name).exists()} | {
-        path.stem for path in (ROOT / "nanochat").glob("*.py") if path.stem != "__init__"
-    }
-    assert here == set(floors())
+def test_every_module_is_in_the_layer_table_and_the_table_names_no_other() -> None:
+    table = import_graph.layers()
+    named = set()
+    for module in GRAPH:
+        import_graph.layer_of(module, table)  # raises KeyError
+        named |= {import_graph.node_of(module), "/".join(module.split(".")[1:3])}
+    assert set(table) <= named
 
 
 def test_every_task_and_script_is_named_in_the_architecture_page() -> None:
@@ -86,27 +73,29 @@ def test_every_task_and_script_is_named_in_the_architecture_page() -> None:
     assert [p.name for p in files if p.stem != "__init__" and f"`{p.name}`" not in page] == []
 
 
-def test_a_module_imports_only_from_lower_floors() -> None:
-    heights = floors()
-    wrong = []
-    for path in sorted((ROOT / "nanochat").rglob("*.py")):
-        parts = name_of(path).split(".")
-        if len(parts) == 1:
-            continue
-        for name in imported(path):
-            package, _, rest = name.partition(".")
-            other = rest.split(".")[0]
-            if package != "nanochat" or other not in heights or other == parts[1]:
-                continue
-            if heights[other] >= heights[parts[1]]:
-                wrong.append(f"{'.'.join(parts)} imports {other}")
+def test_a_module_imports_only_from_lower_layers() -> None:
+    """Within a layer, only from what its row lists before it; inside a package anything acyclic."""
+    table = import_graph.layers()
+    wrong = [
+        f"{module} imports {other}"
+        for module, imports in GRAPH.items()
+        for other in imports
+        if import_graph.node_of(module) != import_graph.node_of(other)
+        and import_graph.layer_of(other, table) >= import_graph.layer_of(module, table)
+    ]
     assert wrong == []
 
 
-def test_the_floors_are_read_from_the_page() -> None:
-    heights = floors()
-    assert heights["errors"] < heights["paths"] < heights["runtime"] < heights["gpt"]
-    assert heights["gpt"] < heights["engine"] < heights["stage"]
+def test_there_is_no_import_cycle() -> None:
+    assert import_graph.cycle(GRAPH) == []
+    assert import_graph.cycle({"a": {"b"}, "b": {"a"}}) != []
+
+
+def test_the_layers_are_read_from_the_page() -> None:
+    table = import_graph.layers()
+    assert table["errors"] < table["paths"] < table["runtime"] < table["gpt"]
+    assert table["gpt"] < table["engine"] < table["training"] < table["web"]
+    assert max(layer for layer, _ in table.values()) < 10
 
 
 def test_nobody_imports_scripts_and_nanochat_never_imports_tasks() -> None:
@@ -124,7 +113,7 @@ def test_tasks_import_only_the_common_module_of_their_own() -> None:
     ("package", "homes"),
     [
         ("torch.distributed", {"nanochat.runtime", "nanochat.adamw", "nanochat.muon"}),
-        ("pyarrow", {"nanochat.shards"}),
+        ("pyarrow", {"nanochat.data.shards"}),
         ("wandb", {"nanochat.metrics"}),
         ("tyro", {"nanochat.configurator"}),
         ("rustbpe", {"nanochat.tokenizer"}),

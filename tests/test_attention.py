@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat import attention
-from nanochat.attention import KERNELS, Kernel, Rows, attend_causally, chosen_kernel
+from nanochat.kernels import attention
+from nanochat.kernels.attention import KERNELS, Kernel, Rows, attend_causally, chosen_kernel
 from tests.reference import attention as slow
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

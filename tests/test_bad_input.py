@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import checkpoint_manager, dataset, metrics, paths, samples
+from nanochat import checkpoint_manager, dataset, metrics, paths
 from nanochat.configurator import run
 from nanochat.tokenizer import get_tokenizer
+from nanochat.training import samples
 from tests.small_model import small_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.text_stream import ToolCall
+from nanochat.inference.detokenizer import ToolCall
 from scripts import chat_cli
 from tests import learned_by_heart
 from tests.learned_by_heart import LONG

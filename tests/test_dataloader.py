@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nanochat import dataloader
-from nanochat.batch import Batch
 from nanochat.checkpoint_manager import merge_loader_states
+from nanochat.data.batch import Batch
 from nanochat.dataloader import (
     EncodedTexts,
     epoch,

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat import dataset, own_text, paths, primer, shards
+from nanochat import dataset, paths, primer
+from nanochat.data import shards, text_import
+from nanochat.data.shards import Documents, write_shard
+from nanochat.data.text_import import cut_at_paragraphs
 from nanochat.dataloader import EncodedTexts
 from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
-from nanochat.own_text import cut_at_paragraphs
-from nanochat.shards import Documents, write_shard
 from nanochat.tokenizer import RustBPETokenizer
 from tests.hub import Hub, running_hub
 
@@ -271,7 +272,7 @@ def test_a_file_of_documents_is_imported_to_the_last_one(tmp_path: Path, name: s
 def test_text_files_are_cut_at_paragraphs_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_text, "MAX_DOCUMENT_CHARACTERS", 500)
+    monkeypatch.setattr(text_import, "MAX_DOCUMENT_CHARACTERS", 500)
     paragraphs = [
         f"Paragraph {number}.\nIts second line." * (1 + number % 5) for number in range(400)
     ]

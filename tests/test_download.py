@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import download as download_module
-from nanochat.download import download
+from nanochat.data import download as download_module
+from nanochat.data.download import download
 from nanochat.errors import UserError
 from tests.hub import Fault, Hub, running_hub
 
@@ -172,7 +172,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept_for_the_next_time(
 PROGRAM = """
 import sys
 from pathlib import Path
-from nanochat import download
+from nanochat.data import download
 download.CHUNK_BYTES = 1024
 download.download(sys.argv[1], Path(sys.argv[2]), first_wait_seconds=0.01)
 """

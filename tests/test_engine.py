@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat import engine as engine_module
-from nanochat import kv_cache, preparation, runtime
 from nanochat.chat import render_conversation, render_for_completion
 from nanochat.engine import Completion, Engine, Request
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
-from nanochat.sampling import GREEDY, Sampling
-from nanochat.text_stream import Event, Finished, TextPiece, ToolCall
-from nanochat.tools import Immediate, Tool
-from nanochat.trainer import Speed
+from nanochat.inference import kv_cache
+from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
+from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.sampling import GREEDY, Sampling
+from nanochat.inference.tools import Immediate, Tool
+from nanochat.runtime import derive_seed
+from nanochat.training import autotune
+from nanochat.training.trainer import Speed
 from tests import learned_by_heart
 from tests.reference import generation
 from tests.reference import sampling as slow_sampling
@@ -202,7 +204,7 @@ def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
     prompts = [random_ids(length, seed=length) for length in range(1, 25)]
     done = engine.complete(prompts, 20, *vars(how).values(), seed=list(range(len(prompts))))
     for number, (prompt, one) in enumerate(zip(prompts, done, strict=True)):
-        seed = runtime.derive_seed(number, 0)
+        seed = derive_seed(number, 0)
         expected = generation.answer(engine.model, prompt, how, seed, 20, engine.end_tokens)
         assert one.tokens == expected
         assert one.mask == [1] * len(expected)
@@ -219,7 +221,7 @@ def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
     assert len(prompts) == 64
     done = engine.complete(prompts, 6, *vars(how).values(), seed=list(range(64)))
     for number, (prompt, one) in enumerate(zip(prompts, done, strict=True)):
-        seed = runtime.derive_seed(number, 0)
+        seed = derive_seed(number, 0)
         expected = generation.answer(model, prompt, how, seed, 6, engine.end_tokens)
         assert one.tokens == expected
 
@@ -272,7 +274,7 @@ def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
     batch = engine.open(20)
     batch.admit([Request(other, 10, Sampling(1.2)) for other in others])
     batch.step()
-    seeds = [runtime.derive_seed(7, sample) for sample in range(8)]
+    seeds = [derive_seed(7, sample) for sample in range(8)]
     answers = batch.admit([Request(prompt, 10, Sampling(1.2), seed=seed) for seed in seeds])
     while batch.num_answers:
         batch.step()
@@ -505,7 +507,7 @@ def test_answers_in_training_come_from_the_model_that_is_not_compiled(
     model = small_model()
     plan = SimpleNamespace(model=model, options=SimpleNamespace(compile="on"))
     place = SimpleNamespace(device=CPU)
-    trained = preparation.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
+    trained = autotune.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
     assert isinstance(trained, Compiled) and trained.module is model
     done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
     assert [len(one.tokens) for one in done] == [4, 4]
@@ -597,7 +599,7 @@ def test_a_stream_is_what_complete_gives_without_special_tokens(engine: Engine) 
     for seed in range(6):
         prompt = random_ids(5, seed)
         sampling = Sampling(1.0, top_k=200)
-        pieces = engine.stream_text(prompt, 40, sampling, seed=runtime.derive_seed(seed, 0))
+        pieces = engine.stream_text(prompt, 40, sampling, seed=derive_seed(seed, 0))
         events = list(pieces)
         [one] = engine.complete([prompt], 40, temperature=1.0, top_k=200, seed=[seed])
         inside = {"<|python_start|>": "<|python_end|>", "<|output_start|>": "<|output_end|>"}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat import dataset, loss_eval, runtime, shards
-from nanochat.batch import Batch
+from nanochat import dataset, loss_eval
 from nanochat.chat import render_conversation
+from nanochat.data import shards
+from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss_eval import chat_bpb, evaluate_bpb, text_bpb
@@ -112,9 +113,9 @@ def plain_bpb(model: GPT, rows: list[tuple[list[int], list[int]]]) -> float:
     for ids, mask in rows:
         with torch.no_grad():
             log_probs = model(torch.tensor([ids[:-1]])).double().log_softmax(-1)[0]
-        for place, (target, counts) in enumerate(zip(ids[1:], mask[1:], strict=True)):
+        for position, (target, counts) in enumerate(zip(ids[1:], mask[1:], strict=True)):
             if counts and sizes[target]:
-                nats -= float(log_probs[place, target])
+                nats -= float(log_probs[position, target])
                 num_bytes += sizes[target]
     return nats / math.log(2) / num_bytes
 
@@ -165,13 +166,13 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
         for n in range(1, 20)
     ]
 
-    def measured(place: Runtime) -> list[float]:
+    def measured(runtime: Runtime) -> list[float]:
         tokenizer = small_tokenizer()
         num_tokens = 3 * loss_eval.TEXT_ROWS * model.config.sequence_len
         return [
-            text_bpb(model, tokenizer, place, "primer", num_tokens),
-            text_bpb(model, tokenizer, place, "primer", num_tokens, "train"),
-            chat_bpb(model, tokenizer, place, task),
+            text_bpb(model, tokenizer, runtime, "primer", num_tokens),
+            text_bpb(model, tokenizer, runtime, "primer", num_tokens, "train"),
+            chat_bpb(model, tokenizer, runtime, task),
         ]
 
     alone = measured(PLACE)
@@ -181,7 +182,7 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
         sums[-1].append(values)
         return values
 
-    monkeypatch.setattr(runtime, "all_reduce_sum", note)
+    monkeypatch.setattr(loss_eval, "all_reduce_sum", note)
     for rank in range(world_size):
         sums.append([])
         measured(replace(PLACE, rank=rank, world_size=world_size))

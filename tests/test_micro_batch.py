@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from nanochat import micro_batch, runtime
+from nanochat.runtime import Runtime
+from nanochat.training import micro_batch
 from tests.small_model import small_model
 
-PLACE = runtime.Runtime(torch.device("cpu"), 0, 1, torch.float32)
+PLACE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
 def test_the_largest_that_fits_is_taken_and_nothing_is_tried_beyond() -> None:

@@ -16,15 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nanochat import chat_data, rollout, trainer
-from nanochat.batch import Batch
 from nanochat.chat import Conversation
+from nanochat.data import chat_batches
+from nanochat.data.batch import Batch
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.engine import Completion
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.optim import build_optimizers
-from nanochat.rollout import Scored
-from nanochat.schedule import Schedule
+from nanochat.training import rollout, trainer
+from nanochat.training.param_groups import build_optimizers
+from nanochat.training.rollout import Scored
+from nanochat.training.schedule import Schedule
 from tests.small_model import small_tokenizer
 
 STAGES = ("base", "mid", "sft", "rl")
@@ -71,11 +72,11 @@ def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
             texts, small_tokenizer(), num_steps=NUM_STEPS, num_threads=1, **shape
         )
     elif stage == "mid":
-        yield from chat_data.packed_conversations(
+        yield from chat_batches.packed_conversations(
             conversations(), small_tokenizer(), num_steps=NUM_STEPS, seed=1, **shape
         )
     elif stage == "sft":
-        yield from chat_data.masked_conversations(
+        yield from chat_batches.masked_conversations(
             conversations(), small_tokenizer(), num_epochs=4, seed=1, **shape
         )
     else:

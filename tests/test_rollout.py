@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import rollout, runtime
-from nanochat.batch import Batch
 from nanochat.chat import render_for_completion
+from nanochat.data.batch import Batch
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.rollout import RolloutPlan, Scored
+from nanochat.training import rollout
+from nanochat.training.rollout import RolloutPlan, Scored
 from tests.small_model import ScriptedModel, small_model, small_tokenizer
 
 PLAN = RolloutPlan(
@@ -144,8 +144,8 @@ def test_ranks_share_the_step_that_one_would_do(
     model, rows = small_model(), some_scored(8)
     whole = gradients_of(model, rollout.to_batch(rows, step=0, num_steps=1))
     total = [float(sum(sum(row.completion.mask) for row in rows))]
-    monkeypatch.setattr(runtime, "world_size", lambda: world_size)
-    monkeypatch.setattr(runtime, "all_reduce_sum", lambda values: total)
+    monkeypatch.setattr(rollout, "world_size", lambda: world_size)
+    monkeypatch.setattr(rollout, "all_reduce_sum", lambda values: total)
     shares = [
         rollout.to_batch(rows[rank::world_size], step=0, num_steps=1) for rank in range(world_size)
     ]
@@ -244,7 +244,7 @@ def test_prompts_are_dealt_out_and_all_answers_are_those_of_one_rank(
         ]
 
     alone = rows(0)
-    monkeypatch.setattr(runtime, "world_size", lambda: world_size)
+    monkeypatch.setattr(rollout, "world_size", lambda: world_size)
     shares = [rows(rank) for rank in range(world_size)]
     for step in range(3):
         assert set.union(*(share[step] for share in shares)) == alone[step]

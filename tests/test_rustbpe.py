@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rustbpe
-from nanochat.shards import Documents
+from nanochat.data.shards import Documents
 from tests.reference import bpe
 
 # Few letters, so that pairs repeat and tie; something of all that the pattern tells apart.

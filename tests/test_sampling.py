@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanochat import sampling
-from nanochat.sampling import Sampling, sample_next_token
+from nanochat.inference import sampling
+from nanochat.inference.sampling import Sampling, sample_next_token
 from tests.reference import sampling as slow
 
 VOCAB = 23

@@ -1,8 +1,8 @@
 import pytest
 
-from nanochat import schedule
 from nanochat.errors import UserError
-from nanochat.schedule import Schedule
+from nanochat.training import schedule
+from nanochat.training.schedule import Schedule
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

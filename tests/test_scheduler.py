@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.scheduler import Busy, Scheduler
+from nanochat.web.scheduler import Busy, Scheduler
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,11 @@ def test_a_stop_request_saves_and_names_the_way_on(trained: Path) -> None:
     assert "run the same command again" in running.said()
 
 
-@pytest.mark.parametrize("place", ["stage.evaluate", "checkpoint_manager.save"])
-def test_a_stop_request_behind_the_last_step_loses_nothing(trained: Path, place: str) -> None:
-    tag = place.replace(".", "_")
+@pytest.mark.parametrize("function", ["training.stage.evaluate", "checkpoint_manager.save"])
+def test_a_stop_request_behind_the_last_step_loses_nothing(trained: Path, function: str) -> None:
+    tag = function.replace(".", "_")
     line = f"{BASE} --model_tag={tag} --save_every=0"
-    told = partial(processes.be_told_within, place, signal.SIGTERM)
+    told = partial(processes.be_told_within, function, signal.SIGTERM)
     assert processes.start(trained, line, before=told).wait() == [143]
     assert saved_steps(trained / "base_checkpoints" / tag) == [12]
     assert "going on from step 12" in processes.run(trained, line)

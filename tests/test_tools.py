@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from nanochat import tools
 from nanochat.engine import Completion, Engine, Request
-from nanochat.sampling import Sampling
-from nanochat.text_stream import Finished, TextPiece, ToolCall
-from nanochat.tools import Answer, Immediate, Slow, Tool
+from nanochat.inference import tools
+from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import Sampling
+from nanochat.inference.tools import Answer, Immediate, Slow, Tool
 from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Worker, WorkerEvent
 from tests.served import wait_until
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat import runtime, trainer
-from nanochat.batch import Batch
+from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import RunLog
-from nanochat.schedule import Schedule
-from nanochat.trainer import Every, Speed, State
+from nanochat.runtime import Runtime, stop_requests
+from nanochat.training import trainer
+from nanochat.training.schedule import Schedule
+from nanochat.training.trainer import Every, Speed, State
 
 VOCAB, ROWS, TIME = 11, 6, 5
-PLACE = runtime.Runtime(torch.device("cpu"), 0, 1, torch.float32)
+PLACE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 START = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False)
 
 
@@ -99,14 +100,14 @@ def run(
         "device_batch_size": ROWS,
         "every": [],
         "saver": Saver(),
-        "place": PLACE,
+        "runtime": PLACE,
         "log": RunLog(tmp_path, "test", {}, True),
         "speed": Speed(1.0, None),
         "label": "test",
         **changes,
     }
     schedule = Schedule(num_steps, warmdown_share=0.0)
-    with runtime.stop_requests() as stop, stop.deferred():
+    with stop_requests() as stop, stop.deferred():
         state = trainer.train(
             model, [PlainSGD(model)], batches, schedule, START, stop=stop, **settings
         )

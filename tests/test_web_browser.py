@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from nanochat.engine import Engine
-from nanochat.web import listen
+from nanochat.web import http_server
 from tests.learned_by_heart import EVIL, LONG, model_and_tokenizer
 from tests.served import num_at_work, serving, slowed, wait_until
 
@@ -413,7 +413,7 @@ def test_a_server_that_is_busy_gone_or_breaks_off_is_told_to_the_user(page: Page
 def test_a_server_that_restarts_in_mid_answer_is_told_to_the_user_and_found_again(
     browser: Browser, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen, "DRAIN_SECONDS", 0)
+    monkeypatch.setattr(http_server, "DRAIN_SECONDS", 0)
     page = browser.new_context().new_page()
     with slowed(engine, 0.1):
         with serving(engine) as address:

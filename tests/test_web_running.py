@@ -13,9 +13,9 @@ import pytest
 
 from nanochat.engine import Engine, Request
 from nanochat.errors import UserError
-from nanochat.scheduler import Busy
-from nanochat.web import listen
+from nanochat.web import http_server
 from nanochat.web.pool import Pool
+from nanochat.web.scheduler import Busy
 from tests import learned_by_heart
 from tests.served import chat, num_at_work, serving, slowed, user, wait_until
 
@@ -168,9 +168,9 @@ def test_a_server_that_is_told_to_stop_lets_its_answer_end_and_leaves_with_0(bas
 
 
 def test_a_taken_port_and_a_foreign_host_are_one_clear_line() -> None:
-    with listen.bind("127.0.0.1", 0) as taken:
+    with http_server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is taken; use another"):
-            listen.bind("127.0.0.1", port)
+            http_server.bind("127.0.0.1", port)
     with pytest.raises(UserError, match="--host=nowhere is not an address"):
-        listen.bind("nowhere", 0)
+        http_server.bind("nowhere", 0)

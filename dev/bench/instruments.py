@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanochat import products
-from nanochat.batch import Batch
+from nanochat.data.batch import Batch
 from nanochat.gpt import GPT
+from nanochat.kernels import cpu_matmul
 from nanochat.runtime import Runtime
 
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
@@ -25,8 +25,8 @@ PRODUCT_SIZES = {"cpu": 1024, "cuda": 8192, "mps": 4096}
 class Stopwatch:
     """Seconds of each part of a step, on a GPU between events that nobody waits for."""
 
-    def __init__(self, place: Runtime) -> None:
-        self.place = place
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self.spans: list[tuple[str, Any, Any]] = []
         self.steps: list[dict[str, float]] = []
         self.paused_for = 0.0
@@ -40,7 +40,7 @@ class Stopwatch:
 
     def mark(self) -> Any:
         """A moment, of the device's own time where it has one."""
-        if self.place.device.type != "cuda":
+        if self.runtime.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -63,7 +63,7 @@ class Stopwatch:
 
     def end_step(self, seconds: float) -> None:
         """Sum the spans of a step that took `seconds` in all."""
-        self.place.synchronize()
+        self.runtime.synchronize()
         sums = dict.fromkeys(PARTS, 0.0)
         for part, began, ended in self.spans:
             on_host = isinstance(began, float)
@@ -136,32 +136,32 @@ def timed_batches(batches: Iterator[Batch], watch: Stopwatch) -> Iterator[Batch]
 class Peaks:
     """FLOP/s of products of large square matrices: by torch, and by oneDNN where that is here."""
 
-    def __init__(self, place: Runtime) -> None:
-        self.place, self.size = place, PRODUCT_SIZES[place.device.type]
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime, self.size = runtime, PRODUCT_SIZES[runtime.device.type]
         self.ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"": torch.matmul}
-        example = torch.empty(0, device=place.device, dtype=place.compute_dtype)
-        if example.dtype == torch.float32 and products.has_kernels_for(example):
-            self.ways[" of oneDNN"] = products.product
+        example = torch.empty(0, device=runtime.device, dtype=runtime.compute_dtype)
+        if example.dtype == torch.float32 and cpu_matmul.has_kernels_for(example):
+            self.ways[" of oneDNN"] = cpu_matmul.product
         self.seen: dict[str, list[float]] = {way: [] for way in self.ways}
 
     def measure(self) -> None:
         """Time some products each way."""
-        shape, place = (self.size, self.size), self.place
-        a, b = (torch.randn(shape, device=place.device).to(place.compute_dtype) for _ in "ab")
+        shape, runtime = (self.size, self.size), self.runtime
+        a, b = (torch.randn(shape, device=runtime.device).to(runtime.compute_dtype) for _ in "ab")
         for way, multiply in self.ways.items():
             multiply(a, b)
-            place.synchronize()
+            runtime.synchronize()
             began, count = time.perf_counter(), 5
             for _ in range(count):
                 multiply(a, b)
-            place.synchronize()
+            runtime.synchronize()
             self.seen[way].append(count * 2 * self.size**3 / (time.perf_counter() - began))
 
     def figures(self, flops: float) -> dict[str, float]:
         """The median of each way, over all ranks, and the share of it that so many FLOP/s are."""
         found = {}
         for way, seen in self.seen.items():
-            peak = statistics.median(seen) * self.place.world_size
+            peak = statistics.median(seen) * self.runtime.world_size
             found[f"peak GFLOP/s{way}"] = round(peak / 1e9, 1)
             found[f"share of peak{way}"] = round(flops / peak, 3)
         return found

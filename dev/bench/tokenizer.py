@@ -239,8 +239,8 @@ def measure_equality(shards: list[Path], ranks_file: Path) -> Any:
 def measure_loader(shards: list[Path], ranks_file: Path) -> Any:
     """From parquet to token buffers: rows of 2048, 32 a step, the loader's own threads."""
     sys.path.insert(0, str(ROOT))
+    from nanochat.data.shards import Documents
     from nanochat.dataloader import tokenizing_distributed_data_loader
-    from nanochat.shards import Documents
     from nanochat.tokenizer import RustBPETokenizer
 
     tokenizer = RustBPETokenizer.from_tiktoken(ranks_file, GPT4_PATTERN)

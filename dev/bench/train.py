@@ -37,14 +37,15 @@ from dev.bench.instruments import (
     timed_batches,
     watch_collectives,
 )
-from nanochat import gpt, optim, stage, trainer
-from nanochat.capped_loss import plain_cross_entropy
+from nanochat import gpt
 from nanochat.dataloader import packed_batches
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime, StopRequests
-from nanochat.schedule import Schedule
-from nanochat.trainer import State
+from nanochat.training import param_groups, stage, trainer
+from nanochat.training.schedule import Schedule
+from nanochat.training.trainer import State
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -83,7 +84,7 @@ def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap:
     return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
 
 
-def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str, Any]:
+def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
     """Everything about one depth, in this process."""
     if options.loss == "plain":
         vars(gpt)["weighted_cross_entropy"] = plain_loss
@@ -91,23 +92,23 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
         depth, vocab_size=options.vocab_size, sequence_len=options.sequence_len,
         window_pattern=options.window_pattern,
     )  # fmt: skip
-    model = GPT(config, compute_dtype=place.compute_dtype)
+    model = GPT(config, compute_dtype=runtime.compute_dtype)
     model.init_weights(0)
-    model.to(place.device)
-    watch = Stopwatch(place)
+    model.to(runtime.device)
+    watch = Stopwatch(runtime)
     watch_collectives(watch)
     module: Any = torch.compile(model, dynamic=False) if options.compile else model
-    optimizers = [WatchedOptimizer(one, watch) for one in optim.build_optimizers(model)]
+    optimizers = [WatchedOptimizer(one, watch) for one in param_groups.build_optimizers(model)]
     watched = Watched(module, model, watch)
-    bytes_before = place.peak_bytes()
-    peaks = Peaks(place)
+    bytes_before = runtime.peak_bytes()
+    peaks = Peaks(runtime)
 
     def measure_peak(*_: Any) -> None:
         if watch.steps:  # the first step is none of those that count
             with watch.paused():
                 peaks.measure()
 
-    on_cpu = place.device.type == "cpu"
+    on_cpu = runtime.device.type == "cpu"
     if on_cpu:  # its speed changes within a step; a GPU must not be kept waiting there
         watched.register_forward_pre_hook(measure_peak)
     began = time.perf_counter()
@@ -122,7 +123,7 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
 
     batches = packed_batches(
         RandomTokens(options.vocab_size), bos=0, rows=options.rows,
-        sequence_len=options.sequence_len, rank=place.rank, world_size=place.world_size,
+        sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=options.steps,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -136,18 +137,18 @@ def measure(depth: int, options: argparse.Namespace, place: Runtime) -> dict[str
             device_batch_size=options.device_batch_size,
             every=[],
             saver=NoSaver(),
-            place=place,
+            runtime=runtime,
             stop=StopRequests(),
-            log=RunLog(Path(folder), "bench", {}, place.is_main),
+            log=RunLog(Path(folder), "bench", {}, runtime.is_main),
             speed=trainer.Speed(model.flops_per_token(), None),
             label=f"depth {depth}",
             prefetch=False,
             observed=between_steps,
         )
-    return {"depth": depth, "compiled": options.compile, "dtype": str(place.compute_dtype)} | {
+    return {"depth": depth, "compiled": options.compile, "dtype": str(runtime.compute_dtype)} | {
         **figures(watch, peaks, model, options),
         "from start to the first micro-batch, s": round(watched.until_first_backward, 1),
-        "peak memory, MB": place.peak_bytes() // 10**6,
+        "peak memory, MB": runtime.peak_bytes() // 10**6,
         "of it before the first step, MB": bytes_before // 10**6,
     }
 
@@ -203,10 +204,10 @@ def main() -> None:
     if options.only is None and "RANK" not in os.environ:
         found = [measured_alone(depth) for depth in options.depths]
     else:
-        with stage.opened(options.device_type) as place:
+        with stage.opened(options.device_type) as runtime:
             depths = [options.only] if options.only else options.depths
-            found = [measure(depth, options, place) for depth in depths]
-        if options.only or not place.is_main:
+            found = [measure(depth, options, runtime) for depth in depths]
+        if options.only or not runtime.is_main:
             print(json.dumps(found[0]) if options.only else "", end="")
             return
     settings = {name: value for name, value in vars(options).items() if name not in ("only", "out")}

@@ -15,13 +15,13 @@ import torch
 
 from dev.faults.outcome import Outcome
 from nanochat import checkpoint_manager as checkpoints
-from nanochat import shards
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.configurator import read_config
+from nanochat.data import shards
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.plan import LoopOptions
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.training.config import LoopOptions
 
 
 class _Moments:

@@ -64,7 +64,8 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     poison: (step, "loss" or "gradient"): that of this step is not finite on the last rank;
     (step, "jump"): the step is left out to begin with.
     """
-    from nanochat import checkpoint_manager, stage, trainer
+    from nanochat import checkpoint_manager
+    from nanochat.training import stage, trainer
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     marker = Marker(folder / f"marker-{rank}")

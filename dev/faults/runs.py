@@ -17,7 +17,7 @@ from dev.faults.inside import SAVED, SAVING, STEP, Marker
 from dev.faults.outcome import Outcome
 from dev.faults.trial import NUM_EPOCHS, NUM_STEPS, ROWS, Trial, compare, distance
 from nanochat import checkpoint_manager as checkpoints
-from nanochat.shards import Documents
+from nanochat.data.shards import Documents
 from nanochat.tokenizer import RustBPETokenizer
 from tests import processes
 from tests.processes import Running

@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from nanochat import chat
 from nanochat.chat import Message, render_to_go_on, trim_to_fit
 from nanochat.errors import UserError
-from nanochat.sampling import Sampling, TokenChoice
-from nanochat.text_stream import ToolCall
+from nanochat.inference.detokenizer import ToolCall
+from nanochat.inference.sampling import Sampling, TokenChoice
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16

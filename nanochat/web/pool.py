@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nanochat.engine import Engine, Request
-from nanochat.scheduler import Busy
+from nanochat.web.scheduler import Busy
 from nanochat.web.worker import Deliver, HandOver, Job, Scoring, Worker
 
 

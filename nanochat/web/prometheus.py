@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
 
-from nanochat.text_stream import Finished
+from nanochat.inference.detokenizer import Finished
 
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 

@@ -34,7 +34,7 @@ from nanochat.web.openai_api import (
     prompts_of,
     server_sent,
 )
-from nanochat.web.replies import Plan, chat_body, chat_stream, completion_body, completion_stream
+from nanochat.web.responses import Plan, chat_body, chat_stream, completion_body, completion_stream
 from nanochat.web.service import Answers, Service, Settings
 from nanochat.web.worker import Scoring
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from nanochat import runtime
 from nanochat.engine import Engine, Request
-from nanochat.sampling import TokenChoice
-from nanochat.scheduler import Busy
-from nanochat.text_stream import Finished, TextPiece, ToolCall
+from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import TokenChoice
+from nanochat.runtime import derive_seed
 from nanochat.web.openai_api import (
     ApiError,
     ChatRequest,
@@ -24,6 +23,7 @@ from nanochat.web.openai_api import (
 )
 from nanochat.web.pool import Pool
 from nanochat.web.prometheus import Metrics
+from nanochat.web.scheduler import Busy
 from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Scores, Scoring, WorkerEvent
 
 ALIAS = "nanochat"  # a name of the model that always holds
@@ -123,7 +123,7 @@ class Service:
         for number, prompt in enumerate(prompts):
             limit = self._limit(asked, len(prompt), max_tokens)
             for choice in range(asked.n or 1):
-                own = runtime.derive_seed(seed, number, choice)
+                own = derive_seed(seed, number, choice)
                 requests.append(Request(prompt, limit, sampling, own, stop, num_likeliest))
         return requests
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from nanochat import runtime
 from nanochat.engine import Engine, LiveAnswer, Request
 from nanochat.errors import UserError, where_it_failed
-from nanochat.sampling import TokenChoice
-from nanochat.scheduler import Scheduler
-from nanochat.text_stream import Event, Finished
+from nanochat.inference.detokenizer import Event, Finished
+from nanochat.inference.sampling import TokenChoice
+from nanochat.runtime import set_device
 from nanochat.web.prometheus import Speed
+from nanochat.web.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Worker:
         return jobs
 
     def _work(self) -> None:
-        runtime.work_on(self.engine.model.embedding.weight.device)
+        set_device(self.engine.model.embedding.weight.device)
         try:
             while self.scheduler.wait():
                 try:

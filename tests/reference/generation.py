@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from nanochat.gpt import GPT
-from nanochat.sampling import Sampling
+from nanochat.inference.sampling import Sampling
 from tests.reference import sampling
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from nanochat.sampling import Sampling
+from nanochat.inference.sampling import Sampling
 
 
 def distribution(logits: list[float], how: Sampling) -> dict[int, float]:

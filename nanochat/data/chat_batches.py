@@ -1,0 +1,177 @@
+"""Conversations -> batches: packed for midtraining, one a row and masked for finetuning.
+
+# B rows of this rank  T time
+"""
+
+import logging
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from nanochat.chat import Conversation, render_conversation
+from nanochat.data.batch import Batch
+from nanochat.dataloader import packed_batches
+from nanochat.errors import UserError
+from nanochat.runtime import derive_seed
+from nanochat.tokenizer import RustBPETokenizer
+
+logger = logging.getLogger(__name__)
+
+LENGTH_STEP = 32  # rows are padded to a multiple of this, so that few shapes occur
+
+
+class Conversations(Protocol):
+    """Any indexable source of conversations."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+
+def _refuse_empty(task: Conversations) -> None:
+    if not len(task):
+        raise UserError("no conversation to train on; the task is empty, give it some")
+
+
+class Shuffled:
+    """Place n of an endless run through a task, shuffled anew in each epoch."""
+
+    def __init__(self, task: Conversations, seed: int) -> None:
+        _refuse_empty(task)
+        self.task, self.seed = task, seed
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.task)))
+        random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(order)
+        return order
+
+    def conversation(self, counter: int) -> Conversation:
+        """The conversation at a place."""
+        epoch, place = divmod(counter, len(self.task))
+        return self.task[self.order(epoch)[place]]
+
+
+class _RenderedConversations(Shuffled):
+    """Conversations as documents of token ids."""
+
+    def __init__(self, task: Conversations, seed: int, tokenizer: RustBPETokenizer) -> None:
+        super().__init__(task, seed)
+        self.tokenizer = tokenizer
+        self.num_documents = len(task)
+
+    def tokens(self, counter: int) -> list[int]:
+        ids, _ = render_conversation(self.conversation(counter), self.tokenizer)
+        return ids[1:]  # the packer sets <|bos|>
+
+
+def packed_conversations(
+    task: Conversations,
+    tokenizer: RustBPETokenizer,
+    *,
+    rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    num_steps: int,
+    seed: int,
+    resume: dict[str, Any] | None = None,
+) -> Iterator[Batch]:
+    """Batches (B, T) of whole conversations one after another; every token is a target."""
+    return packed_batches(
+        _RenderedConversations(task, seed, tokenizer),
+        bos=tokenizer.get_bos_token_id(),
+        rows=rows,
+        sequence_len=sequence_len,
+        rank=rank,
+        world_size=world_size,
+        num_steps=num_steps,
+        resume=resume,
+    )
+
+
+def packed_steps(
+    task: Conversations, tokenizer: RustBPETokenizer, *, rows: int, sequence_len: int
+) -> int:
+    """Steps of about one pass over the task, by the length of a sample of its conversations."""
+    _refuse_empty(task)
+    sample = range(0, len(task), max(1, len(task) // 500))
+    lengths = [len(render_conversation(task[i], tokenizer)[0]) for i in sample]
+    total = sum(lengths) * len(task) / len(lengths)
+    return max(1, round(total / (rows * sequence_len)))
+
+
+def masked_steps(task: Conversations, rows: int, num_epochs: int) -> int:
+    """Optimizer steps of `num_epochs` passes; the last one may be short of rows."""
+    return -(-len(task) * num_epochs // rows)
+
+
+def masked_conversations(
+    task: Conversations,
+    tokenizer: RustBPETokenizer,
+    *,
+    rows: int,
+    sequence_len: int,
+    rank: int,
+    world_size: int,
+    num_epochs: int,
+    seed: int,
+    resume: dict[str, Any] | None = None,
+) -> Iterator[Batch]:
+    """Batches (B, T) of one conversation a row; only what the assistant says is a target.
+
+    Rows end after `num_epochs` passes; T is that of the longest row of the step. Conversations
+    beyond the context are cut there, and how many were is said at the end.
+    """
+    shuffled = Shuffled(task, seed)
+    total = len(task) * num_epochs
+    num_steps = masked_steps(task, rows, num_epochs)
+    first_step = resume["step"] if resume else 0
+    num_cut, num_mute = 0, 0
+    for step in range(first_step, num_steps):
+        places = range(step * rows, min((step + 1) * rows, total))
+        rendered = [
+            render_conversation(shuffled.conversation(place), tokenizer) for place in places
+        ]
+        num_cut += sum(len(ids) > sequence_len + 1 for ids, _ in rendered)
+        num_mute += sum(any(mask) and not any(mask[: sequence_len + 1]) for _, mask in rendered)
+        rendered = [(ids[: sequence_len + 1], mask[: sequence_len + 1]) for ids, mask in rendered]
+        num_targets = sum(sum(mask[1:]) for _, mask in rendered)
+        # Rows of like length stand together, so that micro-batches are cut short; the sum is equal.
+        rendered.sort(key=lambda row: len(row[0]))
+        longest = len(rendered[-1][0]) - 1
+        inputs, targets = _padded(
+            rendered[rank::world_size],
+            num_rows=-(-rows // world_size),
+            length=min(-(-longest // LENGTH_STEP) * LENGTH_STEP, sequence_len),
+        )
+        yield Batch(
+            inputs=inputs,
+            targets=targets,
+            weights=None,
+            norm=max(1, num_targets) / world_size,
+            progress=(step + 1) / num_steps,
+            resume={"step": step + 1},
+        )
+    if num_cut and rank == 0:
+        logger.info(
+            "%d of %d conversations were cut at the context of %d tokens; %d of them lost all that"
+            " the assistant says",
+            num_cut, total - first_step * rows, sequence_len, num_mute,
+        )  # fmt: skip
+
+
+def _padded(
+    rendered: list[tuple[list[int], list[int]]], *, num_rows: int, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """inputs and targets (num_rows, length); a rank that ran out of rows gets empty ones."""
+    inputs = torch.zeros(num_rows, length, dtype=torch.int64)
+    targets = torch.full((num_rows, length), -1, dtype=torch.int64)
+    for row, (ids, mask) in enumerate(rendered):
+        tokens, is_target = torch.tensor(ids), torch.tensor(mask, dtype=torch.bool)
+        inputs[row, : len(ids) - 1] = tokens[:-1]
+        targets[row, : len(ids) - 1] = torch.where(is_target, tokens, -1)[1:]
+    return inputs, targets

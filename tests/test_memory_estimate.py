@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import Tensor
+
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.training import memory_estimate
+from nanochat.training.memory_estimate import estimate
+
+GPU = {"compute_dtype": torch.bfloat16, "device_type": "cuda"}
+
+
+def of_depth(depth: int) -> GPTConfig:
+    return GPTConfig.from_depth(depth, vocab_size=65_536, sequence_len=2048)
+
+
+@pytest.mark.parametrize(("depth", "rows"), [(20, 32), (32, 8)])
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_the_usual_runs_fit_80_gigabytes(depth: int, rows: int, world_size: int) -> None:
+    fits = estimate(of_depth(depth), rows=rows, world_size=world_size, **GPU)
+    assert 40e9 < fits.total < 80e9
+    again = estimate(of_depth(depth), rows=2 * rows, world_size=world_size, **GPU)
+    assert again.total > 80e9
+    light = estimate(
+        of_depth(depth), rows=2 * rows, world_size=world_size, keeps_activations=False, **GPU
+    )
+    assert light.total < 80e9
+
+
+def test_moments_are_shared_out_and_the_rest_is_not() -> None:
+    alone, shared = (estimate(of_depth(12), rows=8, world_size=n, **GPU) for n in (1, 8))
+    assert shared.moments == pytest.approx(alone.moments / 8)
+    assert (shared.parameters, shared.activations) == (alone.parameters, alone.activations)
+
+
+def kept_bytes(model: GPT, rows: int) -> int:
+    """Bytes that autograd keeps, without parameters and tables."""
+    known = {tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    sizes: dict[int, int] = {}
+    kept = []  # alive, so that no address is given out twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    idx = torch.zeros(rows, model.config.sequence_len, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(idx, idx, weights=torch.ones(idx.shape))
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keeps_activations", [True, False])
+@pytest.mark.parametrize("pattern", ["L", "S"])
+def test_a_block_keeps_what_is_estimated(
+    pattern: str, keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
+) -> None:
+    """By the difference between five blocks and two."""
+    found, expected = [], []
+    for n_layer in (2, 5):
+        config = GPTConfig(
+            sequence_len=640, vocab_size=32, n_layer=n_layer, n_head=4, n_kv_head=n_kv_head,
+            n_embd=256, window_pattern=pattern,
+        )  # fmt: skip
+        model = GPT(config, dtype)
+        model.init_weights(0)
+        model.keeps_activations = keeps_activations
+        found.append(kept_bytes(model, rows=4))
+        guess = estimate(
+            config, rows=4, compute_dtype=dtype, device_type="cpu",
+            keeps_activations=keeps_activations,
+        )  # fmt: skip
+        weights = guess.weights if keeps_activations else 0
+        expected.append(guess.activations + weights)
+    assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.03)
+
+
+def test_parameters_and_moments_are_those_of_the_model() -> None:
+    config = GPTConfig.from_depth(2, vocab_size=100, sequence_len=16)
+    counts = GPT(config).num_parameters()
+    guess = estimate(config, rows=1, compute_dtype=torch.float32, device_type="cpu")
+    assert guess.parameters == guess.gradients == 4 * counts["total"]
+    in_adamw = counts["embedding"] + counts["unembedding"]
+    assert guess.moments == 4 * (2 * in_adamw + counts["matrices"])
+
+
+def test_an_estimate_is_read_by_people() -> None:
+    guess = memory_estimate.Estimate(2 * 10**9, 10**9, 0, 5 * 10**8, 0, 0, 2 * 10**8)
+    assert str(guess) == (
+        "3.5 GB (parameters 2.0 GB, gradients 1.0 GB, activations 500.0 MB, update 200.0 MB)"
+    )

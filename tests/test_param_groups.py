@@ -1,0 +1,207 @@
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nanochat.adamw import DistAdamW
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.muon import DistMuon, Muon
+from nanochat.training.param_groups import build_optimizers
+
+NUM_STEPS = 4
+ADAMW_SHAPES = [(41, 50), (1025,), (1024,), (3, 5), (1,)]
+MUON_SHAPES = [(8, 8), (8, 8), (12, 4), (8, 8), (4, 12), (8, 8), (8, 8)]
+
+
+def model() -> GPT:
+    shape = GPTConfig(sequence_len=8, vocab_size=50, n_layer=2, n_head=2, n_kv_head=1, n_embd=192)
+    gpt = GPT(shape)
+    gpt.init_weights(0)
+    return gpt
+
+
+def test_every_parameter_is_in_exactly_one_group_under_its_name() -> None:
+    gpt = model()
+    grouped = [
+        named
+        for optimizer in build_optimizers(gpt)
+        for group in optimizer.param_groups
+        for named in group["params"]
+    ]
+    expected = dict(gpt.named_parameters())
+    assert sorted(name for name, _ in grouped) == sorted(expected)
+    assert all(parameter is expected[name] for name, parameter in grouped)
+
+
+def test_rates_are_scaled_by_width_and_groups_keep_their_initial_rate() -> None:
+    adamw, muon = build_optimizers(
+        model(), matrix_lr=0.03, embedding_lr=0.4, unembedding_lr=0.008, weight_decay=0.1
+    )
+    assert [group["lr"] for group in adamw.param_groups] == pytest.approx([0.8, 0.016])
+    assert all(group["lr"] == 0.03 and group["weight_decay"] == 0.1 for group in muon.param_groups)
+    for group in [*adamw.param_groups, *muon.param_groups]:
+        assert group["initial_lr"] == group["lr"]
+
+
+def test_a_few_steps_learn_one_batch() -> None:
+    gpt = model()
+    optimizers = build_optimizers(gpt)
+    tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(15):
+        loss = gpt(tokens[:, :-1], tokens[:, 1:]).mean()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        for optimizer in optimizers:
+            optimizer.step()
+        gpt.zero_grad(set_to_none=True)
+    assert losses[-1] < 0.3 * losses[0]
+
+
+# ---- several ranks: each process runs the steps on its share of the gradient
+
+
+def build(is_many: bool) -> tuple[list[tuple[str, nn.Parameter]], list[DistAdamW | Muon]]:
+    generator = torch.Generator().manual_seed(0)
+    named = [
+        (f"{kind}{i}", nn.Parameter(torch.randn(shape, generator=generator)))
+        for kind, shapes in (("a", ADAMW_SHAPES), ("m", MUON_SHAPES))
+        for i, shape in enumerate(shapes)
+    ]
+    adamw = [pair for pair in named if pair[0].startswith("a")]
+    muon = [pair for pair in named if pair[0].startswith("m")]
+    groups = [{"params": adamw[:2], "lr": 0.03}, {"params": adamw[2:], "lr": 0.01}]
+    kind = DistMuon if is_many else Muon
+    return named, [DistAdamW(groups, weight_decay=0.1), kind(muon, lr=0.02, weight_decay=0.1)]
+
+
+def run_steps(
+    named: list[tuple[str, nn.Parameter]],
+    optimizers: list[Any],
+    steps: range,
+    rank: int,
+    ranks: int,
+) -> None:
+    """Rank r's gradient is the whole one plus something that cancels in the mean over ranks."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step + 1)
+        for _, parameter in named:
+            whole = torch.randn(parameter.shape, generator=generator)
+            other = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = whole + other * (rank - (ranks - 1) / 2)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def rank_main(rank: int, ranks: int, folder: str, first_step: int, last_step: int) -> None:
+    """One process: go on from `folder`/before.pt when it is there, leave rank{r}.pt."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder, "store")), ranks)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    named, optimizers = build(is_many=True)
+    before = Path(folder, "before.pt")
+    if before.exists():
+        restore(named, optimizers, torch.load(before, weights_only=True))
+    run_steps(named, optimizers, range(first_step, last_step), rank, ranks)
+    torch.save(
+        {
+            "parameters": {name: parameter.detach() for name, parameter in named},
+            "states": [optimizer.state_dict() for optimizer in optimizers],
+        },
+        Path(folder, f"rank{rank}.pt"),
+    )
+    dist.destroy_process_group()
+
+
+def restore(named: list[tuple[str, nn.Parameter]], optimizers: list[Any], saved: Any) -> None:
+    for name, parameter in named:
+        parameter.data.copy_(saved["parameters"][name])
+    for optimizer, states in zip(optimizers, saved["states"], strict=True):
+        optimizer.load_merged(states)
+
+
+def run_ranks(folder: Path, ranks: int, steps: range, before: Any = None) -> list[Any]:
+    """What every rank has after the steps."""
+    folder.mkdir()
+    if before is not None:
+        torch.save(before, folder / "before.pt")
+    context = multiprocessing.get_context("forkserver")  # imports torch once for all ranks
+    context.set_forkserver_preload(["torch", "torch.distributed", "torch.optim"])
+    processes = [
+        context.Process(target=rank_main, args=(rank, ranks, str(folder), steps.start, steps.stop))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * ranks
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(ranks)]
+
+
+def checkpoint(of_ranks: list[Any]) -> dict[str, Any]:
+    """What a checkpoint hands on: parameters of rank 0, for each optimizer all ranks' states."""
+    states = [list(one) for one in zip(*(saved["states"] for saved in of_ranks), strict=True)]
+    return {"parameters": of_ranks[0]["parameters"], "states": states}
+
+
+def merged(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each optimizer, the state that does not depend on the number of ranks."""
+    kinds = DistAdamW, Muon
+    return [
+        kind.merge_state_dicts(states) for kind, states in zip(kinds, saved["states"], strict=True)
+    ]
+
+
+def alone(steps: range, before: Any = None) -> dict[str, Any]:
+    named, optimizers = build(is_many=False)
+    if before is not None:
+        restore(named, optimizers, before)
+    run_steps(named, optimizers, steps, 0, 1)
+    return {
+        "parameters": {name: parameter.detach().clone() for name, parameter in named},
+        "states": [[optimizer.state_dict()] for optimizer in optimizers],
+    }
+
+
+def assert_close(ours: Any, expected: Any, where: str = "") -> None:
+    assert type(ours) is type(expected), where
+    if isinstance(ours, dict):
+        assert ours.keys() == expected.keys(), where
+        for key in ours:
+            assert_close(ours[key], expected[key], f"{where}/{key}")
+    elif isinstance(ours, list):
+        for i, pair in enumerate(zip(ours, expected, strict=True)):
+            assert_close(*pair, f"{where}/{i}")
+    elif isinstance(ours, torch.Tensor):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6, msg=f"{where} differs")
+    else:
+        assert ours == expected, where
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sharded_steps_equal_those_of_one_rank(tmp_path: Path, ranks: int) -> None:
+    expected = alone(range(NUM_STEPS))
+    of_ranks = run_ranks(tmp_path / "ranks", ranks, range(NUM_STEPS))
+    assert_close(merged(checkpoint(of_ranks)), merged(expected))
+    for saved in of_ranks:
+        assert_close(saved["parameters"], expected["parameters"])
+        muon_state = saved["states"][1]
+        assert len(muon_state["tensors"]) < len(MUON_SHAPES)  # no rank holds the moments of all
+
+
+def test_a_run_goes_on_from_one_rank_to_two_to_three_to_one(tmp_path: Path) -> None:
+    one = alone(range(1))
+    two = checkpoint(run_ranks(tmp_path / "two", 2, range(1, 2), one))
+    three = checkpoint(run_ranks(tmp_path / "three", 3, range(2, 3), two))
+    last = alone(range(3, 4), three)
+    expected = alone(range(NUM_STEPS))
+    assert_close(last["parameters"], expected["parameters"])
+    assert_close(merged(last), merged(expected))

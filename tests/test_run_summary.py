@@ -1,0 +1,54 @@
+import torch
+
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.training import param_groups, run_summary
+from nanochat.training.memory_estimate import estimate
+from nanochat.training.schedule import Schedule
+
+
+def table() -> dict[str, str]:
+    """Of a model that takes no memory."""
+    config = GPTConfig.from_depth(12, vocab_size=65_536, sequence_len=2048)
+    with torch.device("meta"):
+        model = GPT(config)
+    schedule = Schedule(num_steps=1000, warmup_steps=100, warmdown_share=0.4, final=0.1)
+    rates = param_groups.scaled_rates(
+        config, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, weight_decay=0.1
+    )
+    guess = estimate(config, rows=32, compute_dtype=torch.bfloat16, device_type="cuda")
+    return dict(
+        run_summary.of_model(model)
+        + run_summary.of_steps(model, schedule, 256, 8)
+        + run_summary.of_rates(schedule, rates)
+        + run_summary.of_memory(32, 32, guess)
+    )
+
+
+def test_the_table_says_how_long_how_large_and_how_fast() -> None:
+    said = table()
+    assert said["model"] == "depth 12, width 768, 6 heads of 128"
+    assert said["steps"] == "1,000 of 524,288 tokens: 256 rows, 8 ranks"
+    assert said["horizon"].startswith("524,288,000 tokens, 3.88 for each")
+    assert said["rates at this width"].startswith("matrices 0.02, embedding 0.2,")
+    assert said["their course, in steps"] == "warmup 100, plateau 500, warmdown 400, down to 0.1"
+    assert said["multiplier at step"].endswith("1,000: 0.102")
+    assert said["micro-batch"] == "32 rows, at most 1 a step on each rank"
+    assert "activations" in said["memory, estimated"]
+
+
+def test_windows_have_a_line_of_their_own() -> None:
+    shape = {"vocab_size": 100, "sequence_len": 1024}
+    where = torch.device("cpu"), torch.float32
+    plain, windowed = (
+        run_summary.of_attention(GPTConfig.from_depth(4, window_pattern=pattern, **shape), *where)
+        for pattern in ("L", "SSSL")
+    )
+    fused = "scaled_dot_product_attention, flash attention"
+    assert plain == [("attention", fused)]
+    layers = "SSSL: 3 of 4 layers see 512 tokens"
+    assert windowed == [*plain, ("windows", f"{layers}; {fused}, in blocks of 256 tokens")]
+
+
+def test_values_stand_below_each_other() -> None:
+    lines = run_summary.as_lines([("a", "one"), ("long name", "two")])
+    assert lines == ["  a          one", "  long name  two"]
