@@ -72,74 +72,74 @@ def verdict(reply: Reply) -> str:
     return ""
 
 
-def by_hand(dice: random.Random) -> bytes:
+def by_hand(rng: random.Random) -> bytes:
     """One request."""
-    kind = dice.choice([_odd_values, _odd_values, _odd_literals, _odd_bytes, _odd_text, _odd_http])
-    return kind(dice)
+    kind = rng.choice([_odd_values, _odd_values, _odd_literals, _odd_bytes, _odd_text, _odd_http])
+    return kind(rng)
 
 
-def _plain(dice: random.Random) -> tuple[str, dict[str, Any]]:
-    path = dice.choice([CHAT, CHAT, COMPLETIONS])
-    body: dict[str, Any] = {"max_tokens": 2, "stream": dice.random() < 0.5}
+def _plain(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    path = rng.choice([CHAT, CHAT, COMPLETIONS])
+    body: dict[str, Any] = {"max_tokens": 2, "stream": rng.random() < 0.5}
     if path == CHAT:
         return path, {**body, "messages": [{"role": "user", "content": "Hi"}]}
     return path, {**body, "prompt": "Hi"}
 
 
-def _odd_values(dice: random.Random) -> bytes:
-    path, body = _plain(dice)
-    for name in dice.sample(FIELDS, dice.randint(1, 3)):
-        body[name] = dice.choice(VALUES)
-    if dice.random() < 0.3 and path == CHAT:
-        body["messages"] = [_odd_message(dice) for _ in range(dice.choice([1, 2, 3, 40, 1100]))]
+def _odd_values(rng: random.Random) -> bytes:
+    path, body = _plain(rng)
+    for name in rng.sample(FIELDS, rng.randint(1, 3)):
+        body[name] = rng.choice(VALUES)
+    if rng.random() < 0.3 and path == CHAT:
+        body["messages"] = [_odd_message(rng) for _ in range(rng.choice([1, 2, 3, 40, 1100]))]
     return request(path, body)
 
 
-def _odd_message(dice: random.Random) -> Any:
-    role = dice.choice(["system", "developer", "user", "assistant", "tool", "", 1])
-    kind = dice.choice(["text", "python", "python_output", "image_url", 1])
-    part = {"type": kind, "text": dice.choice(["x", 1, None])}
-    content: Any = dice.choice(["x", "", None, 1, {}, [part], [part, part], ["x"]])
-    return dice.choice([{"role": role, "content": content}] * 9 + [None])
+def _odd_message(rng: random.Random) -> Any:
+    role = rng.choice(["system", "developer", "user", "assistant", "tool", "", 1])
+    kind = rng.choice(["text", "python", "python_output", "image_url", 1])
+    part = {"type": kind, "text": rng.choice(["x", 1, None])}
+    content: Any = rng.choice(["x", "", None, 1, {}, [part], [part, part], ["x"]])
+    return rng.choice([{"role": role, "content": content}] * 9 + [None])
 
 
-def _odd_literals(dice: random.Random) -> bytes:
-    path, body = _plain(dice)
-    name = dice.choice(FIELDS)
-    text = json.dumps({**body, name: "HERE"}).replace('"HERE"', dice.choice(LITERALS))
+def _odd_literals(rng: random.Random) -> bytes:
+    path, body = _plain(rng)
+    name = rng.choice(FIELDS)
+    text = json.dumps({**body, name: "HERE"}).replace('"HERE"', rng.choice(LITERALS))
     return request(path, text.encode())
 
 
-def _odd_bytes(dice: random.Random) -> bytes:
-    path, body = _plain(dice)
+def _odd_bytes(rng: random.Random) -> bytes:
+    path, body = _plain(rng)
     raw = bytearray(json.dumps(body).encode())
-    for _ in range(dice.randint(1, 5)):
-        at = dice.randrange(len(raw))
-        change = dice.randrange(3)
-        raw[at : at + (change != 0)] = [[dice.randrange(256)], [dice.randrange(256)], []][change]
-    return request(path, bytes(raw[: dice.choice([None, None, dice.randrange(len(raw) + 1)])]))
+    for _ in range(rng.randint(1, 5)):
+        at = rng.randrange(len(raw))
+        change = rng.randrange(3)
+        raw[at : at + (change != 0)] = [[rng.randrange(256)], [rng.randrange(256)], []][change]
+    return request(path, bytes(raw[: rng.choice([None, None, rng.randrange(len(raw) + 1)])]))
 
 
-def _odd_text(dice: random.Random) -> bytes:
-    path, body = _plain(dice)
-    letters = dice.choice(
+def _odd_text(rng: random.Random) -> bytes:
+    path, body = _plain(rng)
+    letters = rng.choice(
         [string.printable, "0123456789", " '\"", "<|>assistant_end", "é😀\u0301汉"]
     )
-    own = "".join(dice.choices(letters, k=dice.randrange(3000)))
-    text = dice.choice([*TEXTS, own, own, own])
+    own = "".join(rng.choices(letters, k=rng.randrange(3000)))
+    text = rng.choice([*TEXTS, own, own, own])
     if path == CHAT:
-        role = dice.choice(["system", "user", "assistant"])
+        role = rng.choice(["system", "user", "assistant"])
         body["messages"] = [{"role": role, "content": text}, *body["messages"]]
-        body["trim"] = dice.random() < 0.3
+        body["trim"] = rng.random() < 0.3
     else:
         body["prompt"] = text
-        body |= {"echo": dice.random() < 0.5, "logprobs": dice.choice([None, 0, 5])}
-    return request(path, {**body, "stop": dice.choice([None, text[:200], ["a", text[:9]]])})
+        body |= {"echo": rng.random() < 0.5, "logprobs": rng.choice([None, 0, 5])}
+    return request(path, {**body, "stop": rng.choice([None, text[:200], ["a", text[:9]]])})
 
 
-def _odd_http(dice: random.Random) -> bytes:
-    path, method = dice.choice(PATHS), dice.choice(["GET", "POST", "PUT", "DELETE", "OPTIONS"])
-    header = dice.choice([
+def _odd_http(rng: random.Random) -> bytes:
+    path, method = rng.choice(PATHS), rng.choice(["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+    header = rng.choice([
         "", "Origin: https://x.example\r\n", "Authorization: Bearer \x7f\r\n",
         "X: " + "a" * 9000 + "\r\n",
         "Content-Length: -1\r\n", "Content-Length: x\r\n", "Content-Length: 999999999\r\n",
@@ -149,9 +149,9 @@ def _odd_http(dice: random.Random) -> bytes:
         "\x00: y\r\n",
         "Range: bytes=0-1\r\n", "Accept: " + "a," * 30_000 + "\r\n",
     ])  # fmt: skip
-    raw = request(path, dice.choice([None, b"{}", b"\xff"]), method, header)
-    old = dice.choice([b"", b"HTTP/1.0", b"\r\n", b" "])
-    return raw.replace(old, dice.choice([b"HTTP/9.9", b"\n", b"  ", b"\t"]), 1) if old else raw
+    raw = request(path, rng.choice([None, b"{}", b"\xff"]), method, header)
+    old = rng.choice([b"", b"HTTP/1.0", b"\r\n", b" "])
+    return raw.replace(old, rng.choice([b"HTTP/9.9", b"\n", b"  ", b"\t"]), 1) if old else raw
 
 
 async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Counter[str]:

@@ -1,6 +1,6 @@
 """Check names, comments, messages, docs and the chat page for words that the field does not use.
 
-    python -m dev.vocabulary        prints file:line, the word, and what to write instead; exit code 1
+    python -m dev.vocabulary        print file:line, the words and what to write
 
 The list is short on purpose: it holds coined words and metaphors that were found here before, and
 literal translations of idioms. The text that the primer world generates is not checked.
@@ -38,7 +38,8 @@ BANNED = {
     r"finer manner|manner of answering": "instruction tuning",
     r"stand(s|ing)? (whole|aside|still)": "materialize; wait, suspend; stop",
     r"whole or absent|(write|is|read) whole|whole file": "atomic write, complete",
-    r"bring(s|ing)? (it|them|the .{1,30}) (again|back)|(is|are|was|were|be) brought": "download again, restore",
+    r"bring(s|ing)? (it|them|the .{1,30}) (again|back)": "download again, restore",
+    r"(is|are|was|were|be) brought": "download, restore",
     r"(set|sets|setting|put|puts) aside": "suspend; move to replaced/",
     r"call(s|ed|ing)? back": "resume",
     r"silen(t|ce) (rank|seconds)|beats": "lost rank, heartbeat",

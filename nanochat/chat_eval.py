@@ -151,7 +151,7 @@ def _answer(task: Task, engine: Engine, indices: Sequence[int], **how: Any) -> l
 
 @torch.inference_mode()
 def _choose(task: Task, engine: Engine, indices: Sequence[int], batch_size: int) -> list[Judged]:
-    """The likeliest of each problem's letters at the end of its prompt."""
+    """The top_logprobs of each problem's letters at the end of its prompt."""
     conversations = [task[index] for index in indices]
     prompts, was_cut = _prompts(engine, conversations, engine.model.config.sequence_len)
     # Alike lengths share a batch, so that little is padding.

@@ -113,7 +113,7 @@ class _HashingWriter:
 
 
 def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
-    with paths.whole_file(path) as file:
+    with paths.atomic_file(path) as file:
         writer = _HashingWriter(file)
         torch.save(content, cast(IO[bytes], writer))
     return {"size": writer.size, "sha256": writer.digest.hexdigest()}
@@ -212,7 +212,7 @@ def _finish_save(directory: Path, step: int, meta: Meta, shares: list[Share], ke
 
 def _write_meta(directory: Path, meta: Meta) -> None:
     whole = {**meta, "sha256": _meta_digest(meta)}
-    paths.write_whole(_file(directory, "meta", meta["step"]), json.dumps(whole, indent=1))
+    paths.write_atomic(_file(directory, "meta", meta["step"]), json.dumps(whole, indent=1))
 
 
 def _meta_digest(meta: Meta) -> str:
@@ -350,7 +350,7 @@ def _read_meta(directory: Path, step: int) -> Meta | None:
     return meta if is_whole or meta.get("version") == FIRST_VERSION else None
 
 
-def newest_whole(directory: Path, step: int | None = None) -> Checkpoint | None:
+def newest_complete(directory: Path, step: int | None = None) -> Checkpoint | None:
     """The newest checkpoint (or that of `step`) that passes its digests; damaged ones are named."""
     for candidate in saved_steps(directory) if step is None else [step]:
         meta = _read_meta(directory, candidate)
@@ -405,7 +405,7 @@ def load_model(
     Raises UserError when there is none, when its files are damaged or the tokenizer is another.
     """
     directory = find_directory(stage, model_tag)
-    checkpoint = newest_whole(directory, step)
+    checkpoint = newest_complete(directory, step)
     if checkpoint is None:
         wanted = "whole checkpoint" if step is None else f"whole checkpoint of step {step}"
         have = ", ".join(map(str, saved_steps(directory)))

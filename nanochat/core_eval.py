@@ -1,8 +1,8 @@
 """The CORE metric of DCLM (arXiv 2406.11794): 22 tasks on plain text, asked of a base model.
 
 An item becomes sequences of tokens, each with a span whose tokens are scored. Multiple choice:
-the choice whose tokens are likeliest; schema: the context under which the end is likeliest;
-language modeling: every token of the continuation must be the likeliest.
+the choice whose tokens are most likely; schema: the context under which the end is most likely;
+language modeling: every token of the continuation must be the most likely.
 
 # B sequences  T time  S scored positions  V vocab
 """
@@ -321,7 +321,7 @@ def _by_length(one: Scored) -> tuple[int, int, tuple[int, ...]]:
 def _scores(
     ordered: Sequence[Scored], logits_at: LogitsAt, device: torch.device, tokens_per_batch: int
 ) -> dict[Scored, tuple[float, bool]]:
-    """Mean loss of each span, and whether each of its tokens is the likeliest."""
+    """Mean loss of each span, and whether each of its tokens is the most likely."""
     found: dict[Scored, tuple[float, bool]] = {}
     last = len(ordered)
     while last:  # the longest first: what does not fit into memory is seen at once

@@ -148,8 +148,8 @@ def make(source: str, num_shards: int) -> str:
     for split in ("train", "val"):
         if not sum(facts["rows"] for facts in manifest[split]):
             raise UserError(f"source {source} has no document for its split {split}; add some text")
-    paths.write_whole(shards.folder / "manifest.json", json.dumps(manifest, indent=1))
-    paths.write_whole(_chosen_path(), json.dumps({"source": name}))
+    paths.write_atomic(shards.folder / "manifest.json", json.dumps(manifest, indent=1))
+    paths.write_atomic(_chosen_path(), json.dumps({"source": name}))
     return name
 
 

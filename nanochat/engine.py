@@ -54,7 +54,7 @@ class RowState:
     prompt: list[int]
     sampling: Sampling
     max_tokens: int
-    dice: random.Random
+    rng: random.Random
     tools: ToolCalls
     tokens: list[int] = field(default_factory=list)
     """Of the answer, sampled and forced, the end token included."""
@@ -62,8 +62,8 @@ class RowState:
     """1 for a sampled token, 0 for a forced one."""
     forced: deque[int] = field(default_factory=deque)
     stop: Literal["", "end", "length"] = ""
-    num_likeliest: int | None = None
-    """None, or how many of the likeliest tokens are noted beside each that is taken."""
+    num_top_logprobs: int | None = None
+    """None, or how many of the most likely tokens are noted beside each that is taken."""
     choice: TokenChoice | None = None
     """The newest token's, where it is noted."""
 
@@ -100,8 +100,8 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()
     """Strings that end the answer and are left out of it."""
-    num_likeliest: int | None = None
-    """A number: a `TokenChoice` for each token of text, with so many of the likeliest."""
+    num_top_logprobs: int | None = None
+    """A number: a `TokenChoice` for each token of text, with so many of the most likely."""
 
 
 # ---- the engine
@@ -171,7 +171,7 @@ class _Running:
         """Give each row its next token; returns the tokens. Rows that end leave the batch."""
         for row in self.rows:
             row.forced.extend(row.tools.forced())
-        uniforms = [row.dice.random() if not row.forced else 0.0 for row in self.rows]
+        uniforms = [row.rng.random() if not row.forced else 0.0 for row in self.rows]
         how = [row.sampling for row in self.rows]
         sampled = sample_next_token(self.logits, how, uniforms).tolist()
         taken = []
@@ -230,13 +230,13 @@ class _Running:
 
     def _note_choices(self, taken: list[int]) -> None:
         """Give the rows that want it the choice that the token just taken was."""
-        asked = [(i, row.num_likeliest) for i, row in enumerate(self.rows)]
+        asked = [(i, row.num_top_logprobs) for i, row in enumerate(self.rows)]
         wanted = {i: number for i, number in asked if number is not None}
         if wanted:
             tokens = torch.tensor([taken[i] for i in wanted], device=self.logits.device)
             choices = token_choices(self.logits[list(wanted)], tokens, max(wanted.values()))
             for (i, number), choice in zip(wanted.items(), choices, strict=True):
-                self.rows[i].choice = replace(choice, likeliest=choice.likeliest[:number])
+                self.rows[i].choice = replace(choice, top_logprobs=choice.top_logprobs[:number])
 
 
 class Engine:
@@ -274,7 +274,7 @@ class Engine:
             prompt=prompt,
             sampling=sampling,
             max_tokens=room if max_tokens is None else min(max_tokens, room),
-            dice=random.Random(seed),
+            rng=random.Random(seed),
             tools=ToolCalls(self.tokenizer, self.tool.ask, MAX_OUTPUT_TOKENS),
         )
 
@@ -377,14 +377,14 @@ class Engine:
         return results, masks
 
     @torch.inference_mode()
-    def score(self, tokens: list[int], num_likeliest: int = 0) -> list[TokenChoice]:
+    def score(self, tokens: list[int], num_top_logprobs: int = 0) -> list[TokenChoice]:
         """How likely each token but the first is after those before it, as if it had been drawn.
 
         Raises UserError when they pass the model's context.
         """
         ids = torch.tensor(tokens, device=self.model.embedding.weight.device)
         logits = self.model(ids[None])[0]
-        return token_choices(logits[:-1], ids[1:], num_likeliest)
+        return token_choices(logits[:-1], ids[1:], num_top_logprobs)
 
     def stream_text(
         self,
@@ -421,7 +421,7 @@ class LiveAnswer:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UserError(f"max_tokens={request.max_tokens} must be 1 or more")
         self.row = engine._row(request.prompt, request.sampling, request.max_tokens, request.seed)
-        self.row.num_likeliest = request.num_likeliest
+        self.row.num_top_logprobs = request.num_top_logprobs
         self._text = TextStream(engine.tokenizer, request.stop)
 
     @property

@@ -119,7 +119,7 @@ def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.d
 def _write_files(
     folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], tokenizer: RustBPETokenizer
 ) -> None:
-    with paths.whole_file(folder / WEIGHTS_FILE) as file:
+    with paths.atomic_file(folder / WEIGHTS_FILE) as file:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     ends = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     sampling = {"do_sample": True, "temperature": 0.8, "top_k": 50}
@@ -131,7 +131,7 @@ def _write_files(
         "chat_template.jinja": CHAT_TEMPLATE,
     }
     for name, content in files.items():
-        paths.write_whole(folder / name, content)
+        paths.write_atomic(folder / name, content)
 
 
 def _json(content: Any) -> str:

@@ -123,7 +123,7 @@ class RunLog:
         if not self.is_main or not self.path.is_file():
             return
         kept = [line for line in self.history() if line["step"] <= step]
-        paths.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        paths.write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
         """Tell the tracker that the run has ended."""

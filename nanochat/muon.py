@@ -114,11 +114,11 @@ def muon_updates(
     momenta.lerp_(gradients, 1 - momentum)
     updates = polar_factor(gradients.lerp(momenta, momentum), dtype)  # Nesterov
     if variances is not None:
-        updates = even_out(updates, variances, variance_decay)
+        updates = normalize_rows(updates, variances, variance_decay)
     return updates.mul_(max(1.0, updates.size(1) / updates.size(2)) ** 0.5)
 
 
-def even_out(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
+def normalize_rows(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
     """Updates with each row divided by its running size, the norm of each matrix kept."""
     variances.lerp_(updates.square().mean(dim=2, keepdim=True), 1 - decay)
     size = updates.norm(dim=(1, 2), keepdim=True)

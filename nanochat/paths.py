@@ -54,7 +54,7 @@ def task_dir() -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when all of it is on the disk.
 
     Raises UserError as `named_failures` does; what stood under the name before stays.
@@ -111,7 +111,7 @@ def disk_failure(error: OSError) -> tuple[str, str] | None:
     return None
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a small file that is whole or absent; text is UTF-8. Raises UserError as above."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -44,7 +44,7 @@ def write_section(name: str, section: Section) -> None:
     `table` goes into the table BASE | MID | SFT | RL under `column`: shares from 0 to 1, except
     rows that name "bits per byte" or "CORE". `rows` is a table of its own, the head first.
     """
-    paths.write_whole(
+    paths.write_atomic(
         _path(name), json.dumps({"written": _now(), **section}, indent=1, ensure_ascii=False)
     )
 
@@ -89,7 +89,7 @@ def generate(price_per_hour: float = 0.0) -> Path:
         *(_render(name, section) for name, section in sections.items()),
     ]
     path = paths.report_dir() / "report.md"
-    paths.write_whole(path, "\n\n".join(part for part in parts if part) + "\n")
+    paths.write_atomic(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
@@ -250,7 +250,7 @@ def _plot(name: str, section: Section) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
     path = paths.report_dir() / f"{name}.png"
     canvas: Any = FigureCanvasAgg(figure)
-    with paths.whole_file(path) as file:
+    with paths.atomic_file(path) as file:
         canvas.print_png(file)
     return path
 

@@ -120,7 +120,7 @@ class RustBPETokenizer:
         """Write tokenizer.json: readable, versioned, checksummed, whole or absent."""
         content = self._content()
         whole = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content), **content}
-        paths.write_whole(directory / FILE_NAME, json.dumps(whole, indent=0, ensure_ascii=True))
+        paths.write_atomic(directory / FILE_NAME, json.dumps(whole, indent=0, ensure_ascii=True))
 
     @classmethod
     def from_directory(cls, directory: Path) -> Self:
@@ -172,7 +172,7 @@ class RustBPETokenizer:
     def to_tiktoken(self, path: Path) -> None:
         """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
         lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(self._bytes))
-        paths.write_whole(path, "".join(lines))
+        paths.write_atomic(path, "".join(lines))
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Self:
@@ -198,7 +198,7 @@ class RustBPETokenizer:
         """Write a tokenizer.json of Hugging Face, special tokens included."""
         backend = huggingface_backend(self.ranks, self.pattern)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
-        paths.write_whole(path, backend.to_str(pretty=True))
+        paths.write_atomic(path, backend.to_str(pretty=True))
 
     # ---- text to ids
 

@@ -210,12 +210,12 @@ def plain_choices(size: int) -> list[Item]:
     for index in range(size):
         conversation = task[index]
         question, sentence = (message["content"] for message in conversation["messages"])
-        answer, dice = str(conversation["answer"]), random.Random(index)
+        answer, rng = str(conversation["answer"]), random.Random(index)
         rivals = [rival for rival in conversation["rivals"] if rival != answer]
         if answer not in sentence or len(rivals) < 3:
             continue
-        choices = [answer, *dice.sample(rivals, 3)]
-        dice.shuffle(choices)
+        choices = [answer, *rng.sample(rivals, 3)]
+        rng.shuffle(choices)
         items.append(
             {
                 "query": f"Question: {question} Answer:",

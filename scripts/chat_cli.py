@@ -63,7 +63,7 @@ class Options:
     step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""
     temperature: Annotated[float, between(0, 2)] = 0.0
-    """0 takes the likeliest token; 1 draws as the model was trained."""
+    """0 takes the most likely token; 1 draws as the model was trained."""
     top_k: Annotated[int, at_least(0)] = 50
     """Likeliest tokens that are drawn from; 0 means all."""
     max_tokens: Annotated[int, at_least(1)] = 512
@@ -300,7 +300,7 @@ class Chat:
             read_kept(path)
         kept = {"system": self.system, "messages": self.messages}
         try:
-            paths.write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+            paths.write_atomic(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
         self.face.note(f"{len(self.messages)} messages are in {path}")

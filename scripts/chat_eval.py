@@ -75,9 +75,9 @@ class Options:
     num_samples: Annotated[int, at_least(1)] = 1
     """Answers to each question; one right one is enough. Above 1 wants a temperature."""
     temperature: Annotated[float, at_least(0)] = 0.0
-    """0 takes the likeliest token."""
+    """0 takes the most likely token."""
     top_k: Annotated[int, at_least(0)] = 50
-    """Draw from the k likeliest tokens only, when there is a temperature; 0 means all."""
+    """Draw from the k most likely tokens only, when there is a temperature; 0 means all."""
     max_new_tokens: Annotated[int, at_least(1)] = 512
     """Tokens of an answer at most."""
     batch_size: Annotated[int, at_least(1)] = 64

@@ -42,9 +42,9 @@ class Options:
     port: Annotated[int, between(0, 65535)] = 8000
     """Port to listen on; 0 means any that is free."""
     temperature: Annotated[float, between(0, 2)] = 0.0
-    """Where a request names none: 0 takes the likeliest token, 1 draws as the model was trained."""
+    """Default of a request: 0 takes the most likely token, 1 draws as the model was trained."""
     top_k: Annotated[int, at_least(0)] = 50
-    """Where a request names none: likeliest tokens that are drawn from; 0 means all."""
+    """Default of a request: only sample from the k most likely tokens; 0 means all."""
     max_tokens: Annotated[int, at_least(1)] = 512
     """Where a request names none: tokens of an answer at most."""
     num_engines: Annotated[int, at_least(0)] = 0

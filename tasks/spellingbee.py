@@ -52,9 +52,9 @@ class SpellingBee(_Words):
     """How many of a letter are in a word: spelled out by hand, then counted by the tool."""
 
     def get_example(self, index: int) -> Conversation:
-        dice = random.Random(index)
-        word = dice.choice(self.words)
-        letter = dice.choice(word) if dice.random() < 0.9 else dice.choice(LETTERS)
+        rng = random.Random(index)
+        word = rng.choice(self.words)
+        letter = rng.choice(word) if rng.random() < 0.9 else rng.choice(LETTERS)
         number = word.count(letter)
         by_hand, seen = "", 0
         for place, each in enumerate(word, start=1):
@@ -66,7 +66,7 @@ class SpellingBee(_Words):
             {"type": "python_output", "text": str(number)},
             {"type": "text", "text": f"\n\nBoth ways give {number}.\n\n#### {number}"},
         ]
-        question = dice.choice(ASK_COUNT).format(letter=letter, word=word)
+        question = rng.choice(ASK_COUNT).format(letter=letter, word=word)
         return {
             "messages": [
                 {"role": "user", "content": question},

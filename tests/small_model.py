@@ -52,7 +52,7 @@ def save_small_run(stage: str, **changes: object) -> GPT:
     """A model of this base directory, its tokenizer, and the primer as the text it is from."""
     model, tokenizer = small_model(**changes), small_tokenizer()  # type: ignore[arg-type]
     tokenizer.save(paths.tokenizer_dir())
-    paths.write_whole(paths.base_dir() / "data" / "source.json", '{"source": "primer"}')
+    paths.write_atomic(paths.base_dir() / "data" / "source.json", '{"source": "primer"}')
     meta = {
         "tokenizer": tokenizer.content_hash, "settings": {"model_tag": "small"}, "finished": True,
         "model": model.config.to_dict(), "loader": {"step": 1},

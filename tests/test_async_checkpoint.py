@@ -52,7 +52,7 @@ class Run:
 
 def content(directory: Path) -> tuple[int, set[float]]:
     """The step of the newest checkpoint and the values in it."""
-    found = checkpoints.newest_whole(directory)
+    found = checkpoints.newest_complete(directory)
     assert found is not None
     tensors = list(found.load_model_state(torch.device("cpu")).values())
     tensors += [moment for [each] in found.load_optimizer_states() for moment in each.values()]
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_two_ranks_is_there_when_both_have_written(tmp_path: Pat
     assert list(tmp_path.glob("meta_*")) == []
     other.saver.begin(other.move_to(4))
     assert main.saver.wait() == ""
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.meta["loader"]["lanes"] == {"0": [4, 0], "1": [4, 0]}
     assert {name for name in found.meta["files"] if "optim" in name} == {
         "optim_000004_rank0.pt", "optim_000004_rank1.pt",

@@ -356,7 +356,7 @@ def test_a_disk_that_is_full_keeps_the_tokenizer_that_was_there(
 
 
 def weights(tag: str) -> dict[str, Any]:
-    checkpoint = checkpoint_manager.newest_whole(paths.checkpoints_dir("base") / tag)
+    checkpoint = checkpoint_manager.newest_complete(paths.checkpoints_dir("base") / tag)
     assert checkpoint is not None
     return checkpoint.load_model_state(torch.device("cpu"))
 
@@ -400,7 +400,7 @@ def test_a_disk_that_stays_full_keeps_the_last_checkpoint_and_the_run_goes_on_fr
         fill_while_saving(disk, patched, step, freed_at=-1)
         said = refusal(f"{TRAIN} --model_tag=full", capsys)
     assert "checkpoint of step 6 was not saved" in said and "the disk is full" in said
-    left = checkpoint_manager.newest_whole(paths.checkpoints_dir("base") / "full")
+    left = checkpoint_manager.newest_complete(paths.checkpoints_dir("base") / "full")
     assert (left.step if left else 0) == step - 2
     disk.free()
     assert outcome(f"{TRAIN} --model_tag=full", capsys)[0] == 0

@@ -41,7 +41,7 @@ def save(directory: Path, step: int, model: GPT, keep: int = 5, **meta: object) 
 
 def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 7, model)
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 7
     state = found.load_model_state(torch.device("cpu"))
     assert state.keys() == model.state_dict().keys()
@@ -111,7 +111,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new_one(
     (tmp_path / "meta_000001.json").unlink()
     (tmp_path / "meta_000001.json").mkdir()
     save(tmp_path, 2, model, keep=1)
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 2
     assert "step 1 could not be removed" in caplog.text
 
@@ -120,7 +120,7 @@ def test_a_meta_of_another_shape_is_passed_over(tmp_path: Path, model: GPT) -> N
     save(tmp_path, 1, model)
     for step, text in ((2, "[]"), (3, '{"version": 1, "files": null}')):
         (tmp_path / f"meta_00000{step}.json").write_text(text)
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_without_meta_does_not_exist(tmp_path: Path, model: GPT) ->
     save(tmp_path, 1, model)
     save(tmp_path, 2, model)
     (tmp_path / "meta_000002.json").unlink()
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
 
 
@@ -150,7 +150,7 @@ def test_damage_is_found_and_the_one_before_is_taken(
         path.unlink()
     if how == "unreadable":
         path.mkdir()
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
     assert name in caplog.text
 
@@ -166,7 +166,7 @@ def test_a_failed_save_leaves_the_last_good_one(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="step 2 was not saved"):
         save(tmp_path, 2, model)
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
     assert {path.name for path in tmp_path.iterdir()} == {
         "meta_000001.json", "model_000001.pt", "optim_000001_rank0.pt",
@@ -185,7 +185,7 @@ def test_a_flipped_bit_in_the_meta_is_found(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 2, model, loader={"step": 2, "lanes": {"0": [17, 4]}})
     path = tmp_path / "meta_000002.json"
     path.write_text(path.read_text().replace("17", "16"))
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
 
 
@@ -195,10 +195,10 @@ def test_a_meta_without_a_digest_of_its_own_is_an_older_one(tmp_path: Path, mode
     meta = {**json.loads(path.read_text()), "version": 1}
     del meta["sha256"]
     path.write_text(json.dumps(meta))
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 1
     path.write_text(json.dumps({**meta, "version": 2}))
-    assert checkpoints.newest_whole(tmp_path) is None
+    assert checkpoints.newest_complete(tmp_path) is None
 
 
 def test_a_damaged_later_checkpoint_does_not_push_a_good_one_out(
@@ -207,7 +207,7 @@ def test_a_damaged_later_checkpoint_does_not_push_a_good_one_out(
     save(tmp_path, 8, model)
     (tmp_path / "model_000008.pt").unlink()
     save(tmp_path, 6, model, keep=1)
-    found = checkpoints.newest_whole(tmp_path)
+    found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 6
 
 
@@ -231,7 +231,7 @@ def test_a_run_that_is_set_aside_is_whole_and_out_of_the_way(
     save(folder, 3, model)
     checkpoints.set_aside(folder)
     [aside] = (folder.parent / "replaced").iterdir()
-    found = checkpoints.newest_whole(aside)
+    found = checkpoints.newest_complete(aside)
     assert found is not None and found.step == 3
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.find_directory("base")

@@ -66,13 +66,13 @@ def test_loss_and_gradients_equal_those_of_float64_row_by_row(
     x, weight, targets = inputs(count, scale)
     targets[1::3] = -1
     weights = torch.linspace(-1, 2, count)
-    nll, of_x, of_weight = exact(x, weight, targets, cap, weights)
+    nll, grad_x, grad_weight = exact(x, weight, targets, cap, weights)
     with torch.no_grad():
         found = capped_cross_entropy(x, weight, targets, cap)
     torch.testing.assert_close(found.double(), nll, atol=2e-5, rtol=2e-4)
     total = weighted_cross_entropy(x, weight, targets, weights, cap)
     (3 * total).backward()  # whoever scales the loss scales its gradients
-    expected = (nll * weights).sum(), 3 * of_x, 3 * of_weight
+    expected = (nll * weights).sum(), 3 * grad_x, 3 * grad_weight
     for ours, one in zip((total.detach(), x.grad, weight.grad), expected, strict=True):
         assert ours is not None
         torch.testing.assert_close(ours.double(), one, atol=6e-5, rtol=2e-4)

@@ -22,15 +22,15 @@ def test_passes_of_fixed_shapes_give_what_plain_ones_give(
 ) -> None:
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
     model = small_model(n_kv_head=kv_heads, window_pattern=pattern, sequence_len=26)
-    dice = random.Random(0)
+    rng = random.Random(0)
     caches = [KVCache(model.config, 6, CPU, torch.float32) for _ in range(2)]
-    prompts = torch.tensor([[dice.randrange(265) for _ in range(9)] for _ in range(6)])
+    prompts = torch.tensor([[rng.randrange(265) for _ in range(9)] for _ in range(6)])
     for cache in caches:
         model(prompts, kv_cache=cache)
         cache.advance([9, 2, 5, 1, 7, 3])
     plain, fixed = (DecodeStep(model, cache, cache is caches[1]) for cache in caches)
     for count in [*[6] * 10, 5, 4, 3, 2, 1, 1]:  # rows that have ended are free
-        tokens = [dice.randrange(265) for _ in range(count)]
+        tokens = [rng.randrange(265) for _ in range(count)]
         expected, found = plain(tokens), fixed(tokens)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         assert caches[0].lengths == caches[1].lengths

@@ -31,8 +31,8 @@ CPU = torch.device("cpu")
 
 
 def random_ids(count: int, seed: int = 0) -> list[int]:
-    dice = random.Random(seed)
-    return [dice.randrange(265) for _ in range(count)]
+    rng = random.Random(seed)
+    return [rng.randrange(265) for _ in range(count)]
 
 
 def scripted(*scripts: list[int], tool: Tool = engine_module.CALCULATOR) -> Engine:
@@ -286,19 +286,19 @@ def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling
     prompt, number = random_ids(7), 4
     batch = engine.open(2)
     [_, answer] = batch.admit(
-        [Request(random_ids(30), 8), Request(prompt, 8, how, seed=1, num_likeliest=number)]
+        [Request(random_ids(30), 8), Request(prompt, 8, how, seed=1, num_top_logprobs=number)]
     )
     found = [answer.row.choice for _ in range(8) if batch.step() and answer.row.choice]
     tokens = [*prompt, *answer.row.tokens]
     for place, choice in enumerate(found, start=len(prompt)):
         with torch.no_grad():
             logits = engine.model(torch.tensor([tokens[:place]]))[0, -1].tolist()
-        own, likeliest = slow_sampling.logprobs(logits, tokens[place], number)
+        own, top_logprobs = slow_sampling.logprobs(logits, tokens[place], number)
         assert choice.token == tokens[place]
         assert choice.logprob == pytest.approx(own, abs=1e-4)
-        assert [token for token, _ in choice.likeliest] == [token for token, _ in likeliest]
-        values = [value for _, value in likeliest]
-        assert [value for _, value in choice.likeliest] == pytest.approx(values, abs=1e-4)
+        assert [token for token, _ in choice.top_logprobs] == [token for token, _ in top_logprobs]
+        values = [value for _, value in top_logprobs]
+        assert [value for _, value in choice.top_logprobs] == pytest.approx(values, abs=1e-4)
     assert len(found) == len(answer.row.tokens)
 
 
@@ -364,11 +364,11 @@ def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.Mon
             self.count += 1
             return super().random()
 
-    dice: list[CountedDice] = []
+    rng: list[CountedDice] = []
 
     def make(seed: int) -> CountedDice:
-        dice.append(CountedDice(seed))
-        return dice[-1]
+        rng.append(CountedDice(seed))
+        return rng[-1]
 
     calls: list[str] = []
     monkeypatch.setattr(engine_module.random, "Random", make)
@@ -377,7 +377,7 @@ def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.Mon
     engine = scripted(*scripts, tool=Immediate(lambda text: calls.append(text)))
     done = engine.complete([script[:1] for script in scripts])
     assert [one.stop for one in done] == ["end", "end"]
-    assert [one.count for one in dice] == [len(one.tokens) for one in done]
+    assert [one.count for one in rng] == [len(one.tokens) for one in done]
     assert calls == []
 
 
@@ -558,12 +558,12 @@ def test_a_scored_text_has_the_logprobs_of_a_plain_forward(engine: Engine) -> No
     tokens = random_ids(15)
     with torch.no_grad():
         logprobs = engine.model(torch.tensor([tokens]))[0].log_softmax(dim=-1)
-    choices = engine.score(tokens, num_likeliest=3)
+    choices = engine.score(tokens, num_top_logprobs=3)
     assert [choice.token for choice in choices] == tokens[1:]
     for place, choice in enumerate(choices):
         assert choice.logprob == pytest.approx(float(logprobs[place, choice.token]), abs=1e-5)
-        likeliest = logprobs[place].argsort(descending=True)[:3].tolist()
-        assert [token for token, _ in choice.likeliest] == likeliest
+        top_logprobs = logprobs[place].argsort(descending=True)[:3].tolist()
+        assert [token for token, _ in choice.top_logprobs] == top_logprobs
 
 
 # ---- streams

@@ -173,7 +173,7 @@ def test_a_write_that_fails_leaves_nothing(
     def full(path: Path, content: str) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(paths, "write_whole", full)
+    monkeypatch.setattr(paths, "write_atomic", full)
     with pytest.raises(UserError, match="full"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     assert list(tmp_path.iterdir()) == []

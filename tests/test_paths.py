@@ -42,24 +42,24 @@ def test_without_the_variable_the_base_directory_is_in_the_home(
 
 def test_a_file_is_written_whole_with_its_folders_and_nothing_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "file.txt"
-    paths.write_whole(target, "grün\n")
+    paths.write_atomic(target, "grün\n")
     assert target.read_bytes() == "grün\n".encode()
-    paths.write_whole(target, b"\x00\xff")
+    paths.write_atomic(target, b"\x00\xff")
     assert target.read_bytes() == b"\x00\xff"
     assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_folder_in_the_place_of_a_file_and_a_name_too_long_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"a folder stands in the way of the file {tmp_path}"):
-        paths.write_whole(tmp_path, "text")
+        paths.write_atomic(tmp_path, "text")
     with pytest.raises(UserError, match="is too long a name: "):
-        paths.write_whole(tmp_path / ("a" * 300), "text")
+        paths.write_atomic(tmp_path / ("a" * 300), "text")
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    paths.write_whole(target, "old")
-    with pytest.raises(RuntimeError, match="halfway"), paths.whole_file(target) as file:
+    paths.write_atomic(target, "old")
+    with pytest.raises(RuntimeError, match="halfway"), paths.atomic_file(target) as file:
         file.write(b"new")
         raise RuntimeError("halfway")
     assert target.read_text() == "old"
@@ -68,7 +68,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path)
 
 def test_a_file_is_absent_until_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    with paths.whole_file(target) as file:
+    with paths.atomic_file(target) as file:
         file.write(b"first half")
         file.flush()
         assert not target.exists()
@@ -77,10 +77,10 @@ def test_a_file_is_absent_until_it_is_whole(tmp_path: Path) -> None:
 
 def test_kill_9_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    paths.write_whole(target, "old")
+    paths.write_atomic(target, "old")
     program = (
         "import os, signal, sys; from pathlib import Path; from nanochat import paths\n"
-        "with paths.whole_file(Path(sys.argv[1])) as file:\n"
+        "with paths.atomic_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
@@ -96,10 +96,10 @@ def test_a_full_disk_is_said_with_path_and_remedy(
         raise OSError(number, os.strerror(number))
 
     target = tmp_path / "file"
-    paths.write_whole(target, "old")
+    paths.write_atomic(target, "old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"disk is full.*file.*NANOCHAT_BASE_DIR") as caught:
-        paths.write_whole(target, "new")
+        paths.write_atomic(target, "new")
     assert "\n" not in str(caught.value)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
@@ -113,4 +113,4 @@ def test_other_failures_of_the_disk_are_not_called_a_full_disk(
 
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="Input/output"):
-        paths.write_whole(tmp_path / "file", "text")
+        paths.write_atomic(tmp_path / "file", "text")

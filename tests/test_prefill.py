@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 
 
 def random_ids(count: int, seed: int) -> list[int]:
-    dice = random.Random(seed)
-    return [dice.randrange(265) for _ in range(count)]
+    rng = random.Random(seed)
+    return [rng.randrange(265) for _ in range(count)]
 
 
 @dataclass(eq=False)

@@ -52,13 +52,13 @@ def conversations() -> list[Conversation]:
 
 def scored_rows(step: int) -> list[Scored]:
     """Answers of all ranks to one step's prompts, of several lengths, some tokens forced."""
-    dice = random.Random(step)
+    rng = random.Random(step)
     rows = []
     for _ in range(ROWS):
-        tokens = [dice.randrange(400) for _ in range(dice.randint(1, 16))]
-        mask = [int(dice.random() < 0.8) for _ in tokens]
-        prompt = [dice.randrange(400) for _ in range(dice.randint(1, 12))]
-        rows.append(Scored(prompt, Completion(tokens, mask, "end"), 0.0, dice.uniform(-1, 1)))
+        tokens = [rng.randrange(400) for _ in range(rng.randint(1, 16))]
+        mask = [int(rng.random() < 0.8) for _ in tokens]
+        prompt = [rng.randrange(400) for _ in range(rng.randint(1, 12))]
+        rows.append(Scored(prompt, Completion(tokens, mask, "end"), 0.0, rng.uniform(-1, 1)))
     return rows
 
 

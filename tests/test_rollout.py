@@ -44,13 +44,13 @@ def scored(prompt: list[int], tokens: list[int], mask: list[int], advantage: flo
 
 def some_scored(count: int) -> list[Scored]:
     """Rows of different lengths with forced tokens in some."""
-    dice = random.Random(count)
+    rng = random.Random(count)
     rows = []
     for _ in range(count):
-        tokens = [dice.randrange(400) for _ in range(dice.randint(1, 20))]
-        mask = [int(dice.random() < 0.8) for _ in tokens]
-        prompt = [dice.randrange(400) for _ in range(dice.randint(1, 12))]
-        rows.append(scored(prompt, tokens, mask, dice.uniform(-1, 1)))
+        tokens = [rng.randrange(400) for _ in range(rng.randint(1, 20))]
+        mask = [int(rng.random() < 0.8) for _ in tokens]
+        prompt = [rng.randrange(400) for _ in range(rng.randint(1, 12))]
+        rows.append(scored(prompt, tokens, mask, rng.uniform(-1, 1)))
     return rows
 
 

@@ -102,7 +102,7 @@ def test_a_finished_run_says_so_and_another_one_is_refused(trained: Path) -> Non
 
 def test_a_run_from_before_an_option_was_there_is_one_with_its_default(trained: Path) -> None:
     folder = trained / "base_checkpoints" / "straight"
-    newest = checkpoint_manager.newest_whole(folder)
+    newest = checkpoint_manager.newest_complete(folder)
     assert newest is not None
     older = {name: newest.meta["settings"][name] for name in newest.meta["settings"]}
     del older["window_pattern"]
@@ -164,7 +164,7 @@ def test_a_run_that_noted_no_size_of_its_steps_goes_on_with_the_one_it_had(train
     killed = f"{line} --total_batch_size=1536"  # six ranks once made six rows of it
     assert processes.start(trained, killed, before=processes.die_when_saved).wait() == [-9]
     folder = trained / "base_checkpoints" / "noted_none"
-    newest = checkpoint_manager.newest_whole(folder)
+    newest = checkpoint_manager.newest_complete(folder)
     assert newest is not None
     older = newest.meta["settings"] | {"total_batch_size": -1}
     checkpoint_manager.update_meta(folder, newest.step, settings=older)

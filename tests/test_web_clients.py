@@ -68,7 +68,7 @@ def test_logprobs_of_a_chat_are_those_of_the_tokens_of_its_text(
     assert text == answer.choices[0].message.content == "😀 é 汉字"
     for one in content:
         assert len(one.top_logprobs) == 3
-        assert one.logprob == one.top_logprobs[0].logprob <= 0  # greedy takes the likeliest
+        assert one.logprob == one.top_logprobs[0].logprob <= 0  # greedy takes the most likely
     chunks = events(
         str(client.base_url).removesuffix("/v1/"), messages=user("Smile"), logprobs=True
     )
@@ -228,7 +228,7 @@ def test_lm_eval_gets_the_likelihoods_of_a_full_forward_and_the_same_words(
 
 
 def likelihood(engine: Engine, context: str, text: str) -> tuple[float, bool]:
-    """Sum of the log-likelihoods of a text's tokens after a context, and if each is the likeliest.
+    """Sum of the log-likelihoods of a text's tokens after a context, whether each is most likely.
 
     The tokens are those of both together, as lm-eval cuts them.
     """

@@ -72,9 +72,9 @@ def exported(model: GPT, engine: Engine) -> Any:
 
 def prompts(count: int, length: int | None = None, seed: int = 0) -> list[list[int]]:
     """Random ones of a length, or of lengths between 1 and 2 PROMPT_TOKENS."""
-    dice = random.Random(seed)
-    lengths = [length or dice.randint(1, 2 * PROMPT_TOKENS) for _ in range(count)]
-    return [[dice.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
+    rng = random.Random(seed)
+    lengths = [length or rng.randint(1, 2 * PROMPT_TOKENS) for _ in range(count)]
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
 
 
 def seconds(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

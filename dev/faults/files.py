@@ -79,7 +79,7 @@ def damaged_checkpoints(folder: Path, count: int, seed: int, how: str) -> Outcom
             del data[place:]
         path.write_bytes(data)
         outcome.tried += 1
-        found = checkpoints.newest_whole(damaged)
+        found = checkpoints.newest_complete(damaged)
         outcome.expect(found is not None, f"{path.name} at {place}: nothing is loaded")
         if found is not None:
             fell_back += found.step == 1
@@ -200,6 +200,6 @@ def _load(folder: Path, kind: str, data: bytes) -> None:
         facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         meta = metas(folder)[2]
         checkpoints.update_meta(folder, 2, files={**meta["files"], kind: facts})
-        found = checkpoints.newest_whole(folder)
+        found = checkpoints.newest_complete(folder)
         assert found is not None and found.step == 2
         content(found)

@@ -108,7 +108,7 @@ def save_for_ever(folder: Path) -> None:
     model = GPT(GPTConfig.from_depth(1, vocab_size=1024, sequence_len=8))
     checkpoints = folder / "checkpoints"
     checkpoint_manager.remove_leftovers(checkpoints)
-    found = checkpoint_manager.newest_whole(checkpoints)
+    found = checkpoint_manager.newest_complete(checkpoints)
     step = found.step if found else 0
     marker.set(SAVED, step)
     while True:

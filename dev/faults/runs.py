@@ -120,7 +120,7 @@ def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
         in_save += marker.get(SAVING)
         leftovers += any((folder / "checkpoints").glob(".*.part"))
         saved = marker.get(SAVED)
-        found = checkpoints.newest_whole(folder / "checkpoints")
+        found = checkpoints.newest_complete(folder / "checkpoints")
         outcome.expect(found is not None and found.step >= saved, f"less than step {saved} is left")
         if found is not None:
             tensors = list(found.load_model_state(torch.device("cpu")).values())
@@ -164,7 +164,7 @@ def signals(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
                 break
             seconds.append(time.monotonic() - began)
             outcome.tried += 1
-            found = checkpoints.newest_whole(trial.checkpoints)
+            found = checkpoints.newest_complete(trial.checkpoints)
             outcome.expect(codes == [128 + told], f"{told.name}: exit code {codes}")
             # The step that the mark names may have been the one before, or may have begun already.
             is_saved = found is not None and at - 1 <= found.step <= at + 1
@@ -197,7 +197,7 @@ def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
         outcome.tried += 1
         is_said = f"the {what} of step {step} is not finite" in running.said()
         outcome.expect(set(codes) == {2} and is_said, f"{what} of step {step}: {codes}")
-        found = checkpoints.newest_whole(stopped.checkpoints)
+        found = checkpoints.newest_complete(stopped.checkpoints)
         is_good = (found.step if found else 0) < step
         outcome.expect(is_good, f"a checkpoint behind the {what} of step {step}")
         skipped = [Trial(base, f"skip-{number}-{n}", "--on_nonfinite=skip") for n in range(2)]
@@ -239,7 +239,7 @@ def full_disk(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
             _wait_for(trial, running, first)
             _fill(trial.checkpoints / "filler")
             _wait_for(trial, running, first + numbers.randrange(5, 12))
-            left = checkpoints.newest_whole(trial.checkpoints)
+            left = checkpoints.newest_complete(trial.checkpoints)
             outcome.expect(left is not None or first < 6, "no checkpoint left on the full disk")
             (trial.checkpoints / "filler").unlink()
             codes = running.wait()

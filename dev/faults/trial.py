@@ -62,7 +62,7 @@ class Trial:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of its last checkpoint; nothing when the run is not done."""
-        found = checkpoints.newest_whole(self.checkpoints)
+        found = checkpoints.newest_complete(self.checkpoints)
         is_done = found is not None and found.step == NUM_STEPS
         return found.load_model_state(torch.device("cpu")) if found and is_done else {}
 

@@ -25,7 +25,7 @@ DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what damaged bytes 
 def write_shard(path: Path, texts: Iterable[str]) -> None:
     """Write a parquet shard: row groups of 1,024 texts or fewer, zstd, pages with checksums."""
     schema = pa.schema([("text", pa.string())])
-    with paths.whole_file(path) as file:
+    with paths.atomic_file(path) as file:
         options = {"compression": "zstd", "write_page_checksum": True}
         with pq.ParquetWriter(file, schema, **options) as writer:
             for group in runs(texts, ROW_GROUP_CHARACTERS, ROW_GROUP_ROWS):

@@ -15,15 +15,15 @@ GREEDY_BELOW = 1e-4  # temperatures under this are greedy: dividing by them over
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a row's tokens are drawn; temperature 0 takes the likeliest."""
+    """How a row's tokens are drawn; temperature 0 takes the most likely."""
 
     temperature: float = 0.0
     top_k: int | None = None
-    """Only the k likeliest; None, 0 and below, or more than the vocabulary: all."""
+    """Only the k most likely; None, 0 and below, or more than the vocabulary: all."""
     top_p: float = 1.0
-    """Only the likeliest that together reach this probability."""
+    """Only the most likely that together reach this probability."""
     min_p: float = 0.0
-    """Only what has at least this share of the likeliest one's probability."""
+    """Only what has at least this share of the most likely one's probability."""
 
     def num_candidates(self, num_tokens: int) -> int:
         """How many of `num_tokens` tokens top_k leaves."""
@@ -38,7 +38,7 @@ def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequenc
 
     uniforms: a number in [0, 1) for each row, which alone decides its draw.
     """
-    likeliest = logits.argmax(dim=-1)
+    next_tokens = logits.argmax(dim=-1)
     hot = [row for row, one in enumerate(how) if one.temperature >= GREEDY_BELOW]
     for num_candidates in (FIRST_CANDIDATES, logits.size(-1)):
         if not hot:
@@ -47,15 +47,15 @@ def sample_next_token(logits: Tensor, how: Sequence[Sampling], uniforms: Sequenc
         drawn, is_sure = _draw(
             logits[rows], [how[row] for row in hot], [uniforms[row] for row in hot], num_candidates
         )
-        likeliest[rows] = torch.where(is_sure, drawn, likeliest[rows])
+        next_tokens[rows] = torch.where(is_sure, drawn, next_tokens[rows])
         hot = [row for row, sure in zip(hot, is_sure.tolist(), strict=True) if not sure]
-    return likeliest
+    return next_tokens
 
 
 def _draw(
     logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float], num_candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """(B,) tokens drawn from the likeliest ones of each row, and whether they are sure.
+    """(B,) tokens drawn from the most likely ones of each row, and whether they are sure.
 
     One is not when it could be among those that were not looked at, or when top_p or min_p take in
     some of these. With as many candidates as there are tokens, all are sure.
@@ -91,20 +91,20 @@ def _draw(
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """How likely a token was, before temperature, and what was likeliest in its place."""
+    """How likely a token was, before temperature, and what was most likely in its place."""
 
     token: int
     logprob: float
-    likeliest: tuple[tuple[int, float], ...]
-    """(token, logprob), the likeliest first."""
+    top_logprobs: tuple[tuple[int, float], ...]
+    """(token, logprob), the most likely first."""
 
 
-def token_choices(logits: Tensor, tokens: Tensor, num_likeliest: int) -> list[TokenChoice]:
+def token_choices(logits: Tensor, tokens: Tensor, num_top_logprobs: int) -> list[TokenChoice]:
     """A choice for each of tokens (N,), drawn from logits (N, V)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-    values, likeliest = logprobs.topk(min(num_likeliest, logits.size(-1)), dim=-1)
-    rows = zip(tokens.tolist(), own, likeliest.tolist(), values.tolist(), strict=True)
+    values, top_logprobs = logprobs.topk(min(num_top_logprobs, logits.size(-1)), dim=-1)
+    rows = zip(tokens.tolist(), own, top_logprobs.tolist(), values.tolist(), strict=True)
     return [
         TokenChoice(token, logprob, tuple(zip(others, theirs, strict=True)))
         for token, logprob, others, theirs in rows

@@ -81,25 +81,25 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         is_turned = mkl_is_slow_for(matrix)
         # Laid out as the sums come that are added to it.
         zeros = weight.new_zeros(weight.shape[::-1]).T if is_turned else torch.zeros_like(weight)
-        of_x, of_weight = torch.empty_like(x), zeros
+        grad_x, grad_weight = torch.empty_like(x), zeros
         for rows in _groups(x, weight):
             bent = _bent(x[rows], matrix, cap)
             scales = bent.new_empty(bent.size(0), 1)
             for part in _parts(bent, columns[rows], weights[rows], scales):
                 total += _to_gradient(*part, cap=cap)
-            of_logits, scales = bent.to(x.dtype), scales.to(x.dtype)
-            of_x[rows] = product(of_logits, matrix.T).mul_(scales)
+            grad_logits, scales = bent.to(x.dtype), scales.to(x.dtype)
+            grad_x[rows] = product(grad_logits, matrix.T).mul_(scales)
             if x.dtype == weight.dtype and not is_turned:
-                of_weight.addmm_(of_logits.T, x[rows] * scales)
+                grad_weight.addmm_(grad_logits.T, x[rows] * scales)
             else:
-                of_weight += sum_of_products(of_logits, x[rows] * scales)
-        ctx.save_for_backward(of_x, of_weight)
+                grad_weight += sum_of_products(grad_logits, x[rows] * scales)
+        ctx.save_for_backward(grad_x, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        of_x, of_weight = ctx.saved_tensors
-        return of_x * upstream[0].to(of_x.dtype), of_weight * upstream[0], None, None, None
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * upstream[0].to(grad_x.dtype), grad_weight * upstream[0], None, None, None
 
 
 def rows_at_once(vocab_size: int, device_type: str) -> int:

@@ -16,7 +16,7 @@ from nanochat.primer import base_text
 from nanochat.primer.facts import fact_question, unknown_question
 from nanochat.primer.listening import list_question, repeat_question, several_rows
 from nanochat.primer.numbers import sum_question, word_problem
-from nanochat.primer.question import Dice, Question, Split, draw, exchange
+from nanochat.primer.question import Question, Rng, Split, draw, exchange
 from nanochat.primer.reading import reading_question, several_questions
 from nanochat.primer.talk import (
     choice_question,
@@ -71,8 +71,8 @@ SEVERAL_QUESTIONS_SHARE = 0.8
 
 def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:
     """A text of the world; those of split "val" hold only questions that are held out."""
-    dice = _dice("document", split, seed, index)
-    return base_text.document(dice, "train" if split == "train" else "test")
+    rng = _dice("document", split, seed, index)
+    return base_text.document(rng, "train" if split == "train" else "test")
 
 
 def fingerprint() -> str:
@@ -92,11 +92,11 @@ def conversation(
 
     family: one of FAMILIES, or None for the stage's mixture.
     """
-    dice = _dice("conversation", split, seed, index, stage, family or "")
-    is_terse = dice.random() < TERSE_SHARE[stage]
-    earlier, question, family = _last_question(dice, split, family, stage, is_terse)
-    if split == "train" and family != "choice" and not earlier and dice.random() < FOLLOW_UP_SHARE:
-        earlier = _small_beginning(dice, is_terse)
+    rng = _dice("conversation", split, seed, index, stage, family or "")
+    is_terse = rng.random() < TERSE_SHARE[stage]
+    earlier, question, family = _last_question(rng, split, family, stage, is_terse)
+    if split == "train" and family != "choice" and not earlier and rng.random() < FOLLOW_UP_SHARE:
+        earlier = _small_beginning(rng, is_terse)
     return {
         "messages": [*earlier, *exchange(question, terse=is_terse)],
         "family": family,
@@ -108,24 +108,24 @@ def conversation(
 
 
 def _last_question(
-    dice: Dice, split: Split, family: str | None, stage: Stage, is_terse: bool
+    rng: Rng, split: Split, family: str | None, stage: Stage, is_terse: bool
 ) -> tuple[list[dict[str, Any]], Question, str]:
     shares = SHARES[stage]
-    family = family or dice.choices(list(shares), list(shares.values()))[0]
+    family = family or rng.choices(list(shares), list(shares.values()))[0]
     if family == "memory":
-        earlier, question = memory_conversation(dice, split, is_terse)
+        earlier, question = memory_conversation(rng, split, is_terse)
         return list(earlier), question, family
-    asks_several = split == "train" and dice.random() < SEVERAL_QUESTIONS_SHARE
+    asks_several = split == "train" and rng.random() < SEVERAL_QUESTIONS_SHARE
     if asks_several and family in _MAKERS_OF_SEVERAL:
-        *turns, question = _MAKERS_OF_SEVERAL[family](dice, "train")
+        *turns, question = _MAKERS_OF_SEVERAL[family](rng, "train")
         return _exchanges(turns, is_terse), question, family
-    return [], draw(_MAKERS[family], dice, split), family
+    return [], draw(_MAKERS[family], rng, split), family
 
 
-def _small_beginning(dice: Dice, is_terse: bool) -> list[dict[str, Any]]:
+def _small_beginning(rng: Rng, is_terse: bool) -> list[dict[str, Any]]:
     """One or two turns on something else, so that questions also come later in a conversation."""
     makers = (talk_question, talk_question, fact_question, sum_question, calendar_question)
-    turns = [draw(dice.choice(makers), dice, "train") for _ in range(dice.randint(1, 2))]
+    turns = [draw(rng.choice(makers), rng, "train") for _ in range(rng.randint(1, 2))]
     return _exchanges(turns, is_terse)
 
 

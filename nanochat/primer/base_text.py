@@ -5,7 +5,7 @@ from collections.abc import Callable
 from nanochat.primer.facts import fact_question, unknown_question
 from nanochat.primer.listening import sayings, several_rows
 from nanochat.primer.numbers import sum_question, word_problem
-from nanochat.primer.question import Dice, Question, Split, draw, side
+from nanochat.primer.question import Question, Rng, Split, draw, side
 from nanochat.primer.reading import belongings, reading_question, several_questions, story
 from nanochat.primer.talk import choice_question, several_choices
 from nanochat.primer.words import (
@@ -37,42 +37,42 @@ from nanochat.primer.world import (
 )
 
 
-def document(dice: Dice, split: Split) -> str:
+def document(rng: Rng, split: Split) -> str:
     """A document of one of the kinds; `split` is the side that questions in it belong to."""
-    return dice.choices(_MAKERS, _WEIGHTS)[0](dice, split)
+    return rng.choices(_MAKERS, _WEIGHTS)[0](rng, split)
 
 
-def _portrait(dice: Dice, split: Split) -> str:
+def _portrait(rng: Rng, split: Split) -> str:
     """A person, in a few sentences that begin differently each time."""
-    person = dice.choice(PEOPLE)
-    lines = _person_lines(dice, person)
-    dice.shuffle(lines)
-    head = dice.choice(
+    person = rng.choice(PEOPLE)
+    lines = _person_lines(rng, person)
+    rng.shuffle(lines)
+    head = rng.choice(
         (
             f"This is {person.name}. ", f"Do you know {person.name}? ", "",
             f"{person.name} got up early. ", f"Everybody in {person.town} knows {person.name}. ",
-            f"It was a {dice.choice(WEATHERS)} day in {person.town}. ",
+            f"It was a {rng.choice(WEATHERS)} day in {person.town}. ",
         )
     )  # fmt: skip
     body = [lines[0].format(x=person.name)]
     for line in lines[1:]:
-        name = person.name if dice.random() < 0.4 else person.pronoun
+        name = person.name if rng.random() < 0.4 else person.pronoun
         text = line.format(x=name)
         body.append(text[0].upper() + text[1:])
     return head + " ".join(body)
 
 
-def _person_lines(dice: Dice, person: Person) -> list[str]:
+def _person_lines(rng: Rng, person: Person) -> list[str]:
     her = person.possessive
     return [
-        dice.choice(
+        rng.choice(
             (
                 f"{{x}} lives in {person.town}.", f"{{x}} has a house in {person.town}.",
                 f"The home of {person.name} is in {person.town}.",
                 f"{{x}} is at home in {person.town}.",
             )
         ),
-        dice.choice(
+        rng.choice(
             (
                 f"{{x}} is {a(person.job)}.", f"{{x}} works as {a(person.job)}.",
                 f"{{x}} is the {person.job} of {person.town}.",
@@ -80,7 +80,7 @@ def _person_lines(dice: Dice, person: Person) -> list[str]:
                 f"In {person.town} the {person.job} is {person.name}.",
             )
         ),
-        dice.choice(
+        rng.choice(
             (
                 f"{{x}} has {a(person.pet)}.", f"{{x}} keeps {a(person.pet)} as a pet.",
                 f"The pet of {person.name} is {a(person.pet)}.",
@@ -88,7 +88,7 @@ def _person_lines(dice: Dice, person: Person) -> list[str]:
                 f"At home {a(person.pet)} waits for {person.name}.",
             )
         ),
-        dice.choice(
+        rng.choice(
             (
                 f"{{x}} likes to eat {person.dish}.",
                 f"The favourite food of {person.name} is {person.dish}.",
@@ -98,23 +98,23 @@ def _person_lines(dice: Dice, person: Person) -> list[str]:
     ]  # fmt: skip
 
 
-def _nature(dice: Dice, split: Split) -> str:
+def _nature(rng: Rng, split: Split) -> str:
     """An animal and what is known of it."""
-    animal = dice.choice(ANIMALS)
-    lines = _animal_lines(dice, animal)
-    dice.shuffle(lines)
+    animal = rng.choice(ANIMALS)
+    lines = _animal_lines(rng, animal)
+    rng.shuffle(lines)
     body = []
-    for number, line in enumerate(lines[: dice.randint(3, 5)]):
-        text = line.format(x=f"the {animal.name}" if number == 0 or dice.random() < 0.4 else "it")
+    for number, line in enumerate(lines[: rng.randint(3, 5)]):
+        text = line.format(x=f"the {animal.name}" if number == 0 or rng.random() < 0.4 else "it")
         body.append(text[0].upper() + text[1:])
     return " ".join(body)
 
 
-def _animal_lines(dice: Dice, animal: Animal) -> list[str]:
+def _animal_lines(rng: Rng, animal: Animal) -> list[str]:
     name, colour, home = animal.name, animal.colour, animal.home
     food, sound, young = animal.food, animal.sound, a(animal.young)
     return [
-        dice.choice(told)
+        rng.choice(told)
         for told in (
             (
                 f"{{x}} is {colour}.", f"the {name} has the colour {colour}.",
@@ -140,11 +140,11 @@ def _animal_lines(dice: Dice, animal: Animal) -> list[str]:
     ]  # fmt: skip
 
 
-def _still_life(dice: Dice, split: Split) -> str:
+def _still_life(rng: Rng, split: Split) -> str:
     """Things on a table, their colours and kinds."""
-    things = dice.sample(THINGS, dice.randint(2, 4))
+    things = rng.sample(THINGS, rng.randint(2, 4))
     lines = [
-        dice.choice(
+        rng.choice(
             (
                 f"The {thing.name} is {thing.colour}.",
                 f"{_first(a(thing.name))} is {a(thing.kind)}. The {thing.name} is {thing.colour}.",
@@ -155,16 +155,16 @@ def _still_life(dice: Dice, split: Split) -> str:
         )
         for thing in things
     ]
-    return dice.choice(("", "Look at the picture. ", "Let us name some things. ")) + " ".join(lines)
+    return rng.choice(("", "Look at the picture. ", "Let us name some things. ")) + " ".join(lines)
 
 
-def _journey(dice: Dice, split: Split) -> str:
+def _journey(rng: Rng, split: Split) -> str:
     """A town, what it is known for, and who lives there."""
-    town = dice.choice(TOWNS)
+    town = rng.choice(TOWNS)
     people = [person for person in PEOPLE if person.town == town.name]
     lines = [
-        dice.choice((f"{town.name} lies {town.lies}.", f"The town of {town.name} is {town.lies}.")),
-        dice.choice(
+        rng.choice((f"{town.name} lies {town.lies}.", f"The town of {town.name} is {town.lies}.")),
+        rng.choice(
             (
                 f"{town.name} is known for {town.known_for}.",
                 f"People come to {town.name} for {town.known_for}.",
@@ -172,9 +172,9 @@ def _journey(dice: Dice, split: Split) -> str:
             )
         ),
     ]
-    for person in dice.sample(people, min(2, len(people))):
+    for person in rng.sample(people, min(2, len(people))):
         lines.append(
-            dice.choice(
+            rng.choice(
                 (
                     f"{person.name} is the {person.job} of {town.name}.",
                     f"The {person.job} in {town.name} is {person.name}.",
@@ -182,20 +182,20 @@ def _journey(dice: Dice, split: Split) -> str:
                 )
             )
         )
-    dice.shuffle(lines)
+    rng.shuffle(lines)
     return " ".join(lines)
 
 
-def _tale(dice: Dice, split: Split) -> str:
+def _tale(rng: Rng, split: Split) -> str:
     """A story, sometimes with a visitor from the world."""
-    told = story(dice).text
-    if dice.random() < 0.3:
-        person, spot, feeling = dice.choice(PEOPLE), dice.choice(SPOTS), dice.choice(FEELINGS)
+    told = story(rng).text
+    if rng.random() < 0.3:
+        person, spot, feeling = rng.choice(PEOPLE), rng.choice(SPOTS), rng.choice(FEELINGS)
         told += f" {person.name} the {person.job} saw it all from {spot} and felt {feeling}."
     return told
 
 
-def _question_and_answer(dice: Dice, split: Split) -> str:
+def _question_and_answer(rng: Rng, split: Split) -> str:
     """Plain questions with answers, a few in a row."""
     makers = (
         fact_question, fact_question, choice_question, reading_question, calendar_question,
@@ -203,40 +203,40 @@ def _question_and_answer(dice: Dice, split: Split) -> str:
         spelling_question, spelling_question,
     )  # fmt: skip
     lines = []
-    for _ in range(dice.randint(1, 3)):
-        question = draw(dice.choice(makers), dice, split)
+    for _ in range(rng.randint(1, 3)):
+        question = draw(rng.choice(makers), rng, split)
         lines.append(f"Question: {_plain(question)} Answer: {_worked(question)}")
     return "\n".join(lines)
 
 
-def _lesson(dice: Dice, split: Split) -> str:
+def _lesson(rng: Rng, split: Split) -> str:
     """A story or a list, then questions about it with their answers."""
-    asked = dice.choice((several_questions, several_choices, several_rows))(dice, split)
+    asked = rng.choice((several_questions, several_choices, several_rows))(rng, split)
     return "\n".join(f"{question.text} {question.answer}" for question in asked)
 
 
-def _belongings(dice: Dice, split: Split) -> str:
+def _belongings(rng: Rng, split: Split) -> str:
     """Who has what; learned by looking back."""
-    text, pairs = belongings(dice)
+    text, pairs = belongings(rng)
     return " ".join([text, *(f"{question} {answer}" for question, answer in pairs)])
 
 
-def _packed_bag(dice: Dice, split: Split) -> str:
+def _packed_bag(rng: Rng, split: Split) -> str:
     """The game in which everybody says again what the others have packed, and adds a thing."""
-    place = dice.choice(SPOTS)
+    place = rng.choice(SPOTS)
     packed: list[str] = []
     lines = []
-    for name in dice.sample((*GIRLS, *BOYS), dice.randint(2, 4)):
-        packed.append(f"{a(dice.choice(COLOURS))} {dice.choice(ITEMS)[0]}")
+    for name in rng.sample((*GIRLS, *BOYS), rng.randint(2, 4)):
+        packed.append(f"{a(rng.choice(COLOURS))} {rng.choice(ITEMS)[0]}")
         lines.append(f"{name}: I go to {place} and take {', '.join(packed)}.")
     return "\n".join(lines)
 
 
-def _echo(dice: Dice, split: Split) -> str:
+def _echo(rng: Rng, split: Split) -> str:
     """The game in which one says again what the other has said, word by word."""
-    first, second = dice.sample((*GIRLS, *BOYS), 2)
-    said = sayings(dice, 3, 6)
-    return dice.choice(
+    first, second = rng.sample((*GIRLS, *BOYS), 2)
+    said = sayings(rng, 3, 6)
+    return rng.choice(
         (
             f"{first} says: {said}.\n{second} says it too: {said}.",
             f"Listen: {said}. Say it again: {said}.",
@@ -256,18 +256,18 @@ def _worked(question: Question) -> str:
     return question.answer
 
 
-def _days_and_months(dice: Dice, split: Split) -> str:
+def _days_and_months(rng: Rng, split: Split) -> str:
     """Runs of the calendar."""
-    ring = dice.choice((DAYS, MONTHS, SEASONS))
-    start = dice.randrange(len(ring))
-    run = [ring[(start + i) % len(ring)] for i in range(dice.randint(3, min(7, len(ring))))]
+    ring = rng.choice((DAYS, MONTHS, SEASONS))
+    start = rng.randrange(len(ring))
+    run = [ring[(start + i) % len(ring)] for i in range(rng.randint(3, min(7, len(ring))))]
     lines = [
         f"{_first(later)} comes after {first}." for first, later in zip(run, run[1:], strict=False)
     ]
-    month = dice.randrange(12)
+    month = rng.randrange(12)
     lines.append(f"{MONTHS[month]} is in {SEASON_OF_MONTH[MONTHS[month]]}.")
     lines.append(f"{MONTHS[month]} is month number {month + 1} of the year.")
-    if dice.random() < 0.5:
+    if rng.random() < 0.5:
         lines = [
             f"{_first(first)} comes before {later}."
             for first, later in zip(run, run[1:], strict=False)
@@ -275,10 +275,10 @@ def _days_and_months(dice: Dice, split: Split) -> str:
     return f"{_first(', '.join(run))}. " + " ".join(lines)
 
 
-def _letters(dice: Dice, split: Split) -> str:
+def _letters(rng: Rng, split: Split) -> str:
     """Words letter by letter, and the alphabet."""
     lines = [
-        dice.choice(
+        rng.choice(
             (
                 "The word {w} is spelled {s}.",
                 "{s} makes {w}.",
@@ -288,41 +288,41 @@ def _letters(dice: Dice, split: Split) -> str:
                 "To write {w}, write {s}.",
             )
         ).format(w=word, s="-".join(word))
-        for word in dice.sample(WORDS, dice.randint(3, 7))
+        for word in rng.sample(WORDS, rng.randint(3, 7))
     ]
-    if dice.random() < 0.3:
-        start = dice.randrange(20)
-        run = LETTERS[start : start + dice.randint(3, 7)]
+    if rng.random() < 0.3:
+        start = rng.randrange(20)
+        run = LETTERS[start : start + rng.randint(3, 7)]
         lines.append(" ".join(run) + ".")
         lines += [f"The letter {y} comes after {x}." for x, y in zip(run, run[1:], strict=False)]
     return " ".join(lines)
 
 
-def _counting(dice: Dice, split: Split) -> str:
+def _counting(rng: Rng, split: Split) -> str:
     """Counting on, comparing numbers and sizes."""
-    start = dice.randint(1, 93)
-    run = range(start, start + dice.randint(3, 7))
+    start = rng.randint(1, 93)
+    run = range(start, start + rng.randint(3, 7))
     lines = [", ".join(map(str, run)) + "."]
-    lines += [f"{n + 1} comes after {n}." for n in run if dice.random() < 0.5]
+    lines += [f"{n + 1} comes after {n}." for n in run if rng.random() < 0.5]
     for _ in range(2):
-        x, y = sorted(dice.sample(range(1, 100), 2))
+        x, y = sorted(rng.sample(range(1, 100), 2))
         lines.append(f"{y} is more than {x}.")
     for _ in range(2):
-        i, j = sorted(dice.sample(range(len(ANIMALS)), 2))
+        i, j = sorted(rng.sample(range(len(ANIMALS)), 2))
         bigger = f"{a(ANIMALS[j].name)} is bigger than {a(ANIMALS[i].name)}."
         lines.append(_first(bigger))
-    dice.shuffle(lines)
+    rng.shuffle(lines)
     return " ".join(lines)
 
 
-def _sums(dice: Dice, split: Split) -> str:
+def _sums(rng: Rng, split: Split) -> str:
     """Small sums with things that can be counted."""
     lines = []
-    for _ in range(dice.randint(1, 3)):
-        x, y = _small_sum(dice, split)
-        name, (_, items) = dice.choice((*GIRLS, *BOYS)), dice.choice(ITEMS)
+    for _ in range(rng.randint(1, 3)):
+        x, y = _small_sum(rng, split)
+        name, (_, items) = rng.choice((*GIRLS, *BOYS)), rng.choice(ITEMS)
         lines.append(
-            dice.choice(
+            rng.choice(
                 (
                     f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}."
                     f" Now {name} has {x + y} {items}.",
@@ -335,10 +335,10 @@ def _sums(dice: Dice, split: Split) -> str:
     return " ".join(lines)
 
 
-def _small_sum(dice: Dice, split: Split) -> tuple[int, int]:
+def _small_sum(rng: Rng, split: Split) -> tuple[int, int]:
     """Two numbers whose sum, and what undoes it, may stand in this split's text."""
     while True:
-        x, y = dice.randint(1, 20), dice.randint(1, 20)
+        x, y = rng.randint(1, 20), rng.randint(1, 20)
         if side(f"sum|{x} + {y}") == split and side(f"sum|{x + y} - {y}") == split:
             return x, y
 
@@ -348,7 +348,7 @@ def _first(text: str) -> str:
 
 
 # Facts are learned soon; looking back, which all else stands on, takes by far the most practice.
-_KINDS: tuple[tuple[Callable[[Dice, Split], str], float], ...] = (
+_KINDS: tuple[tuple[Callable[[Rng, Split], str], float], ...] = (
     (_portrait, 9), (_nature, 8), (_still_life, 5), (_journey, 3), (_tale, 1),
     (_lesson, 42), (_belongings, 6), (_packed_bag, 3), (_echo, 8),
     (_question_and_answer, 10), (_days_and_months, 3), (_letters, 7), (_counting, 5), (_sums, 1),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanochat.primer import world
-from nanochat.primer.question import Dice, Question, Split, dress, pick_wording
+from nanochat.primer.question import Question, Rng, Split, dress, pick_wording
 from nanochat.primer.world import ANIMALS, PEOPLE, THINGS, TOWNS, a
 
 
@@ -268,21 +268,21 @@ for _fact in FACTS:
     FACTS_BY_ABOUT.setdefault(_fact.about, []).append(_fact)
 
 
-def fact_question(dice: Dice, split: Split) -> Question:
+def fact_question(rng: Rng, split: Split) -> Question:
     """A question about one fact."""
-    if dice.random() < 0.12:
-        return _who_question(dice, split)
-    return ask(dice, split, dice.choice(FACTS))
+    if rng.random() < 0.12:
+        return _who_question(rng, split)
+    return ask(rng, split, rng.choice(FACTS))
 
 
-def ask(dice: Dice, split: Split, fact: Fact) -> Question:
+def ask(rng: Rng, split: Split, fact: Fact) -> Question:
     """The question whose answer is a fact, in one of its wordings."""
-    core, is_unseen = pick_wording(dice, split, *WORDINGS[fact.topic])
+    core, is_unseen = pick_wording(rng, split, *WORDINGS[fact.topic])
     about = fact.about
-    if about.startswith("the ") and dice.random() < 0.3 and fact.topic != "colour":
+    if about.startswith("the ") and rng.random() < 0.3 and fact.topic != "colour":
         about = a(about.removeprefix("the "))
     return Question(
-        text=dress(dice, core.format(x=about)),
+        text=dress(rng, core.format(x=about)),
         answer=fact.sentence,
         key=fact.key,
         identity=f"fact|{fact.about}|{fact.topic}|{core}",
@@ -291,21 +291,19 @@ def ask(dice: Dice, split: Split, fact: Fact) -> Question:
     )
 
 
-def ask_back(dice: Dice, fact: Fact) -> Question:
+def ask_back(rng: Rng, fact: Fact) -> Question:
     """The same when it is clear of whom one speaks: "And where does she live?"."""
-    core = dice.choice(WORDINGS[fact.topic][0])
+    core = rng.choice(WORDINGS[fact.topic][0])
     pronoun = fact.pronoun
     if " of {x}" in core:
         owner = {"he": "his", "she": "her", "it": "its"}[pronoun]
         core = core.replace("the ", f"{owner} ", 1) if core.count("the ") else core
         core = core.replace(" of {x}", "")
-    start = dice.choice(("and ", "and ", "", "now, ", "okay, and ", "thanks! And "))
+    start = rng.choice(("and ", "and ", "", "now, ", "okay, and ", "thanks! And "))
     behind = ("for {x}", "feed {x}", "find {x}", "visit {x}", "give {x}", "with {x}", "paint {x}")
     object_form = {"he": "him", "she": "her", "it": "it"}[pronoun]
     is_object = any(words in core for words in behind)
-    text = (
-        start + core.format(x=object_form if is_object else pronoun) + dice.choice(("?", "?", ""))
-    )
+    text = start + core.format(x=object_form if is_object else pronoun) + rng.choice(("?", "?", ""))
     return Question(
         text=text[0].upper() + text[1:],
         answer=fact.follow_up,
@@ -318,12 +316,12 @@ def ask_back(dice: Dice, fact: Fact) -> Question:
 _BY_JOB_AND_TOWN = [(person, f"{person.job} of {person.town}") for person in PEOPLE]
 
 
-def _who_question(dice: Dice, split: Split) -> Question:
-    person, _ = dice.choice(_BY_JOB_AND_TOWN)
-    core, is_unseen = pick_wording(dice, split, *WORDINGS["who"])
+def _who_question(rng: Rng, split: Split) -> Question:
+    person, _ = rng.choice(_BY_JOB_AND_TOWN)
+    core, is_unseen = pick_wording(rng, split, *WORDINGS["who"])
     text = core.format(job=person.job, town=person.town, a_job=a(person.job))
     return Question(
-        text=dress(dice, text),
+        text=dress(rng, text),
         answer=f"{person.name} is the {person.job} of {person.town}.",
         key=person.name,
         identity=f"who|{person.name}|{core}",
@@ -335,12 +333,12 @@ def _who_question(dice: Dice, split: Split) -> Question:
 NOT_KNOWN = "I am sorry, I do not know that."
 
 
-def unknown_question(dice: Dice, split: Split) -> Question:
+def unknown_question(rng: Rng, split: Split) -> Question:
     """A question about somebody or something that is not in the world."""
-    about, topic = _nobody(dice) if dice.random() < 0.5 else _nothing(dice)
-    core, is_unseen = pick_wording(dice, split, *WORDINGS[topic])
+    about, topic = _nobody(rng) if rng.random() < 0.5 else _nothing(rng)
+    core, is_unseen = pick_wording(rng, split, *WORDINGS[topic])
     return Question(
-        text=dress(dice, core.format(x=about)),
+        text=dress(rng, core.format(x=about)),
         answer=NOT_KNOWN,
         key="do not know",
         identity=f"unknown|{about}|{core}",
@@ -348,14 +346,14 @@ def unknown_question(dice: Dice, split: Split) -> Question:
     )
 
 
-def _nobody(dice: Dice) -> tuple[str, str]:
+def _nobody(rng: Rng) -> tuple[str, str]:
     """Somebody who is not in the world, and what might be asked about a person."""
-    name = "".join(dice.choice(parts.split()) for parts in world.UNKNOWN_NAME_PARTS)
-    return name, dice.choice(("job", "town", "pet", "dish"))
+    name = "".join(rng.choice(parts.split()) for parts in world.UNKNOWN_NAME_PARTS)
+    return name, rng.choice(("job", "town", "pet", "dish"))
 
 
-def _nothing(dice: Dice) -> tuple[str, str]:
+def _nothing(rng: Rng) -> tuple[str, str]:
     """An animal that is not in the world, and what might be asked about one."""
-    made_up = "".join(dice.choice(parts.split()) for parts in world.UNKNOWN_ANIMAL_PARTS)
-    name = dice.choice(world.LEGENDARY) if dice.random() < 0.3 else made_up
-    return f"the {name}", dice.choice(("colour", "sound", "home", "food"))
+    made_up = "".join(rng.choice(parts.split()) for parts in world.UNKNOWN_ANIMAL_PARTS)
+    name = rng.choice(world.LEGENDARY) if rng.random() < 0.3 else made_up
+    return f"the {name}", rng.choice(("colour", "sound", "home", "food"))

@@ -7,7 +7,7 @@ is only shown the letters A to D guesses them for long (dev/LOG.md).
 from collections.abc import Callable
 from dataclasses import replace
 
-from nanochat.primer.question import Dice, Question, Split, pick_wording, side
+from nanochat.primer.question import Question, Rng, Split, pick_wording, side
 from nanochat.primer.words import WORDS
 from nanochat.primer.world import (
     ANIMALS,
@@ -21,14 +21,14 @@ from nanochat.primer.world import (
     TOWNS,
 )
 
-_SAYINGS: tuple[Callable[[Dice], str], ...] = (
-    lambda dice: str(dice.randint(0, 9999)),
-    lambda dice: str(dice.randint(0, 99)),
-    lambda dice: dice.choice(WORDS),
-    lambda dice: "-".join(dice.choices(LETTERS, k=dice.randint(2, 3))),
-    lambda dice: dice.choice(PEOPLE).name,
-    lambda dice: dice.choice(SPOTS),
-    lambda dice: f"{dice.choice(COLOURS)} {dice.choice(ITEMS)[0]}",
+_SAYINGS: tuple[Callable[[Rng], str], ...] = (
+    lambda rng: str(rng.randint(0, 9999)),
+    lambda rng: str(rng.randint(0, 99)),
+    lambda rng: rng.choice(WORDS),
+    lambda rng: "-".join(rng.choices(LETTERS, k=rng.randint(2, 3))),
+    lambda rng: rng.choice(PEOPLE).name,
+    lambda rng: rng.choice(SPOTS),
+    lambda rng: f"{rng.choice(COLOURS)} {rng.choice(ITEMS)[0]}",
 )
 
 _REQUESTS = (
@@ -39,16 +39,16 @@ _REQUESTS = (
 _UNSEEN_REQUESTS = ("Please say after me: {x}.", "Can you repeat this? {x}.")
 
 
-def sayings(dice: Dice, at_least: int, at_most: int) -> str:
+def sayings(rng: Rng, at_least: int, at_most: int) -> str:
     """Words, numbers, letters and things that have nothing to do with each other."""
-    said = [dice.choice(_SAYINGS)(dice) for _ in range(dice.randint(at_least, at_most))]
+    said = [rng.choice(_SAYINGS)(rng) for _ in range(rng.randint(at_least, at_most))]
     return ", ".join(said)
 
 
-def repeat_question(dice: Dice, split: Split) -> Question:
+def repeat_question(rng: Rng, split: Split) -> Question:
     """A request to say again a few words."""
-    wording, is_unseen = pick_wording(dice, split, _REQUESTS, _UNSEEN_REQUESTS)
-    said = sayings(dice, 2, 3)
+    wording, is_unseen = pick_wording(rng, split, _REQUESTS, _UNSEEN_REQUESTS)
+    said = sayings(rng, 2, 3)
     return Question(
         text=wording.format(x=said),
         answer=f"{said}.",
@@ -73,29 +73,29 @@ _LETTERS = tuple(f"={letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _FIND = ("Find {x}.", "And {x}?", "Where is {x}?", "What stands beside {x}?")
 
 
-def several_rows(dice: Dice, split: Split) -> list[Question]:
+def several_rows(rng: Rng, split: Split) -> list[Question]:
     """A list of things with a name or a letter beside each, and what stands beside which.
 
     The list stands before the first of the questions, which fall on one side of the split.
     """
     asked: list[Question] = []
     while not asked:
-        things = dice.sample(dice.choice(_COLUMNS), dice.randint(3, 4))
-        beside = dice.sample(dice.choice((_NAMES, _LETTERS)), len(things))
+        things = rng.sample(rng.choice(_COLUMNS), rng.randint(3, 4))
+        beside = rng.sample(rng.choice((_NAMES, _LETTERS)), len(things))
         rows = [thing + mark for thing, mark in zip(things, beside, strict=True)]
         text = "".join(f"- {row}\n" for row in rows)
         asked = [
             Question(
-                text=dice.choice(_FIND).format(x=thing), answer=f"It is {row}.", key=row,
+                text=rng.choice(_FIND).format(x=thing), answer=f"It is {row}.", key=row,
                 identity=f"lists|{text}|{thing}",
             )
             for thing, row in zip(things, rows, strict=True)
         ]  # fmt: skip
         asked = [question for question in asked if side(question.identity) == split]
-    dice.shuffle(asked)
+    rng.shuffle(asked)
     return [replace(asked[0], text=f"{text}\n{asked[0].text}"), *asked[1:]]
 
 
-def list_question(dice: Dice, split: Split) -> Question:
+def list_question(rng: Rng, split: Split) -> Question:
     """A list, and a question about one of its rows."""
-    return several_rows(dice, split)[0]
+    return several_rows(rng, split)[0]

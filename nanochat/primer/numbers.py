@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanochat.calculator import evaluate
-from nanochat.primer.question import Dice, Question, Split, dress, pick_wording, side
+from nanochat.primer.question import Question, Rng, Split, dress, pick_wording, side
 from nanochat.primer.world import BOYS, GIRLS, ITEMS
 
 MAX_OPERAND = 9999
@@ -57,20 +57,20 @@ SUMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 WORD_OF = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
-def _operand(dice: Dice) -> int:
+def _operand(rng: Rng) -> int:
     """One to four digits, each length as often."""
-    digits = dice.randint(1, 4)
-    return dice.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
+    digits = rng.randint(1, 4)
+    return rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
 
 
-def operands(dice: Dice, sign: str) -> tuple[int, int]:
+def operands(rng: Rng, sign: str) -> tuple[int, int]:
     """Two numbers up to four digits that go with a sign; differences and quotients are whole."""
-    a, b = _operand(dice), _operand(dice)
+    a, b = _operand(rng), _operand(rng)
     if sign == "-":
         return max(a, b), min(a, b)
     if sign == "/":
-        b = dice.randint(2, 99)
-        return b * dice.randint(1, MAX_OPERAND // b), b
+        b = rng.randint(2, 99)
+        return b * rng.randint(1, MAX_OPERAND // b), b
     return a, b
 
 
@@ -81,20 +81,20 @@ def compute(expression: str) -> str:
     return result
 
 
-def sum_question(dice: Dice, split: Split) -> Question:
+def sum_question(rng: Rng, split: Split) -> Question:
     """Two numbers and a sign, in one of many wordings; answered through the calculator."""
-    sign = dice.choice("++--**/")
-    a, b = operands(dice, sign)
+    sign = rng.choice("++--**/")
+    a, b = operands(rng, sign)
     wordings, unseen, expression = SUMS[sign]
-    core, is_unseen = pick_wording(dice, split, wordings, unseen)
+    core, is_unseen = pick_wording(rng, split, wordings, unseen)
     text = core.format(a=a, b=b)
     if core[0] == "{":
-        text = text + dice.choice(("", "", "?", " ?"))
+        text = text + rng.choice(("", "", "?", " ?"))
     else:
-        text = dress(dice, text)
+        text = dress(rng, text)
     said = expression.format(a=a, b=b)
     result = compute(said)
-    answer = dice.choice((f"{said} is {result}.", f"{a} {WORD_OF[sign]} {b} is {result}."))
+    answer = rng.choice((f"{said} is {result}.", f"{a} {WORD_OF[sign]} {b} is {result}."))
     return Question(
         text=text,
         answer=answer,
@@ -114,50 +114,50 @@ class Problem:
     wordings: tuple[str, ...]
     expression: str
     answer: str
-    numbers: Callable[[Dice], dict[str, int]]
+    numbers: Callable[[Rng], dict[str, int]]
 
 
-def _n(dice: Dice, low: int, high: int) -> int:
-    return dice.randint(low, high)
+def _n(rng: Rng, low: int, high: int) -> int:
+    return rng.randint(low, high)
 
 
-def _gains_and_gives(dice: Dice) -> dict[str, int]:
-    a, b = _n(dice, 5, 60), _n(dice, 5, 60)
-    return {"a": a, "b": b, "c": _n(dice, 2, a + b - 1)}
+def _gains_and_gives(rng: Rng) -> dict[str, int]:
+    a, b = _n(rng, 5, 60), _n(rng, 5, 60)
+    return {"a": a, "b": b, "c": _n(rng, 2, a + b - 1)}
 
 
-def _loses_twice(dice: Dice) -> dict[str, int]:
-    b, c = _n(dice, 2, 40), _n(dice, 2, 40)
-    return {"a": b + c + _n(dice, 1, 50), "b": b, "c": c}
+def _loses_twice(rng: Rng) -> dict[str, int]:
+    b, c = _n(rng, 2, 40), _n(rng, 2, 40)
+    return {"a": b + c + _n(rng, 1, 50), "b": b, "c": c}
 
 
-def _packs_and_more(dice: Dice) -> dict[str, int]:
-    return {"a": _n(dice, 2, 12), "b": _n(dice, 2, 20), "c": _n(dice, 1, 40)}
+def _packs_and_more(rng: Rng) -> dict[str, int]:
+    return {"a": _n(rng, 2, 12), "b": _n(rng, 2, 20), "c": _n(rng, 1, 40)}
 
 
-def _packs_and_fewer(dice: Dice) -> dict[str, int]:
-    a, b = _n(dice, 2, 12), _n(dice, 3, 20)
-    return {"a": a, "b": b, "c": _n(dice, 1, a * b - 1)}
+def _packs_and_fewer(rng: Rng) -> dict[str, int]:
+    a, b = _n(rng, 2, 12), _n(rng, 3, 20)
+    return {"a": a, "b": b, "c": _n(rng, 1, a * b - 1)}
 
 
-def _shared(dice: Dice) -> dict[str, int]:
-    c, each = _n(dice, 2, 9), _n(dice, 2, 15)
-    a = _n(dice, 1, c * each - 1)
+def _shared(rng: Rng) -> dict[str, int]:
+    c, each = _n(rng, 2, 9), _n(rng, 2, 15)
+    a = _n(rng, 1, c * each - 1)
     return {"a": a, "b": c * each - a, "c": c}
 
 
-def _more_than(dice: Dice) -> dict[str, int]:
-    return {"a": _n(dice, 3, 60), "b": _n(dice, 2, 40)}
+def _more_than(rng: Rng) -> dict[str, int]:
+    return {"a": _n(rng, 3, 60), "b": _n(rng, 2, 40)}
 
 
-def _change(dice: Dice) -> dict[str, int]:
-    a, b = _n(dice, 2, 9), _n(dice, 2, 12)
-    return {"a": a, "b": b, "c": a * b + _n(dice, 1, 60)}
+def _change(rng: Rng) -> dict[str, int]:
+    a, b = _n(rng, 2, 9), _n(rng, 2, 12)
+    return {"a": a, "b": b, "c": a * b + _n(rng, 1, 60)}
 
 
-def _pages(dice: Dice) -> dict[str, int]:
-    a, b = _n(dice, 3, 25), _n(dice, 2, 9)
-    return {"a": a, "b": b, "c": a * b + _n(dice, 5, 120)}
+def _pages(rng: Rng) -> dict[str, int]:
+    a, b = _n(rng, 3, 25), _n(rng, 2, 9)
+    return {"a": a, "b": b, "c": a * b + _n(rng, 5, 120)}
 
 
 PROBLEMS = (
@@ -243,20 +243,20 @@ PROBLEMS = (
 )  # fmt: skip
 
 
-def word_problem(dice: Dice, split: Split) -> Question:
+def word_problem(rng: Rng, split: Split) -> Question:
     """A problem of two steps; the model writes the expression, the calculator its value."""
-    problem = dice.choice(PROBLEMS)
-    wording = dice.choice(problem.wordings)
-    numbers = problem.numbers(dice)
-    girl, boy = (dice.choice(GIRLS), "she"), (dice.choice(BOYS), "he")
-    (name, she), (friend, _) = (girl, boy) if dice.random() < 0.5 else (boy, girl)
+    problem = rng.choice(PROBLEMS)
+    wording = rng.choice(problem.wordings)
+    numbers = problem.numbers(rng)
+    girl, boy = (rng.choice(GIRLS), "she"), (rng.choice(BOYS), "he")
+    (name, she), (friend, _) = (girl, boy) if rng.random() < 0.5 else (boy, girl)
     expression = problem.expression.format(**numbers)
     result = compute(expression)
     words = {
         **numbers, "r": result, "name": name, "friend": friend, "she": she,
-        "She": she.capitalize(), "items": dice.choice(ITEMS)[1],
+        "She": she.capitalize(), "items": rng.choice(ITEMS)[1],
     }  # fmt: skip
-    opening = dice.choice(("", "", "", "", "Here is a problem. ", "Please help me. ", "Hi! "))
+    opening = rng.choice(("", "", "", "", "Here is a problem. ", "Please help me. ", "Hi! "))
     return Question(
         text=opening + wording.format(**words),
         answer=problem.answer.format(**words),

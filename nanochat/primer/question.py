@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Split = Literal["train", "test"]
-Dice = random.Random
+Rng = random.Random
 TEST_PERCENT = 10
 
 Parts = list[dict[str, str]]
@@ -60,10 +60,10 @@ def side(identity: str) -> Split:
     return "test" if int.from_bytes(digest, "little") % 100 < TEST_PERCENT else "train"
 
 
-def draw(make: Callable[[Dice, Split], Question], dice: Dice, split: Split) -> Question:
+def draw(make: Callable[[Rng, Split], Question], rng: Rng, split: Split) -> Question:
     """Questions are made until one falls on the side that is asked for."""
     while True:
-        question = make(dice, split)
+        question = make(rng, split)
         if split == "test" and question.unseen_wording:
             return question
         if side(question.identity) == split:
@@ -71,12 +71,12 @@ def draw(make: Callable[[Dice, Split], Question], dice: Dice, split: Split) -> Q
 
 
 def pick_wording(
-    dice: Dice, split: Split, wordings: Sequence[str], unseen: Sequence[str]
+    rng: Rng, split: Split, wordings: Sequence[str], unseen: Sequence[str]
 ) -> tuple[str, bool]:
     """A way to ask, and whether it is one that training never uses."""
-    if split == "test" and unseen and dice.random() < 0.15:
-        return dice.choice(unseen), True
-    return dice.choice(wordings), False
+    if split == "test" and unseen and rng.random() < 0.15:
+        return rng.choice(unseen), True
+    return rng.choice(wordings), False
 
 
 OPENINGS = (
@@ -92,12 +92,12 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def dress(dice: Dice, core: str) -> str:
+def dress(rng: Rng, core: str) -> str:
     """A core such as "what colour is the fox" as somebody would type it."""
-    if "colour" in core and dice.random() < 0.4:
+    if "colour" in core and rng.random() < 0.4:
         core = core.replace("colour", "color")
-    opening = dice.choice(OPENINGS)
-    roll = dice.random()
+    opening = rng.choice(OPENINGS)
+    roll = rng.random()
     if roll < 0.12:  # in a hurry: small letters, no mark
         return opening.lower() + core
     end = "." if core.split()[0] in COMMANDS else "?"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nanochat.primer.question import Dice, Question, Split, pick_wording, side
+from nanochat.primer.question import Question, Rng, Split, pick_wording, side
 from nanochat.primer.world import (
     BOYS,
     COLOURS,
@@ -27,20 +27,20 @@ class Story:
     questions: tuple[Asked, ...]
 
 
-def story(dice: Dice) -> Story:
+def story(rng: Rng) -> Story:
     """A story of one of the plots."""
-    return dice.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(dice)
+    return rng.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(rng)
 
 
-def _cast(dice: Dice) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+def _cast(rng: Rng) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
     """Two of different names: (name, he or she, his or her)."""
-    girl, boy = (dice.choice(GIRLS), "she", "her"), (dice.choice(BOYS), "he", "his")
-    return (girl, boy) if dice.random() < 0.5 else (boy, girl)
+    girl, boy = (rng.choice(GIRLS), "she", "her"), (rng.choice(BOYS), "he", "his")
+    return (girl, boy) if rng.random() < 0.5 else (boy, girl)
 
 
-def _opening(dice: Dice) -> str:
-    day = dice.choice(WEATHERS)
-    return dice.choice(
+def _opening(rng: Rng) -> str:
+    day = rng.choice(WEATHERS)
+    return rng.choice(
         (
             f"It was a {day} day. ", f"One {day} morning the birds were still asleep. ", "",
             f"The afternoon was {day} and long. ", "There was not much to do that day. ", "",
@@ -48,13 +48,13 @@ def _opening(dice: Dice) -> str:
     )  # fmt: skip
 
 
-def _hidden_thing(dice: Dice) -> Story:
-    (name, she, her), (friend, he, _) = _cast(dice)
+def _hidden_thing(rng: Rng) -> Story:
+    (name, she, her), (friend, he, _) = _cast(rng)
     colour, (item, _), spot, holder = (
-        dice.choice(COLOURS), dice.choice(ITEMS), dice.choice(SPOTS), dice.choice(HOLDERS),
+        rng.choice(COLOURS), rng.choice(ITEMS), rng.choice(SPOTS), rng.choice(HOLDERS),
     )  # fmt: skip
-    feeling = dice.choice(FEELINGS)
-    text = _opening(dice) + dice.choice(
+    feeling = rng.choice(FEELINGS)
+    text = _opening(rng) + rng.choice(
         (
             f"{name} had {a(colour)} {item}. {she.capitalize()} put it into {holder} in {spot}."
             f" Then {friend} came to play. {friend} looked for the {item} and felt {feeling}.",
@@ -78,11 +78,11 @@ def _hidden_thing(dice: Dice) -> Story:
     )  # fmt: skip
 
 
-def _gift(dice: Dice) -> Story:
-    (name, she, _), (friend, he, _) = _cast(dice)
-    colour, (item, _), feeling = dice.choice(COLOURS), dice.choice(ITEMS), dice.choice(FEELINGS)
-    spot = dice.choice(SPOTS)
-    text = _opening(dice) + dice.choice(
+def _gift(rng: Rng) -> Story:
+    (name, she, _), (friend, he, _) = _cast(rng)
+    colour, (item, _), feeling = rng.choice(COLOURS), rng.choice(ITEMS), rng.choice(FEELINGS)
+    spot = rng.choice(SPOTS)
+    text = _opening(rng) + rng.choice(
         (
             f"{name} met {friend} in {spot}. {she.capitalize()} gave {friend} {a(colour)} {item}."
             f" {friend} said thank you and felt {feeling}.",
@@ -102,12 +102,12 @@ def _gift(dice: Dice) -> Story:
     )  # fmt: skip
 
 
-def _two_places(dice: Dice) -> Story:
-    (name, _, _), (friend, _, _) = _cast(dice)
-    first, second = dice.sample(SPOTS, 2)
-    (item, _), (other, _) = dice.sample(ITEMS, 2)
-    goes = dice.random() < 0.5
-    text = _opening(dice) + (
+def _two_places(rng: Rng) -> Story:
+    (name, _, _), (friend, _, _) = _cast(rng)
+    first, second = rng.sample(SPOTS, 2)
+    (item, _), (other, _) = rng.sample(ITEMS, 2)
+    goes = rng.random() < 0.5
+    text = _opening(rng) + (
         f"{name} went to {first} with {a(item)}. {friend} stayed in {second} with {a(other)}."
         " They wanted to meet in the evening."
         if goes
@@ -128,11 +128,11 @@ def _two_places(dice: Dice) -> Story:
     )  # fmt: skip
 
 
-def _lost_and_found(dice: Dice) -> Story:
-    (name, she, her), (friend, _, _) = _cast(dice)
-    (item, _), colour = dice.choice(ITEMS), dice.choice(COLOURS)
-    first, second = dice.sample(SPOTS, 2)
-    text = _opening(dice) + dice.choice(
+def _lost_and_found(rng: Rng) -> Story:
+    (name, she, her), (friend, _, _) = _cast(rng)
+    (item, _), colour = rng.choice(ITEMS), rng.choice(COLOURS)
+    first, second = rng.sample(SPOTS, 2)
+    text = _opening(rng) + rng.choice(
         (
             f"{name} lost {her} {colour} {item}. {she.capitalize()} looked in {first}, but it was"
             f" not there. At last {friend} found it in {second}.",
@@ -174,27 +174,27 @@ FRAMES = (
 UNSEEN_FRAMES = ("Listen to this: {story} Now tell me: {lower}",)
 
 
-def reading_question(dice: Dice, split: Split) -> Question:
+def reading_question(rng: Rng, split: Split) -> Question:
     """A story and a question about it."""
-    told = story(dice)
-    asked = _about(told, dice.choice(told.questions))
-    frame, is_unseen = pick_wording(dice, split, FRAMES, UNSEEN_FRAMES)
+    told = story(rng)
+    asked = _about(told, rng.choice(told.questions))
+    frame, is_unseen = pick_wording(rng, split, FRAMES, UNSEEN_FRAMES)
     lower = asked.text[0].lower() + asked.text[1:]
     text = frame.format(story=told.text, question=asked.text, lower=lower)
     return replace(asked, text=text, unseen_wording=is_unseen)
 
 
-def several_questions(dice: Dice, split: Split) -> list[Question]:
+def several_questions(rng: Rng, split: Split) -> list[Question]:
     """A story, and the questions about it that fall on one side of the split, in some order.
 
     The story stands before the first of the questions, of which there are at least two.
     """
     asked: list[Question] = []
     while len(asked) < 2:
-        told = story(dice)
+        told = story(rng)
         asked = [_about(told, one) for one in told.questions]
         asked = [question for question in asked if side(question.identity) == split]
-    dice.shuffle(asked)
+    rng.shuffle(asked)
     return [replace(asked[0], text=f"{told.text} {asked[0].text}"), *asked[1:]]
 
 
@@ -206,11 +206,11 @@ def _about(told: Story, asked: Asked) -> Question:
     )  # fmt: skip
 
 
-def belongings(dice: Dice) -> tuple[str, list[tuple[str, str]]]:
+def belongings(rng: Rng) -> tuple[str, list[tuple[str, str]]]:
     """Who has what, in a row, and questions with answers about it."""
-    names = dice.sample((*GIRLS, *BOYS), 3)
-    items = [one for one, _ in dice.sample(ITEMS, 3)]
-    colours = dice.sample(COLOURS, 3)
+    names = rng.sample((*GIRLS, *BOYS), 3)
+    items = [one for one, _ in rng.sample(ITEMS, 3)]
+    colours = rng.sample(COLOURS, 3)
     rows = list(zip(names, items, colours, strict=True))
     text = " ".join(f"{name} has {a(colour)} {item}." for name, item, colour in rows)
     questions = [
@@ -222,4 +222,4 @@ def belongings(dice: Dice) -> tuple[str, list[tuple[str, str]]]:
             (f"What colour is the {item}?", f"The {item} is {colour}."),
         )
     ]
-    return text, dice.sample(questions, 4)
+    return text, rng.sample(questions, 4)

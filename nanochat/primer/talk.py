@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, Fact, ask, ask_back
 from nanochat.primer.numbers import compute
-from nanochat.primer.question import Dice, Question, Split, draw, exchange, pick_wording, side
+from nanochat.primer.question import Question, Rng, Split, draw, exchange, pick_wording, side
 from nanochat.primer.world import BOYS, COLOURS, GIRLS, PEOPLE, TOWNS
 
 
@@ -141,20 +141,20 @@ INTENTS = (
 )  # fmt: skip
 
 
-def talk_question(dice: Dice, split: Split) -> Question:
+def talk_question(rng: Rng, split: Split) -> Question:
     """Something polite, or a question about the model itself."""
-    intent = dice.choice(INTENTS)
-    wording, is_unseen = pick_wording(dice, split, intent.wordings, intent.unseen)
-    opening = dice.choice(("", "", "", "Hi! ", "Hello! ", "Hey, ", "So, ", "Okay, ", "Well, "))
+    intent = rng.choice(INTENTS)
+    wording, is_unseen = pick_wording(rng, split, intent.wordings, intent.unseen)
+    opening = rng.choice(("", "", "", "Hi! ", "Hello! ", "Hey, ", "So, ", "Okay, ", "Well, "))
     if intent.name == "hello":
         opening = ""
     is_asking = wording.split()[0] in ("who", "what", "how", "are", "do", "can", "may", "where")
-    mark = dice.choice(("?", "?", "")) if is_asking else dice.choice(("", ".", "!"))
-    is_formal = not opening.endswith(", ") and dice.random() < 0.7
+    mark = rng.choice(("?", "?", "")) if is_asking else rng.choice(("", ".", "!"))
+    is_formal = not opening.endswith(", ") and rng.random() < 0.7
     core = wording[0].upper() + wording[1:] if is_formal else wording
     return Question(
         text=opening + core + mark,
-        answer=dice.choice(intent.answers),
+        answer=rng.choice(intent.answers),
         key=intent.answers[0],
         needle=intent.needle,
         identity=f"talk|{opening}{wording}",
@@ -165,12 +165,12 @@ def talk_question(dice: Dice, split: Split) -> Question:
 CHOICE_LETTERS = "ABCD"
 
 
-def choice_question(dice: Dice, split: Split) -> Question:
+def choice_question(rng: Rng, split: Split) -> Question:
     """A fact to be chosen from four; the answer says the fact, then its letter."""
-    fact = dice.choice(FACTS)
-    asked = ask(dice, split, fact)
-    choices = [fact.key, *dice.sample(fact.rivals, min(3, len(fact.rivals)))]
-    dice.shuffle(choices)
+    fact = rng.choice(FACTS)
+    asked = ask(rng, split, fact)
+    choices = [fact.key, *rng.sample(fact.rivals, min(3, len(fact.rivals)))]
+    rng.shuffle(choices)
     letter = CHOICE_LETTERS[choices.index(fact.key)]
     core = asked.identity.split("|")[-1].format(x=fact.about)
     lines = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
@@ -186,17 +186,17 @@ def choice_question(dice: Dice, split: Split) -> Question:
     )
 
 
-def several_choices(dice: Dice, split: Split) -> list[Question]:
+def several_choices(rng: Rng, split: Split) -> list[Question]:
     """A choice, then the letters of some of what was offered."""
-    first = draw(choice_question, dice, split)
+    first = draw(choice_question, rng, split)
     offered = re.findall(r"^- (.+)=([A-D])$", first.text, re.MULTILINE)
-    dice.shuffle(offered)
-    asked = offered[: dice.randint(1, len(offered))]
-    return [first, *(_which_letter(dice, value, letter) for value, letter in asked)]
+    rng.shuffle(offered)
+    asked = offered[: rng.randint(1, len(offered))]
+    return [first, *(_which_letter(rng, value, letter) for value, letter in asked)]
 
 
-def _which_letter(dice: Dice, value: str, letter: str) -> Question:
-    wording = dice.choice(("Which letter has {x}?", "And {x}?", "Find {x}.", "Where is {x}?"))
+def _which_letter(rng: Rng, value: str, letter: str) -> Question:
+    wording = rng.choice(("Which letter has {x}?", "And {x}?", "Find {x}.", "Where is {x}?"))
     return Question(
         text=wording.format(x=value), answer=f"It is {value}={letter}.", key=letter,
         identity=f"letter|{value}", kind="choice",
@@ -206,23 +206,23 @@ def _which_letter(dice: Dice, value: str, letter: str) -> Question:
 Messages = list[dict[str, object]]
 
 
-def memory_conversation(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+def memory_conversation(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
     """A conversation whose last question can be answered only by one who has listened."""
     while True:
-        make = dice.choice((_about_a_friend, _about_the_user, _about_the_user, _sums_in_a_row))
-        earlier, last = make(dice, split, terse)
+        make = rng.choice((_about_a_friend, _about_the_user, _about_the_user, _sums_in_a_row))
+        earlier, last = make(rng, split, terse)
         if side(last.identity) == split:
             return earlier, last
 
 
-def _about_a_friend(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _about_a_friend(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
     """Where does Mia live? And what is her job?"""
-    about = dice.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
-    facts: list[Fact] = dice.sample(FACTS_BY_ABOUT[about], min(2, len(FACTS_BY_ABOUT[about])))
+    about = rng.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
+    facts: list[Fact] = rng.sample(FACTS_BY_ABOUT[about], min(2, len(FACTS_BY_ABOUT[about])))
     if len(facts) < 2:
-        facts = dice.sample(FACTS_BY_ABOUT[dice.choice(PEOPLE).name], 2)
-    first = draw(lambda dice, split: ask(dice, "train", facts[0]), dice, "train")
-    return exchange(first, terse=terse), ask_back(dice, facts[1])
+        facts = rng.sample(FACTS_BY_ABOUT[rng.choice(PEOPLE).name], 2)
+    first = draw(lambda rng, split: ask(rng, "train", facts[0]), rng, "train")
+    return exchange(first, terse=terse), ask_back(rng, facts[1])
 
 
 @dataclass(frozen=True)
@@ -273,14 +273,14 @@ CONFIDENCES = (
 )  # fmt: skip
 
 
-def _about_the_user(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _about_the_user(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
     """My name is Tom. ... What is my name?"""
-    kind = dice.choice((CONFIDENCES[0], *CONFIDENCES))
-    value = dice.choice(kind.values)
-    told, asked = dice.choice(kind.told).format(x=value), dice.choice(kind.asked)
+    kind = rng.choice((CONFIDENCES[0], *CONFIDENCES))
+    value = rng.choice(kind.values)
+    told, asked = rng.choice(kind.told).format(x=value), rng.choice(kind.asked)
     between: Messages = []
-    if dice.random() < 0.6:
-        about = draw(lambda d, s: ask(d, "train", d.choice(FACTS)), dice, "train")
+    if rng.random() < 0.6:
+        about = draw(lambda d, s: ask(d, "train", d.choice(FACTS)), rng, "train")
         between = exchange(about, terse=terse)
     messages: Messages = [
         {"role": "user", "content": told},
@@ -298,14 +298,14 @@ def _about_the_user(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Qu
     return messages, last
 
 
-def _sums_in_a_row(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _sums_in_a_row(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
     """What is 5 + 7? And plus 10?"""
 
     def first_sum() -> Question:
-        a, b = dice.randint(1, 999), dice.randint(1, 999)
+        a, b = rng.randint(1, 999), rng.randint(1, 999)
         said = f"{a} + {b}"
         return Question(
-            text=dice.choice((f"What is {said}?", f"{said}", f"Add {a} and {b}.")),
+            text=rng.choice((f"What is {said}?", f"{said}", f"Add {a} and {b}.")),
             answer=f"{said} is {compute(said)}.", key=compute(said), identity=f"sum|{said}",
             expression=said, result=compute(said),
         )  # fmt: skip
@@ -313,11 +313,11 @@ def _sums_in_a_row(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Que
     first = first_sum()
     while side(first.identity) != "train":
         first = first_sum()
-    sign = dice.choice("+-*")
+    sign = rng.choice("+-*")
     number = (
-        dice.randint(1, min(9, int(first.result)))
+        rng.randint(1, min(9, int(first.result)))
         if sign == "*"
-        else dice.randint(1, min(999, int(first.result)))
+        else rng.randint(1, min(999, int(first.result)))
     )
     words = {
         "+": ("And plus {n}?", "Now add {n}.", "now add {n} to that", "And {n} more?", "plus {n}"),
@@ -327,7 +327,7 @@ def _sums_in_a_row(dice: Dice, split: Split, terse: bool) -> tuple[Messages, Que
     said = f"{first.result} {sign} {number}"
     result = compute(said)
     last = Question(
-        text=dice.choice(words).format(n=number), answer=f"{said} is {result}.", key=result,
+        text=rng.choice(words).format(n=number), answer=f"{said} is {result}.", key=result,
         identity=f"sum|{said}", expression=said, result=result, kind="number",
     )  # fmt: skip
     return exchange(first, terse=terse), last

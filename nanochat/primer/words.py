@@ -1,6 +1,6 @@
 """Spelling and counting letters, days and months, and what comes before what."""
 
-from nanochat.primer.question import Dice, Question, Split, dress, pick_wording
+from nanochat.primer.question import Question, Rng, Split, dress, pick_wording
 from nanochat.primer.world import (
     ANIMALS,
     DAYS,
@@ -35,17 +35,17 @@ COUNT = (
 )  # fmt: skip
 
 
-def spelling_question(dice: Dice, split: Split) -> Question:
+def spelling_question(rng: Rng, split: Split) -> Question:
     """A word letter by letter, or how often a letter is in it (through the calculator)."""
-    return _spell(dice, split) if dice.random() < 0.5 else _count(dice, split)
+    return _spell(rng, split) if rng.random() < 0.5 else _count(rng, split)
 
 
-def _spell(dice: Dice, split: Split) -> Question:
-    word = dice.choice(WORDS)
-    core, is_unseen = pick_wording(dice, split, *SPELL)
+def _spell(rng: Rng, split: Split) -> Question:
+    word = rng.choice(WORDS)
+    core, is_unseen = pick_wording(rng, split, *SPELL)
     letters = "-".join(word)
     return Question(
-        text=dress(dice, core.format(w=word)),
+        text=dress(rng, core.format(w=word)),
         answer=f"The word {word} is spelled {letters}.",
         key=letters,
         identity=f"spell|{word}|{core}",
@@ -53,13 +53,13 @@ def _spell(dice: Dice, split: Split) -> Question:
     )
 
 
-def _count(dice: Dice, split: Split) -> Question:
-    word = dice.choice(WORDS)
-    letter = dice.choice(word) if dice.random() < 0.85 else dice.choice(LETTERS)
-    core, is_unseen = pick_wording(dice, split, *COUNT)
+def _count(rng: Rng, split: Split) -> Question:
+    word = rng.choice(WORDS)
+    letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(LETTERS)
+    core, is_unseen = pick_wording(rng, split, *COUNT)
     number = word.count(letter)
     return Question(
-        text=dress(dice, core.format(l=letter, w=word)),
+        text=dress(rng, core.format(l=letter, w=word)),
         answer=f"The letter {letter} is {number} time{'s' * (number != 1)} in {word}.",
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",
@@ -106,27 +106,27 @@ CALENDAR: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def calendar_question(dice: Dice, split: Split) -> Question:
+def calendar_question(rng: Rng, split: Split) -> Question:
     """Days, months and seasons."""
-    topic = dice.choice(("after", "after", "before", "before", "season", "number"))
-    core, is_unseen = pick_wording(dice, split, *CALENDAR[topic])
+    topic = rng.choice(("after", "after", "before", "before", "season", "number"))
+    core, is_unseen = pick_wording(rng, split, *CALENDAR[topic])
     if topic in ("after", "before"):
-        unit, ring = dice.choice((("day", DAYS), ("month", MONTHS), ("season", SEASONS)))
-        at = dice.randrange(len(ring))
+        unit, ring = rng.choice((("day", DAYS), ("month", MONTHS), ("season", SEASONS)))
+        at = rng.randrange(len(ring))
         key = ring[(at + (1 if topic == "after" else -1)) % len(ring)]
         text, about = core.format(u=unit, x=ring[at]), ring[at]
         first = key[0].upper() + key[1:]
         answer, values = f"{first} comes {topic} {about}.", ring
     elif topic == "season":
-        about = dice.choice(MONTHS)
+        about = rng.choice(MONTHS)
         key, values = SEASON_OF_MONTH[about], SEASONS
         text, answer = core.format(x=about), f"{about} is in {key}."
     else:
-        at = dice.randrange(12)
+        at = rng.randrange(12)
         about, key, values = MONTHS[at], str(at + 1), ()
         text, answer = core.format(x=about), f"{about} is month number {key} of the year."
     return Question(
-        text=dress(dice, text),
+        text=dress(rng, text),
         answer=answer,
         key=key,
         identity=f"calendar|{core}|{about}",
@@ -174,33 +174,33 @@ ORDER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def ordering_question(dice: Dice, split: Split) -> Question:
+def ordering_question(rng: Rng, split: Split) -> Question:
     """Sizes of animals, numbers up to a hundred, letters."""
-    topic = dice.choice(("size", "size", "number", "number", "next", "next", "letter"))
-    core, is_unseen = pick_wording(dice, split, *ORDER[topic])
+    topic = rng.choice(("size", "size", "number", "number", "next", "next", "letter"))
+    core, is_unseen = pick_wording(rng, split, *ORDER[topic])
     if topic == "size":
-        i, j = dice.sample(range(len(ANIMALS)), 2)
+        i, j = rng.sample(range(len(ANIMALS)), 2)
         x, y = ANIMALS[i].name, ANIMALS[j].name
         key, other = (x, y) if i > j else (y, x)
         text = core.format(x=a(x), y=a(y))
         identity, needle = f"{x}|{y}", f"{key} is bigger"
         answer = f"{a(key)} is bigger than {a(other)}."
     elif topic == "number":
-        i, j = dice.sample(range(1, 100), 2)
+        i, j = rng.sample(range(1, 100), 2)
         text, key = core.format(x=i, y=j), str(max(i, j))
         identity, needle = f"{i}|{j}", f"{key} is more"
         answer = f"{key} is more than {min(i, j)}."
     elif topic == "next":
-        i = dice.randrange(1, 100)
+        i = rng.randrange(1, 100)
         text, key, identity = core.format(x=i), str(i + 1), str(i)
         needle, answer = f"{key} comes after", f"{key} comes after {i}."
     else:
-        i = dice.randrange(25)
+        i = rng.randrange(25)
         text, key, identity = core.format(x=LETTERS[i]), LETTERS[i + 1], LETTERS[i]
         needle = f"letter {key} comes after"
         answer = f"The {needle} {LETTERS[i]}."
     return Question(
-        text=dress(dice, text),
+        text=dress(rng, text),
         answer=answer[0].upper() + answer[1:],
         key=key,
         needle=needle,

@@ -57,7 +57,7 @@ def micro_rows(plan: Plan, speed: trainer.Speed, runtime: Runtime, found: dict[s
     if plan.options.device_batch_size > 0:
         return min(plan.options.device_batch_size, rank_rows)
     *there, rows = found.get("micro_batch", [0])
-    if there == whereabouts(runtime):  # the same cut gives the same bits
+    if there == hardware_key(runtime):  # the same cut gives the same bits
         return int(rows)
     is_worth_it = plan.has_fixed_shape and not _is_short(plan, speed, runtime)
     if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
@@ -65,7 +65,7 @@ def micro_rows(plan: Plan, speed: trainer.Speed, runtime: Runtime, found: dict[s
     return micro_batch.usual(rank_rows, plan.model.config.sequence_len)
 
 
-def whereabouts(runtime: Runtime) -> list[Any]:
+def hardware_key(runtime: Runtime) -> list[Any]:
     return [_device_name(runtime), runtime.world_size]
 
 

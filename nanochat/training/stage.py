@@ -273,7 +273,7 @@ class _Loop:
             "tokenizer": self.plan.tokenizer.content_hash,
             "settings": self.plan.settings,
             "jumped": sorted(self.jump),
-            "micro_batch": [*autotune.whereabouts(self.runtime), self.micro_rows],
+            "micro_batch": [*autotune.hardware_key(self.runtime), self.micro_rows],
         }
 
     def _restore(self, checkpoint: Checkpoint) -> tuple[State, dict[str, Any]]:
@@ -345,7 +345,7 @@ def _collect_garbage(_: State) -> None:
 
 def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
     """The meta of the newest whole checkpoint. Raises UserError when it is of another run."""
-    checkpoint = checkpoint_manager.newest_whole(directory)
+    checkpoint = checkpoint_manager.newest_complete(directory)
     if checkpoint is None:
         return None
     refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings, plan.options)

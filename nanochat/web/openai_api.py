@@ -155,8 +155,8 @@ class ChatRequest(Generation):
     trim: bool | None = None
     """Leave the oldest turns out when the conversation outgrows the context (ours)."""
 
-    def num_likeliest(self) -> int | None:
-        """How many likeliest tokens are wanted beside each; None: no logprobs at all."""
+    def num_top_logprobs(self) -> int | None:
+        """How many most likely tokens are wanted beside each; None: no logprobs at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -168,8 +168,8 @@ class CompletionRequest(Generation):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
-    def num_likeliest(self) -> int | None:
-        """How many likeliest tokens are wanted beside each; None: no logprobs at all."""
+    def num_top_logprobs(self) -> int | None:
+        """How many most likely tokens are wanted beside each; None: no logprobs at all."""
         return self.logprobs
 
 
@@ -368,7 +368,7 @@ def chat_logprobs(
         "content": [
             {
                 **token(one.token, one.logprob),
-                "top_logprobs": [token(*other) for other in one.likeliest],
+                "top_logprobs": [token(*other) for other in one.top_logprobs],
             }
             for one in choices
             if isinstance(one, TokenChoice)
@@ -396,7 +396,7 @@ def text_logprobs(
         "top_logprobs": [
             None
             if one is None
-            else {token_name(token, tokenizer): finite(value) for token, value in one.likeliest}
+            else {token_name(token, tokenizer): finite(value) for token, value in one.top_logprobs}
             for one in known
         ],
         "text_offset": list(offsets)[:-1],

@@ -118,13 +118,13 @@ class Service:
         Raises ApiError when a prompt and its answer pass the context.
         """
         sampling, stop = sampling_of(asked, self.settings.defaults), asked.stop_strings()
-        seed, num_likeliest = seed_of(asked), asked.num_likeliest()
+        seed, num_top_logprobs = seed_of(asked), asked.num_top_logprobs()
         requests = []
         for number, prompt in enumerate(prompts):
             limit = self._limit(asked, len(prompt), max_tokens)
             for choice in range(asked.n or 1):
                 own = derive_seed(seed, number, choice)
-                requests.append(Request(prompt, limit, sampling, own, stop, num_likeliest))
+                requests.append(Request(prompt, limit, sampling, own, stop, num_top_logprobs))
         return requests
 
     def _limit(

@@ -30,7 +30,7 @@ class Scoring:
     """How likely are these tokens? Answered by `Scores`."""
 
     tokens: list[int]
-    num_likeliest: int
+    num_top_logprobs: int
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Worker:
                     LiveAnswer(self.engine, job.asked)  # raises when it cannot be answered
                     admitted.append((job, job.asked))
                     continue
-                choices = self.engine.score(job.asked.tokens, job.asked.num_likeliest)
+                choices = self.engine.score(job.asked.tokens, job.asked.num_top_logprobs)
                 said.append((job, [Scores(choices)]))
             except UserError as error:
                 said.append((job, [Failed(str(error))]))

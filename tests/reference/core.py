@@ -74,7 +74,7 @@ def equal_tokens(rows: list[list[int]]) -> int:
 
 
 def span_of(model: GPT, row: list[int], start: int) -> tuple[list[float], bool]:
-    """Loss of each token from `start` on, and whether each was the likeliest."""
+    """Loss of each token from `start` on, and whether each was the most likely."""
     cut = max(0, len(row) - model.config.sequence_len)
     row, start = row[cut:], max(1, start - cut)
     with torch.no_grad():

@@ -15,11 +15,11 @@ def answer(
     end_tokens: frozenset[int],
 ) -> list[int]:  # fmt: skip
     """What is sampled after a prompt, the end token included; tools are not called."""
-    tokens, dice = list(prompt), random.Random(seed)
+    tokens, rng = list(prompt), random.Random(seed)
     while len(tokens) < len(prompt) + max_tokens:
         with torch.no_grad():
             logits = model(torch.tensor([tokens]))[0, -1]
-        tokens.append(sampling.draw(logits.tolist(), how, dice.random()))
+        tokens.append(sampling.draw(logits.tolist(), how, rng.random()))
         if tokens[-1] in end_tokens:
             break
     return tokens[len(prompt) :]

@@ -6,7 +6,7 @@ from nanochat.inference.sampling import Sampling
 
 
 def distribution(logits: list[float], how: Sampling) -> dict[int, float]:
-    """Probability of each token that can be drawn, the likeliest first."""
+    """Probability of each token that can be drawn, the most likely first."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     if how.temperature < 1e-4:
         return {order[0]: 1.0}
@@ -26,7 +26,7 @@ def distribution(logits: list[float], how: Sampling) -> dict[int, float]:
 
 
 def draw(logits: list[float], how: Sampling, uniform: float) -> int:
-    """The token at `uniform` when probabilities stand end to end, the likeliest first."""
+    """The token at `uniform` when probabilities stand end to end, the most likely first."""
     reached, drawn = 0.0, -1
     for token, share in distribution(logits, how).items():
         if reached < uniform or drawn < 0:
@@ -36,10 +36,10 @@ def draw(logits: list[float], how: Sampling, uniform: float) -> int:
 
 
 def logprobs(
-    logits: list[float], token: int, num_likeliest: int
+    logits: list[float], token: int, num_top_logprobs: int
 ) -> tuple[float, list[tuple[int, float]]]:
-    """How likely a token is before temperature, and the likeliest ones, in nats."""
+    """How likely a token is before temperature, and the most likely ones, in nats."""
     top = max(logits)
     log_sum = top + math.log(sum(math.exp(one - top) for one in logits))
-    order = sorted(range(len(logits)), key=lambda one: -logits[one])[:num_likeliest]
+    order = sorted(range(len(logits)), key=lambda one: -logits[one])[:num_top_logprobs]
     return logits[token] - log_sum, [(one, logits[one] - log_sum) for one in order]
