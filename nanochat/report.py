@@ -7,6 +7,7 @@ A section that is written again replaces the one of the same name, so a repeated
 """
 
 import json
+import logging
 import math
 import platform
 import re
@@ -24,6 +25,8 @@ import torch
 from nanochat import paths
 from nanochat.configurator import parse, run
 from nanochat.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("BASE", "MID", "SFT", "RL")
 PANELS_ACROSS = 3
@@ -58,6 +61,17 @@ def read_section(name: str, settings: dict[str, Any] | None = None) -> Section |
     if not isinstance(section, dict):
         return None
     return section if settings is None or section.get("settings") == settings else None
+
+
+def already_measured(name: str, settings: dict[str, Any], fresh: bool = False) -> Section | None:
+    """The section that an earlier run with equal settings wrote, and log that; else None."""
+    section = None if fresh else read_section(name, settings)
+    if section is not None:
+        logger.info(
+            "%s: already measured with these settings on %s; --fresh measures again",
+            section["title"], section.get("written", "an earlier day"),
+        )  # fmt: skip
+    return section
 
 
 def _path(name: str) -> Path:

@@ -38,6 +38,21 @@ def test_a_section_that_is_absent_or_damaged_is_none() -> None:
         assert report.read_section("base") is None
 
 
+def test_a_section_of_the_same_settings_is_reused_unless_fresh(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    settings = {"model": "a1", "tokens": 64}
+    assert report.already_measured("base_loss", settings) is None
+    report.write_section("base_loss", section(settings=settings, metrics={"loss": 1.5}))
+    assert report.already_measured("base_loss", {**settings, "tokens": 65}) is None
+    assert report.already_measured("base_loss", settings, fresh=True) is None
+    assert caplog.text == ""
+    found = report.already_measured("base_loss", settings)
+    assert found is not None and found["metrics"] == {"loss": 1.5}
+    assert "Pretraining: already measured" in caplog.text and "--fresh" in caplog.text
+
+
 def test_a_report_without_sections_names_the_remedy() -> None:
     with pytest.raises(UserError, match="run a stage first"):
         report.generate()
