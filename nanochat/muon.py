@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanochat.adamw import refuse_other_names
+from nanochat.adamw import ShardedOptimizer, gradient_of, sorted_by_rank
 from nanochat.errors import UserError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -126,7 +125,7 @@ def normalize_rows(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
     return evened.mul_(size / evened.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
 
 
-def move(
+def apply_update(
     parameter: Tensor, update: Tensor, *, lr: float, weight_decay: float, cautious: bool
 ) -> None:
     """Subtract update (R, C) and decay; cautious: decay only where the update shrinks as well."""
@@ -138,8 +137,8 @@ def move(
     parameter.sub_(update, alpha=lr)
 
 
-class Muon:
-    """Muon over named matrices; with several ranks each moves its share of every stack."""
+class Muon(ShardedOptimizer):
+    """Muon over named matrices; each rank updates its share of every stack of equal shapes."""
 
     def __init__(
         self,
@@ -152,153 +151,98 @@ class Muon:
         cautious: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """parameters: (name, matrix) pairs; variance_decay None leaves neurons as they are.
+        """parameters: (name, matrix) pairs; variance_decay None: no normalization of rows.
 
         dtype: what matrices are multiplied in to find polar factors.
 
         Raises UserError on a parameter that is not a matrix.
         """
-        by_shape: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = {}
+        by_shape: dict[torch.Size, Named] = {}
         for name, parameter in parameters:
             if parameter.ndim != 2:
-                raise UserError(f"Muon moves matrices; {name} has shape {tuple(parameter.shape)}")
-            by_shape.setdefault(tuple(parameter.shape), []).append((name, parameter))
+                raise UserError(f"Muon needs matrices; {name} has shape {tuple(parameter.shape)}")
+            by_shape.setdefault(parameter.shape, []).append((name, parameter))
         settings = {
             "lr": lr,
-            "initial_lr": lr,
             "momentum": momentum,
             "variance_decay": variance_decay,
             "weight_decay": weight_decay,
             "initial_weight_decay": weight_decay,
             "cautious": cautious,
         }
-        self.param_groups: list[dict[str, Any]] = [
-            {**settings, "params": named} for named in by_shape.values()
-        ]
+        super().__init__([{**settings, "params": named} for named in by_shape.values()])
         self.dtype = dtype
-        self.rank, self.world_size = self._world()
-        self.moments = [self._zero_moments(group) for group in self.param_groups]
-
-    @staticmethod
-    def _world() -> tuple[int, int]:
-        return 0, 1
+        self.moments = {_shape(group): self._zero_moments(group) for group in self.param_groups}
 
     def _zero_moments(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """{"momentum": (N, R, C), "variance": (N, R, 1)} for the matrices that this rank moves."""
-        matrix, num_own = group["params"][0][1], len(self._own(group["params"]))
-        shapes = {"momentum": matrix.shape, "variance": (matrix.size(0), 1)}
-        if group["variance_decay"] is None:
-            del shapes["variance"]
-        return {
-            kind: torch.zeros(num_own, *shape, dtype=matrix.dtype, device=matrix.device)
-            for kind, shape in shapes.items()
-        }
+        """{"momentum": (N, R, C), "variance": (N, R, 1)} for the matrices that this rank owns."""
+        matrix, num_owned = group["params"][0][1].detach(), len(self._owned(group))
+        moments = {"momentum": matrix.new_zeros(num_owned, *matrix.shape)}
+        if group["variance_decay"] is not None:
+            moments["variance"] = matrix.new_zeros(num_owned, matrix.size(0), 1)
+        return moments
 
-    def _share(self, num_matrices: int) -> int:
-        """How many matrices of a stack a rank moves; the last ranks may have fewer."""
-        return -(-num_matrices // self.world_size)
+    def _owned(self, group: dict[str, Any]) -> Named:
+        """The matrices of a stack that this rank updates; the last ranks may have fewer or none."""
+        share = self.padded_length(len(group["params"])) // self.world_size
+        owned: Named = group["params"][self.rank * share : (self.rank + 1) * share]
+        return owned
 
-    def _own(self, named: Named) -> Named:
-        share = self._share(len(named))
-        return named[self.rank * share : (self.rank + 1) * share]
+    def _gradient_buffers(self, group: dict[str, Any]) -> list[Tensor]:
+        gradients = [gradient_of(parameter) for _, parameter in group["params"]]
+        return [_stack(gradients, group, self.padded_length(len(gradients)))]
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Average the gradients over ranks and move the matrices; no gradient counts as zero."""
-        arriving = [self._reduce(group["params"]) for group in self.param_groups]
-        leaving = []
-        for group, moments, (gradients, work) in zip(
-            self.param_groups, self.moments, arriving, strict=True
-        ):
-            if work is not None:
-                work.wait()
-            self._move(group, moments, gradients)
-            leaving.append(self._gather(group["params"]))
-        for named, whole, work in leaving:
-            if work is not None:
-                work.wait()
-            for (_, parameter), matrix in zip(named, whole, strict=False):  # the rest is padding
-                parameter.copy_(matrix)
-
-    def _reduce(self, named: Named) -> tuple[Tensor, Any]:
-        """This rank's share of the stacked gradients, averaged once the work is done."""
-        return torch.stack([_gradient(parameter) for _, parameter in named]), None
-
-    def _gather(self, named: Named) -> tuple[Named, Iterable[Tensor], Any]:
-        """What is still to be copied once the work is done: matrices that other ranks moved."""
-        return [], [], None
-
-    def _move(self, group: dict[str, Any], moments: dict[str, Tensor], gradients: Tensor) -> None:
-        own = self._own(group["params"])
-        if not own:
+    def _update_shards(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
+        owned, moments = self._owned(group), self.moments[_shape(group)]
+        if not owned:
             return
         updates = muon_updates(
-            gradients[: len(own)], moments["momentum"], moments.get("variance"),
+            gradients[0][: len(owned)], moments["momentum"], moments.get("variance"),
             momentum=group["momentum"], variance_decay=group["variance_decay"],
             dtype=self.dtype,
         )  # fmt: skip
-        for (_, parameter), update in zip(own, updates, strict=True):
-            move(
+        for (_, parameter), update in zip(owned, updates, strict=True):
+            apply_update(
                 parameter, update, lr=group["lr"], weight_decay=group["weight_decay"],
                 cautious=group["cautious"],
             )  # fmt: skip
 
-    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for group, moments in zip(self.param_groups, self.moments, strict=True):
-            for i, (name, _) in enumerate(self._own(group["params"])):
-                yield name, {kind: stack[i] for kind, stack in moments.items()}
+    def _parameter_shards(self, group: dict[str, Any]) -> list[Tensor]:
+        owned = [parameter.detach() for _, parameter in self._owned(group)]
+        share = self.padded_length(len(group["params"])) // self.world_size
+        return [_stack(owned, group, share)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The moments of the matrices that this rank moves, by name; they are not copied."""
-        tensors = dict(self._own_moments())
-        return {"rank": self.rank, "world_size": self.world_size, "tensors": tensors}
+    def _copy_gathered(self, group: dict[str, Any], buffers: list[Tensor]) -> None:
+        for (_, parameter), matrix in zip(group["params"], buffers[0], strict=False):
+            parameter.copy_(matrix)  # the buffer may be longer: its end is padding
+
+    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for group in self.param_groups:
+            for i, (name, _) in enumerate(self._owned(group)):
+                yield name, {kind: stack[i] for kind, stack in self.moments[_shape(group)].items()}
+
+    def _select_shard(self, full: Tensor) -> Tensor:
+        return full  # a matrix is never split
 
     @staticmethod
     def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """The layout-independent state from the `state_dict`s of all ranks of one run.
+        """{"tensors": {name: {"momentum": (R, C), "variance": (R, 1)}}}.
 
-        {"tensors": {name: {"momentum": (R, C), "variance": (R, 1)}}}.
+        Raises UserError when a rank's state is missing.
         """
-        return {"tensors": {name: own for s in states for name, own in s["tensors"].items()}}
-
-    def load_merged(self, states: list[dict[str, Any]]) -> None:
-        """Go on from what all ranks of an earlier run saved, however many they were.
-
-        Raises UserError when it is of another model.
-        """
-        saved = self.merge_state_dicts(states)["tensors"]
-        refuse_other_names(saved, [name for g in self.param_groups for name, _ in g["params"]])
-        for name, moments in self._own_moments():
-            for kind, tensor in moments.items():
-                tensor.copy_(saved[name][kind])
+        by_rank = [state["tensors"] for state in sorted_by_rank(states)]
+        return {"tensors": {name: moments for each in by_rank for name, moments in each.items()}}
 
 
-class DistMuon(Muon):
-    """Muon whose stacks are shared out over the ranks of torch.distributed (ZeRO-2)."""
-
-    @staticmethod
-    def _world() -> tuple[int, int]:
-        return dist.get_rank(), dist.get_world_size()
-
-    def _reduce(self, named: Named) -> tuple[Tensor, Any]:
-        share = self._share(len(named))
-        stack = _stacked([_gradient(p) for _, p in named], named, share * self.world_size)
-        own = torch.empty_like(stack[:share])
-        work = dist.reduce_scatter_tensor(own, stack, op=dist.ReduceOp.AVG, async_op=True)
-        return own, work
-
-    def _gather(self, named: Named) -> tuple[Named, Iterable[Tensor], Any]:
-        share = self._share(len(named))
-        stack = _stacked([p.detach() for _, p in self._own(named)], named, share)
-        whole = stack.new_empty(share * self.world_size, *stack.shape[1:])
-        return named, whole, dist.all_gather_into_tensor(whole, stack, async_op=True)
+DistMuon = Muon  # the name in the original nanochat; on one rank both are the same
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def _shape(group: dict[str, Any]) -> torch.Size:
+    shape: torch.Size = group["params"][0][1].shape
+    return shape
 
 
-def _stacked(matrices: list[Tensor], like: Named, length: int) -> Tensor:
-    """Matrices and zeros of their shape, `length` in all."""
-    padding = [torch.zeros_like(like[0][1])] * (length - len(matrices))
-    return torch.stack([*matrices, *padding])
+def _stack(matrices: list[Tensor], group: dict[str, Any], length: int) -> Tensor:
+    """(length, R, C): the matrices, then zero matrices of the group's shape."""
+    zero = torch.zeros_like(group["params"][0][1])
+    return torch.stack([*matrices, *[zero] * (length - len(matrices))])

@@ -10,7 +10,7 @@ from torch import nn
 
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.muon import DistMuon, Muon
+from nanochat.muon import Muon
 from nanochat.training.param_groups import build_optimizers
 
 NUM_STEPS = 4
@@ -63,10 +63,47 @@ def test_a_few_steps_learn_one_batch() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_reduced_gradients_have_the_norm_of_all_and_move_no_parameter() -> None:
+    named, optimizers = build()
+    before = [parameter.detach().clone() for _, parameter in named]
+    for _, parameter in named:
+        parameter.grad = torch.randn_like(parameter)
+    squares = [optimizer.reduce_gradients() for optimizer in optimizers]
+    assert all(torch.equal(p, old) for (_, p), old in zip(named, before, strict=True))
+    norm = nn.utils.get_total_norm([parameter.grad for _, parameter in named])
+    torch.testing.assert_close(torch.stack(squares).sum().sqrt(), norm)
+
+
+def test_steps_are_the_same_to_the_bit_whether_gradients_are_reduced_before_or_in_them() -> None:
+    results = []
+    for is_reduced_before in (False, True):
+        named, optimizers = build()
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for _, parameter in named:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            for optimizer in optimizers:
+                if is_reduced_before:
+                    optimizer.reduce_gradients()
+                optimizer.step()
+        results.append([parameter.detach() for _, parameter in named])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_reduction_that_no_step_used_is_replaced_by_the_next() -> None:
+    """The loop reduces, finds a gradient that is not finite, and leaves the step out."""
+    named, optimizers = build()
+    for value in (float("nan"), 0.0):
+        for _, parameter in named:
+            parameter.grad = torch.full_like(parameter, value)
+        squares = [float(optimizer.reduce_gradients()) for optimizer in optimizers]
+    assert squares == [0.0, 0.0]
+
+
 # ---- several ranks: each process runs the steps on its share of the gradient
 
 
-def build(is_many: bool) -> tuple[list[tuple[str, nn.Parameter]], list[DistAdamW | Muon]]:
+def build() -> tuple[list[tuple[str, nn.Parameter]], list[DistAdamW | Muon]]:
     generator = torch.Generator().manual_seed(0)
     named = [
         (f"{kind}{i}", nn.Parameter(torch.randn(shape, generator=generator)))
@@ -76,8 +113,7 @@ def build(is_many: bool) -> tuple[list[tuple[str, nn.Parameter]], list[DistAdamW
     adamw = [pair for pair in named if pair[0].startswith("a")]
     muon = [pair for pair in named if pair[0].startswith("m")]
     groups = [{"params": adamw[:2], "lr": 0.03}, {"params": adamw[2:], "lr": 0.01}]
-    kind = DistMuon if is_many else Muon
-    return named, [DistAdamW(groups, weight_decay=0.1), kind(muon, lr=0.02, weight_decay=0.1)]
+    return named, [DistAdamW(groups, weight_decay=0.1), Muon(muon, lr=0.02, weight_decay=0.1)]
 
 
 def run_steps(
@@ -86,16 +122,24 @@ def run_steps(
     steps: range,
     rank: int,
     ranks: int,
-) -> None:
-    """Rank r's gradient is the whole one plus something that cancels in the mean over ranks."""
+) -> list[float]:
+    """Rank r's gradient is the full one plus a term that cancels in the mean over ranks.
+
+    Returns this rank's part of the squared gradient norm at the odd steps, where gradients are
+    reduced before the step instead of in it.
+    """
+    squares = []
     for step in steps:
         generator = torch.Generator().manual_seed(step + 1)
         for _, parameter in named:
-            whole = torch.randn(parameter.shape, generator=generator)
+            full = torch.randn(parameter.shape, generator=generator)
             other = torch.randn(parameter.shape, generator=generator)
-            parameter.grad = whole + other * (rank - (ranks - 1) / 2)
+            parameter.grad = full + other * (rank - (ranks - 1) / 2)
+        if step % 2:
+            squares.append(sum(float(optimizer.reduce_gradients()) for optimizer in optimizers))
         for optimizer in optimizers:
             optimizer.step()
+    return squares
 
 
 def rank_main(rank: int, ranks: int, folder: str, first_step: int, last_step: int) -> None:
@@ -105,13 +149,14 @@ def rank_main(rank: int, ranks: int, folder: str, first_step: int, last_step: in
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
     )
-    named, optimizers = build(is_many=True)
+    named, optimizers = build()
     before = Path(folder, "before.pt")
     if before.exists():
         restore(named, optimizers, torch.load(before, weights_only=True))
-    run_steps(named, optimizers, range(first_step, last_step), rank, ranks)
+    squares = run_steps(named, optimizers, range(first_step, last_step), rank, ranks)
     torch.save(
         {
+            "squares": squares,
             "parameters": {name: parameter.detach() for name, parameter in named},
             "states": [optimizer.state_dict() for optimizer in optimizers],
         },
@@ -161,11 +206,12 @@ def merged(saved: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def alone(steps: range, before: Any = None) -> dict[str, Any]:
-    named, optimizers = build(is_many=False)
+    named, optimizers = build()
     if before is not None:
         restore(named, optimizers, before)
-    run_steps(named, optimizers, steps, 0, 1)
+    squares = run_steps(named, optimizers, steps, 0, 1)
     return {
+        "squares": squares,
         "parameters": {name: parameter.detach().clone() for name, parameter in named},
         "states": [[optimizer.state_dict()] for optimizer in optimizers],
     }
@@ -191,6 +237,8 @@ def test_sharded_steps_equal_those_of_one_rank(tmp_path: Path, ranks: int) -> No
     expected = alone(range(NUM_STEPS))
     of_ranks = run_ranks(tmp_path / "ranks", ranks, range(NUM_STEPS))
     assert_close(merged(checkpoint(of_ranks)), merged(expected))
+    squares = torch.tensor([saved["squares"] for saved in of_ranks]).sum(dim=0)
+    torch.testing.assert_close(squares, torch.tensor(expected["squares"]))
     for saved in of_ranks:
         assert_close(saved["parameters"], expected["parameters"])
         muon_state = saved["states"][1]

@@ -1,9 +1,8 @@
-"""Which optimizer moves which parameter, and how fast."""
+"""Which optimizer updates which parameters, and at what learning rates."""
 
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.muon import DistMuon, Muon
-from nanochat.runtime import world_size
+from nanochat.muon import Muon
 from nanochat.training.schedule import REFERENCE_WIDTH
 
 
@@ -15,7 +14,9 @@ def scaled_rates(
     unembedding_lr: float,
     weight_decay: float,
 ) -> dict[str, float]:
-    """What the options come to at this width; AdamW's rates go with (width / 768) ** -0.5."""
+    """The options as learning rates at this width: AdamW's scale with (width / 768) ** -0.5."""
+    # Adam's step does not shrink with the gradient, so wider layers need lower rates. Muon's
+    # update is already normalized by the matrix shape.
     scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
     return {
         "matrices": matrix_lr,
@@ -35,8 +36,8 @@ def build_optimizers(
 ) -> list[DistAdamW | Muon]:
     """AdamW for embedding and unembedding, Muon for the matrices of the blocks.
 
-    AdamW's rates are scaled by (width / 768) ** -0.5; `weight_decay` is that of the matrices.
-    Parameters go by their names in the model, so that saved moments find them again.
+    AdamW's rates are scaled by width (`scaled_rates`); `weight_decay` applies to the matrices.
+    Parameters are named as in the model, so that saved moments find them again.
     """
     rates = scaled_rates(
         model.config,
@@ -47,11 +48,10 @@ def build_optimizers(
     )
     parameters = dict(model.named_parameters())
     groups = [
-        {"params": [(f"{one}.weight", parameters.pop(f"{one}.weight"))], "lr": rates[one]}
-        for one in ("embedding", "unembedding")
+        {"params": [(f"{name}.weight", parameters.pop(f"{name}.weight"))], "lr": rates[name]}
+        for name in ("embedding", "unembedding")
     ]
-    kind = DistMuon if world_size() > 1 else Muon
-    muon = kind(
+    muon = Muon(
         parameters.items(), lr=matrix_lr, weight_decay=weight_decay, dtype=model.compute_dtype
     )
     return [DistAdamW(groups), muon]
