@@ -82,7 +82,7 @@ def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
     else:
         for step in range(NUM_STEPS):
             own = scored_rows(step)[rank::world_size]
-            yield rollout.to_batch(own, step=step, num_steps=NUM_STEPS)
+            yield rollout.to_batch(own, sequence_len=CONTEXT, step=step, num_steps=NUM_STEPS)
 
 
 def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) -> Weights:

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from nanochat.data.batch import Batch
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.training import rollout
+from nanochat.training import rollout, trainer
 from nanochat.training.rollout import RolloutPlan, Scored
 from tests.small_model import ScriptedModel, small_model, small_tokenizer
 
@@ -59,7 +60,7 @@ def some_scored(count: int) -> list[Scored]:
 
 def test_sampled_tokens_are_targets_and_nothing_else_is() -> None:
     one = scored([1, 2, 3], [4, 5, 6, 7], [1, 0, 0, 1], advantage=0.5)
-    batch = rollout.to_batch([one], step=0, num_steps=4)
+    batch = rollout.to_batch([one], sequence_len=64, step=0, num_steps=4)
     row = batch.targets[0]
     assert batch.inputs[0, :6].tolist() == [1, 2, 3, 4, 5, 6]
     assert row[:6].tolist() == [-1, -1, 4, -1, -1, 7]  # the stop token 7 is trained on
@@ -70,24 +71,28 @@ def test_sampled_tokens_are_targets_and_nothing_else_is() -> None:
 
 def test_rows_of_several_lengths_are_padded_without_targets() -> None:
     rows = [scored([1], [2] * n, [1] * n, advantage=float(n)) for n in (1, 5, 40)]
-    batch = rollout.to_batch(rows, step=0, num_steps=4)
+    batch = rollout.to_batch(rows, sequence_len=64, step=0, num_steps=4)
     assert (batch.targets >= 0).sum(dim=1).tolist() == [1, 5, 40]
     assert batch.norm == 46.0
 
 
 def test_token_zero_is_a_target_like_any_other() -> None:
-    batch = rollout.to_batch([scored([0], [0, 0], [1, 1], 1.0)], step=0, num_steps=1)
+    batch = rollout.to_batch(
+        [scored([0], [0, 0], [1, 1], 1.0)], sequence_len=64, step=0, num_steps=1
+    )
     assert batch.targets[0, :2].tolist() == [0, 0]
 
 
 def test_answers_of_equal_reward_give_no_gradient() -> None:
     rows = [scored([1], [2, 3], [1, 1], advantage=0.0)] * 2
-    gradients = gradients_of(small_model(), rollout.to_batch(rows, step=0, num_steps=4))
+    gradients = gradients_of(
+        small_model(), rollout.to_batch(rows, sequence_len=64, step=0, num_steps=4)
+    )
     assert all(not gradient.any() for gradient in gradients)
 
 
 def test_progress_and_resume_count_steps() -> None:
-    batch = rollout.to_batch([scored([1], [2], [1], 1.0)], step=2, num_steps=4)
+    batch = rollout.to_batch([scored([1], [2], [1], 1.0)], sequence_len=64, step=2, num_steps=4)
     assert batch.progress == pytest.approx(0.75)
     assert batch.resume == {"step": 3}
 
@@ -112,7 +117,7 @@ def test_the_gradient_is_that_of_the_formula_row_by_row() -> None:
             num_sampled += sampled
     (-objective / num_sampled).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
-    ours = gradients_of(model, rollout.to_batch(rows, step=0, num_steps=1))
+    ours = gradients_of(model, rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1))
     for gradient, by_formula in zip(ours, expected, strict=True):
         torch.testing.assert_close(gradient, by_formula, atol=1e-5, rtol=1e-4)
 
@@ -121,7 +126,7 @@ def test_the_gradient_is_that_of_the_formula_row_by_row() -> None:
 def test_the_gradient_does_not_depend_on_how_passes_are_split(num_passes: int) -> None:
     """Nor need the number of samples be a multiple of anything."""
     model, rows = small_model(), some_scored(7)
-    whole = rollout.to_batch(rows, step=0, num_steps=1)
+    whole = rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1)
     size = -(-len(rows) // num_passes)
     assert whole.weights is not None
     parts = [
@@ -142,12 +147,13 @@ def test_ranks_share_the_step_that_one_would_do(
 ) -> None:
     """Gradients averaged over ranks, as the trainer does it, are those of one rank."""
     model, rows = small_model(), some_scored(8)
-    whole = gradients_of(model, rollout.to_batch(rows, step=0, num_steps=1))
+    whole = gradients_of(model, rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1))
     total = [float(sum(sum(row.completion.mask) for row in rows))]
     monkeypatch.setattr(rollout, "world_size", lambda: world_size)
     monkeypatch.setattr(rollout, "all_reduce_sum", lambda values: total)
     shares = [
-        rollout.to_batch(rows[rank::world_size], step=0, num_steps=1) for rank in range(world_size)
+        rollout.to_batch(rows[rank::world_size], sequence_len=64, step=0, num_steps=1)
+        for rank in range(world_size)
     ]
     averaged = [gradient / world_size for gradient in gradients_of(small_model(), *shares)]
     for one, other in zip(whole, averaged, strict=True):
@@ -185,7 +191,7 @@ def test_the_sampled_stop_token_reaches_the_targets() -> None:
     found = rollout.sample_and_score(
         engine, tokenizer, Sums(), [0], RolloutPlan(1, 2, 8, 0.0, 0, 0), step=0
     )
-    batch = rollout.to_batch(found, step=0, num_steps=1)
+    batch = rollout.to_batch(found, sequence_len=64, step=0, num_steps=1)
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [7, end]
 
 
@@ -207,7 +213,7 @@ def test_a_tools_output_is_no_target() -> None:
         engine, tokenizer, Sums(), [0], RolloutPlan(1, 1, 20, 0.0, 0, 0), step=0
     )
     assert "<|output_start|>42<|output_end|>" in tokenizer.decode(found[0].completion.tokens)
-    batch = rollout.to_batch(found, step=0, num_steps=1)
+    batch = rollout.to_batch(found, sequence_len=64, step=0, num_steps=1)
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [*call, end]
 
 
@@ -223,6 +229,17 @@ def test_steps_draw_anew_and_a_step_repeated_draws_the_same() -> None:
 
 
 # ---- steps
+
+
+@pytest.mark.parametrize("context", [33, 37, 61, 64])
+def test_answers_that_fill_a_context_of_any_length_are_trained_on(context: int) -> None:
+    model = small_model(sequence_len=context)
+    plan = dataclasses.replace(PLAN, max_new_tokens=context)
+    engine = Engine(model, small_tokenizer())
+    [batch] = rollout.rollout_batches(engine, small_tokenizer(), Sums(), plan, num_steps=1, rank=0)
+    assert batch.inputs.size(1) <= context and (batch.targets >= 0).any(dim=0)[context - 2]
+    loss = trainer.accumulate_gradients(model, batch, 4, torch.device("cpu"))
+    assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

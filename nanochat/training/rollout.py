@@ -86,14 +86,15 @@ def sample_and_score(
     return scored
 
 
-def to_batch(scored: list[Scored], *, step: int, num_steps: int) -> Batch:
-    """One row an answer; targets are the sampled tokens, the stop token included.
+def to_batch(scored: list[Scored], *, sequence_len: int, step: int, num_steps: int) -> Batch:
+    """One row an answer, of at most `sequence_len` targets: the sampled tokens and the stop token.
 
     Forced tokens (tool output) and the prompt are no targets. Every rank calls it, since the
     norm counts the sampled targets of all ranks.
     """
     rows = [(one.prompt + one.completion.tokens) for one in scored]
     length = -(-max(len(row) for row in rows) // 32) * 32  # few shapes, few allocations
+    length = min(length, sequence_len + 1)  # a context need not be a multiple of anything
     inputs = torch.zeros(len(rows), length - 1, dtype=torch.int64)
     targets = torch.full((len(rows), length - 1), -1, dtype=torch.int64)
     weights = torch.zeros(len(rows), length - 1)
@@ -146,7 +147,8 @@ def rollout_batches(
     Step s takes prompts s * P ... of those that fit, dealt out over the ranks; P is
     prompts_per_step.
     """
-    fitting = prompts_that_fit(task, tokenizer, engine.model.config.sequence_len)
+    sequence_len = engine.model.config.sequence_len
+    fitting = prompts_that_fit(task, tokenizer, sequence_len)
     if len(fitting) < len(task) and rank == 0:
         left_out = len(task) - len(fitting)
         logger.info("%d of %d prompts do not fit the context and are left out", left_out, len(task))
@@ -163,4 +165,4 @@ def rollout_batches(
             ]
         )
         observe(reward / count, length / count)
-        yield to_batch(scored, step=step, num_steps=num_steps)
+        yield to_batch(scored, sequence_len=sequence_len, step=step, num_steps=num_steps)
