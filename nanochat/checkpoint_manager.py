@@ -24,7 +24,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, gather_objects
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def default_tag(n_layer: int) -> str:
     return f"d{n_layer}"
 
 
-def find_directory(stage: str, tag: str | None = None) -> Path:
+def find_directory(stage: str, tag: str = "") -> Path:
     """The folder of a stage's checkpoints: of `tag`, else the one saved to last.
 
     Raises UserError naming the command that makes one.
@@ -323,19 +323,21 @@ def _load_tensors(path: Path, **how: Any) -> Any:
 
 def model_identity(meta: Meta) -> str:
     """Sixteen hexadecimal digits that change when the model of this meta does."""
-    name = f"model_{meta['step']:06d}.pt"
-    return str(meta["files"][name]["sha256"])[:16]
+    return str(meta["files"][_model_name(meta)]["sha256"])[:16]
 
 
-def read_meta(stage: str, tag: str | None = None, step: int | None = None) -> Meta:
+def _model_name(meta: Meta) -> str:
+    return f"model_{meta['step']:06d}.pt"
+
+
+def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
     """The meta of a stage's newest checkpoint (or of `step`), without opening its tensors."""
     directory = find_directory(stage, tag)
-    steps = [step] if step is not None else saved_steps(directory)
-    for candidate in steps:
+    for candidate in saved_steps(directory) if step < 0 else [step]:
         meta = _read_meta(directory, candidate)
         if meta:
             return meta
-    wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+    wanted = "checkpoint" if step < 0 else f"checkpoint of step {step}"
     raise UserError(f"no readable {wanted} in {directory}; train that stage again with --fresh")
 
 
@@ -350,28 +352,51 @@ def _read_meta(directory: Path, step: int) -> Meta | None:
     return meta if is_whole or meta.get("version") == FIRST_VERSION else None
 
 
-def newest_complete(directory: Path, step: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint (or that of `step`) that passes its digests; damaged ones are named."""
-    for candidate in saved_steps(directory) if step is None else [step]:
+def newest_complete(
+    directory: Path, step: int = -1, model_only_on: Runtime | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint (or that of `step`) whose files match their checksums.
+
+    model_only_on: verify only the model file, once per node; every rank calls it. Damaged
+    checkpoints are logged and passed over.
+    """
+    for candidate in saved_steps(directory) if step < 0 else [step]:
         meta = _read_meta(directory, candidate)
-        damage = "its meta cannot be read" if meta is None else _damage(directory, meta)
+        damage = _damage(directory, meta, model_only_on)
         if meta is not None and not damage:
             return Checkpoint(directory, candidate, meta)
-        said = "checkpoint of step %d in %s is passed over: %s"
-        logger.warning(said, candidate, directory, damage)
+        logger.warning("checkpoint of step %d in %s is skipped: %s", candidate, directory, damage)
     return None
 
 
-def _damage(directory: Path, meta: Meta) -> str:
-    for name, facts in meta["files"].items():
+def _damage(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
+    """What is wrong with a checkpoint; empty when nothing is."""
+    if meta is None:
+        damage = "its meta file cannot be read"
+    elif model_only_on is None:
+        damage = _files_damage(directory, meta["files"])
+    elif model_only_on.local_rank == 0:
+        # The optimizer shards are twice the size of the model, and not needed to run it.
+        damage = _files_damage(
+            directory, {name: meta["files"][name] for name in [_model_name(meta)]}
+        )
+    else:
+        damage = ""
+    if model_only_on is not None:  # all ranks decide alike, also where nodes have their own disks
+        damage = next(filter(None, gather_objects(damage)), "")
+    return damage
+
+
+def _files_damage(directory: Path, files: dict[str, Any]) -> str:
+    for name, facts in files.items():
         path = directory / name
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != facts["size"]:
-                    return f"{name} has {size} bytes and not {facts['size']}"
+                    return f"{name} has {size} bytes, expected {facts['size']}"
                 if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                    return f"{name} has been changed (its sha256 differs)"
+                    return f"checksum mismatch of {name}"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -398,16 +423,16 @@ def refuse_other_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
 
 
 def load_model(
-    stage: str, runtime: Runtime, model_tag: str | None = None, step: int | None = None
+    stage: str, runtime: Runtime, tag: str = "", step: int = -1
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
-    """A stage's model in evaluation mode, its tokenizer and its meta.
+    """A stage's model in evaluation mode, its tokenizer and its meta; every rank calls it.
 
-    Raises UserError when there is none, when its files are damaged or the tokenizer is another.
+    Raises UserError when there is none, when its file is damaged or the tokenizer is another.
     """
-    directory = find_directory(stage, model_tag)
-    checkpoint = newest_complete(directory, step)
+    directory = find_directory(stage, tag)
+    checkpoint = newest_complete(directory, step, model_only_on=runtime)
     if checkpoint is None:
-        wanted = "whole checkpoint" if step is None else f"whole checkpoint of step {step}"
+        wanted = "complete checkpoint" if step < 0 else f"complete checkpoint of step {step}"
         have = ", ".join(map(str, saved_steps(directory)))
         raise UserError(
             f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"

@@ -80,6 +80,8 @@ class Runtime:
     world_size: int
     compute_dtype: torch.dtype
     """What matrices are multiplied in; parameters stay float32."""
+    local_rank: int = 0
+    """Index of the process, or of the replica, on its node."""
     store: RankStore = field(default_factory=RankStore, compare=False)
     """Notes between ranks, from any thread."""
 
@@ -126,6 +128,7 @@ def init_runtime(device_type: str = "") -> Runtime:
         rank=rank,
         world_size=world_size,
         compute_dtype=compute_dtype(device),
+        local_rank=local_rank if world_size > 1 else 0,
         store=_rank_store() if world_size > 1 else RankStore(),
     )
 
@@ -177,7 +180,9 @@ def replicas(runtime: Runtime, count: int) -> list[Runtime]:
     if count > there:
         raise UserError(f"{count} GPUs are asked for and {there} are here; use {there} or less")
     devices = [torch.device("cuda", number) for number in range(count or there)]
-    return [replace(runtime, device=device) for device in devices]
+    return [
+        replace(runtime, device=device, local_rank=number) for number, device in enumerate(devices)
+    ]
 
 
 def set_device(device: torch.device) -> None:

@@ -97,8 +97,7 @@ class Bundle:
 
 def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
-    step = None if options.step == -1 else options.step
-    meta = checkpoint_manager.read_meta("base", options.model_tag or None, step)
+    meta = checkpoint_manager.read_meta("base", options.model_tag, options.step)
     bundle = find_bundle(options)
     is_primer = dataset.current_source() == "primer"
     settings = defining_settings(options, meta, bundle, is_primer)

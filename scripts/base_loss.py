@@ -38,10 +38,9 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Measure both splits, or say that it is done."""
     options = parse(Options, argv)
-    step = None if options.step == -1 else options.step
     name = f"base_loss_{options.source}"
     with stage.opened(options.device_type) as runtime:
-        meta = checkpoint_manager.read_meta(options.source, options.model_tag or None, step)
+        meta = checkpoint_manager.read_meta(options.source, options.model_tag, options.step)
         settings = {
             "model": checkpoint_manager.model_identity(meta),
             "tokens": options.eval_tokens,

@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     with stage.opened(options.device_type) as runtime:
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
-        step = None if options.step == -1 else options.step
-        tag = options.model_tag or None
-        model, tokenizer, meta = checkpoint_manager.load_model(source, runtime, tag, step)
+        model, tokenizer, meta = checkpoint_manager.load_model(
+            source, runtime, options.model_tag, options.step
+        )
         face: Face = Terminal() if sys.stdout.isatty() else Pipe()
         chat = Chat(Engine(model, tokenizer), options, face)
         if options.prompt:

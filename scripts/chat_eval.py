@@ -110,8 +110,7 @@ def _check(options: Options) -> None:
 
 def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
-    step = None if options.step == -1 else options.step
-    meta = checkpoint_manager.read_meta(options.source, options.model_tag or None, step)
+    meta = checkpoint_manager.read_meta(options.source, options.model_tag, options.step)
     settings = defining_settings(options, meta)
     tasks = on_main_first(lambda: choose_tasks(options))
     name = f"chat_eval_{options.source}"

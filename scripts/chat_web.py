@@ -72,10 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         http_server.bind(options.host, options.port) as sock,
     ):
         source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
-        step = None if options.step == -1 else options.step
-        tag = options.model_tag or None
         copies = [
-            checkpoint_manager.load_model(source, one, tag, step)
+            checkpoint_manager.load_model(source, one, options.model_tag, options.step)
             for one in replicas(runtime, options.num_engines)
         ]
         meta = copies[0][-1]

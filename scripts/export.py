@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.format == "mlx":
         raise UserError("--format=mlx is not there yet; --format=hf is")
     with stage.opened("cpu") as runtime:
-        step = None if options.step == -1 else options.step
-        tag = options.model_tag or None
-        model, tokenizer, meta = checkpoint_manager.load_model(options.source, runtime, tag, step)
+        model, tokenizer, meta = checkpoint_manager.load_model(
+            options.source, runtime, options.model_tag, options.step
+        )
         out = Path(options.out).expanduser()
         export.export_hf(model, tokenizer, out, DTYPES[options.dtype])
         logger.info("%s model of step %d is in %s", options.source, meta["step"], out)

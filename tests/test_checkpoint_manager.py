@@ -1,8 +1,11 @@
+import hashlib
 import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from nanochat import checkpoint_manager as checkpoints
 from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import init_runtime
+from tests.small_model import save_small_run
 
 META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False, "loader": {"step": 1}}
 
@@ -251,3 +256,50 @@ def test_another_tokenizer_is_refused(model: GPT) -> None:
 
     with pytest.raises(UserError, match="trained with tokenizer"):
         checkpoints.refuse_other_tokenizer({"tokenizer": "first"}, Other())  # type: ignore[arg-type]
+
+
+# ---- loading only the model
+
+
+def test_a_damaged_optimizer_shard_stops_a_resume_but_not_a_chat() -> None:
+    save_small_run("sft")
+    folder = paths.checkpoints_dir("sft") / "small"
+    (folder / "optim_000001_rank0.pt").write_bytes(b"damaged")
+    assert checkpoints.newest_complete(folder) is None
+    model, _, meta = checkpoints.load_model("sft", init_runtime("cpu"))
+    assert meta["step"] == 1 and not model.training
+
+
+def test_a_damaged_model_file_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    save_small_run("sft")
+    path = paths.checkpoints_dir("sft") / "small" / "model_000001.pt"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*\(steps there: 1\)"):
+        checkpoints.load_model("sft", init_runtime("cpu"))
+    assert "model_000001.pt" in caplog.text
+
+
+@pytest.mark.parametrize(("local_rank", "files"), [(0, ["model_000001.pt"]), (1, [])])
+def test_loading_a_model_reads_its_file_once_per_node_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, files: list[str]
+) -> None:
+    save_small_run("sft")
+    hashed: list[str] = []
+    original = hashlib.file_digest
+
+    def counting(file: Any, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return original(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    checkpoints.load_model("sft", replace(init_runtime("cpu"), local_rank=local_rank))
+    assert hashed == files
+
+
+def test_damage_that_one_node_finds_is_known_to_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_small_run("sft")
+    monkeypatch.setattr(checkpoints, "gather_objects", lambda own: [own, "the sha256 differs"])
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        checkpoints.load_model("sft", init_runtime("cpu"))

@@ -119,7 +119,7 @@ def test_a_damaged_model_is_not_measured_as_the_one_before_it(trained: Path) -> 
     path = trained / "base_checkpoints" / "damaged" / "model_000012.pt"
     path.write_bytes(path.read_bytes()[:-1])
     said = processes.run(trained, "scripts.base_loss --model_tag=damaged", ok=False)
-    assert "no whole checkpoint of step 12" in said and "Traceback" not in said
+    assert "no complete checkpoint of step 12" in said and "Traceback" not in said
 
 
 def test_a_model_with_windows_is_trained_killed_measured_and_asked(trained: Path) -> None:

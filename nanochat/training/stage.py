@@ -76,7 +76,7 @@ class Parent:
 
 def find_parent(stage: str, tag: str) -> Parent:
     """The newest run of a stage (or the one of `tag`). Raises UserError when it is not done."""
-    meta = checkpoint_manager.read_meta(stage, tag or None)
+    meta = checkpoint_manager.read_meta(stage, tag)
     tag = meta["settings"]["model_tag"]
     if not meta["finished"]:
         command = checkpoint_manager.TRAINING_COMMANDS[stage]
