@@ -24,7 +24,7 @@ def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
     """The address of a server in a thread of its own; port 0 is any that is free."""
     app = create_app(engines, Settings(model_name=MODEL, **settings))
     listener = http_server.bind("127.0.0.1", port)
-    server = http_server.server_of(app)
+    server = http_server.make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanochat.engine import Engine
-from nanochat.web.openai_api import ChatMessage, in_turns
+from nanochat.web.openai_api import ChatMessage, merge_turns
 from tests.learned_by_heart import LONG
 from tests.served import MODEL, chat, complete, events, user
 
@@ -194,7 +194,7 @@ def test_messages_are_brought_into_turns() -> None:
     messages = [ChatMessage.model_validate({"role": r, "content": c}) for r, c in sent]
     turns = [
         (turn["role"], "".join(part["text"] for part in turn["content"]))
-        for turn in in_turns(messages)
+        for turn in merge_turns(messages)
     ]
     assert turns == [
         ("user", "Be brief.\n\nHi\n\nthere"),

@@ -413,7 +413,7 @@ def test_a_server_that_is_busy_gone_or_breaks_off_is_told_to_the_user(page: Page
 def test_a_server_that_restarts_in_mid_answer_is_told_to_the_user_and_found_again(
     browser: Browser, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "DRAIN_SECONDS", 0)
+    monkeypatch.setattr(http_server, "GRACEFUL_SHUTDOWN_SECONDS", 0)
     page = browser.new_context().new_page()
     with slowed(engine, 0.1):
         with serving(engine) as address:

@@ -85,7 +85,7 @@ def closes(connection: socket.socket) -> bool:
 def test_a_client_that_sends_no_head_or_a_byte_now_and_then_is_closed(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_SECONDS", 0.3)
     with serving(engine) as address:
         for begin in (b"", posted(b"{}")[:40]):
             with connected(address) as connection:
@@ -100,7 +100,7 @@ def test_a_client_that_sends_no_head_or_a_byte_now_and_then_is_closed(
 def test_a_body_that_does_not_come_is_a_408_and_closed(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(guard, "BODY_TIMEOUT_SECONDS", 0.2)
     with serving(engine) as address, connected(address) as connection:
         connection.sendall(posted(b"{}")[:-1])
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
@@ -110,7 +110,7 @@ def test_a_body_that_does_not_come_is_a_408_and_closed(
 def test_a_client_that_reads_nothing_is_closed_and_nobody_waits_for_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "WRITE_TIMEOUT_SECONDS", 0.5)
     with serving(engine) as address, connected(address) as connection:
         get = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
         with pytest.raises(OSError, match=r"reset|pipe"):
@@ -205,7 +205,7 @@ def test_an_engine_that_fails_ends_the_answer_with_an_error_and_serves_the_next(
 def test_a_server_that_is_stopped_lets_answers_end_and_then_says_so(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "DRAIN_SECONDS", 1)
+    monkeypatch.setattr(http_server, "GRACEFUL_SHUTDOWN_SECONDS", 1)
     with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
         with serving(engine) as address:
             short = pool.submit(chat, address)

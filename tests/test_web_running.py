@@ -42,7 +42,7 @@ def test_metrics_are_in_the_format_of_prometheus(address: str) -> None:
 def test_tokens_are_counted_while_they_are_written(address: str, engine: Engine) -> None:
     def is_at_work() -> bool:
         text = httpx.get(f"{address}/metrics").text
-        return "nanochat_running 1" in text and "tokens_per_second 0\n" not in text
+        return "nanochat_running 1" in text and "tokens_per_second 0.0\n" not in text
 
     with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
         before = httpx.get(f"{address}/metrics").text
@@ -72,7 +72,7 @@ def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Eng
             assert answer.result().json()["choices"] == alone[text]
         health = httpx.get(f"{address}/health").json()
         assert health["engines"] == 2 and health["status"] == "ok"
-        assert "nanochat_slots 4\n" in httpx.get(f"{address}/metrics").text
+        assert "nanochat_slots 4.0\n" in httpx.get(f"{address}/metrics").text
 
 
 def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> None:
@@ -170,7 +170,7 @@ def test_a_server_that_is_told_to_stop_lets_its_answer_end_and_leaves_with_0(bas
 def test_a_taken_port_and_a_foreign_host_are_one_clear_line() -> None:
     with http_server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is taken; use another"):
+        with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is in use; try --port="):
             http_server.bind("127.0.0.1", port)
     with pytest.raises(UserError, match="--host=nowhere is not an address"):
         http_server.bind("nowhere", 0)

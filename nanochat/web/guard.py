@@ -1,4 +1,4 @@
-"""What stands before every route: limits on what comes in, headers on what goes out, a log."""
+"""ASGI middleware around every route: body limits, security headers, metrics, the access log."""
 
 import asyncio
 import json
@@ -15,17 +15,19 @@ from nanochat.web.prometheus import Metrics
 access = logging.getLogger("nanochat.web.access")
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 10.0
-MAX_LOGGED_PATH = 120
+BODY_TIMEOUT_SECONDS = 10.0  # a body is at most 256 KiB: seconds even on a slow phone
+MAX_LOGGED_PATH = 120  # clients choose the path; log lines stay short
 
-HEADERS = {
+SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
     b"referrer-policy": b"no-referrer",
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
+    # The chat page sets a policy of its own; everything else may load and embed nothing.
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
-STRICT_POLICY = b"default-src 'none'; frame-ancestors 'none'"  # of all but the page
+CLOSE = {"Connection": "close"}  # the rest of a refused body is not read
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,7 +36,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """The outermost middleware."""
 
     def __init__(self, app: App, max_body_bytes: int, metrics: Metrics) -> None:
         self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
@@ -44,55 +46,53 @@ class Guard:
             await self.app(scope, receive, send)
             return
         response = _Response(send)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            self._refuse_declared_size(scope)
-            await self.app(scope, self._bounded(receive), response.send)
+            for name, value in scope["headers"]:
+                if name == b"content-length":  # refused before a byte of the body is read
+                    self._check_size(int(value[:20]))  # 20 digits are too large already
+            await self.app(scope, self._limited(receive), response.send)
         except ApiError as error:
             await response.fail(error)
         except Exception as error:
+            # Not the exception's text: it may quote what the user wrote.
             logger.error("a route failed: %s", where_it_failed(error))
-            await response.fail(ApiError(500, "the server failed; its log says where"))
+            await response.fail(ApiError(500, "internal server error; see the server's log"))
         finally:
-            self.metrics.count("nanochat_requests_total", f'status="{response.status}"')
-            _log(scope, response.status, time.monotonic() - began)
+            self.metrics.requests.labels(response.status).inc()
+            _log_access(scope, response.status, time.monotonic() - start)
 
-    def _refuse_declared_size(self, scope: MutableMapping[str, Any]) -> None:
-        """Before a byte of it is read. Raises ApiError."""
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value[:20]) > self.max_body_bytes:
-                raise self._too_large()
+    def _check_size(self, num_bytes: int) -> None:
+        """Raises ApiError when the body is too large."""
+        if num_bytes > self.max_body_bytes:
+            message = f"the body is larger than {self.max_body_bytes} bytes"
+            raise ApiError(413, message, headers=CLOSE)
 
-    def _too_large(self) -> ApiError:
-        message = f"the body has more than {self.max_body_bytes} bytes"
-        return ApiError(413, message, headers={"Connection": "close"})
-
-    def _bounded(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive) -> Receive:
         """`receive` that refuses a body that is too large or too slow."""
-        size, is_whole = 0, False
-        deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+        num_bytes, is_complete = 0, False
+        deadline = asyncio.get_running_loop().time() + BODY_TIMEOUT_SECONDS
 
-        async def bounded() -> Message:
-            nonlocal size, is_whole
-            if is_whole:  # only the client's leaving can follow, and that may take long
+        async def limited() -> Message:
+            nonlocal num_bytes, is_complete
+            if is_complete:  # only a disconnect can follow, possibly minutes later
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                late = f"the body did not come within {BODY_SECONDS:g} s"
-                raise ApiError(408, late, headers={"Connection": "close"}) from None
-            size += len(message.get("body", b""))
-            is_whole = not message.get("more_body", False)
-            if size > self.max_body_bytes:
-                raise self._too_large()
+                late = f"the body did not arrive within {BODY_TIMEOUT_SECONDS:g} s"
+                raise ApiError(408, late, headers=CLOSE) from None
+            num_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            self._check_size(num_bytes)
             return message
 
-        return bounded
+        return limited
 
 
 class _Response:
-    """What goes out: adds the headers, remembers the status."""
+    """Adds the security headers and remembers the status."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -101,14 +101,13 @@ class _Response:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            names = {name for name, _ in message["headers"]}
-            added = {**HEADERS, b"content-security-policy": STRICT_POLICY}
-            more = [(name, value) for name, value in added.items() if name not in names]
-            message = {**message, "headers": [*message["headers"], *more]}
+            names = {name for name, _ in message["headers"]}  # a route's own headers win
+            added = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in names]
+            message = {**message, "headers": [*message["headers"], *added]}
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
-        """Answer with an error and close the connection, unless an answer has begun."""
+        """Send an error and close the connection, unless a response has been started."""
         if self.status:
             return
         body = json.dumps(error.body()).encode()
@@ -122,8 +121,8 @@ class _Response:
         await self.send({"type": "http.response.body", "body": body})
 
 
-def _log(scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-    """One line of JSON: escaped, bounded, without query and body."""
+def _log_access(scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+    """One line of JSON: escaped, bounded, without query and body, which may hold users' text."""
     client = scope.get("client") or ("", 0)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

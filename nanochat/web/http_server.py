@@ -1,4 +1,4 @@
-"""A socket, and uvicorn on it: connections that are slow to ask or slow to read are closed."""
+"""Uvicorn on a bound socket, with timeouts for clients that send or read slowly."""
 
 import asyncio
 import errno
@@ -12,121 +12,122 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanochat.errors import UserError
-from nanochat.web.openai_api import error_body
+from nanochat.web.openai_api import ApiError
 
-HEAD_SECONDS = 10.0  # for the head of a request
-STALL_SECONDS = 30.0  # for a client that reads nothing while there is something to read
-DRAIN_SECONDS = 7  # for answers that run when the server is told to stop
-BACKLOG = 1024
-SEND_BUFFER_BYTES = 256 * 1024  # of each connection, with the kernel; what is beyond waits here
+HEADER_TIMEOUT_SECONDS = 10.0
+WRITE_TIMEOUT_SECONDS = 30.0  # without progress: a client that does not read its answer
+GRACEFUL_SHUTDOWN_SECONDS = 7  # for running answers; Docker and Kubernetes kill after 10 and 30
+BACKLOG = 1024  # connections that the kernel queues: a burst must not be reset
+# Per connection in the kernel. More backpressures the writer, so that a client that does not read
+# holds at most this much memory.
+SEND_BUFFER_BYTES = 256 * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises UserError when the port is taken or cannot be had."""
+    """A listening socket. Raises UserError when the address or the port cannot be used."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError:
         raise UserError(f"--host={host} is not an address of this machine; use 127.0.0.1") from None
-    except OverflowError:
-        raise UserError(f"--port={port} is not a port; use 1024 to 65535") from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        listener.bind(address)
-        listener.listen(BACKLOG)  # now, so that a taken port is found now
+    is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # --host=:: is IPv4, too
+    try:  # listens at once: a port in use fails before the model is loaded
+        listener = socket.create_server(
+            address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
+        )
     except OSError as error:
-        listener.close()
-        reasons = {errno.EADDRINUSE: "is taken", errno.EACCES: "may not be used by this user"}
+        reasons = {errno.EADDRINUSE: "is in use", errno.EACCES: "is not permitted for this user"}
         reason = reasons.get(error.errno or 0, f"cannot be used ({error.strerror})")
         other = port + 1 if 1024 <= port < 65535 else 8000
-        raise UserError(
-            f"--port={port} on {host} {reason}; use another, as in --port={other}"
-        ) from None
+        raise UserError(f"--port={port} on {host} {reason}; try --port={other}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # for accepted ones
     return listener
 
 
-class DrainingServer(uvicorn.Server):
-    """When told to stop, lets answers end for a while, then tells the rest that it goes."""
+class GracefulServer(uvicorn.Server):
+    """On shutdown, lets running answers finish for a while, then fails the rest."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         pool = self.config.app.state.service.pool  # type: ignore[union-attr]
-        asyncio.get_running_loop().call_later(DRAIN_SECONDS, pool.close)
+        asyncio.get_running_loop().call_later(GRACEFUL_SHUTDOWN_SECONDS, pool.close)
         await super().shutdown(sockets)
 
 
-def server_of(app: Any) -> uvicorn.Server:
-    """A server for `app`; its `run(sockets=[...])` serves until it is told to stop."""
+def make_server(app: Any) -> uvicorn.Server:
+    """A server for `app`; `run(sockets=[listener])` serves until it is stopped."""
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=TimeoutProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS + 1,
+        # One second more than the pool gets, to send the errors of the answers it failed.
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS + 1,
     )
-    return DrainingServer(config)
+    return GracefulServer(config)
 
 
 def serve(app: Any, listener: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; running answers get a few seconds to end."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn, which obeyed it, raises it again
-    server_of(app).run(sockets=[listener])
+    """Serve until SIGTERM or Ctrl-C."""
+    # Uvicorn raises the signal again after its shutdown, which would exit with 143 instead of 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    make_server(app).run(sockets=[listener])
 
 
-class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 with a limit on how long a head may take to come and an answer to be read."""
+class TimeoutProtocol(H11Protocol):
+    """HTTP/1.1 that drops connections whose headers or whose reading take too long."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.access_log = False  # the guard writes one that holds no text of users
+        self.access_log = False  # guard.py writes one, without queries
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        # Whoever sends waits until the kernel has all of it: nothing piles up for a slow reader.
+        # Writers wait until the kernel has taken everything: no buffer grows for a slow client.
         transport.set_write_buffer_limits(high=0)
-        self._abort_after(HEAD_SECONDS, "head")
+        self._start_timer("headers", HEADER_TIMEOUT_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered in the form of all errors."""
-        body = json.dumps(error_body(400, msg)).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start = h11.Response(
-            status_code=400, headers=[*headers, ("Connection", "close")], reason=b"Bad Request"
-        )
+        """Answer invalid HTTP with the JSON body of all errors."""
+        body = json.dumps(ApiError(400, msg).body()).encode()
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+        ]
+        start = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (start, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event))
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for name in [*self._timers]:
-            self._go_on(name)
+            self._cancel_timer(name)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._go_on("head")  # it is whole
-        elif "head" not in self._timers:
-            self._abort_after(HEAD_SECONDS, "head")  # part of a next one
+            self._cancel_timer("headers")  # a request is being answered
+        elif "headers" not in self._timers:
+            self._start_timer("headers", HEADER_TIMEOUT_SECONDS)  # part of the next request
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._abort_after(STALL_SECONDS, "stall")
+        self._start_timer("write", WRITE_TIMEOUT_SECONDS)
 
     def resume_writing(self) -> None:
-        self._go_on("stall")
+        self._cancel_timer("write")
         super().resume_writing()
 
-    def _abort_after(self, seconds: float, name: str) -> None:
-        self._go_on(name)
+    def _start_timer(self, name: str, seconds: float) -> None:
+        self._cancel_timer(name)
         self._timers[name] = self.loop.call_later(seconds, self.transport.abort)
 
-    def _go_on(self, name: str) -> None:
+    def _cancel_timer(self, name: str) -> None:
         if timer := self._timers.pop(name, None):
             timer.cancel()

@@ -1,8 +1,8 @@
-"""The OpenAI protocol: what requests may hold, what answers and errors look like.
+"""The OpenAI protocol: request schemas, prompts made of requests, bodies of answers and errors.
 
-Two things are added to it, and clients that do not know them lose nothing: a message's content may
-have parts of type `python` and `python_output` (as in `chat`), and an answer names its tool calls
-under `tools` beside the text.
+Two extensions, which clients that do not know them can ignore: a message's content may have parts
+of type `python` and `python_output` (as in `chat`), and an answer lists its tool calls under
+`tools` beside the text.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,18 +22,20 @@ from nanochat.errors import UserError
 from nanochat.inference.detokenizer import ToolCall
 from nanochat.inference.sampling import Sampling, TokenChoice
 
+# Bounds on the work of one request; OpenAI has the same two for stop strings and top_logprobs.
+MAX_STOP_STRINGS = 4
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_CHARACTERS = 200  # every piece of text is searched for each of them
 MAX_MESSAGES = 1000
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-MAX_STOP_STRINGS = 4
-MAX_STOP_CHARACTERS = 200
 MAX_INT = 2**31 - 1
-LEAST_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0  # stands for -inf, which JSON cannot express
 PART_TYPES = ("text", "python", "python_output")
 
 
 class Tokenizer(chat.Tokenizer, Protocol):
-    """What the protocol asks of a tokenizer."""
+    """A chat tokenizer that also names its tokens."""
 
     def decode_bytes(self, ids: list[int]) -> bytes: ...
 
@@ -42,9 +44,24 @@ class Tokenizer(chat.Tokenizer, Protocol):
 
 # ---- errors
 
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every response of status 4xx and 5xx."""
+
+    error: ErrorDetail
+
 
 class ApiError(HTTPException):
-    """An answer other than 200, in the protocol's form."""
+    """A refusal or failure, reported in the protocol's form."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None,
@@ -54,93 +71,67 @@ class ApiError(HTTPException):
         self.param, self.code = param, code
 
     def body(self) -> dict[str, Any]:
-        """{"error": {message, type, param, code}}."""
-        return error_body(self.status_code, self.detail, self.param, self.code)
-
-
-ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-
-def error_body(
-    status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """The body of every answer that is not 200."""
-    usual = "invalid_request_error" if status < 500 else "server_error"
-    kind = ERROR_TYPES.get(status, usual)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The form of `error_body`, for the description of the interface."""
-
-    error: ErrorDetail
+        default = "invalid_request_error" if self.status_code < 500 else "server_error"
+        detail = ErrorDetail(
+            message=self.detail,
+            type=ERROR_TYPES.get(self.status_code, default),
+            param=self.param,
+            code=self.code,
+        )
+        return ErrorBody(error=detail).model_dump()
 
 
 # ---- requests
 
 
-class Loose(BaseModel):
-    """Fields that are not known are ignored; numbers are finite."""
+class Schema(BaseModel):
+    """Unknown fields are ignored, as OpenAI's clients send many; numbers are finite."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class Part(Loose):
-    """A piece of a message: text, or what the assistant computed and what came out."""
-
-    type: str
+class Part(Schema):
+    type: str  # PART_TYPES; others are refused with a better message than pydantic's
     text: str = ""
 
 
-class ChatMessage(Loose):
-    """One message of a conversation."""
-
+class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
 
 
-class StreamOptions(Loose):
-    """What a stream may end with."""
-
+class StreamOptions(Schema):
     include_usage: bool | None = None
 
 
-class Generation(Loose):
-    """What both kinds of request say about how to answer."""
+class Generation(Schema):
+    """Fields of both kinds of request; None is the server's default."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=MAX_INT)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT)  # -1 and 0: no limit, as in vLLM
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
     def stop_strings(self) -> tuple[str, ...]:
-        """The strings that end an answer. Raises ApiError on too many or too long ones."""
+        """Raises ApiError when there are too many or one is too long."""
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(strings) > MAX_STOP_STRINGS:
-            message = f"stop has {len(strings)} strings; at most {MAX_STOP_STRINGS}"
-            raise ApiError(400, message, param="stop")
-        if max(map(len, strings), default=0) > MAX_STOP_CHARACTERS:
-            message = f"a stop string has more than {MAX_STOP_CHARACTERS} characters"
+        longest = max(map(len, strings), default=0)
+        if len(strings) > MAX_STOP_STRINGS or longest > MAX_STOP_CHARACTERS:
+            message = (
+                f"stop has {len(strings)} strings of up to {longest} characters; send at most"
+                f" {MAX_STOP_STRINGS} of at most {MAX_STOP_CHARACTERS}"
+            )
             raise ApiError(400, message, param="stop")
         return tuple(filter(None, strings))
 
     def wants_usage(self) -> bool:
-        """Whether a stream is to end with a chunk of usage."""
+        """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -151,31 +142,31 @@ class ChatRequest(Generation):
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     trim: bool | None = None
-    """Leave the oldest turns out when the conversation outgrows the context (ours)."""
+    """Drop the oldest turns when the conversation outgrows the context (an extension)."""
 
     def num_top_logprobs(self) -> int | None:
-        """How many most likely tokens are wanted beside each; None: no logprobs at all."""
+        """Alternatives to report for each token; None: no logprobs at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Generation):
-    """POST /v1/completions: plain text gone on with."""
+    """POST /v1/completions: plain text to continue."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
     def num_top_logprobs(self) -> int | None:
-        """How many most likely tokens are wanted beside each; None: no logprobs at all."""
+        """Alternatives to report for each token; None: no logprobs at all."""
         return self.logprobs
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds where a request says nothing."""
+    """The server's values for fields that a request leaves out."""
 
     temperature: float = 0.0
     top_k: int = 50
@@ -183,7 +174,7 @@ class Defaults:
 
 
 def sampling_of(request: Generation, defaults: Defaults) -> Sampling:
-    """How the tokens of the answer are drawn."""
+    """The sampling settings of a request."""
     temperature, top_k = request.temperature, request.top_k
     return Sampling(
         temperature=defaults.temperature if temperature is None else temperature,
@@ -194,31 +185,31 @@ def sampling_of(request: Generation, defaults: Defaults) -> Sampling:
 
 
 def seed_of(request: Generation) -> int:
-    """The seed asked for, else one that nobody has had."""
+    """The requested seed, else a random one."""
     return secrets.randbits(63) if request.seed is None else request.seed
 
 
-# ---- a conversation as a prompt
+# ---- prompts
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens to go on from, and how many messages were left out before them."""
+    """A conversation as tokens, after the `num_dropped` oldest messages were trimmed."""
 
     tokens: list[int]
     num_dropped: int = 0
 
 
 def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
-    """The conversation as tokens, at most `max_tokens` when the request allows it to be trimmed.
+    """The conversation as tokens, at most `max_tokens` where the request allows trimming.
 
-    A last message by the assistant is gone on with. Raises ApiError on what is no conversation.
+    A final assistant message is continued. Raises ApiError on an invalid conversation.
     """
     try:
-        messages, dropped = in_turns(request.messages), 0
+        messages, num_dropped = merge_turns(request.messages), 0
         if request.trim:
-            messages, dropped = trim_to_fit(messages, tokenizer, max_tokens)
-        return Prompt(render_to_go_on({"messages": messages}, tokenizer), dropped)
+            messages, num_dropped = trim_to_fit(messages, tokenizer, max_tokens)
+        return Prompt(render_to_go_on({"messages": messages}, tokenizer), num_dropped)
     except UserError as error:
         code = "context_length_exceeded" if "context" in str(error) else None
         raise ApiError(400, str(error), param="messages", code=code) from None
@@ -226,85 +217,70 @@ def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Pr
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A plain text as tokens that begin with <|bos|>."""
+    """A plain text as tokens, the first of which is <|bos|>."""
 
     tokens: list[int]
     is_bos_hidden: bool
-    """True where we put it there: it is not shown."""
+    """True where the client did not send the <|bos|> and does not get it back."""
 
     def shown(self, choices: list[TokenChoice]) -> list[TokenChoice | int]:
-        """What is known of each token that the client has sent."""
+        """Scores of the client's tokens; a <|bos|> of theirs has none and stands as a number."""
         return [*choices] if self.is_bos_hidden else [self.tokens[0], *choices]
 
 
 def prompts_of(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
-    """Each prompt of a completion. Raises ApiError when there is none, or an id is unknown."""
-    asked = request.prompt
-    texts: list[str | list[int]]
-    if isinstance(asked, str):
-        texts = [asked]
-    elif asked and isinstance(asked[0], int):
-        texts = [[token for token in asked if isinstance(token, int)]]
-    else:
-        texts = [text for text in asked if not isinstance(text, int)]
-    if not 1 <= len(texts) <= MAX_PROMPTS:
-        raise ApiError(400, f"{len(texts)} prompts; between 1 and {MAX_PROMPTS}", param="prompt")
-    return [_text_prompt(text, tokenizer) for text in texts]
-
-
-def _text_prompt(text: str | list[int], tokenizer: Tokenizer) -> TextPrompt:
-    tokens = tokenizer.encode(text) if isinstance(text, str) else text
-    limit = tokenizer.get_vocab_size()
-    if wrong := [token for token in tokens if not 0 <= token < limit]:
-        message = f"token {wrong[0]} is not between 0 and {limit - 1}"
+    """The prompts of a completion. Raises ApiError on none, too many or an unknown token id."""
+    prompts: Any = request.prompt
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        prompts = [prompts]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        message = f"{len(prompts)} prompts; send between 1 and {MAX_PROMPTS}"
         raise ApiError(400, message, param="prompt")
-    bos = tokenizer.encode_special("<|bos|>")
-    is_hidden = tokens[:1] != [bos]
-    return TextPrompt([bos, *tokens] if is_hidden else tokens, is_hidden)
+    bos, num_tokens = tokenizer.encode_special("<|bos|>"), tokenizer.get_vocab_size()
+    encoded = []
+    for prompt in prompts:
+        tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if unknown := [token for token in tokens if not 0 <= token < num_tokens]:
+            message = f"token {unknown[0]} is not between 0 and {num_tokens - 1}"
+            raise ApiError(400, message, param="prompt")
+        is_bos_hidden = tokens[:1] != [bos]
+        encoded.append(TextPrompt([bos, *tokens] if is_bos_hidden else tokens, is_bos_hidden))
+    return encoded
 
 
-def in_turns(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The messages as `chat` wants them: a system text first, then user and assistant in turns.
+def merge_turns(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Alternating user and assistant messages, as `chat` renders them.
 
-    Messages of one role after another are joined, a system text between turns goes to the next
-    user text.
+    Consecutive messages of one role are joined; a system message is put before the next user text.
     """
     turns: list[Message] = []
-    pending: list[str] = []
+    system: list[str] = []
     for message in messages:
-        role = "system" if message.role == "developer" else message.role
         parts = _parts(message)
-        if role == "system":
-            pending.append(_text(parts))
+        if message.role in ("system", "developer"):
+            system.append(chat.text_of(parts))
             continue
-        if role == "user":
-            text = "\n\n".join([*pending, _text(parts)])
-            pending, parts = [], [{"type": "text", "text": text}]
-        if turns and turns[-1]["role"] == role:
-            gap = [{"type": "text", "text": "\n\n"}]
-            turns[-1]["content"] += [*gap, *parts]
+        if message.role == "user":
+            text = "\n\n".join([*system, chat.text_of(parts)])
+            system, parts = [], [{"type": "text", "text": text}]
+        if turns and turns[-1]["role"] == message.role:
+            turns[-1]["content"] += [{"type": "text", "text": "\n\n"}, *parts]
         else:
-            turns.append({"role": role, "content": parts})
-    if pending:
-        turns.append({"role": "user", "content": [{"type": "text", "text": "\n\n".join(pending)}]})
+            turns.append({"role": message.role, "content": parts})
+    if system:  # nothing follows it: a conversation of instructions only is a question
+        turns.append({"role": "user", "content": [{"type": "text", "text": "\n\n".join(system)}]})
     return turns
 
 
 def _parts(message: ChatMessage) -> list[dict[str, str]]:
-    content = message.content
-    if not isinstance(content, list):
-        return [{"type": "text", "text": content or ""}]
-    for part in content:
-        if part.type not in PART_TYPES or (part.type != "text" and message.role != "assistant"):
-            raise ApiError(
-                400, f"content of type {part.type[:40]!r} is not understood; this model reads text",
-                param="messages",
-            )  # fmt: skip
-    return [{"type": part.type, "text": part.text} for part in content]
-
-
-def _text(parts: list[dict[str, str]]) -> str:
-    return "".join(part["text"] for part in parts)
+    if not isinstance(message.content, list):
+        return [{"type": "text", "text": message.content or ""}]
+    for part in message.content:
+        # Only the assistant's turns hold tool calls: a user's would become special tokens.
+        if part.type not in (PART_TYPES if message.role == "assistant" else ("text",)):
+            reason = f"content of type {part.type[:40]!r} is not supported; send text"
+            raise ApiError(400, reason, param="messages")
+    return [{"type": part.type, "text": part.text} for part in message.content]
 
 
 # ---- answers
@@ -312,7 +288,7 @@ def _text(parts: list[dict[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What every body and every chunk of one answer begins with."""
+    """The fields that begin every body and every chunk of one answer."""
 
     id: str
     model: str
@@ -321,25 +297,25 @@ class Envelope:
 
     @classmethod
     def new(cls, kind: Literal["chat.completion", "text_completion"], model: str) -> "Envelope":
-        """Of an answer that begins now."""
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
         return cls(f"{prefix}-{secrets.token_hex(12)}", model, int(time.time()), kind)
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A whole answer."""
-        return {**self._head(self.kind), "choices": choices, **more}
+        """A complete answer."""
+        return self._object(self.kind, choices, more)
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A piece of a stream."""
-        name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
-        return {**self._head(name), "choices": choices, **more}
+        """One event of a stream."""
+        is_chat = self.kind == "chat.completion"
+        return self._object("chat.completion.chunk" if is_chat else self.kind, choices, more)
 
-    def _head(self, name: str) -> dict[str, Any]:
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+    def _object(self, name: str, choices: list[Any], more: dict[str, Any]) -> dict[str, Any]:
+        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
 
 
 def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
-    """How many tokens were read and written."""
+    """The `usage` of an answer."""
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_tokens,
@@ -349,62 +325,62 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
 
 def tool_body(call: ToolCall) -> dict[str, Any]:
     """A tool call as JSON."""
-    return {"expression": call.expression, "result": call.result}
+    return asdict(call)
 
 
 def chat_logprobs(
     choices: Sequence[TokenChoice | int], tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
-    """Choices as a chat's `logprobs`; None where there are none."""
-    if not choices:
-        return None
+    """The `logprobs` of a chat; None where there are none."""
 
-    def token(number: int, logprob: float) -> dict[str, Any]:
-        raw = tokenizer.decode_bytes([number])
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.decode_bytes([token])
         text = raw.decode(errors="replace")
-        return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(raw)}
 
-    return {
-        "content": [
-            {
-                **token(one.token, one.logprob),
-                "top_logprobs": [token(*other) for other in one.top_logprobs],
-            }
-            for one in choices
-            if isinstance(one, TokenChoice)
-        ]
-    }
+    content = [
+        {
+            **entry(choice.token, choice.logprob),
+            "top_logprobs": [entry(*other) for other in choice.top_logprobs],
+        }
+        for choice in choices
+        if isinstance(choice, TokenChoice)
+    ]
+    return {"content": content} if choices else None
 
 
 def text_logprobs(
     choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int
 ) -> dict[str, Any] | None:
-    """Choices as a completion's `logprobs`, None where there are none.
+    """The `logprobs` of a completion; None where there are none.
 
-    offset: characters of the text before them.
+    offset: characters of the text before these tokens.
     """
     if not choices:
         return None
-    tokens, known = [], []
-    for one in choices:
-        tokens.append(token_name(one if isinstance(one, int) else one.token, tokenizer))
-        known.append(None if isinstance(one, int) else one)
-    offsets = itertools.accumulate(map(len, tokens), initial=offset)
+    tokens: list[str] = []
+    logprobs: list[float | None] = []  # None for a token without a score: the first of a text
+    top_logprobs: list[dict[str, float] | None] = []
+    for choice in choices:
+        if isinstance(choice, int):
+            tokens.append(token_name(choice, tokenizer))
+            logprobs.append(None)
+            top_logprobs.append(None)
+            continue
+        tokens.append(token_name(choice.token, tokenizer))
+        logprobs.append(max(choice.logprob, MIN_LOGPROB))
+        others = choice.top_logprobs
+        top_logprobs.append({token_name(t, tokenizer): max(p, MIN_LOGPROB) for t, p in others})
     return {
         "tokens": tokens,
-        "token_logprobs": [None if one is None else finite(one.logprob) for one in known],
-        "top_logprobs": [
-            None
-            if one is None
-            else {token_name(token, tokenizer): finite(value) for token, value in one.top_logprobs}
-            for one in known
-        ],
-        "text_offset": list(offsets)[:-1],
+        "token_logprobs": logprobs,
+        "top_logprobs": top_logprobs,
+        "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[:-1],
     }
 
 
 def token_name(token: int, tokenizer: Tokenizer) -> str:
-    """A token as text; one that is no text alone, as `bytes:` and its bytes."""
+    """A token as text; one that is not valid UTF-8 by itself as OpenAI's `bytes:\\xe6\\xb1`."""
     raw = tokenizer.decode_bytes([token])
     try:
         return raw.decode()
@@ -412,15 +388,10 @@ def token_name(token: int, tokenizer: Tokenizer) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def finite(logprob: float) -> float:
-    """JSON has no infinity."""
-    return max(logprob, LEAST_LOGPROB)
-
-
-def server_sent(body: dict[str, Any]) -> bytes:
+def server_sent_event(body: dict[str, Any]) -> bytes:
     """One event of a stream."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    # Compact, and no line break can stand inside: JSON escapes them.
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"

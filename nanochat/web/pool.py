@@ -70,8 +70,8 @@ class Pool:
             "nanochat_running": self.num_running,
             "nanochat_slots": sum(worker.scheduler.num_slots for worker in self.workers),
             "nanochat_cache_use": sum(w.cache_use for w in self.workers) / len(self.workers),
-            "nanochat_tokens_total": sum(worker.speed.total for worker in self.workers),
-            "nanochat_tokens_per_second": sum(w.speed.per_second() for w in self.workers),
+            "nanochat_tokens_total": sum(worker.throughput.total for worker in self.workers),
+            "nanochat_tokens_per_second": sum(w.throughput.per_second() for w in self.workers),
         }
 
 

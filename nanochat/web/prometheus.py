@@ -1,90 +1,93 @@
-"""Counts of a server in the text format of Prometheus."""
+"""Server metrics in the Prometheus text format, and the generation throughput."""
 
 import time
-from bisect import bisect_left
-from collections import Counter
-from itertools import accumulate
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from nanochat.inference.detokenizer import Finished
 
+# From one decode step of a small model to the longest wait in a full queue.
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-HELP = {
-    "nanochat_requests_total": ("counter", "Answered requests by status."),
-    "nanochat_refused_total": ("counter", "Requests that found the queue full."),
-    "nanochat_answers_total": ("counter", "Finished answers by reason."),
-    "nanochat_prompt_tokens_total": ("counter", "Tokens read."),
-    "nanochat_tokens_total": ("counter", "Tokens written, those of unfinished answers too."),
-    "nanochat_tokens_per_second": ("gauge", "Tokens written a second, over the last ten."),
-    "nanochat_waiting": ("gauge", "Answers that wait for a slot."),
-    "nanochat_running": ("gauge", "Answers that are being written."),
-    "nanochat_slots": ("gauge", "Answers that can be written at once."),
-    "nanochat_cache_use": ("gauge", "Share of the key-value cache that is in use."),
+POOL_METRICS: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
+    "nanochat_tokens_total": (
+        CounterMetricFamily,
+        "Generated tokens, unfinished answers too.",
+    ),
+    "nanochat_tokens_per_second": (GaugeMetricFamily, "Generated tokens/s, mean of 10 s."),
+    "nanochat_waiting": (GaugeMetricFamily, "Answers waiting for a slot."),
+    "nanochat_running": (GaugeMetricFamily, "Answers being generated."),
+    "nanochat_slots": (GaugeMetricFamily, "Answers that can be generated at once."),
+    "nanochat_cache_use": (GaugeMetricFamily, "Used fraction of the key-value cache."),
 }
-HISTOGRAM = "nanochat_first_token_seconds"
-SPEED_SECONDS = 10
+WINDOW_SECONDS = 10  # of the throughput: long enough to smooth batches, short enough to be current
 
 
-class Speed:
-    """How much was done, and how fast of late; one thread adds, any may read."""
+class Throughput:
+    """Tokens generated in total and per second lately; written by one thread, read by any."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._by_second = [(0, 0)] * (SPEED_SECONDS + 1)  # a ring: second, what was done in it
+        # A ring of (second, tokens): one entry more than the window for the second under way.
+        self._by_second = [(0, 0)] * (WINDOW_SECONDS + 1)
 
-    def add(self, number: int) -> None:
-        """So much was done just now."""
-        self.total += number
+    def add(self, num_tokens: int) -> None:
+        """Count tokens generated just now."""
+        self.total += num_tokens
         second = int(time.monotonic())
-        place = second % len(self._by_second)
-        then, done = self._by_second[place]
-        self._by_second[place] = second, number + (done if then == second else 0)
+        index = second % len(self._by_second)
+        entry_second, entry_tokens = self._by_second[index]
+        if entry_second == second:  # otherwise the entry is from the previous lap
+            num_tokens += entry_tokens
+        self._by_second[index] = second, num_tokens
 
     def per_second(self) -> float:
-        """Mean of the last ten whole seconds."""
+        """Mean over the last ten full seconds."""
         now = int(time.monotonic())
-        past = range(now - SPEED_SECONDS, now)
-        return sum(done for second, done in self._by_second if second in past) / SPEED_SECONDS
+        window = range(now - WINDOW_SECONDS, now)
+        return sum(tokens for second, tokens in self._by_second if second in window) / len(window)
 
 
-class Metrics:
-    """Owned by the thread of the asyncio loop."""
+class Metrics(Collector):
+    """Metrics of one server in a registry of its own, so that apps in one process do not mix."""
 
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._waits = [0] * (len(FIRST_TOKEN_SECONDS) + 1)
-        self._waited = 0.0
+    def __init__(self, pool_figures: Callable[[], dict[str, float]]) -> None:
+        """pool_figures: current values of POOL_METRICS, read at each scrape."""
+        self._pool_figures = pool_figures
+        self._registry = registry = CollectorRegistry()
+        registry.register(self)
+        # prometheus_client appends _total to the names of counters.
+        self.requests = Counter(
+            "nanochat_requests", "Answered requests by status.", ["status"], registry=registry
+        )
+        self.refused = Counter(
+            "nanochat_refused", "Requests refused because the queue was full.", registry=registry
+        )
+        self.answers = Counter(
+            "nanochat_answers", "Finished answers by reason.", ["reason"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "nanochat_prompt_tokens", "Prompt tokens of finished answers.", registry=registry
+        )
+        self.first_token_seconds = Histogram(
+            "nanochat_first_token_seconds", "Time to first token, queueing included.",
+            buckets=FIRST_TOKEN_SECONDS, registry=registry,
+        )  # fmt: skip
 
-    def count(self, name: str, labels: str = "", by: int = 1) -> None:
-        """Add to a counter; labels as in `status="200"`."""
-        self._counts[name, labels] += by
+    def count_answer(self, end: Finished) -> None:
+        """Count one finished answer."""
+        self.answers.labels(end.reason).inc()
+        self.prompt_tokens.inc(end.num_prompt_tokens)
 
-    def answered(self, end: Finished) -> None:
-        """An answer has come to its end."""
-        self.count("nanochat_answers_total", f'reason="{end.reason}"')
-        self.count("nanochat_prompt_tokens_total", by=end.num_prompt_tokens)
+    def collect(self) -> Iterator[Metric]:
+        """What the engines count themselves; called by the registry."""
+        figures = self._pool_figures()
+        for name, (family, description) in POOL_METRICS.items():
+            yield family(name, description, value=figures[name])
 
-    def time_to_first_token(self, seconds: float) -> None:
-        """Of one request, its waiting included."""
-        self._waits[bisect_left(FIRST_TOKEN_SECONDS, seconds)] += 1
-        self._waited += seconds
-
-    def rendered(self, present: dict[str, float]) -> str:
-        """All of it, with what others count and measure at present."""
-        lines = []
-        for name, (kind, words) in HELP.items():
-            lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
-            if name in present:
-                lines.append(f"{name} {present[name]:.15g}")
-            for (counted, labels), value in sorted(self._counts.items()):
-                if counted == name:
-                    lines.append(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}")
-        return "\n".join([*lines, *self._histogram()]) + "\n"
-
-    def _histogram(self) -> list[str]:
-        lines = [f"# HELP {HISTOGRAM} To the first token.", f"# TYPE {HISTOGRAM} histogram"]
-        bounds = [*(f"{bound:g}" for bound in FIRST_TOKEN_SECONDS), "+Inf"]
-        for bound, number in zip(bounds, accumulate(self._waits), strict=True):
-            lines.append(f'{HISTOGRAM}_bucket{{le="{bound}"}} {number}')
-        total = sum(self._waits)
-        return [*lines, f"{HISTOGRAM}_sum {self._waited:g}", f"{HISTOGRAM}_count {total}"]
+    def render(self) -> bytes:
+        """All metrics as text."""
+        return generate_latest(self._registry)

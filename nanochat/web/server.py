@@ -1,4 +1,4 @@
-"""The ASGI application: the OpenAI protocol over a pool of engines, and the page."""
+"""The ASGI application: the OpenAI protocol over a pool of engines, and the chat page."""
 
 import asyncio
 from base64 import b64encode
@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response
-from fastapi import Request as HttpRequest
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -28,28 +28,27 @@ from nanochat.web.openai_api import (
     CompletionRequest,
     Envelope,
     ErrorBody,
-    Loose,
-    error_body,
+    Schema,
     prompt_of,
     prompts_of,
-    server_sent,
+    server_sent_event,
 )
 from nanochat.web.responses import Plan, chat_body, chat_stream, completion_body, completion_stream
 from nanochat.web.service import Answers, Service, Settings
 from nanochat.web.worker import Scoring
 
 PAGE = Path(__file__).with_name("ui.html")
-PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-DEFAULT_COMPLETION_TOKENS = 16  # the protocol's
-MIN_ANSWER_TOKENS = 64  # room that a trimmed conversation leaves in the context
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+MIN_ANSWER_TOKENS = 64  # room in the context that a trimmed conversation leaves
+# X-Accel-Buffering: nginx would collect the whole answer before it passes it on.
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of some answers; when it ends, in whatever way, so does their work."""
+    """Answers as server-sent events; their work is canceled however the response ends."""
 
-    def __init__(self, answers: Answers, events: AsyncIterator[dict[str, Any]]) -> None:
-        super().__init__(_as_bytes(events), media_type="text/event-stream", headers=STREAM_HEADERS)
+    def __init__(self, answers: Answers, chunks: AsyncIterator[dict[str, Any]]) -> None:
+        super().__init__(_events(chunks), media_type="text/event-stream", headers=STREAM_HEADERS)
         self.answers = answers
 
     async def __call__(self, *args: Any) -> None:
@@ -59,28 +58,28 @@ class EventStream(StreamingResponse):
             self.answers.cancel()
 
 
-async def _as_bytes(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Errors of a stream that has begun are events of it, too."""
+async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     try:
-        async for event in events:
-            yield server_sent(event)
+        async for chunk in chunks:
+            yield server_sent_event(chunk)
         yield DONE
-    except ApiError as error:
-        yield server_sent(error.body())
+    except ApiError as error:  # the status 200 is sent already: the error becomes an event
+        yield server_sent_event(error.body())
 
 
-async def unless_left(
-    request: HttpRequest, answers: Answers, work: Awaitable[Response]
+async def unless_disconnected(
+    request: Request, answers: Answers, work: Awaitable[Response]
 ) -> Response:
-    """What `work` comes to; when the client leaves, the work ends."""
+    """The result of `work`, which is canceled when the client disconnects."""
 
-    async def left() -> None:
+    async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watching, working = asyncio.create_task(left()), asyncio.ensure_future(work)
+    watching, working = asyncio.create_task(disconnect()), asyncio.ensure_future(work)
     try:
         await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
+        # 499 is nginx's status for a client that has closed the connection; only the log sees it.
         return working.result() if working.done() else Response(status_code=499)
     finally:
         answers.cancel()
@@ -91,87 +90,92 @@ async def unless_left(
 # ---- routes
 
 
-class _StrictRequest(HttpRequest):
-    """JSON without NaN, without lone surrogates, and not too deep."""
-
+class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise ApiError(400, f"the body is not JSON: {error}") from None
+            raise ApiError(400, f"the body is not valid JSON: {error}") from None
 
 
-class _StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[HttpRequest], Any]:
+class StrictRoute(APIRoute):
+    """Refuses NaN, lone surrogates and deep nesting, which the json module would accept."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
 
-        async def strict(request: HttpRequest) -> Response:
+        async def strict(request: Request) -> Response:
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict
 
 
-class MarkdownRequest(Loose):
-    """Texts that the page wants to show."""
+class MarkdownRequest(Schema):
+    """Texts for the page to show."""
 
     texts: list[str] = Field(max_length=200)
 
 
 def api_routes(service: Service) -> APIRouter:
-    """The OpenAI protocol."""
-    router = APIRouter(route_class=_StrictRoute)
+    """Everything that needs the API key."""
+    router = APIRouter(route_class=StrictRoute, dependencies=[Depends(service.require_api_key)])
 
     @router.get("/v1/models")
-    async def models(request: HttpRequest) -> dict[str, Any]:
-        service.refuse_stranger(request)
+    async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.model_body()]}
 
     @router.get("/v1/models/{name}")
-    async def model(name: str, request: HttpRequest) -> dict[str, Any]:
-        service.refuse_stranger(request)
+    async def model(name: str) -> dict[str, Any]:
         service.refuse_other_model(name)
         return service.model_body()
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: HttpRequest) -> Response:
-        service.refuse_stranger(request)
+    async def chat(body: ChatRequest, request: Request) -> Response:
         service.refuse_other_model(body.model)
         room = service.context - min(MIN_ANSWER_TOKENS, service.context // 4)
+        # Tokenizing a long conversation takes milliseconds that other streams would wait for.
         prompt = await asyncio.to_thread(prompt_of, body, service.tokenizer, room)
         max_tokens = body.max_completion_tokens or body.max_tokens
-        if body.trim and max_tokens:
+        if body.trim and max_tokens:  # the room left may be less than was asked for
             max_tokens = min(max_tokens, service.context - len(prompt.tokens))
         answers = service.ask(service.requests(body, [prompt.tokens], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
         reply = answers, envelope, prompt, service.tokenizer
         if body.stream:
             return EventStream(answers, chat_stream(*reply, body.wants_usage()))
-        return await unless_left(request, answers, chat_body(*reply))
+        return await unless_disconnected(request, answers, chat_body(*reply))
 
     @router.post("/v1/completions", response_model=None)
-    async def complete(body: CompletionRequest, request: HttpRequest) -> Response:
-        service.refuse_stranger(request)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
         service.refuse_other_model(body.model)
         prompts = await asyncio.to_thread(prompts_of, body, service.tokenizer)
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         tokens = [prompt.tokens for prompt in prompts]
         requests = service.requests(body, tokens, max_tokens)
         scorings = [] if body.logprobs is None else [Scoring(own, body.logprobs) for own in tokens]
-        # The scorings go first, so a prompt's likelihoods come before what follows it.
+        # Scorings first: the stream shows a prompt's logprobs before what follows it.
         answers = service.ask([*(scorings if body.echo else ()), *(requests if max_tokens else ())])
         envelope = Envelope.new("text_completion", service.settings.model_name)
         plan = Plan(prompts, bool(body.echo), bool(body.echo and scorings), body.n or 1)
         reply = answers, envelope, plan, service.tokenizer
         if body.stream:
             return EventStream(answers, completion_stream(*reply, body.wants_usage()))
-        return await unless_left(request, answers, completion_body(*reply))
+        return await unless_disconnected(request, answers, completion_body(*reply))
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @router.post("/page/markdown", include_in_schema=False)
+    async def markdown_to_html(body: MarkdownRequest) -> dict[str, list[str]]:
+        return {"html": await asyncio.to_thread(lambda: list(map(markdown.to_html, body.texts)))}
 
     return router
 
 
-def page_routes(service: Service) -> APIRouter:
-    """The page and what it needs beside the protocol."""
-    router = APIRouter(route_class=_StrictRoute)
+def public_routes(service: Service) -> APIRouter:
+    """The page, which asks for the key itself, and the health check of load balancers."""
+    router = APIRouter()
     page = PAGE.read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": page_policy(page), "Cache-Control": "no-cache"}
 
@@ -184,21 +188,11 @@ def page_routes(service: Service) -> APIRouter:
         body = service.health_body()
         return JSONResponse(body, status_code=503 if body["status"] == "down" else 200)
 
-    @router.get("/metrics", response_model=None)
-    async def metrics(request: HttpRequest) -> Response:
-        service.refuse_stranger(request)
-        return Response(service.rendered_metrics(), media_type=PROMETHEUS_TYPE)
-
-    @router.post("/page/markdown", include_in_schema=False)
-    async def to_html(body: MarkdownRequest, request: HttpRequest) -> dict[str, list[str]]:
-        service.refuse_stranger(request)
-        return {"html": await asyncio.to_thread(lambda: list(map(markdown.to_html, body.texts)))}
-
     return router
 
 
 def page_policy(page: str) -> str:
-    """A content security policy that lets the page's own script and style run and nothing else."""
+    """A content security policy that admits the page's own script and style and nothing else."""
 
     def digest(tag: str) -> str:
         inner = page.split(f"<{tag}>", 1)[1].split(f"</{tag}>", 1)[0]
@@ -212,7 +206,7 @@ def page_policy(page: str) -> str:
 
 
 def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
-    """The application over engines with one model; their workers live as long as it does."""
+    """The application over engines of one model, whose workers live as long as it does."""
     service = Service(engines, settings)
 
     @asynccontextmanager
@@ -224,9 +218,9 @@ def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
     app = FastAPI(
         title="nanochat",
         lifespan=lifespan,
-        docs_url=None,  # both load scripts from elsewhere
+        docs_url=None,  # both load scripts from a CDN
         redoc_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False,  # a redirect would drop the body of a POST
     )
     app.state.service = service
     errors: dict[int | str, dict[str, Any]] = {
@@ -234,30 +228,22 @@ def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
         "5XX": {"model": ErrorBody, "description": "The server cannot answer now."},
     }
     app.include_router(api_routes(service), responses=errors)
-    app.include_router(page_routes(service), responses=errors)
+    app.include_router(public_routes(service), responses=errors)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["*"])
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _other_error)
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _error_response)
     return app
 
 
-async def _api_error(_: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status_code, headers=error.headers)
-
-
-async def _invalid(_: HttpRequest, error: Exception) -> Response:
-    """The first thing that is wrong, by field; 422 is 400 in this protocol."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])[:80] or "the body"
-    return JSONResponse(error_body(400, f"{where}: {first['msg']}", where), status_code=400)
-
-
-async def _other_error(_: HttpRequest, error: Exception) -> Response:
+async def _error_response(_: Request, error: Exception) -> Response:
+    """Every error in the protocol's form."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]  # the first thing wrong, by field
+        field = ".".join(map(str, first["loc"][1:]))[:80] or "the body"
+        error = ApiError(400, f"{field}: {first['msg']}", param=field)  # OpenAI never sends 422
     assert isinstance(error, HTTPException)
-    body = error_body(error.status_code, str(error.detail))
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    if not isinstance(error, ApiError):  # of the framework: 404 and 405
+        error = ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
+    return JSONResponse(error.body(), status_code=error.status_code, headers=error.headers)

@@ -55,12 +55,12 @@ class Service:
     def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
         self.settings = settings
         self.pool = Pool(engines, settings.num_slots, settings.max_waiting)
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.pool.figures)
         self.tokenizer = engines[0].tokenizer
         self.context = engines[0].model.config.sequence_len
         self.started = int(time.time())
 
-    def refuse_stranger(self, request: HttpRequest) -> None:
+    def require_api_key(self, request: HttpRequest) -> None:
         """Raises ApiError unless the key was shown, where one is wanted."""
         wanted = f"Bearer {self.settings.api_key}".encode()
         shown = request.headers.get("authorization", "").encode()
@@ -102,10 +102,6 @@ class Service:
             "waiting": self.pool.num_waiting,
             "running": self.pool.num_running,
         }
-
-    def rendered_metrics(self) -> str:
-        """All that is counted, in the format of Prometheus."""
-        return self.metrics.rendered(self.pool.figures())
 
     def requests(
         self,
@@ -156,7 +152,7 @@ class Service:
             )
         except Busy:
             is_open = self.pool.is_open
-            self.metrics.count("nanochat_refused_total")
+            self.metrics.refused.inc()
             raise ApiError(
                 429 if is_open else 503,
                 "the server is busy; try again in a moment" if is_open else SHUTTING_DOWN,
@@ -198,7 +194,7 @@ class Answers:
         def listen(events: list[WorkerEvent]) -> None:
             if not self._has_spoken:
                 self._has_spoken = True
-                self.service.metrics.time_to_first_token(time.monotonic() - self._began)
+                self.service.metrics.first_token_seconds.observe(time.monotonic() - self._began)
             for event in events:
                 self._take(index, event)
             self._arrived.set()
@@ -217,7 +213,7 @@ class Answers:
         elif isinstance(event, Scores):
             self._unread.append(Said(index, scores=event.choices))
         else:
-            self.service.metrics.answered(event)
+            self.service.metrics.count_answer(event)
             self._unread.append(Said(index, finished=event))
 
     def _open_text(self, index: int) -> Said:

@@ -16,7 +16,7 @@ from nanochat.errors import UserError, where_it_failed
 from nanochat.inference.detokenizer import Event, Finished
 from nanochat.inference.sampling import TokenChoice
 from nanochat.runtime import set_device
-from nanochat.web.prometheus import Speed
+from nanochat.web.prometheus import Throughput
 from nanochat.web.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Worker:
         self.scheduler: Scheduler[Job] = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
         self._batch = engine.open(num_slots)
         self._jobs: dict[LiveAnswer, Job] = {}
-        self.speed = Speed()
+        self.throughput = Throughput()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._hand_over: HandOver = lambda call: call()
 
@@ -144,7 +144,7 @@ class Worker:
 
     def _step(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
         stepped = self._batch.step()
-        self.speed.add(len(stepped))
+        self.throughput.add(len(stepped))
         for answer, events in stepped:
             job = self._jobs[answer]
             said.append((job, [*events]))
