@@ -1,9 +1,9 @@
-"""Documents -> packed batches, exact on any number of ranks.
+"""Packs documents into batches, identically on any number of ranks.
 
-The stream is cut into one lane for each row of the global step. Lane l reads the documents l,
-l + L, l + 2L ... and so on through the epochs; its tokens, each document's behind a <|bos|>, fill
-one row a step. A row that begins inside a document begins with <|bos|> too. Nothing is skipped or
-repeated. Rank r of W runs the lanes with l % W == r, and a lane's whole state is two integers.
+Each row of the global step is a lane. Lane l of L reads the documents l, l + L, l + 2L, ... epoch
+after epoch, each document preceded by <|bos|>, and fills one row per step. A row that starts inside
+a document gets its own <|bos|>. Nothing is skipped or repeated. Rank r of W runs the lanes with
+l % W == r; the state of a lane is two integers.
 
 # B rows of this rank  T sequence_len
 """
@@ -22,40 +22,37 @@ from nanochat.tokenizer import RustBPETokenizer
 
 
 class Texts(Protocol):
-    """Texts in order: a list, or `shards.Documents`, whose slices are not copied."""
+    """A list of texts, or `shards.Documents`, whose slices are not copied."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: slice, /) -> Sequence[str]: ...
 
 
-# int64, the tokens of one row of the step; and the ids of a document.
-Row = np.ndarray[Any, np.dtype[np.int64]]
-Ids = np.ndarray[Any, Any]
+Row = np.ndarray[Any, np.dtype[np.int64]]  # tokens of one row of the step
+Ids = np.ndarray[Any, Any]  # tokens of documents, as narrow as the vocabulary allows
 
-RUN_DOCUMENTS = 256  # encoded at once: enough work for several threads
-CACHED_BYTES = 256_000_000  # of ids
+RUN_DOCUMENTS = 256  # encoded at a time: enough work for several threads
+CACHED_BYTES = 256_000_000  # of token ids
 
 
 class TokenSource(Protocol):
-    """Documents as token ids, without <|bos|>; document n of an endless run through epochs."""
+    """Documents as token ids without <|bos|>, numbered through the epochs."""
 
-    num_documents: int
-    """Of one epoch."""
+    num_documents: int  # of one epoch
 
     def tokens(self, counter: int) -> Sequence[int] | Ids: ...
 
 
 class EncodedTexts:
-    """Texts by number, encoded many at once; counter n is document n % len in epoch n // len.
+    """Texts, encoded in batches; counter n is document n % len of epoch n // len.
 
-    Lanes want documents that stand near one another, and drift apart slowly: what one of them did
-    not ask for the others will.
+    Lanes read neighboring documents and drift apart slowly, so encoded batches are cached.
     """
 
     def __init__(self, texts: Texts, tokenizer: RustBPETokenizer, num_threads: int = 4) -> None:
         if not len(texts):
-            raise UserError("no document to read; run python -m nanochat.dataset first")
+            raise UserError("no documents; run python -m nanochat.dataset first")
         self.texts, self.tokenizer, self.num_threads = texts, tokenizer, num_threads
         self.num_documents = len(texts)
         self.encoded: OrderedDict[int, tuple[Ids, Ids]] = OrderedDict()
@@ -67,7 +64,7 @@ class EncodedTexts:
         return ids[ends[place - 1] if place else 0 : ends[place]]
 
     def _encoded(self, run: int) -> tuple[Ids, Ids]:
-        """Ids of a run of documents, and where each of them ends."""
+        """Token ids of a batch of documents, and where each document ends."""
         if run not in self.encoded:
             texts = self.texts[run * RUN_DOCUMENTS : (run + 1) * RUN_DOCUMENTS]
             self.encoded[run] = self.tokenizer.encode_to_array(texts, self.num_threads)
@@ -81,17 +78,14 @@ class EncodedTexts:
 
 @dataclass
 class Lane:
-    """One row's place in the stream."""
+    """Position of one row of the step in its documents."""
 
-    counter: int
-    """Document that is being read, counted through the epochs."""
-    offset: int
-    """Its tokens that have been given out."""
-    document: Sequence[int] | Ids | None = None
-    """Its tokens, when they are known."""
+    counter: int  # current document, numbered through the epochs
+    offset: int  # tokens of it already used
+    document: Sequence[int] | Ids | None = None  # its tokens, once encoded
 
     def fill(self, source: TokenSource, num_lanes: int, bos: int, row: Row) -> None:
-        """Write the next tokens of this lane over `row`, the first of them <|bos|>."""
+        """Fill `row` with the next tokens of this lane, starting with <|bos|>."""
         filled = 0
         while filled < len(row):
             if not filled or self.offset == 0:
@@ -118,9 +112,9 @@ def packed_batches(
     num_steps: int,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """The rank's share of each step's `rows` rows, from the start or from a saved state.
+    """This rank's share of the `rows` rows of each step, from the start or a saved state.
 
-    Raises UserError when the state is of a run with other text or other rows.
+    Raises UserError if the state belongs to a run with another number of documents or rows.
     """
     own = range(rank, rows, world_size)
     if resume:
@@ -132,7 +126,7 @@ def packed_batches(
         block = np.empty((len(own), sequence_len + 1), np.int64)
         for lane, row in zip(lanes.values(), block, strict=True):
             lane.fill(source, rows, bos, row)
-        # Copied by numpy: torch would wait for its threads, which cost more than a copy.
+        # Copied by numpy: synchronizing torch's threads costs more than the copy.
         inputs, targets = block[:, :-1].copy(), block[:, 1:].copy()
         yield Batch(
             inputs=torch.from_numpy(inputs),
@@ -149,7 +143,7 @@ def packed_batches(
 
 
 def epoch(resume: dict[str, Any]) -> float:
-    """How often the documents have been gone through, by a loader's state: 1.5 is halfway again."""
+    """Number of epochs at a loader state, e.g. 1.5."""
     counters = [counter for counter, _ in resume["lanes"].values()]
     return sum(counters) / len(counters) / resume["documents"]
 
@@ -157,16 +151,16 @@ def epoch(resume: dict[str, Any]) -> float:
 def _refuse_other_run(
     resume: dict[str, Any], rows: int, sequence_len: int, num_documents: int
 ) -> None:
-    there = len(resume["lanes"])
-    if there != rows:
+    saved_rows = len(resume["lanes"])
+    if saved_rows != rows:
         raise UserError(
-            f"the run was saved with {there} rows a step and now has {rows}; go on with"
-            f" --total_batch_size={there * sequence_len}, or begin anew with --fresh"
+            f"the run was saved with {saved_rows} rows a step and now has {rows}; use"
+            f" --total_batch_size={saved_rows * sequence_len}, or start over with --fresh"
         )
     if resume.get("documents", num_documents) != num_documents:
         raise UserError(
-            f"the run was saved with {resume['documents']} documents to train on and now there are"
-            f" {num_documents}; make the text again as it was, or begin anew with --fresh"
+            f"the run was saved with {resume['documents']} training documents and now there are"
+            f" {num_documents}; restore the text, or start over with --fresh"
         )
 
 
@@ -184,7 +178,7 @@ def tokenizing_distributed_data_loader(
 ) -> Iterator[Batch]:
     """Batches (B, T) of packed documents, tokenized on the fly in threads.
 
-    rows: of one optimizer step over all ranks.  resume: `Batch.resume` of all ranks, merged.
+    rows: per optimizer step, over all ranks.  resume: `Batch.resume`, merged over ranks.
     """
     return packed_batches(
         EncodedTexts(documents, tokenizer, num_threads),

@@ -1,4 +1,4 @@
-"""Bits per byte: a loss that does not depend on the tokenizer."""
+"""Bits per byte: a loss that is comparable between tokenizers."""
 
 import math
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from nanochat.gpt import GPT
 from nanochat.runtime import Runtime, all_reduce_sum
 from nanochat.tokenizer import RustBPETokenizer
 
-ROWS_PER_PASS = 16
-TEXT_ROWS = 32  # of one step over all ranks: the same text is measured on any number of them
+ROWS_PER_PASS = 16  # micro-batch of a forward pass
+TEXT_ROWS = 32  # per step over all ranks, fixed: any number of ranks evaluates the same text
 
 
 def text_bpb(
@@ -29,13 +29,12 @@ def text_bpb(
     num_tokens: int,
     split: Literal["train", "val"] = "val",
 ) -> float:
-    """Bits per byte on the first `num_tokens` tokens of a split of a source's text.
+    """Bits per byte on the first `num_tokens` tokens of a split, packed as in training.
 
-    They are taken in whole steps of 32 rows, at least one, so that any number of ranks measures
-    the same text. Raises UserError when `num_tokens` is not a positive number.
+    Rounded down to steps of 32 rows, at least one. Raises UserError if `num_tokens` < 1.
     """
     if num_tokens <= 0:
-        raise UserError(f"--eval_tokens={num_tokens} measures nothing; use 1 or more")
+        raise UserError(f"--eval_tokens={num_tokens} evaluates nothing; use 1 or more")
     length = model.config.sequence_len
     batches = tokenizing_distributed_data_loader(
         shards.Documents(dataset.shard_paths(source, split)),
@@ -52,7 +51,7 @@ def text_bpb(
 def chat_bpb(
     model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, held_out: Conversations
 ) -> float:
-    """Bits per byte on the assistant's side of held-out conversations."""
+    """Bits per byte on the assistant's messages of held-out conversations."""
     batches = masked_conversations(
         held_out,
         tokenizer,
@@ -77,10 +76,10 @@ def _bpb(
 def evaluate_bpb(
     model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, *, device_batch_size: int
 ) -> float:
-    """Bits per UTF-8 byte of the batches' targets, over all ranks; every rank calls it.
+    """Bits per UTF-8 byte of the batches' targets over all ranks. Collective.
 
-    token_bytes: (V,) bytes of each token, 0 for special tokens, which are left out of both sums.
-    Infinity when no byte was counted. Raises UserError when there is no batch at all.
+    token_bytes: (V,) bytes of each token, 0 for special tokens, which are excluded from both sums.
+    Infinity if no byte was counted. Raises UserError if there is no batch on any rank.
     """
     was_training = model.training
     model.eval()
@@ -89,10 +88,8 @@ def evaluate_bpb(
         num_batches += 1
         for first in range(0, batch.inputs.size(0), device_batch_size):
             rows = slice(first, first + device_batch_size)
-            more_nats, more_bytes = _sums(
-                model, batch.inputs[rows], batch.targets[rows], token_bytes
-            )
-            nats, num_bytes = nats + more_nats, num_bytes + more_bytes
+            sums = _sums(model, batch.inputs[rows], batch.targets[rows], token_bytes)
+            nats, num_bytes = nats + sums[0], num_bytes + sums[1]
     model.train(was_training)
     total_nats, total_bytes, total_batches = all_reduce_sum(
         [nats, float(num_bytes), float(num_batches)]
@@ -105,6 +102,7 @@ def evaluate_bpb(
 def _sums(
     model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor
 ) -> tuple[float, int]:
+    """Nats and bytes of the targets that have bytes."""
     inputs, targets = inputs.to(token_bytes.device), targets.to(token_bytes.device)
     nll = model(inputs, targets)
     sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)

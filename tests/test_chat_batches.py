@@ -10,7 +10,7 @@ import torch
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import (
-    Shuffled,
+    ShuffledTask,
     masked_conversations,
     masked_steps,
     packed_conversations,
@@ -31,7 +31,7 @@ def tokenizer() -> RustBPETokenizer:
 
 
 def conversation(number: int) -> Conversation:
-    """With a tool call in every third one, and of several turns in some."""
+    """A tool call in every third one, two turns in every second one."""
     parts = [
         {"type": "python", "text": f"{number}+1"},
         {"type": "python_output", "text": str(number + 1)},
@@ -48,7 +48,7 @@ def conversation(number: int) -> Conversation:
     return {"messages": messages}
 
 
-def said(text: str) -> Conversation:
+def answer(text: str) -> Conversation:
     return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]}
 
 
@@ -64,7 +64,7 @@ def masked(task: Any = TASK, **changes: Any) -> list[Batch]:
 
 
 def rows_of(batches: list[Batch]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The rows that have a target, cut behind the last one, so that padding does not count."""
+    """The rows that have a target, without the padding after the last target."""
     found: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for batch in batches:
         for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
@@ -74,23 +74,23 @@ def rows_of(batches: list[Batch]) -> Counter[tuple[tuple[int, ...], tuple[int, .
     return found
 
 
-def twin_rows(task: Any, context: int = CONTEXT) -> Counter[Any]:
+def reference_rows(task: Any, context: int = CONTEXT) -> Counter[Any]:
     batches = []
-    for one in task:
-        inputs, targets = masked_row(*render_conversation(one, tokenizer()), context)
+    for messages in task:
+        inputs, targets = masked_row(*render_conversation(messages, tokenizer()), context)
         batches.append(Batch(torch.tensor([inputs]), torch.tensor([targets]), None, 1.0, 0.0, {}))
     return rows_of(batches)
 
 
-# ---- one conversation a row, masked
+# ---- one conversation per row, masked
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 16])
-def test_each_row_equals_its_slow_twin_and_none_is_missing(rows: int) -> None:
-    assert rows_of(masked(rows=rows)) == twin_rows(TASK)
+def test_rows_equal_the_reference_and_none_is_missing(rows: int) -> None:
+    assert rows_of(masked(rows=rows)) == reference_rows(TASK)
 
 
-def test_targets_are_what_the_assistant_says_its_end_token_included_and_nothing_else() -> None:
+def test_targets_are_the_assistants_tokens_including_the_end_token() -> None:
     for batch in masked():
         for targets in batch.targets.tolist():
             text = tokenizer().decode([token for token in targets if token >= 0])
@@ -105,18 +105,18 @@ def test_targets_are_what_the_assistant_says_its_end_token_included_and_nothing_
             assert specials <= {"<|python_start|>", "<|python_end|>", "<|assistant_end|>"}
 
 
-def test_every_epoch_brings_each_conversation_once_in_another_order() -> None:
+def test_every_epoch_has_each_conversation_once_in_another_order() -> None:
     one, three = masked(rows=11), masked(rows=11, num_epochs=3)
-    assert rows_of(three) == Counter({row: 3 * n for row, n in twin_rows(TASK).items()})
+    assert rows_of(three) == Counter({row: 3 * n for row, n in reference_rows(TASK).items()})
     assert all(rows_of([batch]) == rows_of(one) for batch in three)
-    order = Shuffled(TASK, 7)
+    order = ShuffledTask(TASK, 7)
     epochs = [[order.conversation(epoch * 11 + i) for i in range(11)] for epoch in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [Shuffled(TASK, 7).conversation(i) for i in range(11)] == epochs[0]
-    assert [Shuffled(TASK, 8).conversation(i) for i in range(11)] != epochs[0]
+    assert [ShuffledTask(TASK, 7).conversation(i) for i in range(11)] == epochs[0]
+    assert [ShuffledTask(TASK, 8).conversation(i) for i in range(11)] != epochs[0]
 
 
-def test_an_epoch_ends_inside_a_step_and_the_next_one_begins_there() -> None:
+def test_a_step_may_span_two_epochs() -> None:
     batches = masked(rows=4, num_epochs=3)
     assert len(batches) == masked_steps(TASK, 4, 3) == 9
     assert [batch.progress for batch in batches] == [(step + 1) / 9 for step in range(9)]
@@ -124,7 +124,7 @@ def test_an_epoch_ends_inside_a_step_and_the_next_one_begins_there() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 8])
-def test_ranks_share_out_the_rows_and_their_gradients_add_up(world_size: int) -> None:
+def test_ranks_share_the_rows_of_a_step_and_have_equal_norms(world_size: int) -> None:
     alone = masked(num_epochs=2)
     ranks = [masked(num_epochs=2, rank=rank, world_size=world_size) for rank in range(world_size)]
     for whole, *parts in zip(alone, *ranks, strict=True):
@@ -136,7 +136,7 @@ def test_ranks_share_out_the_rows_and_their_gradients_add_up(world_size: int) ->
 
 
 @pytest.mark.parametrize("stop", [1, 4, 8])
-def test_a_resumed_run_goes_on_where_it_was(stop: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(stop: int) -> None:
     straight = masked(num_epochs=3)
     rest = masked(num_epochs=3, resume=straight[stop - 1].resume)
     assert len(rest) == 9 - stop
@@ -146,37 +146,39 @@ def test_a_resumed_run_goes_on_where_it_was(stop: int) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 2, 5, 8, 16, 33])
-def test_at_a_short_context_rows_are_cut_there_and_the_epoch_goes_on(
+def test_long_conversations_are_truncated_to_the_context_and_counted_in_the_log(
     context: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     batches = masked(sequence_len=context, num_epochs=2)
     assert all(batch.inputs.size(1) <= context for batch in batches)
-    assert rows_of(batches) == Counter({r: 2 * n for r, n in twin_rows(TASK, context).items()})
+    assert rows_of(batches) == Counter({r: 2 * n for r, n in reference_rows(TASK, context).items()})
     assert len(batches) == masked_steps(TASK, 4, 2)
     assert all(batch.norm >= 1 for batch in batches)
     lengths = [len(render_conversation(one, tokenizer())[0]) for one in TASK]
     num_cut = 2 * sum(length > context + 1 for length in lengths)
-    num_empty = 2 * (len(TASK) - sum(twin_rows(TASK, context).values()))
-    assert f"{num_cut} of 22 conversations were cut" in caplog.text
-    assert f"{num_empty} of them lost all that the assistant says" in caplog.text
+    num_empty = 2 * (len(TASK) - sum(reference_rows(TASK, context).values()))
+    assert f"{num_cut} of 22 conversations were truncated" in caplog.text
+    assert f"{num_empty} of them lost every target" in caplog.text
 
 
-def test_after_a_resumption_only_what_came_since_is_counted(
+def test_after_resuming_only_later_conversations_are_counted_as_truncated(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     masked(sequence_len=1, resume={"step": 1})
-    assert "7 of 7 conversations were cut" in caplog.text
+    assert "7 of 7 conversations were truncated" in caplog.text
 
 
-def test_nothing_is_said_about_cuts_when_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_without_truncated_conversations(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     masked(sequence_len=200)
     assert caplog.text == ""
 
 
-def test_rows_are_padded_to_few_widths() -> None:
+def test_rows_are_padded_to_a_multiple_of_32() -> None:
     widths = {batch.inputs.size(1) for batch in masked(sequence_len=1000, rows=1)}
     assert all(width % 32 == 0 for width in widths)
 
@@ -204,9 +206,9 @@ def gradients(model: GPT, batches: list[Batch], device_batch_size: int) -> list[
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def test_a_batch_without_targets_gives_zero_gradient_and_no_nan(model: GPT) -> None:
-    mute = [{"messages": [{"role": "user", "content": "hello"}]}] * 3
-    (batch,) = masked(mute)
+def test_a_batch_without_targets_has_zero_gradients_and_no_nan(model: GPT) -> None:
+    without_targets = [{"messages": [{"role": "user", "content": "hello"}]}] * 3
+    (batch,) = masked(without_targets)
     assert (batch.targets == -1).all() and batch.norm == 1
     assert all((gradient == 0).all() for gradient in gradients(model, [batch], 2))
 
@@ -215,12 +217,12 @@ def test_a_batch_without_targets_gives_zero_gradient_and_no_nan(model: GPT) -> N
 def test_the_gradient_depends_neither_on_ranks_nor_on_the_micro_batch(
     model: GPT, world_size: int
 ) -> None:
-    (whole,) = masked(rows=11)
-    right = gradients(model, [whole], 11)
+    (step,) = masked(rows=11)
+    expected = gradients(model, [step], 11)
     for device_batch_size in (1, 3):
         parts = [masked(rows=11, rank=rank, world_size=world_size)[0] for rank in range(world_size)]
         summed = gradients(model, parts, device_batch_size)
-        for a, b in zip(right, summed, strict=True):
+        for a, b in zip(expected, summed, strict=True):
             torch.testing.assert_close(b / world_size, a, rtol=1e-4, atol=1e-6)
 
 
@@ -245,8 +247,8 @@ def packed(task: Any = TASK, **changes: Any) -> list[Batch]:
     return list(packed_conversations(task, tokenizer(), **arguments))
 
 
-def twins(rows: int, row_len: int) -> list[Iterator[list[int]]]:
-    order = Shuffled(TASK, 7)
+def reference_lanes(rows: int, row_len: int) -> list[Iterator[list[int]]]:
+    order = ShuffledTask(TASK, 7)
 
     def tokens(counter: int) -> list[int]:
         return render_conversation(order.conversation(counter), tokenizer())[0][1:]
@@ -256,15 +258,15 @@ def twins(rows: int, row_len: int) -> list[Iterator[list[int]]]:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16])
-def test_packed_rows_equal_their_slow_twins_over_epochs(rows: int) -> None:
-    lanes = twins(rows, 25)
+def test_packed_rows_equal_the_reference_over_epochs(rows: int) -> None:
+    lanes = reference_lanes(rows, 25)
     for batch in packed(rows=rows):
         whole = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
         assert whole == [next(lane) for lane in lanes]
         assert batch.weights is None and batch.norm == rows * 24
 
 
-def test_packed_rows_are_the_same_on_any_number_of_ranks_and_after_a_resumption() -> None:
+def test_packed_rows_depend_neither_on_ranks_nor_on_resuming() -> None:
     alone = packed()
     ranks = [packed(rank=rank, world_size=2) for rank in range(2)]
     for whole, *parts in zip(alone, *ranks, strict=True):
@@ -274,14 +276,14 @@ def test_packed_rows_are_the_same_on_any_number_of_ranks_and_after_a_resumption(
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(alone[10:], rest, strict=True))
 
 
-def test_packed_steps_are_about_one_pass() -> None:
+def test_packed_steps_are_about_one_epoch() -> None:
     num_tokens = sum(len(render_conversation(one, tokenizer())[0]) for one in TASK)
     assert packed_steps(TASK, tokenizer(), rows=2, sequence_len=8) == round(num_tokens / 16)
     assert packed_steps(TASK[:1], tokenizer(), rows=512, sequence_len=512) == 1
 
 
 @pytest.mark.parametrize("make", [packed, masked])
-def test_an_endless_conversation_fits_as_far_as_the_context_goes(make: Any) -> None:
-    batches = make([said("the fox " * 2000)], rows=2)
+def test_a_very_long_conversation_is_truncated_or_split(make: Any) -> None:
+    batches = make([answer("the fox " * 2000)], rows=2)
     assert all((batch.inputs >= 0).all() for batch in batches)
     assert all(batch.inputs.size(1) <= CONTEXT for batch in batches)

@@ -82,11 +82,11 @@ def together(of_ranks: list[list[Batch]]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", LENGTHS)
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_every_lane_equals_its_slow_twin(name: str, rows: int) -> None:
+def test_every_lane_equals_the_reference(name: str, rows: int) -> None:
     source = Numbered(LENGTHS[name])
-    twins = [lane_rows(source.tokens, lane, rows, BOS, LENGTH + 1) for lane in range(rows)]
+    references = [lane_rows(source.tokens, lane, rows, BOS, LENGTH + 1) for lane in range(rows)]
     for batch in batches(source, rows):
-        assert whole_rows(batch) == [next(twin) for twin in twins]
+        assert whole_rows(batch) == [next(reference) for reference in references]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -156,7 +156,7 @@ def test_a_state_of_another_number_of_rows_is_refused() -> None:
 
 def test_a_state_of_other_text_is_refused() -> None:
     state = batches(Numbered([5] * 10))[3].resume
-    with pytest.raises(UserError, match=r"10 documents.*11.*--fresh"):
+    with pytest.raises(UserError, match=r"10 training documents.*11.*--fresh"):
         batches(Numbered([5] * 11), resume=state)
 
 

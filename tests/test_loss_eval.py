@@ -20,27 +20,27 @@ from tests.small_model import save_small_run, small_tokenizer
 TOKEN_BYTES = torch.tensor([1, 2, 3, 0, 4], dtype=torch.int32)  # token 3 is special
 
 
-class Costly(nn.Module):
-    """Stands for a GPT: the loss of a target is its number plus a tenth of the input's."""
+class FakeModel(nn.Module):
+    """Its loss is the target id plus a tenth of the input id."""
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return torch.where(targets >= 0, targets + inputs / 10, 0).to(torch.float32)
 
 
 def batch(targets: list[list[int]], inputs: list[list[int]] | None = None) -> Batch:
-    wanted = torch.tensor(targets)
-    given = torch.zeros_like(wanted) if inputs is None else torch.tensor(inputs)
-    return Batch(given, wanted, None, norm=1.0, progress=0.0, resume={})
+    target_ids = torch.tensor(targets)
+    input_ids = torch.zeros_like(target_ids) if inputs is None else torch.tensor(inputs)
+    return Batch(input_ids, target_ids, None, norm=1.0, progress=0.0, resume={})
 
 
 def bpb(batches: list[Batch], device_batch_size: int = 2) -> float:
-    return evaluate_bpb(Costly(), batches, TOKEN_BYTES, device_batch_size=device_batch_size)
+    return evaluate_bpb(FakeModel(), batches, TOKEN_BYTES, device_batch_size=device_batch_size)
 
 
-def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets() -> None:
-    found = bpb([batch([[0, 1], [2, 4]], [[1, 1], [1, 1]]), batch([[2, 2]])])
+def test_bits_per_byte_are_the_nats_divided_by_the_bytes_of_the_targets() -> None:
+    value = bpb([batch([[0, 1], [2, 4]], [[1, 1], [1, 1]]), batch([[2, 2]])])
     nats, num_bytes = (0 + 1 + 2 + 4 + 0.4) + 4, (1 + 2 + 3 + 4) + 6
-    assert found == pytest.approx(nats / math.log(2) / num_bytes)
+    assert value == pytest.approx(nats / math.log(2) / num_bytes)
 
 
 def test_special_tokens_and_masked_targets_count_in_neither_sum() -> None:
@@ -49,37 +49,37 @@ def test_special_tokens_and_masked_targets_count_in_neither_sum() -> None:
     assert bpb([batch([[0, 1, 4], [3, -1, 3]])]) == plain
 
 
-def test_the_micro_batch_changes_nothing() -> None:
+def test_the_value_does_not_depend_on_the_micro_batch() -> None:
     batches = [batch([[0, 1], [2, 4], [4, 4], [1, -1], [2, 2]])]
     assert len({bpb(batches, size) for size in (1, 2, 3, 100)}) == 1
 
 
-def test_without_a_byte_it_is_infinite() -> None:
+def test_without_any_byte_the_value_is_infinite() -> None:
     assert bpb([batch([[3, 3, -1]])]) == math.inf
 
 
-def test_over_no_step_it_is_an_error() -> None:
+def test_no_batch_is_an_error() -> None:
     with pytest.raises(UserError, match="0 steps"):
         bpb([])
 
 
-def test_the_model_is_left_in_the_mode_in_which_it_was() -> None:
+def test_evaluation_restores_the_mode_of_the_model() -> None:
     seen = []
 
-    class Watching(Costly):
+    class Recording(FakeModel):
         def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
             seen.append(self.training)
             return super().forward(inputs, targets)
 
     for is_training in (True, False):
-        model = Watching().train(is_training)
+        model = Recording().train(is_training)
         evaluate_bpb(model, [batch([[0]])], TOKEN_BYTES, device_batch_size=1)
         assert model.training is is_training
     assert seen == [False, False]
 
 
-def test_no_gradient_is_kept() -> None:
-    class Learning(Costly):
+def test_evaluation_computes_no_gradient() -> None:
+    class Trainable(FakeModel):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
@@ -87,40 +87,40 @@ def test_no_gradient_is_kept() -> None:
         def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
             return super().forward(inputs, targets) * self.scale
 
-    model = Learning()
+    model = Trainable()
     evaluate_bpb(model, [batch([[0, 1]])], TOKEN_BYTES, device_batch_size=1)
     assert model.scale.grad is None
 
 
 # ---- on a real model and real text
 
-PLACE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
+RUNTIME = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, base_dir: Path) -> GPT:
-    """A small model with its tokenizer, and a little of the primer world."""
+    """A small model and its tokenizer, with a small primer source."""
     monkeypatch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 60)
     monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 200)
     dataset.make("primer", 1)
     return save_small_run("base")
 
 
-def plain_bpb(model: GPT, rows: list[tuple[list[int], list[int]]]) -> float:
-    """The same by one token after another, from logits in float64."""
+def reference_bpb(model: GPT, rows: list[tuple[list[int], list[int]]]) -> float:
+    """Bits per byte of rows of (ids, mask), token by token, from logits in float64."""
     nats, num_bytes = 0.0, 0
     sizes = small_tokenizer().token_bytes()
     for ids, mask in rows:
         with torch.no_grad():
             log_probs = model(torch.tensor([ids[:-1]])).double().log_softmax(-1)[0]
-        for position, (target, counts) in enumerate(zip(ids[1:], mask[1:], strict=True)):
-            if counts and sizes[target]:
+        for position, (target, is_target) in enumerate(zip(ids[1:], mask[1:], strict=True)):
+            if is_target and sizes[target]:
                 nats -= float(log_probs[position, target])
                 num_bytes += sizes[target]
     return nats / math.log(2) / num_bytes
 
 
-def test_a_model_on_conversations_equals_a_plain_computation(model: GPT) -> None:
+def test_chat_bpb_equals_the_reference(model: GPT) -> None:
     task = [
         {"messages": [
             {"role": "user", "content": f"Who is {name}?"},
@@ -128,14 +128,14 @@ def test_a_model_on_conversations_equals_a_plain_computation(model: GPT) -> None
         ]}
         for name in ("Anna", "Bo", "Constantin-Emmanuel")
     ]  # fmt: skip
-    rendered = [render_conversation(one, small_tokenizer()) for one in task]
+    rendered = [render_conversation(conversation, small_tokenizer()) for conversation in task]
     length = model.config.sequence_len + 1
     rows = [(ids[:length], mask[:length]) for ids, mask in rendered]
-    found = chat_bpb(model, small_tokenizer(), PLACE, task)
-    assert found == pytest.approx(plain_bpb(model, rows), rel=1e-5)
+    value = chat_bpb(model, small_tokenizer(), RUNTIME, task)
+    assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 
 
-def test_a_model_on_text_equals_a_plain_computation(model: GPT) -> None:
+def test_text_bpb_equals_the_reference(model: GPT) -> None:
     tokenizer, length = small_tokenizer(), model.config.sequence_len
     documents = shards.Documents(dataset.shard_paths("primer", "val"))
     rows = []
@@ -147,14 +147,14 @@ def test_a_model_on_text_equals_a_plain_computation(model: GPT) -> None:
         ]
         assert len(tokens) > length
         rows.append((tokens[: length + 1], [1] * (length + 1)))
-    found = text_bpb(model, tokenizer, PLACE, "primer", loss_eval.TEXT_ROWS * length)
-    assert found == pytest.approx(plain_bpb(model, rows), rel=1e-5)
+    value = text_bpb(model, tokenizer, RUNTIME, "primer", loss_eval.TEXT_ROWS * length)
+    assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [0, -5])
-def test_no_tokens_to_measure_is_an_error(model: GPT, num_tokens: int) -> None:
+def test_evaluating_fewer_than_one_token_is_an_error(model: GPT, num_tokens: int) -> None:
     with pytest.raises(UserError, match=f"--eval_tokens={num_tokens}"):
-        text_bpb(model, small_tokenizer(), PLACE, "primer", num_tokens)
+        text_bpb(model, small_tokenizer(), RUNTIME, "primer", num_tokens)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -175,17 +175,17 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
             chat_bpb(model, tokenizer, runtime, task),
         ]
 
-    alone = measured(PLACE)
-    sums: list[list[list[float]]] = []  # of each rank, by call
+    one_rank = measured(RUNTIME)
+    sums: list[list[list[float]]] = []  # [rank][call] = [nats, bytes, batches]
 
-    def note(values: list[float]) -> list[float]:
+    def record(values: list[float]) -> list[float]:
         sums[-1].append(values)
         return values
 
-    monkeypatch.setattr(loss_eval, "all_reduce_sum", note)
+    monkeypatch.setattr(loss_eval, "all_reduce_sum", record)
     for rank in range(world_size):
         sums.append([])
-        measured(replace(PLACE, rank=rank, world_size=world_size))
+        measured(replace(RUNTIME, rank=rank, world_size=world_size))
     totals: Any = torch.tensor(sums, dtype=torch.float64).sum(dim=0)
     together = (totals[:, 0] / totals[:, 1] / math.log(2)).tolist()
-    assert together == pytest.approx(alone, rel=1e-9)
+    assert together == pytest.approx(one_rank, rel=1e-9)

@@ -1,4 +1,4 @@
-"""Conversations -> batches: packed for midtraining, one a row and masked for finetuning.
+"""Batches of conversations: packed for midtraining, one per row and masked for finetuning.
 
 # B rows of this rank  T time
 """
@@ -20,7 +20,7 @@ from nanochat.tokenizer import RustBPETokenizer
 
 logger = logging.getLogger(__name__)
 
-LENGTH_STEP = 32  # rows are padded to a multiple of this, so that few shapes occur
+LENGTH_STEP = 32  # rows are padded to a multiple of this: fewer shapes to compile and plan
 
 
 class Conversations(Protocol):
@@ -33,16 +33,16 @@ class Conversations(Protocol):
 
 def _refuse_empty(task: Conversations) -> None:
     if not len(task):
-        raise UserError("no conversation to train on; the task is empty, give it some")
+        raise UserError("no conversations: the task is empty; choose another one")
 
 
-class Shuffled:
-    """Place n of an endless run through a task, shuffled anew in each epoch."""
+class ShuffledTask:
+    """The conversations of a task, epoch after epoch, each epoch in another random order."""
 
     def __init__(self, task: Conversations, seed: int) -> None:
         _refuse_empty(task)
         self.task, self.seed = task, seed
-        self.order = lru_cache(maxsize=2)(self._order)
+        self.order = lru_cache(maxsize=2)(self._order)  # a step may span two epochs
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.task)))
@@ -50,12 +50,12 @@ class Shuffled:
         return order
 
     def conversation(self, counter: int) -> Conversation:
-        """The conversation at a place."""
-        epoch, place = divmod(counter, len(self.task))
-        return self.task[self.order(epoch)[place]]
+        """Conversation `counter`, counted through the epochs."""
+        epoch, index = divmod(counter, len(self.task))
+        return self.task[self.order(epoch)[index]]
 
 
-class _RenderedConversations(Shuffled):
+class _RenderedConversations(ShuffledTask):
     """Conversations as documents of token ids."""
 
     def __init__(self, task: Conversations, seed: int, tokenizer: RustBPETokenizer) -> None:
@@ -65,7 +65,7 @@ class _RenderedConversations(Shuffled):
 
     def tokens(self, counter: int) -> list[int]:
         ids, _ = render_conversation(self.conversation(counter), self.tokenizer)
-        return ids[1:]  # the packer sets <|bos|>
+        return ids[1:]  # the packer adds <|bos|>
 
 
 def packed_conversations(
@@ -80,7 +80,7 @@ def packed_conversations(
     seed: int,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """Batches (B, T) of whole conversations one after another; every token is a target."""
+    """Batches (B, T) of conversations end to end; every token is a target."""
     return packed_batches(
         _RenderedConversations(task, seed, tokenizer),
         bos=tokenizer.get_bos_token_id(),
@@ -96,7 +96,7 @@ def packed_conversations(
 def packed_steps(
     task: Conversations, tokenizer: RustBPETokenizer, *, rows: int, sequence_len: int
 ) -> int:
-    """Steps of about one pass over the task, by the length of a sample of its conversations."""
+    """Steps of about one epoch, estimated from the lengths of 500 conversations."""
     _refuse_empty(task)
     sample = range(0, len(task), max(1, len(task) // 500))
     lengths = [len(render_conversation(task[i], tokenizer)[0]) for i in sample]
@@ -105,7 +105,7 @@ def packed_steps(
 
 
 def masked_steps(task: Conversations, rows: int, num_epochs: int) -> int:
-    """Optimizer steps of `num_epochs` passes; the last one may be short of rows."""
+    """Optimizer steps of `num_epochs` epochs; the last step may have fewer rows."""
     return -(-len(task) * num_epochs // rows)
 
 
@@ -121,26 +121,26 @@ def masked_conversations(
     seed: int,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """Batches (B, T) of one conversation a row; only what the assistant says is a target.
+    """Batches (B, T) of one conversation per row; only the assistant's tokens are targets.
 
-    Rows end after `num_epochs` passes; T is that of the longest row of the step. Conversations
-    beyond the context are cut there, and how many were is said at the end.
+    T is the longest row of the step. Longer conversations are truncated to `sequence_len`, and
+    their number is logged at the end.
     """
-    shuffled = Shuffled(task, seed)
+    shuffled = ShuffledTask(task, seed)
     total = len(task) * num_epochs
     num_steps = masked_steps(task, rows, num_epochs)
     first_step = resume["step"] if resume else 0
-    num_cut, num_mute = 0, 0
+    num_truncated, num_without_targets = 0, 0
     for step in range(first_step, num_steps):
-        places = range(step * rows, min((step + 1) * rows, total))
-        rendered = [
-            render_conversation(shuffled.conversation(place), tokenizer) for place in places
-        ]
-        num_cut += sum(len(ids) > sequence_len + 1 for ids, _ in rendered)
-        num_mute += sum(any(mask) and not any(mask[: sequence_len + 1]) for _, mask in rendered)
-        rendered = [(ids[: sequence_len + 1], mask[: sequence_len + 1]) for ids, mask in rendered]
+        counters = range(step * rows, min((step + 1) * rows, total))
+        # Every rank renders the whole step: the norm and T depend on all of its rows.
+        rendered = [render_conversation(shuffled.conversation(n), tokenizer) for n in counters]
+        row_len = sequence_len + 1  # inputs and the last target
+        num_truncated += sum(len(ids) > row_len for ids, _ in rendered)
+        num_without_targets += sum(any(mask) and not any(mask[:row_len]) for _, mask in rendered)
+        rendered = [(ids[:row_len], mask[:row_len]) for ids, mask in rendered]
         num_targets = sum(sum(mask[1:]) for _, mask in rendered)
-        # Rows of like length stand together, so that micro-batches are cut short; the sum is equal.
+        # Sorted by length, micro-batches need less padding; the sum of gradients is the same.
         rendered.sort(key=lambda row: len(row[0]))
         longest = len(rendered[-1][0]) - 1
         inputs, targets = _padded(
@@ -152,22 +152,21 @@ def masked_conversations(
             inputs=inputs,
             targets=targets,
             weights=None,
-            norm=max(1, num_targets) / world_size,
+            norm=max(1, num_targets) / world_size,  # 1: no NaN without targets
             progress=(step + 1) / num_steps,
             resume={"step": step + 1},
         )
-    if num_cut and rank == 0:
+    if num_truncated and rank == 0:
         logger.info(
-            "%d of %d conversations were cut at the context of %d tokens; %d of them lost all that"
-            " the assistant says",
-            num_cut, total - first_step * rows, sequence_len, num_mute,
+            "%d of %d conversations were truncated to %d tokens; %d of them lost every target",
+            num_truncated, total - first_step * rows, sequence_len, num_without_targets,
         )  # fmt: skip
 
 
 def _padded(
     rendered: list[tuple[list[int], list[int]]], *, num_rows: int, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """inputs and targets (num_rows, length); a rank that ran out of rows gets empty ones."""
+    """inputs and targets (num_rows, length); missing rows are padding without targets."""
     inputs = torch.zeros(num_rows, length, dtype=torch.int64)
     targets = torch.full((num_rows, length), -1, dtype=torch.int64)
     for row, (ids, mask) in enumerate(rendered):

@@ -1,4 +1,4 @@
-"""Documents and conversations to rows, one token at a time."""
+"""Rows of documents and conversations, one token at a time."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 def lane_rows(
     tokens: Callable[[int], list[int]], lane: int, num_lanes: int, bos: int, row_len: int
 ) -> Iterator[list[int]]:
-    """Rows of a lane without end; document n of the endless run is tokens(n)."""
+    """The endless rows of a lane; tokens(n) is document n, counted through the epochs."""
     counter, rest = lane, None
     while True:
         row = [bos]
