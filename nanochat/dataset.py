@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from nanochat import paths, primer
 from nanochat.configurator import parse, run, short
 from nanochat.data.download import download
-from nanochat.data.shards import Documents, is_shard, open_parquet, runs, write_shard
+from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
 from nanochat.data.text_import import kind_of, text_files, texts_of
 from nanochat.errors import UserError
 from nanochat.runtime import hub_endpoint, hub_offline
@@ -257,7 +257,7 @@ def _import_path(path: Path, shards: _Shards) -> dict[str, Any]:
         raise UserError(
             f"{path} holds no .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt file; put text there"
         )
-    if len(files) > 1 and all(kind_of(file) == ".parquet" and is_shard(file) for file in files):
+    if len(files) > 1 and all(kind_of(file) == ".parquet" for file in files):
         # Used where they are, the last by name for validation.
         facts = [shards.facts(file) for file in files]
         return {"train": facts[:-1], "val": facts[-1:]}
@@ -274,7 +274,7 @@ def _write_imported(path: Path, files: list[Path], shards: _Shards) -> dict[str,
     written: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for split in ("train", "val"):
         texts = (t for t in texts_of(files) if (_place(t) < limit) == (split == "val"))
-        for number, some in enumerate(runs(texts, PATH_SHARD_CHARACTERS)):
+        for number, some in enumerate(group_texts(texts, PATH_SHARD_CHARACTERS)):
             # Neighbours in a file are alike, and so would be the rows of a step.
             random.Random(number).shuffle(some)
             shard = shards.folder / f"{split}_{number:05d}.parquet"
@@ -360,8 +360,7 @@ def iter_texts(
 
 def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[str]:
     left = max_chars
-    for index in range(len(documents)):
-        text = documents[index]
+    for text in documents:
         text = text[:doc_cap] if doc_cap > 0 else text
         if max_chars > 0:
             if left <= 0:

@@ -114,6 +114,7 @@ def pretrain(options: Options, runtime: Runtime) -> None:
             rank=runtime.rank,
             world_size=runtime.world_size,
             num_steps=num_steps,
+            seed=options.seed,
             resume=resume,
         )
 

@@ -1,12 +1,12 @@
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 
+from nanochat import dataloader
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import (
@@ -20,7 +20,8 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 from nanochat.training.trainer import accumulate_gradients
-from tests.reference.batches import lane_rows, masked_row
+from tasks.primer import Primer
+from tests.reference.batches import masked_row, shuffled_rows, stream_rows
 
 CONTEXT = 64
 
@@ -247,23 +248,25 @@ def packed(task: Any = TASK, **changes: Any) -> list[Batch]:
     return list(packed_conversations(task, tokenizer(), **arguments))
 
 
-def reference_lanes(rows: int, row_len: int) -> list[Iterator[list[int]]]:
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_packed_rows_equal_the_reference_over_epochs(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(dataloader, "BLOCK_ROWS", 20)
     order = ShuffledTask(TASK, 7)
 
-    def tokens(counter: int) -> list[int]:
-        return render_conversation(order.conversation(counter), tokenizer())[0][1:]
+    def tokens(number: int) -> list[int]:
+        return render_conversation(order.conversation(number), tokenizer())[0][1:]
 
-    bos = tokenizer().get_bos_token_id()
-    return [lane_rows(tokens, lane, rows, bos, row_len) for lane in range(rows)]
+    stream = stream_rows(tokens, tokenizer().get_bos_token_id(), 25)
+    expected = shuffled_rows(stream, 30 * rows, 20, partial(dataloader.block_order, 7))
+    batches = packed(rows=rows)
+    assert [row for batch in batches for row in packed_rows(batch)] == expected
+    assert all(batch.weights is None and batch.norm == rows * 24 for batch in batches)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 16])
-def test_packed_rows_equal_the_reference_over_epochs(rows: int) -> None:
-    lanes = reference_lanes(rows, 25)
-    for batch in packed(rows=rows):
-        whole = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
-        assert whole == [next(lane) for lane in lanes]
-        assert batch.weights is None and batch.norm == rows * 24
+def packed_rows(batch: Batch) -> list[list[int]]:
+    return torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
 
 
 def test_packed_rows_depend_neither_on_ranks_nor_on_resuming() -> None:
@@ -280,6 +283,14 @@ def test_packed_steps_are_about_one_epoch() -> None:
     num_tokens = sum(len(render_conversation(one, tokenizer())[0]) for one in TASK)
     assert packed_steps(TASK, tokenizer(), rows=2, sequence_len=8) == round(num_tokens / 16)
     assert packed_steps(TASK[:1], tokenizer(), rows=512, sequence_len=512) == 1
+
+
+def test_packed_steps_train_on_each_conversation_of_a_task_once() -> None:
+    task = Primer("train", stage="mid", size=2000)
+    shape = {"rows": 8, "sequence_len": 64}
+    num_steps = packed_steps(task, tokenizer(), **shape)
+    *_, last = packed(task, num_steps=num_steps, **shape)
+    assert dataloader.epoch(last.resume) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("make", [packed, masked])

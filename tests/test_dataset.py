@@ -314,21 +314,6 @@ def test_shards_of_parquet_are_used_where_they_are_and_the_last_by_name_validate
     assert not list(base_dir.rglob("*.parquet"))
 
 
-def test_shards_whose_row_groups_are_too_large_to_hop_between_are_cut_anew(
-    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "MAX_ROW_GROUP_BYTES", 4000)
-    monkeypatch.setattr(shards, "ROW_GROUP_CHARACTERS", 1000)
-    for number in range(2):
-        write_parquet(tmp_path / f"s{number}.parquet", TEXTS[number::2])
-    source = make(str(tmp_path), 1)
-    assert everything(source) == Counter(TEXTS)
-    for path in base_dir.rglob("*.parquet"):
-        groups = pq.ParquetFile(path).metadata
-        sizes = [groups.row_group(i).total_byte_size for i in range(groups.num_row_groups)]
-        assert max(sizes) < 4000
-
-
 def test_the_same_text_is_imported_once_and_changed_text_anew(
     tmp_path: Path, base_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -169,7 +169,7 @@ def test_a_run_that_noted_no_size_of_its_steps_goes_on_with_the_one_it_had(train
     older = newest.meta["settings"] | {"total_batch_size": -1}
     checkpoint_manager.update_meta(folder, newest.step, settings=older)
     said = processes.run(trained, f"{line} --total_batch_size=1024", ok=False)
-    assert "6 rows a step and now has 4" in said and "--total_batch_size=1536" in said
+    assert "6 rows per step and now has 4" in said and "--total_batch_size=1536" in said
     assert "6 rows, 1 rank" in processes.run(trained, f"{line} --dry_run")
     said = processes.run(trained, line)
     assert "going on from step" in said and "6 rows, 1 rank" in said

@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ from dev.bench.instruments import (
     watch_collectives,
 )
 from nanochat import gpt
-from nanochat.dataloader import packed_batches
+from nanochat.dataloader import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
@@ -66,17 +67,16 @@ class NoSaver:
 
 
 class RandomTokens:
-    """Documents of random tokens, each the same whenever it is asked for."""
+    """Documents of 700 random tokens, a function of their number."""
 
     num_documents = 1000
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def tokens(self, counter: int) -> list[int]:
-        generator = torch.Generator().manual_seed(counter)
-        drawn: list[int] = torch.randint(self.vocab_size, (700,), generator=generator).tolist()
-        return drawn
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        generator = np.random.default_rng(first)
+        return generator.integers(1, self.vocab_size, 70_000), np.arange(700, 70_001, 700)  # 0: bos
 
 
 def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:

@@ -334,7 +334,7 @@ class _Loop:
         """Numbers of a step that the loop does not know."""
         self.traced()
         numbers = {"memory_bytes": float(self.runtime.peak_bytes()), **self.plan.observed()}
-        if "lanes" in state.resume:
+        if "epoch" in state.resume:
             numbers["epoch"] = dataloader.epoch(state.resume)
         return numbers
 
