@@ -42,6 +42,7 @@ class Texts(Protocol):
 class DocumentSource(Protocol):
     """Documents as token ids, numbered through the epochs."""
 
+    bos: int  # id of <|bos|>, which no document contains
     num_documents: int  # of one epoch
 
     def encode(self, first: int) -> tuple[Ids, Ids]:
@@ -49,13 +50,13 @@ class DocumentSource(Protocol):
 
 
 class EncodedTexts:
-    """Texts, encoded in batches; number n is document n % len of epoch n // len."""
+    """Texts, encoded in batches; number n is text n % len of epoch n // len."""
 
     def __init__(self, texts: Texts, tokenizer: RustBPETokenizer, num_threads: int = 4) -> None:
         if not len(texts):
             raise UserError("no documents; run python -m nanochat.dataset first")
         self.texts, self.tokenizer, self.num_threads = texts, tokenizer, num_threads
-        self.num_documents = len(texts)
+        self.bos, self.num_documents = tokenizer.get_bos_token_id(), len(texts)
 
     def encode(self, first: int) -> tuple[Ids, Ids]:
         index = first % self.num_documents  # the slice ends at the end of the epoch
@@ -63,120 +64,66 @@ class EncodedTexts:
         return self.tokenizer.encode_to_array(texts, self.num_threads)
 
 
-def cut_rows(
-    source: DocumentSource, bos: int, sequence_len: int, position: Position
-) -> Iterator[tuple[Ids, Position]]:
-    """Endless rows of the stream from a position on, each with the position after it.
-
-    T + 1 tokens that start with <|bos|>, or T tokens that are to be preceded by one.
-    """
-    first, cut = position  # number of the document that `tokens` starts with; start of the next row
-    number = first  # of the next document to encode
-    tokens, starts = np.empty(0, np.uint16), np.empty(0, np.int64)
-    while True:
-        ids, ends = source.encode(number)
-        number += len(ends)
-        begins = np.concatenate(([0], ends[:-1]))
-        # Each document is shifted by the <|bos|> of those before it.
-        starts = np.concatenate((starts, len(tokens) + begins + np.arange(len(ends))))
-        tokens = np.concatenate((tokens.astype(ids.dtype), np.insert(ids, begins, bos)))
-        cuts = _cuts(tokens, cut, bos, sequence_len)
-        bounds = np.append(starts, len(tokens))  # where the next document will start
-        documents = np.searchsorted(bounds, cuts, side="right") - 1
-        offsets = cuts - bounds[documents]
-        positions = zip((first + documents).tolist(), offsets.tolist(), strict=True)
-        next(positions)  # of the first row itself
-        for (begin, end), after in zip(pairwise(cuts), positions, strict=True):
-            yield tokens[begin:end], after
-        kept = min(int(documents[-1]), len(starts) - 1)  # the next row starts in it or after it
-        first, cut = first + kept, cuts[-1] - int(starts[kept])
-        tokens, starts = tokens[starts[kept] :], starts[kept:] - starts[kept]
-
-
-def _cuts(tokens: Ids, cut: int, bos: int, sequence_len: int) -> list[int]:
-    """Where rows start from `cut` on, and where the last complete one ends."""
-    cuts = [cut]
-    while cut < len(tokens):
-        cut += sequence_len + int(tokens[cut] == bos)  # else its own <|bos|> takes a place
-        if cut <= len(tokens):
-            cuts.append(cut)
-    return cuts
-
-
-def block_order(seed: int, block: int, num_rows: int) -> list[int]:
-    """For each row of a block, in stream order, its place in the order of training."""
-    order = list(range(num_rows))
-    # Not numpy's generator: a later version may draw other numbers, and a resumed run other rows.
-    random.Random(derive_seed(seed, "block", block)).shuffle(order)
-    return order
-
-
-def _shuffled(
-    stream: Iterator[tuple[Ids, Position]], first: int, total: int, seed: int
-) -> Iterator[tuple[int, Ids, Position]]:
-    """The rows of the stream from the block at row `first` on, each with its number in the run."""
-    for block_first in range(first, total, BLOCK_ROWS):
-        num_rows = min(BLOCK_ROWS, total - block_first)
-        for place in block_order(seed, block_first // BLOCK_ROWS, num_rows):
-            yield block_first + place, *next(stream)
+def tokenizing_distributed_data_loader(
+    documents: Texts, tokenizer: RustBPETokenizer, *, num_threads: int = 4, **packing: Any
+) -> Iterator[Batch]:
+    """Batches (B, T) of packed documents, tokenized on the fly; keywords as of `packed_batches`."""
+    return packed_batches(EncodedTexts(documents, tokenizer, num_threads), **packing)
 
 
 def packed_batches(
-    source: DocumentSource,
-    *,
-    bos: int,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    seed: int = 0,
+    source: DocumentSource, *,
+    rows: int, sequence_len: int, rank: int, world_size: int, num_steps: int, seed: int = 0,
     resume: dict[str, Any] | None = None,
-) -> Iterator[Batch]:
-    """This rank's share of the `rows` rows of each step, from the start or a saved state.
+) -> Iterator[Batch]:  # fmt: skip
+    """This rank's share of the `rows` rows of each step, from the start or from `Batch.resume`.
 
     Raises UserError if the state belongs to a run with another number of documents or rows.
     """
-    state = resume or {"step": 0, "document": 0, "offset": 0, "row": 0}
-    if resume:
-        _check_resume(resume, rows, sequence_len, source.num_documents)
+    state = {"step": 0, "document": 0, "offset": 0, "row": 0} if resume is None else resume
+    run = {"rows": rows, "documents": source.num_documents}
+    _check_resume(run | state, run)
     position, total = (state["document"], state["offset"]), rows * num_steps
     num_read = state["step"] * rows - state["row"]  # rows of the stream; a state starts a block
-    positions = {num_read: position}  # where the steps and blocks begin, by rows read
-    stream = cut_rows(source, bos, sequence_len, position)
+    positions = {num_read: position}  # where the steps and blocks start, by rows read
+    stream = cut_rows(source, sequence_len, position)
     shuffled = _shuffled(stream, num_read, total, seed)
     kept: dict[int, Ids] = {}  # rows of this rank that are yet to be trained on
     for step in range(state["step"], num_steps):
         first, end = step * rows, (step + 1) * rows
         # Any row may be the last of its block. Reading a block ahead spreads the work over steps.
-        while num_read < min(total, end + BLOCK_ROWS - 1):
+        until = min(total, end + BLOCK_ROWS - 1)
+        while num_read < until:
             row, tokens, position = next(shuffled)
             if row >= first and row % rows % world_size == rank:
                 kept[row] = tokens.copy()  # a view would hold the rows of all ranks
             num_read += 1
             if num_read % rows == 0 or num_read % BLOCK_ROWS == 0:
                 positions[num_read] = position
-        inputs, targets = _tensors(
-            [kept.pop(row) for row in range(first + rank, end, world_size)], bos, sequence_len
-        )
+        own = [kept.pop(row) for row in range(first + rank, end, world_size)]
         block = end - end % BLOCK_ROWS  # first row of the block that the next step starts in
-        positions = {number: p for number, p in positions.items() if number >= block}
-        yield Batch(
-            inputs=inputs,
-            targets=targets,
-            weights=None,
-            norm=float(rows * sequence_len / world_size),
-            progress=(step + 1) / num_steps,
-            resume={
-                "step": step + 1,
-                "rows": rows,
-                "documents": source.num_documents,
-                "document": positions[block][0],
-                "offset": positions[block][1],
-                "row": end - block,
-                "epoch": positions[end][0] / source.num_documents,
-            },
+        while (oldest := next(iter(positions))) < block:
+            del positions[oldest]
+        document, offset = positions[block]
+        resume = {"step": step + 1, "document": document, "offset": offset, "row": end - block}
+        resume |= run | {"epoch": positions[end][0] / source.num_documents}
+        norm = rows * sequence_len / world_size
+        yield Batch(*_tensors(own, source.bos, sequence_len), None, norm, end / total, resume)
+
+
+def _check_resume(resume: dict[str, Any], run: dict[str, int]) -> None:
+    if "lanes" in resume:  # each row of the step once read documents of its own
+        raise UserError(
+            f"the checkpoint of step {resume['step']} has the loader state of an earlier version"
+            f" ({len(resume['lanes'])} lanes), which cannot be resumed; finish the run with that"
+            " version, or start over with --fresh"
         )
+    for name, value in run.items():
+        if resume[name] != value:
+            raise UserError(
+                f"the run was saved with {resume[name]} {name} (rows per step, documents per epoch)"
+                f" and now has {value}; restore the earlier number, or start over with --fresh"
+            )
 
 
 def _tensors(rows: list[Ids], bos: int, sequence_len: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,50 +140,56 @@ def epoch(resume: dict[str, Any]) -> float:
     return float(resume["epoch"])
 
 
-def _check_resume(resume: dict[str, Any], rows: int, sequence_len: int, num_documents: int) -> None:
-    if "lanes" in resume:  # written before there was one stream
-        raise UserError(
-            f"the checkpoint of step {resume['step']} has the loader state of an earlier version"
-            f" ({len(resume['lanes'])} lanes), which cannot be resumed; finish the run with that"
-            " version, or start over with --fresh"
-        )
-    if resume["rows"] != rows:
-        raise UserError(
-            f"the run was saved with {resume['rows']} rows per step and now has {rows}; use"
-            f" --total_batch_size={resume['rows'] * sequence_len}, or start over with --fresh"
-        )
-    if resume["documents"] != num_documents:
-        raise UserError(
-            f"the run was saved with {resume['documents']} training documents and now there are"
-            f" {num_documents}; restore the text, or start over with --fresh"
-        )
+# ---- the stream
 
 
-def tokenizing_distributed_data_loader(
-    documents: Texts,
-    tokenizer: RustBPETokenizer,
-    *,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    seed: int = 0,
-    resume: dict[str, Any] | None = None,
-    num_threads: int = 4,
-) -> Iterator[Batch]:
-    """Batches (B, T) of packed documents, tokenized on the fly in threads.
+def cut_rows(
+    source: DocumentSource, sequence_len: int, position: Position
+) -> Iterator[tuple[Ids, Position]]:
+    """Endless rows of the stream from a position on, each with the position after it.
 
-    rows: per optimizer step, over all ranks.  seed: of the order of rows.  resume: `Batch.resume`.
+    T + 1 tokens that start with <|bos|>, or T tokens that are to be preceded by one.
     """
-    return packed_batches(
-        EncodedTexts(documents, tokenizer, num_threads),
-        bos=tokenizer.get_bos_token_id(),
-        rows=rows,
-        sequence_len=sequence_len,
-        rank=rank,
-        world_size=world_size,
-        num_steps=num_steps,
-        seed=seed,
-        resume=resume,
-    )
+    first, cut = position  # number of the document that `tokens` starts with; start of the next row
+    number = first  # of the next document to encode
+    tokens, starts = np.empty(0, np.uint16), np.empty(0, np.int64)
+    while True:
+        ids, ends = source.encode(number)
+        number += len(ends)
+        begins = np.concatenate(([0], ends[:-1]))
+        # Each document is shifted by the <|bos|> of those before it.
+        starts = np.concatenate((starts, len(tokens) + begins + np.arange(len(ends))))
+        tokens = np.concatenate((tokens.astype(ids.dtype), np.insert(ids, begins, source.bos)))
+        cuts = [cut]
+        while cut < len(tokens):
+            cut += sequence_len + int(tokens[cut] == source.bos)  # else its own takes a place
+            cuts.append(cut)
+        if cut > len(tokens):  # the last row is incomplete
+            cuts.pop()
+        bounds = np.append(starts, len(tokens))  # where the next document will start
+        documents = np.searchsorted(bounds, cuts, side="right") - 1
+        offsets = cuts - bounds[documents]
+        after = zip((first + documents[1:]).tolist(), offsets[1:].tolist(), strict=True)
+        for (begin, end), next_position in zip(pairwise(cuts), after, strict=True):
+            yield tokens[begin:end], next_position
+        kept = min(int(documents[-1]), len(starts) - 1)  # the next row starts in it or after it
+        first, cut = first + kept, cuts[-1] - int(starts[kept])
+        tokens, starts = tokens[starts[kept] :], starts[kept:] - starts[kept]
+
+
+def _shuffled(
+    stream: Iterator[tuple[Ids, Position]], first: int, total: int, seed: int
+) -> Iterator[tuple[int, Ids, Position]]:
+    """The rows of the stream from the block at row `first` on, each with its number in the run."""
+    for block_first in range(first, total, BLOCK_ROWS):
+        num_rows = min(BLOCK_ROWS, total - block_first)
+        for place in block_order(seed, block_first // BLOCK_ROWS, num_rows):
+            yield block_first + place, *next(stream)
+
+
+def block_order(seed: int, block: int, num_rows: int) -> list[int]:
+    """For each row of a block, in stream order, its place in the order of training."""
+    order = list(range(num_rows))
+    # Not numpy's generator: a later version may draw other numbers, and a resumed run other rows.
+    random.Random(derive_seed(seed, "block", block)).shuffle(order)
+    return order

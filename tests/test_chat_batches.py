@@ -10,7 +10,7 @@ from nanochat import dataloader
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import (
-    ShuffledTask,
+    ShuffledConversations,
     masked_conversations,
     masked_steps,
     packed_conversations,
@@ -110,11 +110,12 @@ def test_every_epoch_has_each_conversation_once_in_another_order() -> None:
     one, three = masked(rows=11), masked(rows=11, num_epochs=3)
     assert rows_of(three) == Counter({row: 3 * n for row, n in reference_rows(TASK).items()})
     assert all(rows_of([batch]) == rows_of(one) for batch in three)
-    order = ShuffledTask(TASK, 7)
-    epochs = [[order.conversation(epoch * 11 + i) for i in range(11)] for epoch in range(3)]
+    shuffled = ShuffledConversations(TASK, tokenizer(), 7)
+    epochs = [[shuffled.render(epoch * 11 + i) for i in range(11)] for epoch in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [ShuffledTask(TASK, 7).conversation(i) for i in range(11)] == epochs[0]
-    assert [ShuffledTask(TASK, 8).conversation(i) for i in range(11)] != epochs[0]
+    again, other = (ShuffledConversations(TASK, tokenizer(), seed) for seed in (7, 8))
+    assert [again.render(i) for i in range(11)] == epochs[0]
+    assert [other.render(i) for i in range(11)] != epochs[0]
 
 
 def test_a_step_may_span_two_epochs() -> None:
@@ -253,12 +254,9 @@ def test_packed_rows_equal_the_reference_over_epochs(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(dataloader, "BLOCK_ROWS", 20)
-    order = ShuffledTask(TASK, 7)
-
-    def tokens(number: int) -> list[int]:
-        return render_conversation(order.conversation(number), tokenizer())[0][1:]
-
-    stream = stream_rows(tokens, tokenizer().get_bos_token_id(), 25)
+    order = ShuffledConversations(TASK, tokenizer(), 7)
+    bos = tokenizer().get_bos_token_id()
+    stream = stream_rows(lambda number: order.render(number)[0][1:], bos, 25)
     expected = shuffled_rows(stream, 30 * rows, 20, partial(dataloader.block_order, 7))
     batches = packed(rows=rows)
     assert [row for batch in batches for row in packed_rows(batch)] == expected

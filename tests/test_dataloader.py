@@ -40,7 +40,7 @@ class Numbered:
 
     def __init__(self, lengths: list[int], batch_size: int = 3) -> None:
         self.lengths, self.batch_size = lengths, batch_size
-        self.num_documents = len(lengths)
+        self.bos, self.num_documents = BOS, len(lengths)
 
     def tokens(self, number: int) -> list[int]:
         return [number * 1000 + 1 + i for i in range(self.lengths[number % len(self.lengths)])]
@@ -65,7 +65,7 @@ LENGTHS = {
 
 def batches(source: Any, **changes: Any) -> list[Batch]:
     arguments: dict[str, Any] = {
-        "bos": BOS, "rows": 4, "sequence_len": LENGTH, "rank": 0, "world_size": 1,
+        "rows": 4, "sequence_len": LENGTH, "rank": 0, "world_size": 1,
         "num_steps": 20, "seed": SEED, **changes,
     }  # fmt: skip
     return list(packed_batches(source, **arguments))
@@ -174,7 +174,7 @@ def test_a_state_belongs_to_its_step_when_later_batches_were_prefetched() -> Non
     source = Numbered(LENGTHS["mixed"])
     states = [json.dumps(batch.resume) for batch in batches(source)]
     one_by_one = packed_batches(
-        source, bos=BOS, rows=4, sequence_len=LENGTH, rank=0, world_size=1, num_steps=20, seed=SEED
+        source, rows=4, sequence_len=LENGTH, rank=0, world_size=1, num_steps=20, seed=SEED
     )
     assert states == [json.dumps(batch.resume) for batch in one_by_one]
 
@@ -224,7 +224,7 @@ def test_at_most_two_blocks_and_a_step_are_held(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(dataloader, "cut_rows", counted)
     made = packed_batches(
-        Numbered(LENGTHS["mixed"]), bos=BOS, rows=4, sequence_len=LENGTH, rank=0, world_size=1,
+        Numbered(LENGTHS["mixed"]), rows=4, sequence_len=LENGTH, rank=0, world_size=1,
         num_steps=20,
     )  # fmt: skip
     for step, _ in enumerate(made, start=1):
@@ -240,13 +240,13 @@ def test_progress_ends_at_one_and_a_finished_run_has_no_more_batches() -> None:
 def test_a_state_with_another_number_of_rows_is_refused() -> None:
     source = Numbered(LENGTHS["mixed"])
     state = batches(source)[3].resume
-    with pytest.raises(UserError, match=rf"4 rows per step.*12.*--total_batch_size={4 * LENGTH}"):
+    with pytest.raises(UserError, match=r"4 rows .* 12;.*--fresh"):
         batches(source, rows=12, resume=state)
 
 
 def test_a_state_of_other_text_is_refused() -> None:
     state = batches(Numbered([5] * 10))[3].resume
-    with pytest.raises(UserError, match=r"10 training documents.*11.*--fresh"):
+    with pytest.raises(UserError, match=r"10 documents .* 11;.*--fresh"):
         batches(Numbered([5] * 11), resume=state)
 
 

@@ -69,7 +69,7 @@ class NoSaver:
 class RandomTokens:
     """Documents of 700 random tokens, a function of their number."""
 
-    num_documents = 1000
+    bos, num_documents = 0, 1000
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -122,7 +122,7 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
         return {}
 
     batches = packed_batches(
-        RandomTokens(options.vocab_size), bos=0, rows=options.rows,
+        RandomTokens(options.vocab_size), rows=options.rows,
         sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=options.steps,
     )  # fmt: skip
