@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import torch
 
 from nanochat import dataset
-from nanochat.checkpoint_manager import default_tag
 from nanochat.configurator import at_least, between, parse, run
 from nanochat.data import shards
 from nanochat.data.batch import Batch
@@ -82,7 +81,7 @@ def pretrain(options: Options, runtime: Runtime) -> None:
         window_pattern=options.window_pattern,
     )
     source = dataset.source_name(options.source or dataset.current_source())
-    tag = options.model_tag or default_tag(options.depth)
+    tag = options.model_tag or f"d{options.depth}"
     with torch.device("meta"):  # no memory before the table of the run has been printed
         model = GPT(config, compute_dtype=runtime.compute_dtype)
     budget = token_budget(options, model)

@@ -200,7 +200,7 @@ def _announce(plan: Plan, runtime: Runtime) -> None:
 def _make_way(directory: Path, starts_over: bool) -> None:
     """What earlier runs have left in the folder is put aside or cleared of what a kill left."""
     if starts_over:
-        checkpoint_manager.set_aside(directory)
+        checkpoint_manager.move_to_replaced(directory)
     checkpoint_manager.remove_leftovers(directory)
 
 
