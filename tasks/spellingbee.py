@@ -8,8 +8,8 @@ import random
 from functools import cache
 from pathlib import Path
 
-from nanochat.primer.question import Split, side
-from nanochat.primer.world import words_to_spell
+from nanochat.primer.question import Split, split_of
+from nanochat.primer.words import WORDS
 from tasks.common import Conversation, Task, final_text
 
 WORD_LIST = Path("/usr/share/dict/words")
@@ -30,13 +30,13 @@ def word_list() -> tuple[str, ...]:
     if WORD_LIST.is_file():
         lines = WORD_LIST.read_text(encoding="utf-8", errors="replace").split()
         return tuple(sorted({w for w in lines if w.isascii() and w.isalpha() and w.islower()}))
-    return words_to_spell()
+    return WORDS
 
 
 @cache
 def words_of(split: Split) -> tuple[str, ...]:
     """The words of one side; no word is on both."""
-    return tuple(word for word in word_list() if side(word) == split)
+    return tuple(word for word in word_list() if split_of(word) == split)
 
 
 class _Words(Task):

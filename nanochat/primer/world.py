@@ -1,30 +1,35 @@
-"""The tables of the primer world: animals, things, people, places, days.
+"""The tables of the primer world: animals, things, people, places, the calendar.
 
-Everything that can be asked about the world stands here, once.
+Texts and questions are made from these tables alone. The order of the rows matters: random draws
+index into them, so a row that is inserted changes the text of every seed.
 """
 
 from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+Row = TypeVar("Row")
+
+
+def _table(row_type: type[Row], table: str) -> tuple[Row, ...]:
+    rows = (line.split("|") for line in table.strip().splitlines())
+    return tuple(row_type(*(cell.strip() for cell in row)) for row in rows)
 
 
 @dataclass(frozen=True)
 class Animal:
-    """A kind of animal; what a first reader says about it."""
+    """A kind of animal, and what a children's book says about it."""
 
     name: str
     colour: str
-    sound: str
+    sound: str  # "yaps"; differs for each animal, so that it identifies one
     home: str
     food: str
-    young: str
+    young: str  # "cub", without an article
 
 
-def _animals(table: str) -> tuple[Animal, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Animal(*(cell.strip() for cell in row)) for row in rows)
-
-
-# From the smallest to the largest: the order answers which of two is bigger.
-ANIMALS = _animals("""
+# From the smallest to the largest: questions about size compare positions in this table.
+ANIMALS = _table(Animal, """
 ant        | black  | rustles    | an anthill       | crumbs       | larva
 ladybird   | red    | whirs      | a rose bush      | greenflies   | grub
 bee        | yellow | buzzes     | a hive           | nectar       | larva
@@ -76,7 +81,7 @@ bear       | black  | rumbles    | a mountain wood  | honey        | cub
 giraffe    | yellow | murmurs    | an acacia grove  | twigs        | calf
 elephant   | grey   | toots      | a wide plain     | fruit        | calf
 whale      | blue   | moans      | the ocean        | krill        | calf
-""")
+""")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,7 @@ class Thing:
     kind: str
 
 
-def _things(table: str) -> tuple[Thing, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Thing(*(cell.strip() for cell in row)) for row in rows)
-
-
-THINGS = _things("""
+THINGS = _table(Thing, """
 banana       | yellow | fruit
 cherry       | red    | fruit
 plum         | purple | fruit
@@ -192,7 +192,7 @@ paper plane  | yellow | toy
 skipping rope| blue   | toy
 toy robot    | grey   | toy
 glove puppet | purple | toy
-""")
+""")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,25 +200,14 @@ class Person:
     """Somebody in the world."""
 
     name: str
-    pronoun: str
-    """he or she"""
+    pronoun: str  # he or she
     job: str
     town: str
     pet: str
     dish: str
 
-    @property
-    def possessive(self) -> str:
-        """his or her"""
-        return "his" if self.pronoun == "he" else "her"
 
-
-def _people(table: str) -> tuple[Person, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Person(*(cell.strip() for cell in row)) for row in rows)
-
-
-PEOPLE = _people("""
+PEOPLE = _table(Person, """
 Mia     | she | baker      | Lakeside    | giraffe    | toast
 Oskar   | he  | painter    | Sandbay     | swan       | curry
 Lina    | she | nurse      | Millbrook   | hedgehog   | custard
@@ -291,7 +280,7 @@ Ulrike  | she | fisher     | Castlebury  | owl        | omelette
 Ulrich  | he  | gardener   | Ferryport   | crow       | honey cake
 Wilma   | she | miller     | Honeywell   | seagull    | mushrooms
 Werner  | he  | tailor     | Thornwick   | rabbit     | beans
-""")
+""")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -299,7 +288,7 @@ class Town:
     """A place where people live."""
 
     name: str
-    lies: str
+    lies: str  # where it is: "by a lake"
     known_for: str
 
 
@@ -324,7 +313,7 @@ TOWNS = (
     Town("Thornwick", "behind a hedge", "its maze"),
 )
 
-# Names that belong to no one in the world: for stories, sums and guests in a chat.
+# Names of no person above, so that stories and chat users never contradict a fact.
 GIRLS = (
     "Anna", "Bella", "Cora", "Daisy", "Ella", "Fiona", "Gina", "Helen", "Iris", "Julia",
     "Kate", "Lucy", "Mary", "Nina", "Polly", "Rosa", "Sally", "Tina", "Wendy", "Zoe",
@@ -333,21 +322,7 @@ BOYS = (
     "Adam", "Ben", "Carl", "David", "Eric", "Frank", "George", "Harry", "Ivan", "Jack",
     "Kevin", "Leo", "Max", "Noah", "Otto", "Peter", "Sam", "Tom", "Will", "Zack",
 )  # fmt: skip
-# What the world does not have is made up from these: there is no end of it, as out there.
-UNKNOWN_NAME_PARTS = (
-    "Bar Dor Fen Gil Hes Lor Mal Pel Quin Row Sig Tam Urs Vin Xan Yor",
-    "a e i o u",
-    "ba bert dan dine fred la ley lina mond na rick ro tha thea vin wen",
-)
-UNKNOWN_ANIMAL_PARTS = (
-    "bl cr dr fl gr kl pr sn squ tr v w z",
-    "a i o u",
-    "bbin ckle dgit ffle mbat ndle ngor ppet rbel rkin sper zzle",
-)
-LEGENDARY = (
-    "unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant", "kraken",
-    "gnome", "elf", "goblin", "centaur", "sphinx", "vampire", "fairy",
-)  # fmt: skip
+CHILDREN = (*GIRLS, *BOYS)
 
 COLOURS: tuple[str, ...] = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
@@ -360,21 +335,16 @@ MONTHS: tuple[str, ...] = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 SEASONS: tuple[str, ...] = ("spring", "summer", "autumn", "winter")
+# December (index 11), January and February are winter.
 SEASON_OF_MONTH = {month: SEASONS[(number - 2) % 12 // 3] for number, month in enumerate(MONTHS)}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-# Small things that are carried about in stories and counted in sums: one, many.
+# Small things for stories and sums; see `plural`.
 ITEMS = (
-    ("ball", "balls"), ("book", "books"), ("key", "keys"), ("cup", "cups"), ("coin", "coins"),
-    ("spoon", "spoons"), ("shell", "shells"), ("bell", "bells"), ("kite", "kites"),
-    ("candle", "candles"), ("ring", "rings"), ("button", "buttons"), ("marble", "marbles"),
-    ("apple", "apples"), ("ribbon", "ribbons"), ("stone", "stones"), ("feather", "feathers"),
-    ("letter", "letters"), ("pencil", "pencils"), ("lamp", "lamps"), ("flag", "flags"),
-    ("brush", "brushes"), ("whistle", "whistles"), ("plate", "plates"), ("pebble", "pebbles"),
-    ("ticket", "tickets"), ("stamp", "stamps"), ("doll", "dolls"), ("map", "maps"),
-    ("glove", "gloves"), ("nail", "nails"), ("pillow", "pillows"), ("bottle", "bottles"),
-    ("comb", "combs"), ("needle", "needles"), ("egg", "eggs"), ("card", "cards"),
-    ("basin", "basins"), ("lantern", "lanterns"),
+    "ball", "book", "key", "cup", "coin", "spoon", "shell", "bell", "kite", "candle", "ring",
+    "button", "marble", "apple", "ribbon", "stone", "feather", "letter", "pencil", "lamp",
+    "flag", "brush", "whistle", "plate", "pebble", "ticket", "stamp", "doll", "map", "glove",
+    "nail", "pillow", "bottle", "comb", "needle", "egg", "card", "basin", "lantern",
 )  # fmt: skip
 SPOTS = (
     "the kitchen", "the garden", "the attic", "the barn", "the cellar", "the hall", "the library",
@@ -411,10 +381,17 @@ def a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def words_to_spell() -> tuple[str, ...]:
-    """Single words of the world, lower case, in a fixed order."""
-    words = {animal.name for animal in ANIMALS} | {animal.food for animal in ANIMALS}
-    words |= {thing.name for thing in THINGS} | {one for one, _ in ITEMS} | set(COLOURS)
-    words |= {person.job for person in PEOPLE} | {person.dish for person in PEOPLE}
-    words |= {name.lower() for name in (*DAYS, *MONTHS)} | set(SEASONS) | set(WEATHERS)
-    return tuple(sorted(word for word in words if " " not in word))
+def capitalized(text: str) -> str:
+    """The text with its first letter in upper case; str.capitalize would lower the others."""
+    return text[0].upper() + text[1:]
+
+
+def plural(item: str) -> str:
+    """The plural of an item of ITEMS."""
+    return f"{item}es" if item.endswith("sh") else f"{item}s"
+
+
+def two_children(rng: Random) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+    """A girl and a boy in random order, each as (name, he or she, his or her)."""
+    girl, boy = (rng.choice(GIRLS), "she", "her"), (rng.choice(BOYS), "he", "his")
+    return (girl, boy) if rng.random() < 0.5 else (boy, girl)
