@@ -366,7 +366,7 @@ def test_the_word_list_of_the_machine_is_used_where_there_is_one(
     for file, expected in ((path, ("bee", "zebra")), (tmp_path / "none", None)):
         spellingbee.word_list.cache_clear()
         monkeypatch.setattr(spellingbee, "WORD_LIST", file)
-        assert spellingbee.word_list() == (expected or spellingbee.words_to_spell())
+        assert spellingbee.word_list() == (expected or spellingbee.WORDS)
     spellingbee.word_list.cache_clear()
 
 
