@@ -115,7 +115,6 @@ def test_tasks_import_only_the_common_module_of_their_own() -> None:
         ("torch.distributed", {"nanochat.runtime", "nanochat.adamw", "nanochat.muon"}),
         ("pyarrow", {"nanochat.data.shards"}),
         ("wandb", {"nanochat.metrics"}),
-        ("tyro", {"nanochat.configurator"}),
         ("rustbpe", {"nanochat.tokenizer"}),
         ("tiktoken", {"nanochat.tokenizer"}),
         ("matplotlib", {"nanochat.report"}),
