@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nanochat.adamw import ShardedOptimizer, gradient_of, sorted_by_rank
 from nanochat.errors import UserError
+from nanochat.kernels.cpu_matmul import symmetric_product
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -31,8 +32,6 @@ POLYNOMIALS = [
         (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     )
 ]
-
-LARGE, STRIPS = 512, 4  # rows from which a symmetric product is made in so many parts
 
 
 def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,28 +69,6 @@ def _applied_at_once(polynomials: list[tuple[float, float, float]], gram: Tensor
             gram = symmetric_product(factor, symmetric_product(factor, gram))
     assert product is not None
     return product
-
-
-def symmetric_product(a: Tensor, b: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """alpha * a @ b + beta * a where that is known to be symmetric, (N, R, K) by (N, K, R).
-
-    On a CPU large ones are made in strips that begin at the diagonal, and mirrored: with four
-    strips that is five eighths of the work.
-    """
-    size = a.size(1)
-    whole = a.new_empty(a.size(0), size, size)
-    addend = a if beta else whole  # which is not read
-    if a.device.type != "cpu" or a.dtype == torch.bfloat16 or size < LARGE:
-        return torch.baddbmm(addend, a, b, beta=beta, alpha=alpha)
-    width = -(-size // STRIPS)
-    for first in range(0, size, width):
-        rows, behind = slice(first, first + width), slice(first + width, size)
-        torch.baddbmm(
-            addend[:, rows, first:], a[:, rows], b[:, :, first:],
-            beta=beta, alpha=alpha, out=whole[:, rows, first:],
-        )  # fmt: skip
-        whole[:, behind, rows] = whole[:, rows, behind].mT
-    return whole
 
 
 @torch.no_grad()

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +8,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, relu_squared
+from nanochat.kernels import cpu_matmul
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -314,6 +318,27 @@ def test_a_compiled_model_gives_the_eager_loss_and_gradients() -> None:
         model(idx, targets, weights=torch.ones(targets.shape)).backward()
     for ours, other in zip(eager.parameters(), inner.parameters(), strict=True):
         torch.testing.assert_close(other.grad, ours.grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("is_amd", [False, True])
+def test_a_compiled_training_step_is_one_graph(
+    is_amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question to the processor that is traced breaks the graph in every layer."""
+    monkeypatch.setattr(cpu_matmul, "SMALL", 0)
+    monkeypatch.setattr(cpu_matmul, "_is_amd", lambda: is_amd)
+    graphs = []
+
+    def count_graphs(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = random_model(n_layer=3, window_pattern="SSL")
+    compiled = torch.compile(model, backend=count_graphs, dynamic=False)
+    for _ in range(2):
+        compiled(tokens(), tokens(seed=1), weights=torch.ones(tokens().shape)).backward()
+    assert len(graphs) == 1
 
 
 # ---- shapes

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanochat import muon
 from nanochat.errors import UserError
 from nanochat.muon import Muon, polar_factor
 from tests.reference import muon as slow
@@ -77,19 +76,6 @@ def test_wide_matrices_are_as_exact_as_the_polynomials_one_at_a_time(
     expected = slow.polar_factor(gradient.double())
     found = polar_factor(gradient[None])[0]
     assert (found - expected).norm() < 3e-4 * expected.norm()
-
-
-@pytest.mark.parametrize("size", [1, 4, 7, 33])
-def test_symmetric_products_in_strips_equal_whole_ones(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(muon, "LARGE", 1)
-    x = drawn((3, size, 9), 0)
-    gram = muon.symmetric_product(x, x.mT)
-    torch.testing.assert_close(gram, x @ x.mT)
-    assert torch.equal(gram, gram.mT)
-    sum_of_powers = muon.symmetric_product(gram, gram, beta=0.5, alpha=2.0)
-    torch.testing.assert_close(sum_of_powers, 0.5 * gram + 2.0 * gram @ gram)
 
 
 def test_scale_of_the_gradient_does_not_matter() -> None:

@@ -11,18 +11,19 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from nanochat.kernels.cpu_matmul import compile_time_constant
+
 SHORT_ROW = 512  # up to here plain products beat a CPU's fused attention in bfloat16
 BLOCK = 256  # queries at a time within a window: 128 is as fast, 512 slower, dev/LOG.md 2026-11-24
 FLEX_BLOCK = 128  # rows that are multiples of it: other lengths would be compiled one by one
 
-FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 Kernel = Literal["flash", "products", "fused", "flex", "blocks"]
 
 
@@ -87,12 +88,6 @@ def attention_kernel(rows: Rows) -> str:
     return name if kernel == "fused" else f"{name}, in blocks of {BLOCK} tokens"
 
 
-def _constant(function: FunctionType) -> FunctionType:
-    """As torch.compiler.assume_constant_result, which takes seconds to import the compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 # ---- FlashAttention: arXiv 2205.14135, for Hopper 2407.08608
 
 
@@ -105,7 +100,7 @@ def _flash_package(rows: Rows) -> str:
     return _installed_flash(rows.device) if fits and is_half else ""
 
 
-@_constant
+@compile_time_constant
 def _installed_flash(device: torch.device) -> str:
     generation, _ = torch.cuda.get_device_capability(device)
     for_hopper = ["flash_attn_interface"] if generation == 9 else []
@@ -141,7 +136,7 @@ def _can_flex(rows: Rows) -> bool:
     return rows.device.type == "cuda" and rows.head_dim >= 16 and _has_triton()
 
 
-@_constant
+@compile_time_constant
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
