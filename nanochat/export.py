@@ -20,7 +20,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, huggingface_backend
+from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -249,7 +249,7 @@ def hf_config(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype
 
 def hf_tokenizer(tokenizer: RustBPETokenizer) -> str:
     """tokenizer.json: the same ids, the special tokens with the last ones."""
-    backend = huggingface_backend(tokenizer.ranks, tokenizer.pattern)
+    backend = tokenizer.huggingface_backend()
     backend.add_special_tokens(
         [AddedToken(name, normalized=False, special=True) for name in SPECIAL_TOKENS]
     )

@@ -14,13 +14,13 @@ from rich.text import Text
 
 from nanochat import dataset, paths, report
 from nanochat.configurator import parse, run
+from nanochat.data.tokenizer_formats import published_encoding
 from nanochat.errors import UserError
 from nanochat.tokenizer import (
     HuggingFaceTokenizer,
     RustBPETokenizer,
     TiktokenTokenizer,
     get_tokenizer,
-    published_encoding,
 )
 
 logger = logging.getLogger(__name__)

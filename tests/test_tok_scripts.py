@@ -93,7 +93,7 @@ def test_characters_are_counted_up_to_the_limits() -> None:
 
 
 def test_a_bad_vocabulary_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(UserError, match="--vocab_size=100 is below 265"):
+    with pytest.raises(UserError, match="--vocab_size=100 is not between 265"):
         tok_train.main(["--vocab_size=100"])
 
 
