@@ -40,7 +40,7 @@ def console() -> Iterator[None]:
 def engine() -> "Engine":
     """One that knows a few conversations by heart."""
     from nanochat.engine import Engine
-    from tests.learned_by_heart import model_and_tokenizer
+    from tests.memorized_model import model_and_tokenizer
 
     return Engine(*model_and_tokenizer())
 

@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from nanochat.engine import Engine
 from nanochat.web import http_server
 from nanochat.web.server import create_app
-from nanochat.web.service import Settings
+from nanochat.web.inference_service import Settings
 
 MODEL = "nanochat-d2-sft"
 

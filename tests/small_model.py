@@ -92,7 +92,7 @@ class ScriptedModel(torch.nn.Module):
         logits = torch.zeros(len(tokens), 1, self.config.vocab_size)
         for row, last in enumerate([0] * len(tokens) if logits_at is None else logits_at.tolist()):
             end = int(positions[row, last]) + 1
-            seen = kv_cache.keys[0][kv_cache.rows][row, :end, 0, 0].int().tolist()
+            seen = kv_cache.keys[0][row, :end, 0, 0].int().tolist()
             logits[row, 0, self.next_token(seen)] = 1.0
         return logits
 

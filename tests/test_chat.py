@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from nanochat.chat import (
     Message,
-    ToolCalls,
+    ToolCallState,
     merge_system,
     render_conversation,
     render_for_completion,
-    render_to_go_on,
+    render_for_continuation,
     text_of,
     trim_to_fit,
 )
@@ -192,7 +192,7 @@ def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
     head = messages[:1] if with_system else []
 
     def length(kept: list[Message]) -> int:
-        return len(render_to_go_on({"messages": kept}, tokenizer))
+        return len(render_for_continuation({"messages": kept}, tokenizer))
 
     options = [[*head, *messages[len(head) + dropped :]] for dropped in range(0, 11, 2)]
     for limit in range(length(options[-1]), length(messages) + 2):
@@ -205,10 +205,10 @@ def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
 
 def test_an_answer_is_gone_on_with_where_it_has_stopped() -> None:
     tokenizer, messages = small_tokenizer(), conversation(2, with_system=True)
-    ids = render_to_go_on({"messages": messages}, tokenizer)
+    ids = render_for_continuation({"messages": messages}, tokenizer)
     assert ids == render_for_completion({"messages": messages}, tokenizer)
     begun = {"messages": [*messages, assistant("Now I")]}
-    assert render_to_go_on(begun, tokenizer) == [*ids, *tokenizer.encode("Now I")]
+    assert render_for_continuation(begun, tokenizer) == [*ids, *tokenizer.encode("Now I")]
 
 
 def test_trimming_refuses_what_is_no_conversation() -> None:
@@ -228,7 +228,7 @@ class Calls:
 
     def __init__(self, max_output_tokens: int = 50) -> None:
         self.asked: list[str] = []
-        self.watcher = ToolCalls(small_tokenizer(), self.ask, max_output_tokens)
+        self.watcher = ToolCallState(small_tokenizer(), self.ask, max_output_tokens)
 
     def ask(self, expression: str) -> Future[str | None]:
         self.asked.append(expression)
@@ -244,7 +244,7 @@ class Calls:
             is_special = name in tokenizer.get_special_tokens()
             for token in [special(part)] if is_special else tokenizer.encode(part):
                 self.watcher.feed(token)
-                forced.append(tokenizer.decode(self.watcher.forced()))
+                forced.append(tokenizer.decode(self.watcher.take_output()))
         return [text for text in forced if text]
 
 
@@ -289,18 +289,18 @@ def test_a_long_output_is_cut_and_still_closed() -> None:
     calls = Calls(max_output_tokens=3)
     calls.feed("python_start", "qxqxqxqxqxqx")
     calls.watcher.feed(special("python_end"))
-    forced = calls.watcher.forced()
+    forced = calls.watcher.take_output()
     assert len(forced) == 5 and forced[-1] == special("output_end")
 
 
 def test_what_a_tool_says_later_is_forced_then_and_once() -> None:
     call: Future[str | None] = Future()
-    watcher = ToolCalls(small_tokenizer(), lambda _: call, 50)
+    watcher = ToolCallState(small_tokenizer(), lambda _: call, 50)
     for token in (special("python_start"), special("python_end")):
-        assert not watcher.is_waiting and watcher.forced() == []
+        assert not watcher.is_pending and watcher.take_output() == []
         watcher.feed(token)
-    assert watcher.is_waiting
+    assert watcher.is_pending
     call.set_result("x")
-    assert not watcher.is_waiting
+    assert not watcher.is_pending
     output = [special("output_start"), *small_tokenizer().encode("x"), special("output_end")]
-    assert watcher.forced() == output and watcher.forced() == []
+    assert watcher.take_output() == output and watcher.take_output() == []

@@ -4,10 +4,9 @@ from functools import partial
 import pytest
 import torch
 
-from nanochat import engine as engine_module
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.inference import kv_cache
+from nanochat.inference import batch, kv_cache
 from nanochat.inference.decode import DecodeStep
 from nanochat.inference.kv_cache import KVCache
 from tests.small_model import small_model, small_tokenizer
@@ -34,7 +33,7 @@ def test_passes_of_fixed_shapes_give_what_plain_ones_give(
         expected, found = plain(tokens), fixed(tokens)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         assert caches[0].lengths == caches[1].lengths
-    assert set(fixed._recorded) == {6, 4, 2, 1} and caches[1].capacity > 16
+    assert set(fixed._captured) == {6, 4, 2, 1} and caches[1].capacity > 16
 
 
 @torch.inference_mode()
@@ -53,6 +52,6 @@ def test_answers_are_the_same_with_passes_of_fixed_shapes(monkeypatch: pytest.Mo
     ask = partial(engine.complete, prompts, 25, 1.0, batch_size=5)
     expected = ask()
     monkeypatch.setattr(
-        engine_module, "DecodeStep", lambda model, cache, is_static: DecodeStep(model, cache, True)
+        batch, "DecodeStep", lambda model, cache, is_static: DecodeStep(model, cache, True)
     )
     assert ask() == expected

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from nanochat import engine as engine_module
 from nanochat.chat import render_conversation, render_for_completion
-from nanochat.engine import Completion, Engine, Request
+from nanochat.engine import Completion, Engine, Request, RowState
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.inference import kv_cache
 from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
+from nanochat.inference import sequence
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.sampling import GREEDY, Sampling
-from nanochat.inference.tools import Immediate, Tool
+from nanochat.inference.tools import InlineTool, Tool
 from nanochat.runtime import derive_seed
 from nanochat.training import autotune
-from nanochat.training.trainer import Speed
-from tests import learned_by_heart
+from tests import memorized_model
 from tests.reference import generation
 from tests.reference import sampling as slow_sampling
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
@@ -173,9 +173,9 @@ def test_bfloat16_answers_in_a_batch_and_alone_are_both_there() -> None:
 
 
 def test_a_trained_model_reads_and_answers_with_a_cache_as_without() -> None:
-    model, tokenizer = learned_by_heart.model_and_tokenizer()
+    model, tokenizer = memorized_model.model_and_tokenizer()
     engine, prompts = Engine(model, tokenizer), []
-    for messages in learned_by_heart.conversations():
+    for messages in memorized_model.conversations():
         conversation = {"messages": messages}
         tokens, _ = render_conversation(conversation, tokenizer)
         prompts.append(render_for_completion(conversation, tokenizer))
@@ -272,24 +272,24 @@ def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
     assert among[-8:] == alone
     assert len({tuple(one.tokens) for one in alone}) == 8
     batch = engine.open(20)
-    batch.admit([Request(other, 10, Sampling(1.2)) for other in others])
+    batch.add([engine.new_row(Request(other, 10, Sampling(1.2))) for other in others])
     batch.step()
     seeds = [derive_seed(7, sample) for sample in range(8)]
-    answers = batch.admit([Request(prompt, 10, Sampling(1.2), seed=seed) for seed in seeds])
-    while batch.num_answers:
+    rows = [engine.new_row(Request(prompt, 10, Sampling(1.2), seed=seed)) for seed in seeds]
+    batch.add(rows)
+    while batch.num_rows:
         batch.step()
-    assert [answer.row.tokens for answer in answers] == [one.tokens for one in alone]
+    assert [row.tokens for row in rows] == [one.tokens for one in alone]
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.8)])
 def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling) -> None:
     prompt, number = random_ids(7), 4
     batch = engine.open(2)
-    [_, answer] = batch.admit(
-        [Request(random_ids(30), 8), Request(prompt, 8, how, seed=1, num_top_logprobs=number)]
-    )
-    found = [answer.row.choice for _ in range(8) if batch.step() and answer.row.choice]
-    tokens = [*prompt, *answer.row.tokens]
+    row = engine.new_row(Request(prompt, 8, how, seed=1, num_top_logprobs=number))
+    batch.add([engine.new_row(Request(random_ids(30), 8)), row])
+    found = [row.logprob for _ in range(8) if batch.step() and row.logprob]
+    tokens = [*prompt, *row.tokens]
     for place, choice in enumerate(found, start=len(prompt)):
         with torch.no_grad():
             logits = engine.model(torch.tensor([tokens[:place]]))[0, -1].tolist()
@@ -299,7 +299,7 @@ def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling
         assert [token for token, _ in choice.top_logprobs] == [token for token, _ in top_logprobs]
         values = [value for _, value in top_logprobs]
         assert [value for _, value in choice.top_logprobs] == pytest.approx(values, abs=1e-4)
-    assert len(found) == len(answer.row.tokens)
+    assert len(found) == len(row.tokens)
 
 
 def test_equal_prompts_of_one_call_are_not_pinned_to_one_seed(engine: Engine) -> None:
@@ -345,14 +345,14 @@ def test_no_forward_pass_runs_after_the_last_token(max_tokens: int) -> None:
     shapes = forward_shapes(model)
     [one] = Engine(model, small_tokenizer()).complete([random_ids(5)], max_tokens=max_tokens)
     assert len(one.tokens) == len(shapes) == max_tokens
-    assert one.stop == "length"
+    assert one.finish_reason == "length"
 
 
 def test_no_forward_pass_runs_after_the_end_token() -> None:
     script = ids("<|bos|>a<|assistant_start|>bc<|assistant_end|>")
     engine = scripted(script)
     [one] = engine.complete([script[:3]])
-    assert one == Completion(script[3:], [1] * len(script[3:]), "end")
+    assert one == Completion(script[3:], [1] * len(script[3:]), "stop")
     assert engine.model.num_forwards == len(script[3:])  # type: ignore[attr-defined]
 
 
@@ -371,12 +371,12 @@ def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.Mon
         return rng[-1]
 
     calls: list[str] = []
-    monkeypatch.setattr(engine_module.random, "Random", make)
+    monkeypatch.setattr(sequence.random, "Random", make)
     call = "<|python_start|>1+1<|python_end|>"
     scripts = [ids(f"a<|assistant_end|>{call}{call}"), ids(f"b{'c' * 20}<|assistant_end|>")]
-    engine = scripted(*scripts, tool=Immediate(lambda text: calls.append(text)))
+    engine = scripted(*scripts, tool=InlineTool(lambda text: calls.append(text)))
     done = engine.complete([script[:1] for script in scripts])
-    assert [one.stop for one in done] == ["end", "end"]
+    assert [one.finish_reason for one in done] == ["stop", "stop"]
     assert [one.count for one in rng] == [len(one.tokens) for one in done]
     assert calls == []
 
@@ -394,7 +394,7 @@ def test_the_context_can_be_filled_to_its_last_position() -> None:
     model = small_model(sequence_len=12)
     for length in range(1, 12):
         row = scripted_endless(model).complete([random_ids(length)])[0]
-        assert (len(row.tokens), row.stop) == (12 - length, "length")
+        assert (len(row.tokens), row.finish_reason) == (12 - length, "length")
 
 
 def scripted_endless(model: GPT) -> Engine:
@@ -458,17 +458,17 @@ def test_a_long_output_is_cut_and_an_answer_may_end_within_one() -> None:
         ScriptedModel(lambda seen: [1, *call, *[0] * 500][len(seen)]), small_tokenizer()
     )  # type: ignore[arg-type]
     [one] = engine.complete([[1]], max_tokens=len(call) + 500)
-    assert one.mask.count(0) == engine_module.MAX_OUTPUT_TOKENS + 2
+    assert one.mask.count(0) == sequence.MAX_TOOL_OUTPUT_TOKENS + 2
     [cut] = engine.complete([[1]], max_tokens=len(call) + 3)
-    assert (cut.stop, cut.mask[-3:]) == ("length", [0, 0, 0])
+    assert (cut.finish_reason, cut.mask[-3:]) == ("length", [0, 0, 0])
 
 
 def test_a_call_that_the_limit_ends_is_not_asked() -> None:
     call = ids("<|python_start|>1+1<|python_end|>")
     asked: list[str] = []
-    engine = scripted([1, *call, *[0] * 9], tool=Immediate(asked.append))
+    engine = scripted([1, *call, *[0] * 9], tool=InlineTool(asked.append))
     [one] = engine.complete([[1]], max_tokens=len(call))
-    assert (one.tokens, one.stop, asked) == (call, "length", [])
+    assert (one.tokens, one.finish_reason, asked) == (call, "length", [])
 
 
 # ---- generate
@@ -505,9 +505,8 @@ def test_answers_in_training_come_from_the_model_that_is_not_compiled(
 
     monkeypatch.setattr(torch, "compile", compile_it)
     model = small_model()
-    plan = SimpleNamespace(model=model, options=SimpleNamespace(compile="on"))
-    place = SimpleNamespace(device=CPU)
-    trained = autotune.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
+    plan, runtime = SimpleNamespace(model=model, compile="on"), SimpleNamespace(device=CPU)
+    trained = autotune.compiled(plan, 1.0, runtime)  # type: ignore[arg-type]
     assert isinstance(trained, Compiled) and trained.module is model
     done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
     assert [len(one.tokens) for one in done] == [4, 4]
@@ -524,16 +523,17 @@ def test_answers_that_come_and_go_are_each_what_they_are_alone(engine: Engine) -
     alone = [list(engine.stream_text(r.prompt, r.max_tokens, r.sampling, r.seed)) for r in requests]
     batch, waiting = engine.open(3), list(enumerate(requests))
     found: dict[int, list[Event]] = {}
-    numbers: dict[int, int] = {}
+    numbers: dict[RowState, int] = {}
     while waiting or numbers:
         while waiting and len(numbers) < 3:
             number, request = waiting.pop(0)
-            [answer] = batch.admit([request])
-            numbers[id(answer)], found[number] = number, []
-        for answer, events in batch.step():
-            found[numbers[id(answer)]] += events
+            row = engine.new_row(request)
+            batch.add([row])
+            numbers[row], found[number] = number, []
+        for row, events in batch.step():
+            found[numbers[row]] += events
             if isinstance(events[-1] if events else None, Finished):
-                del numbers[id(answer)]
+                del numbers[row]
     assert [found[number] for number in range(9)] == alone
 
 
@@ -542,16 +542,17 @@ def test_a_cancelled_answer_leaves_the_others_as_they_are(engine: Engine) -> Non
     alone = [list(engine.stream_text(r.prompt, 12, r.sampling, r.seed)) for r in requests]
     for cancelled in range(4):
         batch = engine.open(4)
-        answers = batch.admit(requests)
-        found: dict[int, list[Event]] = {id(answer): [] for answer in answers}
+        rows = [engine.new_row(request) for request in requests]
+        batch.add(rows)
+        found: dict[RowState, list[Event]] = {row: [] for row in rows}
         for step in range(12):
             if step == 3:
-                batch.cancel(answers[cancelled])
-            for answer, events in batch.step():
-                assert step < 3 or answer is not answers[cancelled]
-                found[id(answer)] += events
+                batch.cancel(rows[cancelled])
+            for row, events in batch.step():
+                assert step < 3 or row is not rows[cancelled]
+                found[row] += events
         others = [n for n in range(4) if n != cancelled]
-        assert [found[id(answers[n])] for n in others] == [alone[n] for n in others]
+        assert [found[rows[n]] for n in others] == [alone[n] for n in others]
 
 
 def test_a_scored_text_has_the_logprobs_of_a_plain_forward(engine: Engine) -> None:
@@ -612,7 +613,7 @@ def test_a_stream_is_what_complete_gives_without_special_tokens(engine: Engine) 
             elif not until:
                 plain.append(token)
         assert "".join(texts(events)) == engine.tokenizer.decode(plain)
-        reason = "stop" if one.stop == "end" else "length"
+        reason = one.finish_reason
         assert events[-1] == Finished(reason, len(prompt), len(one.tokens))
 
 

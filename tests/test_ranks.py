@@ -58,7 +58,7 @@ def scored_rows(step: int) -> list[Scored]:
         tokens = [rng.randrange(400) for _ in range(rng.randint(1, 16))]
         mask = [int(rng.random() < 0.8) for _ in tokens]
         prompt = [rng.randrange(400) for _ in range(rng.randint(1, 12))]
-        rows.append(Scored(prompt, Completion(tokens, mask, "end"), 0.0, rng.uniform(-1, 1)))
+        rows.append(Scored(prompt, Completion(tokens, mask, "stop"), 0.0, rng.uniform(-1, 1)))
     return rows
 
 

@@ -39,7 +39,7 @@ class Sums:
 
 
 def scored(prompt: list[int], tokens: list[int], mask: list[int], advantage: float) -> Scored:
-    completion = Completion(tokens=tokens, mask=mask, stop="end")
+    completion = Completion(tokens=tokens, mask=mask, finish_reason="stop")
     return Scored(prompt, completion, reward=0.0, advantage=advantage)
 
 

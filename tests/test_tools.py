@@ -14,8 +14,8 @@ from nanochat.engine import Completion, Engine, Request
 from nanochat.inference import tools
 from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
 from nanochat.inference.sampling import Sampling
-from nanochat.inference.tools import Answer, Immediate, Slow, Tool
-from nanochat.web.worker import SHUTTING_DOWN, Failed, Job, Worker, WorkerEvent
+from nanochat.inference.tools import InlineTool, ThreadedTool, Tool, ToolFunction
+from nanochat.web.worker import SHUTTING_DOWN, Failed, Worker, WorkerEvent
 from tests.served import wait_until
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
 
@@ -53,38 +53,38 @@ def test_a_quick_tool_has_answered_when_it_is_asked() -> None:
         threads.append(threading.get_ident())
         return expression.upper() or None
 
-    assert Immediate(answer).ask("a").result(0) == "A"
-    assert Immediate(answer).ask("").result(0) is None
+    assert InlineTool(answer).submit("a").result(0) == "A"
+    assert InlineTool(answer).submit("").result(0) is None
     assert threads == [threading.get_ident()] * 2
 
 
 def test_a_slow_tool_answers_in_a_thread_of_its_own(held: Held) -> None:
-    call = Slow(held, SECONDS).ask("a")
+    call = ThreadedTool(held, SECONDS).submit("a")
     assert held.is_asked.wait(SECONDS) and not call.done()
     held.may_go.set()
     assert call.result(SECONDS) == "A"
 
 
-@pytest.mark.parametrize("make", [Immediate, lambda answer: Slow(answer, SECONDS)])
+@pytest.mark.parametrize("make", [InlineTool, lambda function: ThreadedTool(function, SECONDS)])
 def test_a_tool_that_fails_has_no_output_and_the_log_says_where_but_not_what(
-    make: Callable[[Answer], Tool], caplog: pytest.LogCaptureFixture
+    make: Callable[[ToolFunction], Tool], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(expression: str) -> str:
         raise ValueError(f"what {expression} means is private")
 
-    assert make(fail).ask("this").result(SECONDS) is None
+    assert make(fail).submit("this").result(SECONDS) is None
     assert "ValueError" in caplog.text and "in fail" in caplog.text
     assert "private\n" not in caplog.text and "what this" not in caplog.text
-    assert make(len).ask("no text comes out").result(SECONDS) is None  # type: ignore[arg-type]
+    assert make(len).submit("no text comes out").result(SECONDS) is None  # type: ignore[arg-type]
 
 
 def test_an_output_without_end_is_cut_before_it_is_encoded() -> None:
-    output = Immediate(lambda _: "x" * 10_000_000).ask("").result()
+    output = InlineTool(lambda _: "x" * 10_000_000).submit("").result()
     assert output == "x" * tools.MAX_CHARACTERS
 
 
 def test_a_call_that_takes_too_long_has_no_output_whatever_it_says_later(held: Held) -> None:
-    call = Slow(held, timeout_seconds=0.01).ask("a")
+    call = ThreadedTool(held, timeout_seconds=0.01).submit("a")
     assert call.result(SECONDS) is None
     held.may_go.set()
     wait_until(lambda: not any(thread.name == "tool" for thread in threading.enumerate()))
@@ -95,10 +95,10 @@ def test_calls_that_hang_are_bounded_and_what_was_cancelled_never_begins(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tools, "MAX_THREADS", 1)
-    tool = Slow(held, SECONDS)
-    first = tool.ask("first")
+    tool = ThreadedTool(held, SECONDS)
+    first = tool.submit("first")
     assert held.is_asked.wait(SECONDS)
-    second, third = tool.ask("second"), tool.ask("third")
+    second, third = tool.submit("second"), tool.submit("third")
     assert second.cancel()
     held.may_go.set()
     assert [first.result(SECONDS), third.result(SECONDS)] == ["FIRST", "THIRD"]
@@ -141,25 +141,26 @@ def ended(script: list[int]) -> Completion:
         is_forced = is_forced or [token] == ids("<|output_start|>")
         mask.append(0 if is_forced else 1)
         is_forced = is_forced and [token] != ids("<|output_end|>")
-    return Completion(answer, mask, "end")
+    return Completion(answer, mask, "stop")
 
 
 def test_others_get_their_tokens_and_the_one_that_waits_gets_none(held: Held) -> None:
-    engine = engine_of(Told(ASKS, LONG), Slow(held, SECONDS))
+    engine = engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS))
     rows: list[int] = []
     engine.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     batch = engine.open(2)
-    waiting, other = batch.admit([Request(ASKS[:1]), Request(LONG[:1])])
-    while not other.row.stop:
+    waiting, other = (engine.new_row(Request(script[:1])) for script in (ASKS, LONG))
+    batch.add([waiting, other])
+    while not other.finish_reason:
         batch.step()
     assert rows == [2] * (1 + len(ids(CALL))) + [1] * (len(LONG) - 2 - len(ids(CALL)))
-    assert batch.num_answers == 1 and waiting.call is not None
-    assert waiting.row.tokens == ids(CALL) and batch.step() == []
+    assert batch.num_rows == 1 and waiting.is_suspended
+    assert waiting.tokens == ids(CALL) and batch.step() == []
     held.may_go.set()
-    batch.wait()
-    while batch.num_answers:
+    batch.wait_for_tool()
+    while batch.num_rows:
         batch.step()
-    assert (waiting.row.tokens, waiting.row.mask) == (ended(ASKS).tokens, ended(ASKS).mask)
+    assert (waiting.tokens, waiting.mask) == (ended(ASKS).tokens, ended(ASKS).mask)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
@@ -170,7 +171,7 @@ def test_a_tool_that_waits_for_the_other_rows_is_not_waited_for_by_them(batch_si
         others = [model.has_ended[id(script)] for script in (LONG, SHORT)]
         return expression.upper() if all(one.wait(SECONDS) for one in others) else None
 
-    engine = engine_of(model, Slow(answer, 2 * SECONDS))
+    engine = engine_of(model, ThreadedTool(answer, 2 * SECONDS))
     scripts = [ASKS, LONG, SHORT]  # in a batch of two the last one takes the place of the second
     done = engine.complete([script[:1] for script in scripts], batch_size=batch_size)
     assert done == [ended(script) for script in scripts]
@@ -183,10 +184,10 @@ def tired(expression: str) -> str:
 
 
 def test_rows_that_all_wait_are_waited_for_and_a_late_answer_is_none() -> None:
-    engine = engine_of(Told(ASKS), Slow(tired, SECONDS))
+    engine = engine_of(Told(ASKS), ThreadedTool(tired, SECONDS))
     assert engine.complete([ASKS[:1]] * 3, batch_size=2) == [ended(ASKS)] * 3
     refused = ids(f"<|bos|>{CALL} I cannot.{END}")
-    engine = engine_of(Told(refused), Slow(tired, 0.001))
+    engine = engine_of(Told(refused), ThreadedTool(tired, 0.001))
     assert engine.complete([refused[:1]] * 3, batch_size=2) == [ended(refused)] * 3
 
 
@@ -219,7 +220,7 @@ PROMPTS = [ids("<|bos|>" + "abc "[: 1 + n] * (1 + n)) for n in range(5)]
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_a_row_that_waits_gets_the_tokens_that_it_gets_from_a_quick_tool(batch_size: int) -> None:
     found = []
-    for tool in (Immediate(shortened), Slow(later, SECONDS)):
+    for tool in (InlineTool(shortened), ThreadedTool(later, SECONDS)):
         with calls_often(tool) as engine:
             done = engine.complete(PROMPTS, 80, 1.0, seed=3, batch_size=batch_size, num_samples=2)
             found.append(done)
@@ -229,7 +230,7 @@ def test_a_row_that_waits_gets_the_tokens_that_it_gets_from_a_quick_tool(batch_s
 
 def test_columns_and_events_are_those_of_a_quick_tool() -> None:
     columns, events = [], []
-    for tool in (Immediate(shortened), Slow(later, SECONDS)):
+    for tool in (InlineTool(shortened), ThreadedTool(later, SECONDS)):
         with calls_often(tool) as engine:
             columns.append(list(engine.generate(PROMPTS[3], 4, max_tokens=80)))
             events.append(list(engine.stream_text(PROMPTS[3], 80, Sampling(1.0), seed=1)))
@@ -242,13 +243,14 @@ def test_columns_and_events_are_those_of_a_quick_tool() -> None:
 
 
 def test_an_answer_that_is_cancelled_or_closed_while_it_waits_is_gone(held: Held) -> None:
-    engine = engine_of(Told(ASKS), Slow(held, SECONDS))
+    engine = engine_of(Told(ASKS), ThreadedTool(held, SECONDS))
     batch = engine.open(1)
-    [answer] = batch.admit([Request(ASKS[:1])])
-    while (call := answer.call) is None:
+    row = engine.new_row(Request(ASKS[:1]))
+    batch.add([row])
+    while (call := row.tool_calls.pending) is None:
         batch.step()
-    batch.cancel(answer)
-    assert batch.num_answers == 0 and call.cancelled() and batch.step() == []
+    batch.cancel(row)
+    assert batch.num_rows == 0 and call.cancelled() and batch.step() == []
 
 
 class Noted:
@@ -257,7 +259,7 @@ class Noted:
     def __init__(self) -> None:
         self.calls: list[Future[str | None]] = []
 
-    def ask(self, _: str) -> Future[str | None]:
+    def submit(self, _: str) -> Future[str | None]:
         """Never done."""
         self.calls.append(Future())
         return self.calls[-1]
@@ -295,11 +297,11 @@ def working(engine: Engine, num_slots: int = 1) -> Iterator[Worker]:
         worker.stop()
 
 
-def asked(worker: Worker, script: list[int]) -> tuple[Job, list[WorkerEvent]]:
-    """The job that answers a script's beginning, and what it says, which grows."""
-    said: list[WorkerEvent] = []
-    [job] = worker.submit([(Request(script[:1]), said.extend)])
-    return job, said
+def submitted(worker: Worker, script: list[int]) -> tuple[Callable[[], None], list[WorkerEvent]]:
+    """Submit the first token of a script: a function to cancel it, and its events, which grow."""
+    events: list[WorkerEvent] = []
+    cancel = worker.submit([Request(script[:1])], lambda _, new: events.extend(new))
+    return cancel, events
 
 
 def text_of(said: list[WorkerEvent]) -> str:
@@ -311,10 +313,10 @@ def has_ended(said: list[WorkerEvent]) -> bool:
 
 
 def test_a_worker_answers_others_while_one_waits_and_goes_on_when_told(held: Held) -> None:
-    with working(engine_of(Told(ASKS, LONG), Slow(held, SECONDS)), num_slots=2) as worker:
-        _, waiting = asked(worker, ASKS)
+    with working(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS)), num_slots=2) as worker:
+        _, waiting = submitted(worker, ASKS)
         assert held.is_asked.wait(SECONDS)
-        _, other = asked(worker, LONG)
+        _, other = submitted(worker, LONG)
         wait_until(lambda: has_ended(other))
         assert waiting == [] and worker.scheduler.num_running == 1
         held.may_go.set()
@@ -333,8 +335,8 @@ def test_a_worker_rests_while_all_that_it_has_waits(
         once(worker)
 
     monkeypatch.setattr(Worker, "_round", counted)
-    with working(engine_of(Told(ASKS), Slow(held, SECONDS))) as worker:
-        _, said = asked(worker, ASKS)
+    with working(engine_of(Told(ASKS), ThreadedTool(held, SECONDS))) as worker:
+        _, said = submitted(worker, ASKS)
         assert held.is_asked.wait(SECONDS)
         time.sleep(0.1)  # in which it could go round thousands of times
         held.may_go.set()
@@ -343,12 +345,12 @@ def test_a_worker_rests_while_all_that_it_has_waits(
 
 
 def test_a_slot_whose_answer_waits_is_free_when_nobody_wants_it_any_more(held: Held) -> None:
-    with working(engine_of(Told(ASKS, LONG), Slow(held, SECONDS))) as worker:
-        job, waiting = asked(worker, ASKS)
+    with working(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS))) as worker:
+        cancel, waiting = submitted(worker, ASKS)
         assert held.is_asked.wait(SECONDS)
-        _, next_one = asked(worker, LONG)
+        _, next_one = submitted(worker, LONG)
         assert worker.scheduler.num_waiting == 1
-        job.cancel()
+        cancel()
         wait_until(lambda: has_ended(next_one))
         assert text_of(next_one) == "a long answer that asks for nothing"[1:] and waiting == []
         assert worker.scheduler.num_running == 0
@@ -358,13 +360,13 @@ def test_a_worker_that_stops_or_fails_waits_for_no_tool() -> None:
     tool = Noted()
     engine = engine_of(Told(ASKS, LONG), tool)
     with working(engine, num_slots=2) as worker:
-        _, failed = asked(worker, ASKS)
+        _, failed = submitted(worker, ASKS)
         wait_until(lambda: bool(tool.calls))
         hook = engine.model.register_forward_pre_hook(lambda *_: 1 / 0)
-        _, other = asked(worker, LONG)
+        _, other = submitted(worker, LONG)
         wait_until(lambda: has_ended(other))
         hook.remove()
-        _, stopped = asked(worker, ASKS)
+        _, stopped = submitted(worker, ASKS)
         wait_until(lambda: len(tool.calls) == 2)
     assert isinstance(failed[-1], Failed) and "the engine failed" in failed[-1].reason
     assert stopped == [Failed(SHUTTING_DOWN)]

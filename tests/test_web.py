@@ -10,7 +10,7 @@ import torch
 
 from nanochat.engine import Engine
 from nanochat.web.openai_api import ChatMessage, merge_turns
-from tests.learned_by_heart import LONG
+from tests.memorized_model import LONG
 from tests.served import MODEL, chat, complete, events, user
 
 # ---- answers
@@ -234,7 +234,7 @@ def user_parts(kind: str) -> list[dict[str, Any]]:
         ({"n": 1000}, "n", "16"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         ({"stop": "a" * 1000}, "stop", "200"),
-        ({"max_tokens": 600}, "messages", "context is 512 tokens; the prompt has 8 and 600"),
+        ({"max_tokens": 600}, "messages", "context is 512 tokens; the prompt has 8 and the answer up to 600"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 10**40}, "max_tokens", "less than or equal to"),
         ({"top_p": "much"}, "top_p", "number"),

@@ -15,7 +15,7 @@ import yaml
 
 from nanochat import export
 from nanochat.engine import Engine
-from tests.learned_by_heart import LONG, model_and_tokenizer
+from tests.memorized_model import LONG, model_and_tokenizer
 from tests.served import MODEL, events, num_at_work, serving, slowed, user, wait_until
 
 

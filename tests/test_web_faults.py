@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from nanochat.engine import Engine
-from nanochat.inference.tools import Slow
+from nanochat.inference.tools import ThreadedTool
 from nanochat.web import guard, http_server
 from tests.served import (
     chat,
@@ -173,7 +173,7 @@ def test_a_tool_that_hangs_holds_up_its_own_answer_alone(engine: Engine) -> None
         is_asked.set()
         return str(may_go.wait(60))
 
-    tool = Slow(hang, timeout_seconds=60)
+    tool = ThreadedTool(hang, timeout_seconds=60)
     with serving(Engine(engine.model, engine.tokenizer, tool), num_slots=2) as address:
         with connected(address) as connection:
             body = {"messages": user("What is 347 + 588?"), "stream": True}

@@ -14,9 +14,9 @@ import pytest
 from nanochat.engine import Engine, Request
 from nanochat.errors import UserError
 from nanochat.web import http_server
-from nanochat.web.pool import Pool
 from nanochat.web.scheduler import Busy
-from tests import learned_by_heart
+from nanochat.web.worker import EnginePool
+from tests import memorized_model
 from tests.served import chat, num_at_work, serving, slowed, user, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -76,20 +76,23 @@ def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Eng
 
 
 def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> None:
-    pool = Pool([engine, engine, engine], num_slots=2, max_waiting=0)
-    one = (Request([1], 1), lambda _: None)
-    for asked in ([one, one], [one], [one], [one], [one]):
-        pool.submit(asked)
+    pool = EnginePool([engine, engine, engine], num_slots=2, max_waiting=0)
+
+    def submit(num_choices: int) -> None:
+        pool.submit([Request([1], 1)] * num_choices, lambda *_: None)
+
+    for num_choices in (2, 1, 1, 1, 1):
+        submit(num_choices)
     waiting = [worker.scheduler.num_waiting for worker in pool.workers]
-    assert waiting == [2, 2, 2] and pool.num_waiting == 6
+    assert waiting == [2, 2, 2] and pool.figures()["nanochat_waiting"] == 6
     with pytest.raises(Busy):
-        pool.submit([one])
+        submit(1)
     pool.workers[0].scheduler.close()
     assert pool.is_open
     pool.close()
     assert not pool.is_open
     with pytest.raises(Busy):
-        pool.submit([one])
+        submit(1)
 
 
 def test_when_one_engine_dies_the_others_go_on_and_health_says_so(
@@ -115,7 +118,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(base))
-        learned_by_heart.save(base)
+        memorized_model.save(base)
     return base
 
 

@@ -194,19 +194,16 @@ def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
     worker = Worker(engine, num_slots, max_waiting=LOAD)
     began = time.perf_counter()
 
-    def listener(number: int) -> Callable[[Any], None]:
-        def listen(_: object) -> None:
-            lasts[number] = time.perf_counter() - began
-            firsts.setdefault(number, lasts[number])
+    def record(number: int, _: object) -> None:
+        lasts[number] = time.perf_counter() - began
+        firsts.setdefault(number, lasts[number])
 
-        return listen
-
-    jobs = worker.submit([(one, listener(i)) for i, one in enumerate(requests)])
+    worker.submit(requests, record)
     worker.start(lambda call: call())
     while worker.scheduler.num_waiting or worker.scheduler.num_running:
         time.sleep(0.01)
     worker.stop()
-    assert len(firsts) == len(jobs)
+    assert len(firsts) == LOAD
     waits = sorted(firsts.values())
     return {
         "slots": num_slots,
@@ -223,11 +220,11 @@ def beside_a_long_prompt(engine: Engine, num_tokens: int, repeats: int) -> dict[
     for repeat in range(repeats):
         [long] = prompts(1, num_tokens, seed=1 + repeat)  # of which nothing is known yet
         batch = engine.open(2)
-        batch.admit([Request(prompt, 40) for prompt in prompts(1)])
+        batch.add([engine.new_row(Request(prompt, 40)) for prompt in prompts(1)])
         for step in range(40):
             if step == 20:
-                batch.admit([Request(long, 1)])
-            is_reading = batch.num_answers > 1
+                batch.add([engine.new_row(Request(long, 1))])
+            is_reading = batch.num_rows > 1
             began = time.perf_counter()
             batch.step()
             if step >= 5:

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from nanochat import chat
-from nanochat.chat import Message, render_to_go_on, trim_to_fit
+from nanochat.chat import Message, render_for_continuation, trim_to_fit
 from nanochat.errors import UserError
 from nanochat.inference.detokenizer import ToolCall
-from nanochat.inference.sampling import Sampling, TokenChoice
+from nanochat.inference.sampling import Sampling, TokenLogprob
 
 # Bounds on the work of one request; OpenAI has the same two for stop strings and top_logprobs.
 MAX_STOP_STRINGS = 4
@@ -209,7 +209,7 @@ def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Pr
         messages, num_dropped = merge_turns(request.messages), 0
         if request.trim:
             messages, num_dropped = trim_to_fit(messages, tokenizer, max_tokens)
-        return Prompt(render_to_go_on({"messages": messages}, tokenizer), num_dropped)
+        return Prompt(render_for_continuation({"messages": messages}, tokenizer), num_dropped)
     except UserError as error:
         code = "context_length_exceeded" if "context" in str(error) else None
         raise ApiError(400, str(error), param="messages", code=code) from None
@@ -223,9 +223,9 @@ class TextPrompt:
     is_bos_hidden: bool
     """True where the client did not send the <|bos|> and does not get it back."""
 
-    def shown(self, choices: list[TokenChoice]) -> list[TokenChoice | int]:
-        """Scores of the client's tokens; a <|bos|> of theirs has none and stands as a number."""
-        return [*choices] if self.is_bos_hidden else [self.tokens[0], *choices]
+    def shown(self, logprobs: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the tokens that the client sent; its own <|bos|> has none."""
+        return logprobs if self.is_bos_hidden else (TokenLogprob(self.tokens[0], None), *logprobs)
 
 
 def prompts_of(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
@@ -328,55 +328,50 @@ def tool_body(call: ToolCall) -> dict[str, Any]:
     return asdict(call)
 
 
-def chat_logprobs(
-    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer
-) -> dict[str, Any] | None:
+def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The `logprobs` of a chat; None where there are none."""
 
-    def entry(token: int, logprob: float) -> dict[str, Any]:
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
         raw = tokenizer.decode_bytes([token])
         text = raw.decode(errors="replace")
-        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(raw)}
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
 
     content = [
         {
-            **entry(choice.token, choice.logprob),
-            "top_logprobs": [entry(*other) for other in choice.top_logprobs],
+            **entry(one.token, one.logprob),
+            "top_logprobs": [entry(*other) for other in one.top_logprobs],
         }
-        for choice in choices
-        if isinstance(choice, TokenChoice)
+        for one in logprobs
     ]
-    return {"content": content} if choices else None
+    return {"content": content} if content else None
 
 
 def text_logprobs(
-    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int
+    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int
 ) -> dict[str, Any] | None:
     """The `logprobs` of a completion; None where there are none.
 
     offset: characters of the text before these tokens.
     """
-    if not choices:
+    if not logprobs:
         return None
-    tokens: list[str] = []
-    logprobs: list[float | None] = []  # None for a token without a score: the first of a text
-    top_logprobs: list[dict[str, float] | None] = []
-    for choice in choices:
-        if isinstance(choice, int):
-            tokens.append(token_name(choice, tokenizer))
-            logprobs.append(None)
-            top_logprobs.append(None)
-            continue
-        tokens.append(token_name(choice.token, tokenizer))
-        logprobs.append(max(choice.logprob, MIN_LOGPROB))
-        others = choice.top_logprobs
-        top_logprobs.append({token_name(t, tokenizer): max(p, MIN_LOGPROB) for t, p in others})
+    tokens = [token_name(one.token, tokenizer) for one in logprobs]
     return {
         "tokens": tokens,
-        "token_logprobs": logprobs,
-        "top_logprobs": top_logprobs,
+        "token_logprobs": [_finite(one.logprob) for one in logprobs],
+        "top_logprobs": [
+            {token_name(token, tokenizer): _finite(value) for token, value in one.top_logprobs}
+            if one.logprob is not None
+            else None
+            for one in logprobs
+        ],
         "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[:-1],
     }
+
+
+def _finite(logprob: float | None) -> float | None:
+    """JSON has no infinity; None, for the first token of a text, stays."""
+    return None if logprob is None else max(logprob, MIN_LOGPROB)
 
 
 def token_name(token: int, tokenizer: Tokenizer) -> str:

@@ -1,15 +1,18 @@
-"""What was said, as bodies and chunks of the protocol."""
+"""Bodies and streams of the OpenAI protocol, built from the events of an answer."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from nanochat.inference.detokenizer import Finished
-from nanochat.inference.sampling import TokenChoice
+from nanochat.engine import Request
+from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import TokenLogprob
+from nanochat.web.inference_service import AnswerEvents
 from nanochat.web.openai_api import (
+    CompletionRequest,
     Envelope,
     Prompt,
     TextPrompt,
@@ -19,183 +22,178 @@ from nanochat.web.openai_api import (
     tool_body,
     usage,
 )
-from nanochat.web.service import Answers, Said
+from nanochat.web.worker import PromptLogprobs, WorkerEvent
 
-Chunks = AsyncIterator[dict[str, Any]]
-
-
-# ---- chat
+Events = AsyncIterator[tuple[int, WorkerEvent]]
 
 
-async def chat_stream(
-    answers: Answers, envelope: Envelope, prompt: Prompt, tokenizer: Tokenizer, with_usage: bool
-) -> Chunks:
-    """The chunks of a chat."""
-    begin = {"role": "assistant", "content": ""}
-    more = _dropped(prompt)
-    for index in range(answers.num_choices):
-        yield envelope.chunk([_delta(index, begin)], **more)
+@dataclass
+class _Choice:
+    """The events of one choice, collected."""
+
+    text: str = ""
+    tools: list[ToolCall] = field(default_factory=list)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: Finished = field(default_factory=lambda: Finished("length", 0, 0))
+
+    def add(self, event: WorkerEvent) -> None:
+        if isinstance(event, TextPiece):
+            self.text += event.text
+            self.logprobs += event.logprobs
+        elif isinstance(event, ToolCall):
+            self.tools.append(event)
+        elif isinstance(event, Finished):
+            self.end = event
+
+
+async def stream(
+    response: "ChatResponse | CompletionResponse", with_usage: bool
+) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a stream."""
     num_tokens = 0
-    async for said in answers:
-        logprobs = chat_logprobs(said.choices, tokenizer)
-        if said.tool is not None:
-            yield envelope.chunk([_delta(said.index, {"tools": [tool_body(said.tool)]})])
-        elif said.finished is not None:
-            num_tokens += said.finished.num_tokens
-            yield envelope.chunk([_delta(said.index, {}, said.finished.reason)])
-        else:
-            yield envelope.chunk([_delta(said.index, {"content": said.text}, None, logprobs)])
+    for choice in response.opening():
+        yield response.envelope.chunk([choice], **response.extra_fields)
+    async for index, event in response.events():
+        num_tokens += event.num_tokens if isinstance(event, Finished) else 0
+        yield response.envelope.chunk([response.delta(index, event)])
     if with_usage:
-        yield envelope.chunk([], usage=usage(len(prompt.tokens), num_tokens))
+        yield response.envelope.chunk([], usage=usage(response.num_prompt_tokens, num_tokens))
 
 
-def _delta(
-    index: int, change: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": change, "logprobs": logprobs, "finish_reason": finish_reason}
+async def body(response: "ChatResponse | CompletionResponse") -> Response:
+    """The complete answer."""
+    choices = [_Choice() for _ in range(response.num_choices)]
+    async for index, event in response.events():
+        choices[index].add(event)
+    bodies = [response.choice(index, choice) for index, choice in enumerate(choices)]
+    used = usage(response.num_prompt_tokens, sum(choice.end.num_tokens for choice in choices))
+    return JSONResponse(response.envelope.body(bodies, usage=used, **response.extra_fields))
 
 
-async def chat_body(
-    answers: Answers, envelope: Envelope, prompt: Prompt, tokenizer: Tokenizer
-) -> Response:
-    """A chat answered at once."""
-    whole = [_Whole() for _ in range(answers.num_choices)]
-    async for said in answers:
-        whole[said.index].add(said)
-    choices = [
-        {
+class ChatResponse:
+    """An answer to POST /v1/chat/completions."""
+
+    def __init__(
+        self, answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, prompt: Prompt
+    ) -> None:
+        self.answer, self.envelope, self.tokenizer = answer, envelope, tokenizer
+        self.num_choices, self.num_prompt_tokens = answer.num_choices, len(prompt.tokens)
+        self.extra_fields = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
+
+    def events(self) -> Events:
+        """The events of the choices."""
+        return aiter(self.answer)
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The first chunk of each choice, which names the role."""
+        delta = {"role": "assistant", "content": ""}
+        return [self._delta(index, delta) for index in range(self.num_choices)]
+
+    def delta(self, index: int, event: WorkerEvent) -> dict[str, Any]:
+        """An event as a choice of a chunk."""
+        if isinstance(event, ToolCall):
+            return self._delta(index, {"tools": [tool_body(event)]})
+        if isinstance(event, TextPiece):
+            logprobs = chat_logprobs(event.logprobs, self.tokenizer)
+            return self._delta(index, {"content": event.text}, logprobs)
+        assert isinstance(event, Finished)
+        return self._delta(index, {}, finish_reason=event.reason)
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: Any = None
+    ) -> dict[str, Any]:
+        fields = {"delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, **fields}
+
+    def choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        """A choice of a body."""
+        return {
             "index": index,
             "message": {
                 "role": "assistant",
-                "content": one.text,
+                "content": choice.text,
                 "refusal": None,
-                "tools": [tool_body(call) for call in one.tools],
+                "tools": [tool_body(call) for call in choice.tools],
             },
-            "logprobs": chat_logprobs(one.choices, tokenizer),
-            "finish_reason": one.finish_reason,
+            "logprobs": chat_logprobs(choice.logprobs, self.tokenizer),
+            "finish_reason": choice.end.reason,
         }
-        for index, one in enumerate(whole)
+
+
+def scoring_requests(body: CompletionRequest, prompts: Sequence[TextPrompt]) -> list[Request]:
+    """One for each prompt, if `echo` and `logprobs` ask for its log-probabilities.
+
+    They are submitted before the choices, so that a stream shows them first.
+    """
+    if not body.echo or body.logprobs is None:
+        return []
+    # A new list: the scheduler takes requests that share one to share the prefill, too.
+    return [
+        Request([*prompt.tokens], num_top_logprobs=body.logprobs, score_prompt=True)
+        for prompt in prompts
     ]
-    used = usage(len(prompt.tokens), sum(one.num_tokens for one in whole))
-    return JSONResponse(envelope.body(choices, usage=used, **_dropped(prompt)))
 
 
-def _dropped(prompt: Prompt) -> dict[str, int]:
-    return {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
+class CompletionResponse:
+    """An answer to POST /v1/completions."""
 
+    def __init__(
+        self, answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer,
+        body: CompletionRequest, prompts: Sequence[TextPrompt],
+    ) -> None:  # fmt: skip
+        self.answer, self.envelope, self.tokenizer = answer, envelope, tokenizer
+        self.extra_fields: dict[str, int] = {}
+        self.prompts, self.is_echoed = prompts, bool(body.echo)
+        self.num_scoring = len(scoring_requests(body, prompts))
+        self.choices_per_prompt = body.n or 1
+        self.num_choices = self.choices_per_prompt * len(prompts)
+        self.num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
+        self._text_offsets: Counter[int] = Counter()  # characters so far, for a stream's logprobs
 
-class _Whole:
-    """One choice, gathered."""
+    def opening(self) -> list[dict[str, Any]]:
+        """A completion has no chunk before its first event."""
+        return []
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.tools: list[Any] = []
-        self.choices: list[TokenChoice | int] = []
-        self.finish_reason = "length"
-        self.num_tokens = 0
+    async def events(self) -> Events:
+        """Echoed prompts and the choices, without tool calls."""
+        if self.is_echoed and not self.num_scoring:
+            for number in range(len(self.prompts)):
+                for echo in self._echo(number, None):
+                    yield echo
+        async for index, event in self.answer:
+            if isinstance(event, PromptLogprobs):
+                for echo in self._echo(index, event.logprobs):
+                    yield echo
+            elif not isinstance(event, ToolCall):
+                yield index - self.num_scoring, event
+        if self.answer.num_choices == self.num_scoring:  # max_tokens=0: no choice was generated
+            for index in range(self.num_choices):
+                yield index, Finished("length", 0, 0)
 
-    def add(self, said: Said) -> None:
-        """Take what was said next."""
-        self.text += said.text
-        self.choices += said.choices
-        if said.tool is not None:
-            self.tools.append(said.tool)
-        if said.finished is not None:
-            self.finish_reason = said.finished.reason
-            self.num_tokens = said.finished.num_tokens
-
-
-# ---- plain completions
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The prompts of a completion, what is shown of them, and how many choices follow each."""
-
-    prompts: list[TextPrompt]
-    is_echoed: bool
-    is_scored: bool
-    """Whether the answers begin with scores of the prompts."""
-    num_each: int
-
-    @property
-    def num_choices(self) -> int:
-        """Of all prompts together."""
-        return self.num_each * len(self.prompts)
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all prompts together."""
-        return sum(len(prompt.tokens) for prompt in self.prompts)
-
-    def echoes(
-        self, number: int, scores: list[TokenChoice], tokenizer: Tokenizer
-    ) -> Iterator[Said]:
-        """A prompt as the beginning of each of its choices."""
+    def _echo(
+        self, number: int, logprobs: tuple[TokenLogprob, ...] | None
+    ) -> list[tuple[int, WorkerEvent]]:
+        """A prompt as the first event of each of its choices."""
         prompt = self.prompts[number]
-        text = tokenizer.decode(prompt.tokens[1:]) if self.is_echoed else ""
-        choices = prompt.shown(scores) if self.is_scored else []
-        for index in range(number * self.num_each, (number + 1) * self.num_each):
-            yield Said(index, text, choices)
+        text = self.tokenizer.decode(prompt.tokens[1:])
+        piece = TextPiece(text, () if logprobs is None else prompt.shown(logprobs))
+        first = number * self.choices_per_prompt
+        return [(index, piece) for index in range(first, first + self.choices_per_prompt)]
 
+    def delta(self, index: int, event: WorkerEvent) -> dict[str, Any]:
+        """An event as a choice of a chunk."""
+        choice = _Choice()
+        choice.add(event)
+        delta = self.choice(index, choice, self._text_offsets[index])
+        delta["finish_reason"] = event.reason if isinstance(event, Finished) else None
+        if delta["logprobs"]:
+            self._text_offsets[index] += sum(map(len, delta["logprobs"]["tokens"]))
+        return delta
 
-async def _all_said(answers: Answers, plan: Plan, tokenizer: Tokenizer) -> AsyncIterator[Said]:
-    """What the choices of a completion say, their echoes first."""
-    num_scorings = len(plan.prompts) if plan.is_scored else 0
-    if plan.is_echoed and not plan.is_scored:
-        for number in range(len(plan.prompts)):
-            for said in plan.echoes(number, [], tokenizer):
-                yield said
-    async for said in answers:
-        if said.scores is not None:
-            for echo in plan.echoes(said.index, said.scores, tokenizer):
-                yield echo
-        elif said.tool is None:
-            end = said.finished.choice if said.finished else None
-            choices = [*said.choices, *([end] if end else [])]
-            yield replace(said, index=said.index - num_scorings, choices=choices)
-    if answers.num_choices == num_scorings:  # max_tokens 0: nothing follows
-        for index in range(plan.num_choices):
-            yield Said(index, finished=Finished("length", 0, 0))
-
-
-def _choice(
-    said: "Said | _Whole", index: int, finish_reason: str | None, tokenizer: Tokenizer, offset: int
-) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": said.text,
-        "logprobs": text_logprobs(said.choices, tokenizer, offset),
-        "finish_reason": finish_reason,
-    }
-
-
-async def completion_stream(
-    answers: Answers, envelope: Envelope, plan: Plan, tokenizer: Tokenizer, with_usage: bool
-) -> Chunks:
-    """The chunks of a completion."""
-    num_tokens = 0
-    offsets: Counter[int] = Counter()  # where in a choice's text its next token begins
-    async for said in _all_said(answers, plan, tokenizer):
-        reason = said.finished.reason if said.finished else None
-        num_tokens += said.finished.num_tokens if said.finished else 0
-        choice = _choice(said, said.index, reason, tokenizer, offsets[said.index])
-        if said.choices:
-            offsets[said.index] += sum(map(len, choice["logprobs"]["tokens"]))
-        yield envelope.chunk([choice])
-    if with_usage:
-        yield envelope.chunk([], usage=usage(plan.num_tokens, num_tokens))
-
-
-async def completion_body(
-    answers: Answers, envelope: Envelope, plan: Plan, tokenizer: Tokenizer
-) -> Response:
-    """A completion answered at once."""
-    whole = [_Whole() for _ in range(plan.num_choices)]
-    async for said in _all_said(answers, plan, tokenizer):
-        whole[said.index].add(said)
-    choices = [
-        _choice(one, index, one.finish_reason, tokenizer, 0) for index, one in enumerate(whole)
-    ]
-    used = usage(plan.num_tokens, sum(one.num_tokens for one in whole))
-    return JSONResponse(envelope.body(choices, usage=used))
+    def choice(self, index: int, choice: _Choice, text_offset: int = 0) -> dict[str, Any]:
+        """A choice of a body; text_offset: characters of its text before this part."""
+        # The end token's logprob is included: lm-eval drops the last token's and expects this one.
+        end = (choice.end.logprob,) if choice.end.logprob else ()
+        logprobs = text_logprobs([*choice.logprobs, *end], self.tokenizer, text_offset)
+        head = {"index": index, "text": choice.text, "logprobs": logprobs}
+        return {**head, "finish_reason": choice.end.reason}
