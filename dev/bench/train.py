@@ -14,6 +14,7 @@ this benchmark, 262,144 at depths 4 and 8, so that the optimizer is a still smal
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,8 +44,9 @@ from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime, StopRequests
 from nanochat.training import param_groups, stage, trainer
+from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
-from nanochat.training.trainer import State
+from nanochat.training.trainer import Every, RunContext
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +59,7 @@ class NoSaver:
     def is_due(self) -> bool:
         return False
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: TrainState) -> None:
         pass
 
     def wait(self) -> str:
@@ -112,7 +114,7 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
         timed_model.register_forward_pre_hook(measure_peak)
     start = time.perf_counter()
 
-    def between_steps(state: State) -> dict[str, float]:
+    def between_steps(state: TrainState) -> dict[str, float]:
         nonlocal start
         watch.end_step(time.perf_counter() - start)
         if not on_cpu and state.step > 1:
@@ -120,29 +122,25 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
         start = time.perf_counter()
         return {}
 
+    num_steps = options.steps + 1  # hooks are not called after the last step
     batches = packed_batches(
         RandomTokens(options.vocab_size), bos=0, rows=options.rows,
         sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
-        num_steps=options.steps,
+        num_steps=num_steps,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
+        log, saver = RunLog(Path(folder), "bench", {}, runtime.is_main), cast(Any, NoSaver())
         start = time.perf_counter()
         trainer.train(
             timed_model,
-            optimizers,
+            cast(Any, optimizers),
             timed_batches(batches, watch),
-            Schedule(options.steps),
-            State(0, 0.0, 0.0, 0.0, 0, {}, is_last=False),
+            Schedule(num_steps),
+            TrainState(),
+            RunContext(runtime, saver, StopRequests(), log, f"depth {depth}", math.inf),
             device_batch_size=options.device_batch_size,
-            every=[],
-            saver=NoSaver(),
-            runtime=runtime,
-            stop=StopRequests(),
-            log=RunLog(Path(folder), "bench", {}, runtime.is_main),
-            speed=trainer.Speed(model.flops_per_token(), None),
-            label=f"depth {depth}",
+            every=[Every(1, between_steps)],
             prefetch=False,
-            observed=between_steps,
         )
     return {"depth": depth, "compiled": options.compile, "dtype": str(runtime.compute_dtype)} | {
         **figures(watch, peak, model, options),
