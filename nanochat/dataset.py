@@ -15,25 +15,24 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from nanochat import paths, primer
 from nanochat.configurator import Short, parse, run
-from nanochat.data.download import HubFile, download, sha256
+from nanochat.data.download import HubFile, sha256
+from nanochat.data.hub_files import fetch, prefetch, stage_names
 from nanochat.data.shards import (
     Documents,
     group_texts,
     is_shard,
     open_parquet,
-    read_rows,
     write_shard,
 )
 from nanochat.data.text_import import iter_file_texts, text_files, text_format
 from nanochat.errors import UserError
-from nanochat.runtime import hub_endpoint, hub_offline
 
 logger = logging.getLogger(__name__)
 
@@ -54,42 +53,12 @@ class HubSource:
 
     repo: str
     num_files: int
-    revision: str = "main"
-
-    def file_name(self, number: int) -> str:
-        return f"shard_{number:05d}.parquet"
 
 
 HUB_SOURCES = {
     "fineweb-edu": HubSource("karpathy/fineweb-edu-100b-shuffle", 1823),
     "climbmix": HubSource("karpathy/climbmix-400b-shuffle", 6543),  # non-commercial license
 }
-
-
-def split_files(repo: str, split: str, num_files: int = 1) -> list[tuple[str, str]]:
-    """(repo, path) of the parquet files of "folder/split", as the hub numbers them."""
-    return [(repo, f"{split}-{i:05d}-of-{num_files:05d}.parquet") for i in range(num_files)]
-
-
-_GSM8K = [*split_files("openai/gsm8k", "main/train"), *split_files("openai/gsm8k", "main/test")]
-TASK_FILES: dict[str, list[tuple[str, str]]] = {
-    "mid": [
-        *split_files("HuggingFaceTB/smol-smoltalk", "data/train", 4),
-        *split_files("HuggingFaceTB/smol-smoltalk", "data/test"),
-        *split_files("cais/mmlu", "all/auxiliary_train"),
-        *_GSM8K,
-    ],
-    "eval": [
-        *split_files("allenai/ai2_arc", "ARC-Easy/train"),
-        *split_files("allenai/ai2_arc", "ARC-Easy/test"),
-        *split_files("allenai/ai2_arc", "ARC-Challenge/train"),
-        *split_files("allenai/ai2_arc", "ARC-Challenge/test"),
-        *split_files("cais/mmlu", "all/test"),
-        *split_files("openai/openai_humaneval", "openai_humaneval/test"),
-    ],
-}
-TASK_FILES["sft"] = TASK_FILES["mid"] + TASK_FILES["eval"]
-TASK_FILES["rl"] = _GSM8K
 
 
 # ---- which source
@@ -169,17 +138,24 @@ class _Shards:
         recorded = [shard for split in SPLITS for shard in self.manifest.get(split, [])]
         self.recorded = {self.folder / shard["path"]: shard for shard in recorded}
 
+    def unchanged(self, path: Path) -> dict[str, Any] | None:
+        """The manifest's entry for a shard whose size and time are those recorded."""
+        shard = self.recorded.get(path)
+        if shard is None or not path.is_file():
+            return None
+        return shard if _size_and_time(path) == [shard["bytes"], shard["mtime_ns"]] else None
+
     def is_intact(self, path: Path) -> bool:
         """True when a shard exists and, if it was recorded, has not changed since."""
-        shard = self.recorded.get(path)
-        if not path.is_file() or shard is None:
-            return path.is_file()
-        return _is_untouched(path, shard) or sha256(path) == shard["sha256"]
+        if not path.is_file():
+            return False
+        if path not in self.recorded or self.unchanged(path):
+            return True
+        return sha256(path) == self.recorded[path]["sha256"]  # copied or restored: another time
 
     def describe(self, path: Path) -> dict[str, Any]:
         """The manifest's entry for a shard. Raises UserError when the shard is damaged."""
-        shard = self.recorded.get(path)
-        if shard is not None and _is_untouched(path, shard):
+        if shard := self.unchanged(path):
             return shard  # hashing again would read gigabytes
         size, mtime = _size_and_time(path)
         is_ours = path.is_relative_to(self.folder)  # relative then: the folder may be moved
@@ -192,13 +168,9 @@ class _Shards:
         }
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def _size_and_time(path: Path) -> list[int]:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _is_untouched(path: Path, shard: dict[str, Any]) -> bool:
-    return _size_and_time(path) == (shard["bytes"], shard["mtime_ns"])
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _download_shards(source: HubSource, num_shards: int, shards: _Shards) -> Manifest:
@@ -206,44 +178,34 @@ def _download_shards(source: HubSource, num_shards: int, shards: _Shards) -> Man
         raise UserError(f"-n {num_shards} is not between 1 and {source.num_files - 1}")
     # The validation shard is pinned by name: it is never trained on, whatever else is present.
     numbers = [source.num_files - 1, *range(num_shards)]
-    found = [shards.folder / source.file_name(number) for number in numbers]
+    found = [shards.folder / f"shard_{number:05d}.parquet" for number in numbers]
     for path in found:
         if path.is_file() and not shards.is_intact(path):
             logger.warning("%s: checksum mismatch, downloading again", path)
             path.unlink()
-    _download([HubFile(source.repo, path.name, path, source.revision) for path in found])
+    fetch([HubFile(source.repo, path.name, path) for path in found])
     val, *train = [shards.describe(path) for path in found]
     return {"train": train, "val": [val]}
-
-
-def _download(files: list[HubFile]) -> None:
-    missing = [file for file in files if not file.path.is_file()]
-    if missing and hub_offline():
-        raise UserError(
-            f"{missing[0].path} is missing and HF_HUB_OFFLINE forbids downloading it; unset it"
-            " once, or use --source primer"
-        )
-    download(missing, hub_endpoint())
 
 
 def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
     if num_shards < 1:
         raise UserError(f"-n {num_shards} is below 1; use 1 or more")
-    val = shards.folder / "val_00000.parquet"
-    contents: dict[Path, tuple[Split, range]] = {val: ("val", range(PRIMER_VAL_DOCUMENTS))}
+    size = PRIMER_SHARD_DOCUMENTS
+    contents: list[tuple[str, Split, range]] = [("val_00000", "val", range(PRIMER_VAL_DOCUMENTS))]
     for number in range(num_shards):
-        first = number * PRIMER_SHARD_DOCUMENTS
-        indices = range(first, first + PRIMER_SHARD_DOCUMENTS)
-        contents[shards.folder / f"train_{number:05d}.parquet"] = ("train", indices)
-    # Shards that another version of the generator wrote are valid files with other text.
-    world = primer.fingerprint()
-    is_same_world = shards.manifest.get("world") == world
-    for path, (split, indices) in contents.items():
+        indices = range(number * size, (number + 1) * size)
+        contents.append((f"train_{number:05d}", "train", indices))
+    manifest: Manifest = {"train": [], "val": [], "world": primer.fingerprint()}
+    # Shards that another version of the generator wrote are intact but hold other text.
+    is_same_world = shards.manifest.get("world") == manifest["world"]
+    for name, split, indices in contents:
+        path = shards.folder / f"{name}.parquet"
         if not is_same_world or not shards.is_intact(path):
             write_shard(path, (primer.document(PRIMER_SEED, i, split) for i in indices))
             logger.info("wrote %s", path)
-    train = [shards.describe(path) for path in contents if path != val]
-    return {"train": train, "val": [shards.describe(val)], "world": world}
+        manifest[split].append(shards.describe(path))
+    return manifest
 
 
 # ---- importing the user's text
@@ -268,7 +230,9 @@ def _import_path(path: Path, shards: _Shards) -> Manifest:
 
 def _write_imported(path: Path, files: list[Path], shards: _Shards) -> Manifest:
     # The files are read three times, so that no corpus has to fit in memory.
-    limit, num_documents = _val_limit(iter_file_texts(files))
+    # Texts whose hash is below the limit validate: one at least, also of very few documents.
+    lowest = min(map(_hash, iter_file_texts(files)), default=1.0)
+    limit = max(VAL_SHARE, math.nextafter(lowest, 2.0))
     manifest: Manifest = {"train": [], "val": []}
     for split in SPLITS:
         texts = (t for t in iter_file_texts(files) if (_hash(t) < limit) == (split == "val"))
@@ -281,20 +245,10 @@ def _write_imported(path: Path, files: list[Path], shards: _Shards) -> Manifest:
             manifest[split].append(shards.describe(shard))
     if not manifest["train"] or not manifest["val"]:
         raise UserError(
-            f"{path} holds too little text: {num_documents} documents that are not empty; at"
-            " least two different ones are needed, to train and to validate"
+            f"{path} holds too little text: at least two different documents that are not blank"
+            " are needed, one to train and one to validate"
         )
     return manifest
-
-
-def _val_limit(texts: Iterable[str]) -> tuple[float, int]:
-    """(limit, number of texts): texts whose hash is below the limit are for validation."""
-    lowest, num_documents = 1.0, 0
-    for text in texts:
-        lowest = min(lowest, _hash(text))
-        num_documents += 1
-    # Few documents may all hash above VAL_SHARE: then the lowest one validates.
-    return max(VAL_SHARE, math.nextafter(lowest, 2.0)), num_documents
 
 
 def _hash(text: str) -> float:
@@ -363,38 +317,7 @@ def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[s
         yield text
 
 
-# ---- files of tasks
-
-
-def task_rows(files: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """All rows of `split_files`, downloaded once. Raises UserError when they are unavailable."""
-    try:
-        found = _download_task_files(files)
-    except UserError as error:
-        stages = [stage for stage, known in TASK_FILES.items() if set(files) <= set(known)]
-        remedy = f"; with a network, --prefetch {stages[0]} downloads it" if stages else ""
-        raise UserError(f"{error}{remedy}") from None
-    return [row for path in found for row in read_rows(path)]
-
-
-def _download_task_files(files: Iterable[tuple[str, str]]) -> list[Path]:
-    hub_files = [HubFile(repo, name, paths.task_dir() / repo / name) for repo, name in files]
-    _download(hub_files)
-    return [file.path for file in hub_files]
-
-
-def prefetch(names: str) -> None:
-    """Download the files of the named stages, separated by commas; later stages work offline."""
-    files = [file for stage in _stages(names) for file in TASK_FILES[stage]]
-    _download_task_files(dict.fromkeys(files))  # stages share files
-
-
-def _stages(names: str) -> list[str]:
-    stages = [name.strip() for name in names.split(",") if name.strip()]
-    for name in stages:
-        if name not in TASK_FILES:
-            raise UserError(f"--prefetch={name} is not one of {', '.join(TASK_FILES)}")
-    return stages
+# ---- the command
 
 
 @dataclass(frozen=True)
@@ -415,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Names are checked first: a typo must not cost the download of the text.
-    if not _stages(options.prefetch) or options.num_shards != 0:
+    if not stage_names(options.prefetch) or options.num_shards != 0:
         name = make(options.source, options.num_shards)
         train, val = (len(Documents(shard_paths(name, split))) for split in SPLITS)
         print(

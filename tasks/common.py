@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from nanochat import dataset
+from nanochat.data import hub_files
 
 Conversation = dict[str, Any]  # {"messages": [...]} and what `evaluate` needs
 Row = TypeVar("Row")
@@ -61,14 +61,14 @@ class Task:
 
 
 class HubTask(Task):
-    """The rows of `dataset.split_files` in shuffled order; subclasses make them conversations."""
+    """The rows of `hub_files.split_files` in shuffled order; subclasses make them conversations."""
 
     def __init__(
         self, files: list[tuple[str, str]], start: int = 0, stop: int | None = None
     ) -> None:
         """Raises UserError when the files cannot be downloaded."""
         super().__init__(start, stop)
-        self.rows = shuffled(dataset.task_rows(files))
+        self.rows = shuffled(hub_files.task_rows(files))
 
     def num_examples(self) -> int:
         return len(self.rows)

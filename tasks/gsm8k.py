@@ -6,7 +6,7 @@
 import re
 from typing import Any, Literal
 
-from nanochat import dataset
+from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask, one_turn
 
 FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -23,7 +23,7 @@ class GSM8K(HubTask):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(dataset.split_files("openai/gsm8k", f"{subset}/{split}"), start, stop)
+        super().__init__(split_files("openai/gsm8k", f"{subset}/{split}"), start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         answer = row["answer"]

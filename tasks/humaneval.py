@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Any
 
-from nanochat import dataset
+from nanochat.data.hub_files import split_files
 from nanochat.execution import execute_code
 from tasks.common import Conversation, HubTask, final_text, one_turn
 
@@ -15,7 +15,7 @@ class HumanEval(HubTask):
     """164 problems; an answer is judged by executing it, which needs the sandbox."""
 
     def __init__(self, start: int = 0, stop: int | None = None) -> None:
-        files = dataset.split_files("openai/openai_humaneval", "openai_humaneval/test")
+        files = split_files("openai/openai_humaneval", "openai_humaneval/test")
         super().__init__(files, start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from nanochat import dataset
+from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask
 
 NUM_FILES = {"train": 4, "test": 1}
@@ -15,7 +15,7 @@ class SmolTalk(HubTask):
         self, split: Literal["train", "test"], start: int = 0, stop: int | None = None
     ) -> None:
         repo = "HuggingFaceTB/smol-smoltalk"
-        super().__init__(dataset.split_files(repo, f"data/{split}", NUM_FILES[split]), start, stop)
+        super().__init__(split_files(repo, f"data/{split}", NUM_FILES[split]), start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         return {"messages": row["messages"]}

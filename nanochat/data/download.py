@@ -36,7 +36,6 @@ class HubFile:
     repo: str
     name: str
     path: Path
-    revision: str = "main"
 
 
 class _TransferError(Exception):
@@ -70,9 +69,7 @@ def _download_file(file: HubFile, endpoint: str, cancelled: threading.Event) -> 
     # Otherwise every process asks the hub for a list of names to report in its User-Agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
-    url = hf_hub_url(
-        file.repo, file.name, repo_type="dataset", revision=file.revision, endpoint=endpoint
-    )
+    url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
     with paths.named_failures(file.path):
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file.path}.lock"):
