@@ -162,7 +162,7 @@ async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Count
     async def some() -> None:
         for number in numbers:
             raw = by_hand(random.Random(number))
-            reply = await client.ask(raw)
+            reply = await client.send(raw)
             fault = verdict(reply)
             found[fault or f"{reply.status // 100}xx"] += 1
             if fault:
