@@ -5,18 +5,21 @@ from typing import Annotated, Literal
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Meta
-from nanochat.configurator import Short, at_least, between
+from nanochat.configurator import FolderName, Short, at_least, between
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
-from scripts.evaluation import CheckpointOptions
 
 
 @dataclass(frozen=True)
-class InferenceOptions(CheckpointOptions):
+class InferenceOptions:
     """Options of every command that answers."""
 
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
     """Training stage of the model; latest is the last stage that has a checkpoint."""
+    model_tag: Annotated[str, FolderName()] = ""
+    """Folder of the checkpoint; empty means the newest."""
+    step: Annotated[int, at_least(0, besides=-1)] = -1
+    """Step of the checkpoint; -1 means the newest."""
     temperature: Annotated[float, between(0, 2)] = 0.0
     """0 always takes the most likely token; higher is more random."""
     top_k: Annotated[int, at_least(0)] = 50
