@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,27 @@ def test_every_task_and_script_is_named_in_the_architecture_page() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     files = [*(ROOT / "tasks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     assert [p.name for p in files if p.stem != "__init__" and f"`{p.name}`" not in page] == []
+
+
+def test_every_file_and_module_named_in_the_docs_exists() -> None:
+    """Files by any ending of their path, such as `web/server.py`; modules as in `python -m`."""
+    files = [path.relative_to(ROOT).as_posix() for path in tracked_files()]
+    for page in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        named = re.findall(r"`([\w./-]+\.(?:py|sh|rs|html|toml|md|txt))`", text)
+        named += re.findall(r"`([\w./-]+/)`", text)
+        named += re.findall(r"\]\(([\w./]+)", text)  # the targets of links
+        paths = [f"/{name.strip('/')}/" for name in named]
+        missing = {path for path in paths if not any(path in f"/{file}/" for file in files)}
+        assert missing <= {"/report.md/", "/replaced/"}, page  # written by runs
+        modules = re.findall(r"(?:python -m|-m) ((?:nanochat|scripts|dev)[\w.]*)", text)
+        modules += re.findall(r"`((?:nanochat|scripts)\.[a-z_.]+)`", text)
+        assert [m for m in modules if not module_exists(m)] == [], page
+
+
+def module_exists(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or path.is_dir()
 
 
 def test_a_module_imports_only_from_lower_layers() -> None:
