@@ -37,8 +37,7 @@ class Completion:
     """A finished answer."""
 
     tokens: list[int]
-    mask: list[int]
-    """1 for a sampled token, 0 for one that a tool's output forced."""
+    mask: list[int]  # 1 for a sampled token, 0 for one that a tool's output forced
     finish_reason: FinishReason
 
 

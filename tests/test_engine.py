@@ -14,9 +14,8 @@ from nanochat.chat import render_conversation, render_for_completion
 from nanochat.engine import Completion, Engine, Request, RowState
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.inference import kv_cache
+from nanochat.inference import kv_cache, sequence
 from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
-from nanochat.inference import sequence
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.sampling import GREEDY, Sampling
 from nanochat.inference.tools import InlineTool, Tool

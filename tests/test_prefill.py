@@ -37,10 +37,10 @@ def read_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]:
     """The logits behind each prompt, whose keys and values are put into a cache in that order."""
     found: dict[RowState, Tensor] = {}
     while prefiller.num_rows:
-        for prompt in prefiller.step():
-            for row in prompt.rows:
-                target.copy_slot(prompt.slot, len(found), source_cache=prefiller.cache)
-                found[row] = prompt.logits
+        for rows, slot, logits in prefiller.step():
+            for row in rows:
+                target.copy_slot(slot, len(found), source_cache=prefiller.cache)
+                found[row] = logits
     return found
 
 
@@ -77,6 +77,7 @@ def test_what_is_no_longer_wanted_is_not_read_to_its_end(monkeypatch: pytest.Mon
     prefiller.add(rows)
     assert list(prefiller.step()) == [] and prefiller.num_rows == 3
     rows[0].finish_reason = rows[2].finish_reason = "length"
+    prefiller.drop_finished()
     assert prefiller.num_rows == 1
     shapes = shapes_of(model)
     assert list(read_all(prefiller, KVCache(model.config, 1, CPU, torch.float32))) == [rows[1]]
@@ -158,7 +159,7 @@ def test_of_prefixes_the_longest_is_taken_the_oldest_goes_and_the_bound_holds() 
 
     for number, text in enumerate(texts):
         cache.lengths[0] = 0
-        cache.select(1)
+        cache.num_active = 1
         model(torch.tensor([text]), kv_cache=cache)
         cache.advance([len(text)])
         prefix_cache.store(text, cache, 0)

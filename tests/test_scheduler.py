@@ -14,7 +14,7 @@ class FakeJob:
     is_suspended: bool = False
 
 
-def make_scheduler(slots: int = 2, waiting: int = 3, tokens: int = 100) -> Scheduler[FakeJob]:
+def make_scheduler(slots: int = 2, waiting: int = 3, tokens: int = 100) -> Scheduler:
     return Scheduler(slots, waiting, tokens)
 
 
@@ -23,7 +23,7 @@ def test_jobs_are_admitted_in_order_as_slots_become_free() -> None:
     scheduler = make_scheduler()
     scheduler.submit(jobs)
     assert scheduler.admit() == jobs[:2] and scheduler.admit() == []
-    assert (scheduler.num_running, scheduler.num_waiting) == (2, 3)
+    assert (len(scheduler.running), len(scheduler.waiting)) == (2, 3)
     scheduler.finish(jobs[1])
     assert scheduler.admit() == jobs[2:3]
     scheduler.finish(jobs[0])
@@ -36,12 +36,12 @@ def test_a_full_queue_accepts_all_or_nothing() -> None:
     scheduler.submit([FakeJob() for _ in range(4)])
     with pytest.raises(Busy):
         scheduler.submit([FakeJob(), FakeJob()])
-    assert scheduler.num_waiting == 4
+    assert len(scheduler.waiting) == 4
     scheduler.submit([FakeJob()])
     with pytest.raises(Busy):
         scheduler.submit([FakeJob()])
     scheduler.admit()
-    assert scheduler.num_waiting == 3
+    assert len(scheduler.waiting) == 3
     with pytest.raises(Busy):
         scheduler.submit([FakeJob()])
 
@@ -69,15 +69,15 @@ def test_a_cancelled_job_leaves_the_queue_or_its_slot() -> None:
     scheduler = make_scheduler()
     scheduler.submit(jobs)
     scheduler.admit()
-    scheduler.cancel(jobs[2])
-    assert scheduler.num_waiting == 1 and scheduler.take_cancelled() == []
-    scheduler.cancel(jobs[0])
-    scheduler.cancel(jobs[0])
+    scheduler.cancel([jobs[2]])
+    assert len(scheduler.waiting) == 1 and scheduler.take_cancelled() == []
+    scheduler.cancel([jobs[0]])
+    scheduler.cancel([jobs[0]])
     assert scheduler.take_cancelled() == jobs[:1] and scheduler.take_cancelled() == []
     assert scheduler.admit() == jobs[3:]
     scheduler.finish(jobs[1])
-    scheduler.cancel(jobs[1])
-    assert scheduler.take_cancelled() == [] and scheduler.num_running == 1
+    scheduler.cancel([jobs[1]])
+    assert scheduler.take_cancelled() == [] and len(scheduler.running) == 1
 
 
 def test_a_job_that_finishes_before_its_cancellation_is_seen_frees_one_slot_only() -> None:
@@ -85,9 +85,9 @@ def test_a_job_that_finishes_before_its_cancellation_is_seen_frees_one_slot_only
     scheduler = make_scheduler()
     scheduler.submit(jobs)
     scheduler.admit()
-    scheduler.cancel(jobs[0])
+    scheduler.cancel([jobs[0]])
     scheduler.finish(jobs[0])
-    assert scheduler.take_cancelled() == [] and scheduler.num_running == 1
+    assert scheduler.take_cancelled() == [] and len(scheduler.running) == 1
 
 
 def test_wait_returns_when_there_is_work_and_when_the_scheduler_is_closed() -> None:
@@ -114,7 +114,7 @@ def test_drain_returns_running_and_waiting_jobs_and_leaves_none() -> None:
     scheduler.submit(jobs)
     scheduler.admit()
     assert scheduler.drain() == jobs
-    assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
+    assert (len(scheduler.running), len(scheduler.waiting)) == (0, 0)
 
 
 def test_a_worker_with_only_suspended_jobs_waits_until_it_can_do_something() -> None:
@@ -126,17 +126,17 @@ def test_a_worker_with_only_suspended_jobs_waits_until_it_can_do_something() -> 
     assert scheduler._has_work()  # for the other one
     jobs[1].is_suspended = True
     assert not scheduler._has_work()
-    assert (scheduler.num_running, scheduler.num_waiting) == (2, 1)  # it keeps its slot
+    assert (len(scheduler.running), len(scheduler.waiting)) == (2, 1)  # it keeps its slot
     jobs[1].is_suspended = False
     assert scheduler._has_work()
     jobs[1].is_suspended = True
-    scheduler.cancel(jobs[0])
+    scheduler.cancel([jobs[0]])
     assert scheduler._has_work() and scheduler.take_cancelled() == jobs[:1]
     assert scheduler._has_work() and scheduler.admit() == jobs[2:]
     scheduler.finish(jobs[2])
     assert not scheduler._has_work()
     scheduler.finish(jobs[1])
-    assert not scheduler._has_work() and scheduler.num_running == 0
+    assert not scheduler._has_work() and len(scheduler.running) == 0
 
 
 @pytest.mark.parametrize("wake", ["submit", "cancel", "resume", "close"])
@@ -154,7 +154,7 @@ def test_everything_that_gives_a_waiting_worker_something_to_do_wakes_it(wake: s
         scheduler.notify()
 
     calls = {"submit": lambda: scheduler.submit([FakeJob()]), "close": scheduler.close}
-    calls |= {"cancel": lambda: scheduler.cancel(job), "resume": resume}
+    calls |= {"cancel": lambda: scheduler.cancel([job]), "resume": resume}
     calls[wake]()
     worker.join(timeout=10)
     assert returned == [wake != "close"]
@@ -184,7 +184,7 @@ def test_no_sequence_of_calls_exceeds_a_bound_or_loses_a_job(calls: list[str]) -
             waiting, running = waiting[len(admitted) :], running + admitted
         elif call == "cancel" and waiting + running:
             job = (waiting + running)[number % len(waiting + running)]
-            scheduler.cancel(job)
+            scheduler.cancel([job])
             cancelled += [job] if job in running and job not in cancelled else []
             waiting = [other for other in waiting if other is not job]
         elif call == "take_cancelled":
@@ -196,7 +196,7 @@ def test_no_sequence_of_calls_exceeds_a_bound_or_loses_a_job(calls: list[str]) -
             scheduler.finish(job)
         elif call in ("suspend", "resume") and running:
             running[number % len(running)].is_suspended = call == "suspend"
-        assert (scheduler.num_waiting, scheduler.num_running) == (len(waiting), len(running))
+        assert (len(scheduler.waiting), len(scheduler.running)) == (len(waiting), len(running))
         can_step = any(not job.is_suspended for job in running)
         can_admit = bool(waiting) and len(running) < 2
         assert scheduler._has_work() == (can_step or can_admit or bool(cancelled))

@@ -15,7 +15,7 @@ from nanochat.inference import tools
 from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import InlineTool, ThreadedTool, Tool, ToolFunction
-from nanochat.web.worker import SHUTTING_DOWN, Failed, Worker, WorkerEvent
+from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, Worker, WorkerEvent
 from tests.served import wait_until
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
 
@@ -287,20 +287,20 @@ def test_whoever_stops_waiting_leaves_no_call_behind(monkeypatch: pytest.MonkeyP
 
 
 @contextmanager
-def working(engine: Engine, num_slots: int = 1) -> Iterator[Worker]:
-    """A worker at work, which tells in its own thread."""
-    worker = Worker(engine, num_slots, max_waiting=9)
-    worker.start(lambda call: call())
+def running(engine: Engine, num_slots: int = 1) -> Iterator[EnginePool]:
+    """A running pool of one worker, which publishes events in its own thread."""
+    pool = EnginePool([engine], num_slots, max_waiting=9)
+    pool.start(lambda call: call())
     try:
-        yield worker
+        yield pool
     finally:
-        worker.stop()
+        pool.stop()
 
 
-def submitted(worker: Worker, script: list[int]) -> tuple[Callable[[], None], list[WorkerEvent]]:
+def submitted(pool: EnginePool, script: list[int]) -> tuple[Callable[[], None], list[WorkerEvent]]:
     """Submit the first token of a script: a function to cancel it, and its events, which grow."""
     events: list[WorkerEvent] = []
-    cancel = worker.submit([Request(script[:1])], lambda _, new: events.extend(new))
+    cancel = pool.submit([Request(script[:1])], lambda _, new: events.extend(new))
     return cancel, events
 
 
@@ -313,12 +313,12 @@ def has_ended(said: list[WorkerEvent]) -> bool:
 
 
 def test_a_worker_answers_others_while_one_waits_and_goes_on_when_told(held: Held) -> None:
-    with working(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS)), num_slots=2) as worker:
-        _, waiting = submitted(worker, ASKS)
+    with running(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS)), num_slots=2) as pool:
+        _, waiting = submitted(pool, ASKS)
         assert held.is_asked.wait(SECONDS)
-        _, other = submitted(worker, LONG)
+        _, other = submitted(pool, LONG)
         wait_until(lambda: has_ended(other))
-        assert waiting == [] and worker.scheduler.num_running == 1
+        assert waiting == [] and len(pool.workers[0].scheduler.running) == 1
         held.may_go.set()
         wait_until(lambda: has_ended(waiting))
     assert waiting[0] == ToolCall("x", "X") and text_of(waiting) == " is it."
@@ -335,8 +335,8 @@ def test_a_worker_rests_while_all_that_it_has_waits(
         once(worker)
 
     monkeypatch.setattr(Worker, "_round", counted)
-    with working(engine_of(Told(ASKS), ThreadedTool(held, SECONDS))) as worker:
-        _, said = submitted(worker, ASKS)
+    with running(engine_of(Told(ASKS), ThreadedTool(held, SECONDS))) as pool:
+        _, said = submitted(pool, ASKS)
         assert held.is_asked.wait(SECONDS)
         time.sleep(0.1)  # in which it could go round thousands of times
         held.may_go.set()
@@ -345,28 +345,28 @@ def test_a_worker_rests_while_all_that_it_has_waits(
 
 
 def test_a_slot_whose_answer_waits_is_free_when_nobody_wants_it_any_more(held: Held) -> None:
-    with working(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS))) as worker:
-        cancel, waiting = submitted(worker, ASKS)
+    with running(engine_of(Told(ASKS, LONG), ThreadedTool(held, SECONDS))) as pool:
+        cancel, waiting = submitted(pool, ASKS)
         assert held.is_asked.wait(SECONDS)
-        _, next_one = submitted(worker, LONG)
-        assert worker.scheduler.num_waiting == 1
+        _, next_one = submitted(pool, LONG)
+        assert len(pool.workers[0].scheduler.waiting) == 1
         cancel()
         wait_until(lambda: has_ended(next_one))
         assert text_of(next_one) == "a long answer that asks for nothing"[1:] and waiting == []
-        assert worker.scheduler.num_running == 0
+        assert len(pool.workers[0].scheduler.running) == 0
 
 
 def test_a_worker_that_stops_or_fails_waits_for_no_tool() -> None:
     tool = Noted()
     engine = engine_of(Told(ASKS, LONG), tool)
-    with working(engine, num_slots=2) as worker:
-        _, failed = submitted(worker, ASKS)
+    with running(engine, num_slots=2) as pool:
+        _, failed = submitted(pool, ASKS)
         wait_until(lambda: bool(tool.calls))
         hook = engine.model.register_forward_pre_hook(lambda *_: 1 / 0)
-        _, other = submitted(worker, LONG)
+        _, other = submitted(pool, LONG)
         wait_until(lambda: has_ended(other))
         hook.remove()
-        _, stopped = submitted(worker, ASKS)
+        _, stopped = submitted(pool, ASKS)
         wait_until(lambda: len(tool.calls) == 2)
     assert isinstance(failed[-1], Failed) and "the engine failed" in failed[-1].reason
     assert stopped == [Failed(SHUTTING_DOWN)]

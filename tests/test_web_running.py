@@ -83,7 +83,7 @@ def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> No
 
     for num_choices in (2, 1, 1, 1, 1):
         submit(num_choices)
-    waiting = [worker.scheduler.num_waiting for worker in pool.workers]
+    waiting = [len(worker.scheduler.waiting) for worker in pool.workers]
     assert waiting == [2, 2, 2] and pool.figures()["nanochat_waiting"] == 6
     with pytest.raises(Busy):
         submit(1)

@@ -186,23 +186,24 @@ def by_batch(
 
 def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
     """Seconds to the first token of requests that come all at once, as a server's worker admits."""
-    from nanochat.web.worker import Worker
+    from nanochat.web.worker import EnginePool
 
     requests = [Request(prompt, ANSWER_TOKENS) for prompt in prompts(LOAD)]
     firsts: dict[int, float] = {}
     lasts: dict[int, float] = {}
-    worker = Worker(engine, num_slots, max_waiting=LOAD)
+    pool = EnginePool([engine], num_slots, max_waiting=LOAD)
     began = time.perf_counter()
 
     def record(number: int, _: object) -> None:
         lasts[number] = time.perf_counter() - began
         firsts.setdefault(number, lasts[number])
 
-    worker.submit(requests, record)
-    worker.start(lambda call: call())
-    while worker.scheduler.num_waiting or worker.scheduler.num_running:
+    pool.submit(requests, record)
+    pool.start(lambda call: call())
+    scheduler = pool.workers[0].scheduler
+    while scheduler.waiting or scheduler.running:
         time.sleep(0.01)
-    worker.stop()
+    pool.stop()
     assert len(firsts) == LOAD
     waits = sorted(firsts.values())
     return {

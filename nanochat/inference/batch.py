@@ -30,10 +30,8 @@ class _Suspended:
     """A sequence whose tool has no result yet, and what it resumes from."""
 
     row: RowState
-    cache: KVCache
-    """One slot, so that decoding the others touches nothing of this row."""
-    logits: Tensor
-    """(V,) of its next token."""
+    cache: KVCache  # of one slot: the row keeps nothing in the cache that the others decode in
+    logits: Tensor  # (V,) of its next token
 
 
 class Batch:
@@ -43,7 +41,7 @@ class Batch:
         self, model: GPT, num_slots: int, end_tokens: frozenset[int], prefix_cache: PrefixCache
     ) -> None:
         device = model.embedding.weight.device
-        self.num_slots, self.end_tokens, self.prefix_cache = num_slots, end_tokens, prefix_cache
+        self.end_tokens, self.prefix_cache = end_tokens, prefix_cache
         self.prefiller = Prefiller(model, prefix_cache)
         self._new_cache = partial(KVCache, model.config, device=device, dtype=model.compute_dtype)
         self.cache = self._new_cache(num_slots)
@@ -60,8 +58,8 @@ class Batch:
     @property
     def cache_use(self) -> float:
         """Used fraction of the cache's positions."""
-        used = sum(self.cache.lengths[: len(self.rows)])
-        return used / (self.num_slots * self.cache.capacity) if self.cache.capacity else 0.0
+        used, allocated = sum(self.cache.lengths[: len(self.rows)]), self.cache.capacity
+        return used / (len(self.cache.lengths) * allocated) if allocated else 0.0
 
     def add(self, rows: Sequence[RowState]) -> None:
         """Queue sequences for prefill; neighbors with the same prompt object share one.
@@ -85,8 +83,8 @@ class Batch:
     @torch.inference_mode()
     def prefill(self) -> None:
         """One pass over queued prompts; those that it completes take part in the next decode."""
-        for prompt in self.prefiller.step():
-            self._join(prompt.rows, self.prefiller.cache, prompt.slot, prompt.logits)
+        for rows, slot, logits in self.prefiller.step():
+            self._join(rows, self.prefiller.cache, slot, logits)
 
     @torch.inference_mode()
     def decode(self) -> list[RowState]:
@@ -118,6 +116,7 @@ class Batch:
     def cancel(self, row: RowState) -> None:
         """Remove a sequence now; it gets no further events."""
         row.finish_reason = row.finish_reason or "length"
+        self.prefiller.drop_finished()
         self._drop_finished()
 
     def close(self) -> None:
@@ -173,14 +172,14 @@ class Batch:
 
     def _set_logprobs(self) -> None:
         """Set `logprob` of the rows that request it, all in one computation."""
-        wanted = [
-            (slot, row, row.request.num_top_logprobs)
+        counts = {
+            slot: row.request.num_top_logprobs
             for slot, row in enumerate(self.rows)
             if row.request.num_top_logprobs is not None
-        ]
-        if wanted:
-            tokens = torch.tensor([row.tokens[-1] for _, row, _ in wanted]).to(self.logits.device)
-            slots, _, counts = zip(*wanted, strict=True)
-            found = token_logprobs(self.logits[list(slots)], tokens, max(counts))
-            for (_, row, count), logprob in zip(wanted, found, strict=True):
-                row.logprob = replace(logprob, top_logprobs=logprob.top_logprobs[:count])
+        }
+        if counts:
+            tokens = torch.tensor([self.rows[slot].tokens[-1] for slot in counts])
+            logits = self.logits[[*counts]]
+            found = token_logprobs(logits, tokens.to(logits.device), max(counts.values()))
+            for (slot, count), one in zip(counts.items(), found, strict=True):
+                self.rows[slot].logprob = replace(one, top_logprobs=one.top_logprobs[:count])

@@ -38,7 +38,7 @@ class DecodeStep:
 
     def __call__(self, tokens: Sequence[int]) -> Tensor:
         """(B, V) logits after appending one token to each row; valid until the next call."""
-        self.cache.select(len(tokens))
+        self.cache.num_active = len(tokens)
         logits = self._static(tokens) if self.is_static else self._eager(tokens)
         self.cache.advance([1] * len(tokens))
         return logits
@@ -59,7 +59,7 @@ class DecodeStep:
             self._captured[num_rows] = self._capture(num_rows)
         replay, logits = self._captured[num_rows]
         replay()
-        self.cache.select(len(tokens))  # capturing selects the padded rows, too
+        self.cache.num_active = len(tokens)  # the forward pass has set it to num_rows
         return logits[: len(tokens)]
 
     def _capture(self, num_rows: int) -> tuple[Callable[[], None], Tensor]:
@@ -67,7 +67,7 @@ class DecodeStep:
         logits = torch.empty(num_rows, self.model.config.vocab_size, device=self._tokens.device)
 
         def forward() -> None:
-            self.cache.select(num_rows)
+            self.cache.num_active = num_rows
             self.cache.static_starts = self._starts[:num_rows]
             logits.copy_(self.model(self._tokens[:num_rows], kv_cache=self.cache)[:, 0])
             self.cache.static_starts = None

@@ -16,16 +16,15 @@ class TextPiece:
     """Text in complete code points; "" if a token only has a log-probability to report."""
 
     text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """Of its tokens, if requested."""
+    logprobs: tuple[TokenLogprob, ...] = ()  # of its tokens, if requested
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The input and output of a tool; result None: the tool gave none."""
+    """The input and the output of a tool."""
 
     expression: str
-    result: str | None
+    result: str | None  # None: the tool gave no output
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ class Finished:
     reason: FinishReason
     num_prompt_tokens: int
     num_tokens: int
-    logprob: TokenLogprob | None = None
-    """Of the end token, which has no text, if requested."""
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the end token, which has no text, if requested
 
 
 Event = TextPiece | ToolCall | Finished

@@ -19,8 +19,7 @@ CAPACITY_STEP = 128  # positions: growing copies the cache, so it is not done pe
 class KVCache:
     """Keys and values of each layer, (num_slots, capacity, K, D); grows up to the context.
 
-    Per slot and position the heads are contiguous, so that a new token is one copy. A forward pass
-    runs on the first slots (`select`), so that its batch is a view.
+    Per slot and position the heads are contiguous, so that a new token is one copy.
     """
 
     def __init__(
@@ -31,7 +30,9 @@ class KVCache:
         shape = num_slots, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.num_selected = num_slots
+        self.num_active = (
+            num_slots  # forward passes run on the first so many: their batch is a view
+        )
         # (B,) int64, or None. With it, positions come from the tensor and not from `lengths`, and
         # attention runs over the whole capacity: the same work whatever the lengths, as a CUDA
         # graph needs it. The caller reserves the room.
@@ -42,13 +43,9 @@ class KVCache:
         """Positions per slot that are allocated."""
         return self.keys[0].size(1)
 
-    def select(self, num_slots: int) -> None:
-        """Run the next forward passes on the first `num_slots` slots."""
-        self.num_selected = num_slots
-
     def reserve(self, num_new: int) -> None:
-        """Allocate for more tokens in each selected slot. Raises UserError past the context."""
-        self._end = max(self.lengths[: self.num_selected]) + num_new
+        """Allocate for more tokens in each active slot. Raises UserError past the context."""
+        self._end = max(self.lengths[: self.num_active]) + num_new
         check_context(self._end, self.config.sequence_len)
         self._grow_to(self._end)
 
@@ -57,7 +54,7 @@ class KVCache:
 
         Raises UserError when they exceed the model's context.
         """
-        lengths, starts = self.lengths[: self.num_selected], self.static_starts
+        lengths, starts = self.lengths[: self.num_active], self.static_starts
         if starts is None:
             self.reserve(num_new)
             starts = torch.tensor(lengths, device=self.keys[0].device)
@@ -66,7 +63,7 @@ class KVCache:
         else:
             lengths, self._end, needs_mask = [0], self.capacity, True
         positions = starts[:, None] + torch.arange(num_new, device=starts.device)
-        slots = torch.arange(self.num_selected, device=starts.device)[:, None]
+        slots = torch.arange(self.num_active, device=starts.device)[:, None]
         self._flat_indices = (slots * self.capacity + positions).flatten()
         # Layers share a mask if they share a window.
         self._views = {
@@ -108,10 +105,10 @@ class KVCache:
         """Write (B, K, T, D); returns (B, K, S, D), all of the slots from position `first` on."""
         tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
         store.view(-1, *store.shape[2:]).index_copy_(0, self._flat_indices, tokens)
-        return store[: self.num_selected, first : self._end].transpose(1, 2)
+        return store[: self.num_active, first : self._end].transpose(1, 2)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Add to the lengths of the selected slots; positions behind a length are padding."""
+        """Add to the lengths of the active slots; positions behind a length are padding."""
         for slot, count in enumerate(counts):
             self.lengths[slot] += count
 

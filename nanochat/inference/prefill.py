@@ -8,7 +8,6 @@ B batch (prompts of a pass)  T time  V vocab
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,17 +67,6 @@ class PrefixCache:
             cache.copy_slot(0, slot, source_cache=entry, length=length)
 
 
-class Prefilled(NamedTuple):
-    """A prompt that has been processed."""
-
-    rows: list[RowState]
-    """The sequences that continue it."""
-    slot: int
-    """Its slot in the prefiller's cache, valid until the next pass."""
-    logits: Tensor
-    """(V,) of the first token."""
-
-
 class Prefiller:
     """Processes prompts first come, first served, several per pass, in a cache of its own."""
 
@@ -93,9 +81,8 @@ class Prefiller:
 
     @property
     def num_rows(self) -> int:
-        """Unfinished sequences that wait for their prefill; cancelled ones do not count."""
-        groups = [*self._active, *self._queue]
-        return sum(not row.finish_reason for group in groups for row in group)
+        """Sequences that wait for their prefill."""
+        return sum(map(len, (*self._active, *self._queue)))
 
     def add(self, rows: Sequence[RowState]) -> None:
         """Queue prompts; consecutive rows with the same list object as prompt form a group."""
@@ -105,9 +92,24 @@ class Prefiller:
             else:
                 self._queue.append([row])
 
-    def step(self) -> Iterator[Prefilled]:
-        """One forward pass, if there is anything to do; yields the prompts that it completes."""
-        self._activate()
+    def drop_finished(self) -> None:
+        """Drop cancelled sequences, and the prompts that none is left for."""
+        for group in (*self._active, *self._queue):
+            group[:] = [row for row in group if not row.finish_reason]
+        empty = [slot for slot, group in enumerate(self._active) if not group]
+        self.cache.free_slots(empty, self._active)
+        self._queue = deque(filter(None, self._queue))
+
+    def step(self) -> Iterator[tuple[list[RowState], int, Tensor]]:
+        """One forward pass, if there is anything to do.
+
+        Yields each prompt that it completes: the rows that continue it, its slot in `cache` (until
+        the next pass), and the logits (V,) of the first token.
+        """
+        while self._queue and len(self._active) < len(self.cache.lengths):
+            group = self._queue.popleft()
+            self.prefix_cache.restore(group[0].prompt, self.cache, len(self._active))
+            self._active.append(group)
         if not self._active:
             return
         done = self.cache.lengths[: len(self._active)]
@@ -119,29 +121,14 @@ class Prefiller:
         logits = self._forward(padded(chunks), [len(chunk) for chunk in chunks])
         completed = [slot for slot, tokens in enumerate(rest) if len(tokens) <= width]
         for slot in completed:
-            rows = [row for row in self._active[slot] if not row.finish_reason]
-            yield Prefilled(rows, slot, logits[slot])
+            yield self._active[slot], slot, logits[slot]
         self.cache.free_slots(completed, self._active)
 
     def _forward(self, tokens: Tensor, lengths: list[int]) -> Tensor:
         """(B, V) logits after the last token of each chunk."""
         device = self.cache.keys[0].device
-        self.cache.select(len(lengths))
+        self.cache.num_active = len(lengths)
         last = torch.tensor(lengths, device=device) - 1
         logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=last)
         self.cache.advance(lengths)
         return logits[:, 0]
-
-    def _activate(self) -> None:
-        """Give free slots to queued prompts; groups without unfinished rows are dropped."""
-
-        def is_cancelled(group: list[RowState]) -> bool:
-            return all(row.finish_reason for row in group)
-
-        cancelled = [slot for slot, group in enumerate(self._active) if is_cancelled(group)]
-        self.cache.free_slots(cancelled, self._active)
-        while self._queue and len(self._active) < len(self.cache.lengths):
-            group = self._queue.popleft()
-            if not is_cancelled(group):
-                self.prefix_cache.restore(group[0].prompt, self.cache, len(self._active))
-                self._active.append(group)

@@ -19,12 +19,9 @@ class Sampling:
     """How to sample a sequence's tokens; temperature 0 is greedy."""
 
     temperature: float = 0.0
-    top_k: int | None = None
-    """Keep the k most likely tokens; None, or 0 and below: all."""
-    top_p: float = 1.0
-    """Keep the most likely tokens whose probabilities add up to this."""
-    min_p: float = 0.0
-    """Keep tokens with at least this fraction of the highest probability."""
+    top_k: int | None = None  # keep the k most likely tokens; None, or 0 and below: all
+    top_p: float = 1.0  # keep the most likely tokens whose probabilities add up to this
+    min_p: float = 0.0  # keep tokens with at least this fraction of the highest probability
 
     def num_candidates(self, num_tokens: int) -> int:
         """Number of `num_tokens` tokens that top_k keeps."""
@@ -104,10 +101,8 @@ class TokenLogprob:
     """A token's log-probability before temperature, and the most likely alternatives."""
 
     token: int
-    logprob: float | None
-    """None: a prompt's first token, which nothing predicts."""
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-    """(token, logprob), the most likely first."""
+    logprob: float | None  # None: the first token of a text, which nothing predicts
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # (token, logprob), the most likely first
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top_logprobs: int) -> list[TokenLogprob]:

@@ -21,16 +21,12 @@ class Request:
     """A prompt and how to continue it."""
 
     prompt: list[int]
-    max_tokens: int | None = None
-    """None: until the context is full."""
+    max_tokens: int | None = None  # None: until the context is full
     sampling: Sampling = GREEDY
     seed: int = 0
-    stop: Sequence[str] = ()
-    """Strings that end the answer; its text stops before them."""
-    num_top_logprobs: int | None = None
-    """Number of alternatives to report with each token's log-probability; None: no logprobs."""
-    score_prompt: bool = False
-    """Report log-probabilities of the prompt and generate nothing (served by `web.worker`)."""
+    stop: Sequence[str] = ()  # strings that end the answer; its text stops before them
+    num_top_logprobs: int | None = None  # alternatives to report per token; None: no logprobs
+    score_prompt: bool = False  # report logprobs of the prompt and generate nothing (web.worker)
 
 
 class RowState:
@@ -102,7 +98,7 @@ class RowState:
         if self.finish_reason:
             events += text.flush()
             # An end token has no text piece to carry its logprob.
-            logprob = None if text.is_text(token) else self.logprob
+            logprobs = () if text.is_text(token) or not self.logprob else (self.logprob,)
             num_tokens = len(self.prompt), len(self.tokens)
-            events.append(Finished(self.finish_reason, *num_tokens, logprob))
+            events.append(Finished(self.finish_reason, *num_tokens, logprobs))
         return events

@@ -1,4 +1,7 @@
-"""Bodies and streams of the OpenAI protocol, built from the events of an answer."""
+"""Bodies and streams of the OpenAI protocol, built from the events of an answer.
+
+Both come from the same chunks, each with one choice: a stream sends them, a body joins them.
+"""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -9,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 
 from nanochat.engine import Request
 from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
-from nanochat.inference.sampling import TokenLogprob
 from nanochat.web.inference_service import AnswerEvents
 from nanochat.web.openai_api import (
     CompletionRequest,
@@ -24,176 +26,134 @@ from nanochat.web.openai_api import (
 )
 from nanochat.web.worker import PromptLogprobs, WorkerEvent
 
-Events = AsyncIterator[tuple[int, WorkerEvent]]
+Json = dict[str, Any]
 
 
 @dataclass
-class _Choice:
-    """The events of one choice, collected."""
+class ResponseBuilder:
+    """One answer, to be sent as a stream or as a body."""
 
-    text: str = ""
-    tools: list[ToolCall] = field(default_factory=list)
-    logprobs: tuple[TokenLogprob, ...] = ()
-    end: Finished = field(default_factory=lambda: Finished("length", 0, 0))
+    answer: AnswerEvents
+    envelope: Envelope
+    chunks: AsyncIterator[Json]  # choices as a stream sends them
+    choices: list[Json]  # choices as a body has them, still empty
+    num_prompt_tokens: int
+    extra_fields: Json = field(default_factory=dict)
 
-    def add(self, event: WorkerEvent) -> None:
+    async def stream(self, with_usage: bool) -> AsyncIterator[Json]:
+        """The chunks, and at the end one with the usage if the client asks for it."""
+        async for chunk in self.chunks:
+            is_first = "role" in chunk.get("delta", ())
+            yield self.envelope.chunk([chunk], **(self.extra_fields if is_first else {}))
+        if with_usage:
+            yield self.envelope.chunk([], usage=self._usage())
+
+    async def body(self) -> Response:
+        """The complete answer."""
+        async for chunk in self.chunks:
+            choice = self.choices[chunk["index"]]
+            joined, new = choice.get("message", choice), chunk.get("delta", chunk)
+            for name in {"text", "content", "tools"} & new.keys():
+                joined[name] += new[name]
+            for name, values in (chunk["logprobs"] or {}).items():
+                choice["logprobs"] = choice["logprobs"] or {}
+                choice["logprobs"].setdefault(name, []).extend(values)
+            choice["finish_reason"] = chunk["finish_reason"]  # None until the last chunk
+        return JSONResponse(
+            self.envelope.body(self.choices, usage=self._usage(), **self.extra_fields)
+        )
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self.num_prompt_tokens, self.answer.num_tokens)
+
+
+def _choice(index: int, name: str, value: Any, logprobs: Any = None, reason: Any = None) -> Json:
+    return {"index": index, name: value, "logprobs": logprobs, "finish_reason": reason}
+
+
+# ---- POST /v1/chat/completions
+
+
+def chat_response(
+    answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, prompt: Prompt
+) -> ResponseBuilder:
+    """The response to a chat."""
+    choices = []
+    for index in range(answer.num_choices):
+        message: Json = {"role": "assistant", "content": "", "refusal": None, "tools": []}
+        choices.append(_choice(index, "message", message))
+    extra_fields = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
+    chunks = _chat_chunks(answer, tokenizer)
+    return ResponseBuilder(answer, envelope, chunks, choices, len(prompt.tokens), extra_fields)
+
+
+async def _chat_chunks(answer: AnswerEvents, tokenizer: Tokenizer) -> AsyncIterator[Json]:
+    for index in range(answer.num_choices):
+        yield _choice(index, "delta", {"role": "assistant", "content": ""})
+    async for index, event in answer:
         if isinstance(event, TextPiece):
-            self.text += event.text
-            self.logprobs += event.logprobs
+            logprobs = chat_logprobs(event.logprobs, tokenizer)
+            yield _choice(index, "delta", {"content": event.text}, logprobs)
         elif isinstance(event, ToolCall):
-            self.tools.append(event)
+            yield _choice(index, "delta", {"tools": [tool_body(event)]})
         elif isinstance(event, Finished):
-            self.end = event
+            yield _choice(index, "delta", {}, reason=event.reason)
 
 
-async def stream(
-    response: "ChatResponse | CompletionResponse", with_usage: bool
-) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream."""
-    num_tokens = 0
-    for choice in response.opening():
-        yield response.envelope.chunk([choice], **response.extra_fields)
-    async for index, event in response.events():
-        num_tokens += event.num_tokens if isinstance(event, Finished) else 0
-        yield response.envelope.chunk([response.delta(index, event)])
-    if with_usage:
-        yield response.envelope.chunk([], usage=usage(response.num_prompt_tokens, num_tokens))
-
-
-async def body(response: "ChatResponse | CompletionResponse") -> Response:
-    """The complete answer."""
-    choices = [_Choice() for _ in range(response.num_choices)]
-    async for index, event in response.events():
-        choices[index].add(event)
-    bodies = [response.choice(index, choice) for index, choice in enumerate(choices)]
-    used = usage(response.num_prompt_tokens, sum(choice.end.num_tokens for choice in choices))
-    return JSONResponse(response.envelope.body(bodies, usage=used, **response.extra_fields))
-
-
-class ChatResponse:
-    """An answer to POST /v1/chat/completions."""
-
-    def __init__(
-        self, answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, prompt: Prompt
-    ) -> None:
-        self.answer, self.envelope, self.tokenizer = answer, envelope, tokenizer
-        self.num_choices, self.num_prompt_tokens = answer.num_choices, len(prompt.tokens)
-        self.extra_fields = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
-
-    def events(self) -> Events:
-        """The events of the choices."""
-        return aiter(self.answer)
-
-    def opening(self) -> list[dict[str, Any]]:
-        """The first chunk of each choice, which names the role."""
-        delta = {"role": "assistant", "content": ""}
-        return [self._delta(index, delta) for index in range(self.num_choices)]
-
-    def delta(self, index: int, event: WorkerEvent) -> dict[str, Any]:
-        """An event as a choice of a chunk."""
-        if isinstance(event, ToolCall):
-            return self._delta(index, {"tools": [tool_body(event)]})
-        if isinstance(event, TextPiece):
-            logprobs = chat_logprobs(event.logprobs, self.tokenizer)
-            return self._delta(index, {"content": event.text}, logprobs)
-        assert isinstance(event, Finished)
-        return self._delta(index, {}, finish_reason=event.reason)
-
-    def _delta(
-        self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: Any = None
-    ) -> dict[str, Any]:
-        fields = {"delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return {"index": index, **fields}
-
-    def choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        """A choice of a body."""
-        return {
-            "index": index,
-            "message": {
-                "role": "assistant",
-                "content": choice.text,
-                "refusal": None,
-                "tools": [tool_body(call) for call in choice.tools],
-            },
-            "logprobs": chat_logprobs(choice.logprobs, self.tokenizer),
-            "finish_reason": choice.end.reason,
-        }
+# ---- POST /v1/completions
 
 
 def scoring_requests(body: CompletionRequest, prompts: Sequence[TextPrompt]) -> list[Request]:
-    """One for each prompt, if `echo` and `logprobs` ask for its log-probabilities.
+    """One per prompt if `echo` and `logprobs` ask for its log-probabilities, else none.
 
     They are submitted before the choices, so that a stream shows them first.
     """
     if not body.echo or body.logprobs is None:
         return []
-    # A new list: the scheduler takes requests that share one to share the prefill, too.
+    # Copies: for the scheduler the same list object means a shared prefill.
     return [
         Request([*prompt.tokens], num_top_logprobs=body.logprobs, score_prompt=True)
         for prompt in prompts
     ]
 
 
-class CompletionResponse:
-    """An answer to POST /v1/completions."""
+def completion_response(
+    answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, body: CompletionRequest,
+    prompts: Sequence[TextPrompt],
+) -> ResponseBuilder:  # fmt: skip
+    """The response to a plain completion."""
+    num_scoring, num_each = len(scoring_requests(body, prompts)), body.n or 1
+    num_choices = len(prompts) * num_each
 
-    def __init__(
-        self, answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer,
-        body: CompletionRequest, prompts: Sequence[TextPrompt],
-    ) -> None:  # fmt: skip
-        self.answer, self.envelope, self.tokenizer = answer, envelope, tokenizer
-        self.extra_fields: dict[str, int] = {}
-        self.prompts, self.is_echoed = prompts, bool(body.echo)
-        self.num_scoring = len(scoring_requests(body, prompts))
-        self.choices_per_prompt = body.n or 1
-        self.num_choices = self.choices_per_prompt * len(prompts)
-        self.num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
-        self._text_offsets: Counter[int] = Counter()  # characters so far, for a stream's logprobs
+    def echo(number: int, logprobs: Any) -> list[tuple[int, WorkerEvent]]:
+        piece = TextPiece(tokenizer.decode(prompts[number].tokens[1:]), logprobs)
+        return [(number * num_each + i, piece) for i in range(num_each)]
 
-    def opening(self) -> list[dict[str, Any]]:
-        """A completion has no chunk before its first event."""
-        return []
-
-    async def events(self) -> Events:
-        """Echoed prompts and the choices, without tool calls."""
-        if self.is_echoed and not self.num_scoring:
-            for number in range(len(self.prompts)):
-                for echo in self._echo(number, None):
-                    yield echo
-        async for index, event in self.answer:
+    async def events() -> AsyncIterator[tuple[int, WorkerEvent]]:
+        for number in range(len(prompts) if body.echo and not num_scoring else 0):
+            for echoed in echo(number, ()):
+                yield echoed
+        async for index, event in answer:
             if isinstance(event, PromptLogprobs):
-                for echo in self._echo(index, event.logprobs):
-                    yield echo
-            elif not isinstance(event, ToolCall):
-                yield index - self.num_scoring, event
-        if self.answer.num_choices == self.num_scoring:  # max_tokens=0: no choice was generated
-            for index in range(self.num_choices):
-                yield index, Finished("length", 0, 0)
+                for echoed in echo(index, prompts[index].shown(event.logprobs)):
+                    yield echoed
+            else:
+                yield index - num_scoring, event
+        for index in range(num_choices if answer.num_choices == num_scoring else 0):
+            yield index, Finished("length", 0, 0)  # max_tokens=0: nothing was generated
 
-    def _echo(
-        self, number: int, logprobs: tuple[TokenLogprob, ...] | None
-    ) -> list[tuple[int, WorkerEvent]]:
-        """A prompt as the first event of each of its choices."""
-        prompt = self.prompts[number]
-        text = self.tokenizer.decode(prompt.tokens[1:])
-        piece = TextPiece(text, () if logprobs is None else prompt.shown(logprobs))
-        first = number * self.choices_per_prompt
-        return [(index, piece) for index in range(first, first + self.choices_per_prompt)]
+    async def chunks() -> AsyncIterator[Json]:
+        text_offsets: Counter[int] = Counter()  # characters of each choice so far
+        async for index, event in events():
+            if isinstance(event, TextPiece | Finished):
+                # The end token's logprob, too: lm-eval drops the last token and expects this one.
+                logprobs = text_logprobs(event.logprobs, tokenizer, text_offsets[index])
+                text_offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
+                text = event.text if isinstance(event, TextPiece) else ""
+                reason = event.reason if isinstance(event, Finished) else None
+                yield _choice(index, "text", text, logprobs, reason)
 
-    def delta(self, index: int, event: WorkerEvent) -> dict[str, Any]:
-        """An event as a choice of a chunk."""
-        choice = _Choice()
-        choice.add(event)
-        delta = self.choice(index, choice, self._text_offsets[index])
-        delta["finish_reason"] = event.reason if isinstance(event, Finished) else None
-        if delta["logprobs"]:
-            self._text_offsets[index] += sum(map(len, delta["logprobs"]["tokens"]))
-        return delta
-
-    def choice(self, index: int, choice: _Choice, text_offset: int = 0) -> dict[str, Any]:
-        """A choice of a body; text_offset: characters of its text before this part."""
-        # The end token's logprob is included: lm-eval drops the last token's and expects this one.
-        end = (choice.end.logprob,) if choice.end.logprob else ()
-        logprobs = text_logprobs([*choice.logprobs, *end], self.tokenizer, text_offset)
-        head = {"index": index, "text": choice.text, "logprobs": logprobs}
-        return {**head, "finish_reason": choice.end.reason}
+    return ResponseBuilder(
+        answer, envelope, chunks(), [_choice(index, "text", "") for index in range(num_choices)],
+        sum(len(prompt.tokens) for prompt in prompts),
+    )  # fmt: skip

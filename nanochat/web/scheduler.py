@@ -1,5 +1,6 @@
-"""Admission: a bounded queue in front of a fixed number of slots. Knows no tensors.
+"""Admission: a bounded queue in front of a fixed number of slots.
 
+Knows no tensors: of a job, a sequence of the engine, it reads only `prompt` and `is_suspended`.
 One thread works and calls `wait`, `admit`, `take_cancelled` and `finish`; any thread may `submit`,
 `cancel` and `notify`. Jobs are admitted first come, first served, and a round admits a bounded
 number of prompt tokens, so that prefill does not stall the running jobs.
@@ -8,67 +9,45 @@ number of prompt tokens, so that prefill does not stall the running jobs.
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+
+from nanochat.engine import RowState
 
 
 class Busy(Exception):
     """The queue is full or closed."""
 
 
-class Job(Protocol):
-    """A sequence as the scheduler sees it; compared by identity."""
-
-    @property
-    def prompt(self) -> Sequence[int]: ...
-
-    @property
-    def is_suspended(self) -> bool:
-        """Whether it cannot continue; `notify` must be called when that ends."""
-
-
-JobType = TypeVar("JobType", bound=Job)
-
-
-class Scheduler(Generic[JobType]):
-    """At most `max_waiting` queued and `num_slots` running jobs."""
+class Scheduler:
+    """At most `max_waiting` queued and `num_slots` running jobs, which are compared by identity."""
 
     def __init__(self, num_slots: int, max_waiting: int, max_tokens_per_round: int) -> None:
         self.num_slots, self.max_waiting = num_slots, max_waiting
         self.max_tokens_per_round = max_tokens_per_round
         self.is_open = True
-        self._waiting: deque[JobType] = deque()
-        self._running: list[JobType] = []
-        self._cancelled: list[JobType] = []  # running ones, until the worker has removed them
+        self.waiting: deque[RowState] = deque()
+        self.running: list[RowState] = []
+        self._cancelled: list[RowState] = []  # running ones, until the worker has removed them
         self._changed = threading.Condition()  # its lock guards all of the above
 
-    @property
-    def num_waiting(self) -> int:
-        """Jobs without a slot."""
-        return len(self._waiting)
-
-    @property
-    def num_running(self) -> int:
-        """Jobs with a slot."""
-        return len(self._running)
-
-    def submit(self, jobs: Sequence[JobType]) -> None:
+    def submit(self, jobs: Sequence[RowState]) -> None:
         """Queue all of them or none. Raises Busy when there is no room for all."""
         with self._changed:
             # A free slot counts as room: the next round moves a job from the queue to it.
-            num_free = self.num_slots - len(self._running)
-            if not self.is_open or len(self._waiting) + len(jobs) > self.max_waiting + num_free:
+            num_free = self.num_slots - len(self.running)
+            if not self.is_open or len(self.waiting) + len(jobs) > self.max_waiting + num_free:
                 raise Busy
-            self._waiting += jobs
+            self.waiting += jobs
             self._changed.notify()
 
-    def cancel(self, job: JobType) -> None:
-        """Drop a queued job, or report a running one by `take_cancelled`; else do nothing."""
+    def cancel(self, jobs: Sequence[RowState]) -> None:
+        """Drop queued jobs, report running ones by `take_cancelled`, ignore all others."""
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-            elif job in self._running and job not in self._cancelled:
-                self._cancelled.append(job)
-                self._changed.notify()
+            for job in jobs:
+                if job in self.waiting:
+                    self.waiting.remove(job)
+                elif job in self.running and job not in self._cancelled:
+                    self._cancelled.append(job)
+            self._changed.notify()
 
     def notify(self) -> None:
         """Let `wait` look again: a suspended job can continue."""
@@ -82,39 +61,39 @@ class Scheduler(Generic[JobType]):
             return self.is_open
 
     def _has_work(self) -> bool:
-        can_admit = bool(self._waiting) and len(self._running) < self.num_slots
-        can_step = any(not job.is_suspended for job in self._running)
+        can_admit = bool(self.waiting) and len(self.running) < self.num_slots
+        can_step = any(not job.is_suspended for job in self.running)
         return can_admit or can_step or bool(self._cancelled)
 
-    def take_cancelled(self) -> list[JobType]:
+    def take_cancelled(self) -> list[RowState]:
         """Running jobs that were cancelled since the last call; their slots are free now."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, []
             for job in cancelled:
-                self._running.remove(job)
+                self.running.remove(job)
             return cancelled
 
-    def admit(self) -> list[JobType]:
+    def admit(self) -> list[RowState]:
         """The jobs that get a slot in this round, in order."""
         with self._changed:
-            admitted: list[JobType] = []
+            admitted: list[RowState] = []
             num_tokens = 0
-            while self._waiting and len(self._running) < self.num_slots:
-                prompt = self._waiting[0].prompt
+            while self.waiting and len(self.running) < self.num_slots:
+                prompt = self.waiting[0].prompt
                 # Neighbors with the same prompt object (samples of it) share one prefill.
                 is_shared = bool(admitted) and prompt is admitted[-1].prompt
                 num_tokens += 0 if is_shared else len(prompt)
                 # A prompt above the limit is admitted alone, or it would wait forever.
                 if admitted and num_tokens > self.max_tokens_per_round:
                     break
-                admitted.append(self._waiting.popleft())
-                self._running.append(admitted[-1])
+                admitted.append(self.waiting.popleft())
+                self.running.append(admitted[-1])
             return admitted
 
-    def finish(self, job: JobType) -> None:
+    def finish(self, job: RowState) -> None:
         """Free the slot of a running job."""
         with self._changed:
-            self._running.remove(job)
+            self.running.remove(job)
             if job in self._cancelled:  # too late: the slot may belong to another job by then
                 self._cancelled.remove(job)
 
@@ -124,9 +103,9 @@ class Scheduler(Generic[JobType]):
             self.is_open = False
             self._changed.notify()
 
-    def drain(self) -> list[JobType]:
+    def drain(self) -> list[RowState]:
         """Remove and return all jobs."""
         with self._changed:
-            jobs = [*self._running, *self._waiting]
-            self._running, self._cancelled, self._waiting = [], [], deque()
+            jobs = [*self.running, *self.waiting]
+            self.running, self._cancelled, self.waiting = [], [], deque()
             return jobs

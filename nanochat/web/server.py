@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from nanochat.engine import Engine
-from nanochat.web import markdown, responses
+from nanochat.web import markdown
 from nanochat.web.guard import Guard
 from nanochat.web.inference_service import AnswerEvents, InferenceService, Settings
 from nanochat.web.openai_api import (
@@ -34,7 +34,7 @@ from nanochat.web.openai_api import (
     prompts_of,
     server_sent_event,
 )
-from nanochat.web.responses import ChatResponse, CompletionResponse, scoring_requests
+from nanochat.web.responses import chat_response, completion_response, scoring_requests
 
 PAGE = Path(__file__).with_name("ui.html")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -139,10 +139,10 @@ def api_routes(service: InferenceService) -> APIRouter:
             max_tokens = min(max_tokens, service.context - len(prompt.tokens))
         answer = service.submit(service.build_requests(body, [prompt.tokens], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
-        response = ChatResponse(answer, envelope, service.tokenizer, prompt)
+        response = chat_response(answer, envelope, service.tokenizer, prompt)
         if body.stream:
-            return EventStream(answer, responses.stream(response, body.wants_usage()))
-        return await unless_disconnected(request, answer, responses.body(response))
+            return EventStream(answer, response.stream(body.wants_usage()))
+        return await unless_disconnected(request, answer, response.body())
 
     @router.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -153,10 +153,10 @@ def api_routes(service: InferenceService) -> APIRouter:
         choices = service.build_requests(body, [prompt.tokens for prompt in prompts], max_tokens)
         answer = service.submit([*requests, *(choices if max_tokens else [])])
         envelope = Envelope.new("text_completion", service.settings.model_name)
-        response = CompletionResponse(answer, envelope, service.tokenizer, body, prompts)
+        response = completion_response(answer, envelope, service.tokenizer, body, prompts)
         if body.stream:
-            return EventStream(answer, responses.stream(response, body.wants_usage()))
-        return await unless_disconnected(request, answer, responses.body(response))
+            return EventStream(answer, response.stream(body.wants_usage()))
+        return await unless_disconnected(request, answer, response.body())
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:

@@ -33,57 +33,25 @@ class PromptLogprobs:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a request that could not be finished; `reason` is shown to the client."""
+    """The end of a request that could not be finished."""
 
-    reason: str
+    reason: str  # shown to the client
 
 
 WorkerEvent = Event | PromptLogprobs | Failed
-Publish = Callable[[int, list[WorkerEvent]], object]
-"""Receives the index of a request and new events of it."""
-CallInClient = Callable[[Callable[[], None]], object]
-"""Runs a function in the client's thread, like `loop.call_soon_threadsafe`."""
+Publish = Callable[[int, list[WorkerEvent]], object]  # index of a request, new events of it
+CallInClient = Callable[[Callable[[], None]], object]  # like loop.call_soon_threadsafe
 
 
 class Worker:
     """A thread with an engine, a batch and a scheduler."""
 
     def __init__(self, engine: Engine, num_slots: int, max_waiting: int) -> None:
-        self.engine = engine
-        self.scheduler: Scheduler[RowState] = Scheduler(
-            num_slots, max_waiting, MAX_TOKENS_PER_ROUND
-        )
-        self.batch = engine.open(num_slots)
+        self.engine, self.batch = engine, engine.open(num_slots)
+        self.scheduler = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
         self.throughput = Throughput()
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._call_in_client: CallInClient = lambda call: call()
-
-    def start(self, call_in_client: CallInClient) -> None:
-        """Start the thread."""
-        self._call_in_client = call_in_client
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Stop after the current round; queued and running requests fail."""
-        self.scheduler.close()
-        self.thread.join()
-
-    def submit(self, requests: Sequence[Request], publish: Publish) -> Callable[[], None]:
-        """Accept all of them or none; returns a function that cancels them, from any thread.
-
-        A round that is already running may still publish events of a cancelled request. Raises
-        Busy when there is no room for all.
-        """
-        rows = [self.engine.new_row(request) for request in requests]
-        for index, row in enumerate(rows):
-            row.publish = partial(publish, index)
-        self.scheduler.submit(rows)
-
-        def cancel() -> None:
-            for row in rows:
-                self.scheduler.cancel(row)
-
-        return cancel
+        self.call_in_client: CallInClient = lambda call: call()
 
     def _run(self) -> None:
         set_device(self.engine.model.embedding.weight.device)  # CUDA's current device is per thread
@@ -107,30 +75,23 @@ class Worker:
             self.batch.cancel(row)
         events: list[tuple[RowState, list[WorkerEvent]]] = []
         try:
-            self._admit(events)
-            if self.batch.num_rows:
-                self._step(events)
+            admitted = self.scheduler.admit()
+            for row in admitted:
+                if row.request.score_prompt:
+                    logprobs = self.engine.score(row.prompt, row.request.num_top_logprobs or 0)
+                    events.append((row, [PromptLogprobs(tuple(logprobs))]))
+                    self.scheduler.finish(row)
+            self.batch.add([row for row in admitted if not row.request.score_prompt])
+            stepped = self.batch.step()
+            self.throughput.add(len(stepped))
+            for row, new_events in stepped:
+                events.append((row, [*new_events]))
+                if row.finish_reason:
+                    self.scheduler.finish(row)
+                elif row.tool_calls.pending:
+                    row.tool_calls.pending.add_done_callback(lambda _: self.scheduler.notify())
         finally:  # a request that has finished gets its events even if another one fails
             self._publish(events)
-
-    def _admit(self, events: list[tuple[RowState, list[WorkerEvent]]]) -> None:
-        rows = self.scheduler.admit()
-        for row in rows:
-            if row.request.score_prompt:
-                logprobs = self.engine.score(row.prompt, row.request.num_top_logprobs or 0)
-                events.append((row, [PromptLogprobs(tuple(logprobs))]))
-                self.scheduler.finish(row)
-        self.batch.add([row for row in rows if not row.request.score_prompt])
-
-    def _step(self, events: list[tuple[RowState, list[WorkerEvent]]]) -> None:
-        stepped = self.batch.step()
-        self.throughput.add(len(stepped))
-        for row, new_events in stepped:
-            events.append((row, [*new_events]))
-            if row.finish_reason:
-                self.scheduler.finish(row)
-            elif row.tool_calls.pending:
-                row.tool_calls.pending.add_done_callback(lambda _: self.scheduler.notify())
 
     def _fail_all(self, reason: str) -> None:
         self.batch.close()
@@ -146,7 +107,7 @@ class Worker:
 
         if any(new_events for _, new_events in events):
             try:
-                self._call_in_client(deliver)
+                self.call_in_client(deliver)
             except RuntimeError:
                 logger.debug("the event loop is closed; events were dropped")
 
@@ -159,9 +120,10 @@ class EnginePool:
         self.workers = [Worker(engine, num_slots, max_waiting) for engine in engines]
 
     def start(self, call_in_client: CallInClient) -> None:
-        """Start all workers."""
+        """Start the threads; `call_in_client` runs a function in the thread of the client."""
         for worker in self.workers:
-            worker.start(call_in_client)
+            worker.call_in_client = call_in_client
+            worker.thread.start()
 
     def close(self) -> None:
         """Accept no more requests; queued and running ones fail after the current round."""
@@ -172,15 +134,24 @@ class EnginePool:
         """Close, and wait for the threads."""
         self.close()
         for worker in self.workers:
-            worker.stop()
+            worker.thread.join()
 
     def submit(self, requests: Sequence[Request], publish: Publish) -> Callable[[], None]:
-        """As `Worker.submit`, all on one worker: samples of a prompt share its prefill."""
+        """Accept all of them or none; returns a function that cancels them, from any thread.
+
+        A round that is already running may still publish events of a cancelled request. Raises
+        Busy when there is no room for all.
+        """
         able = [worker for worker in self.workers if worker.scheduler.is_open]
         if not able:
             raise Busy
-        idlest = min(able, key=lambda w: w.scheduler.num_running + w.scheduler.num_waiting)
-        return idlest.submit(requests, publish)
+        # All on one worker: samples of a prompt share its prefill.
+        worker = min(able, key=lambda w: len(w.scheduler.running) + len(w.scheduler.waiting))
+        rows = [worker.engine.new_row(request) for request in requests]
+        for index, row in enumerate(rows):
+            row.publish = partial(publish, index)
+        worker.scheduler.submit(rows)
+        return partial(worker.scheduler.cancel, rows)
 
     @property
     def is_open(self) -> bool:
@@ -192,21 +163,14 @@ class EnginePool:
         """Workers whose thread runs."""
         return sum(worker.thread.is_alive() for worker in self.workers)
 
-    @property
-    def max_choices(self) -> int:
-        """The most that one request may ask for: what an idle worker accepts."""
-        scheduler = self.workers[0].scheduler
-        return scheduler.num_slots + scheduler.max_waiting
-
     def figures(self) -> dict[str, float]:
         """Current values by metric name, for `prometheus.POOL_METRICS`."""
-        schedulers = [worker.scheduler for worker in self.workers]
-        cache_use = sum(worker.batch.cache_use for worker in self.workers) / len(self.workers)
+        workers, schedulers = self.workers, [worker.scheduler for worker in self.workers]
         return {
-            "nanochat_waiting": sum(scheduler.num_waiting for scheduler in schedulers),
-            "nanochat_running": sum(scheduler.num_running for scheduler in schedulers),
+            "nanochat_waiting": sum(len(scheduler.waiting) for scheduler in schedulers),
+            "nanochat_running": sum(len(scheduler.running) for scheduler in schedulers),
             "nanochat_slots": sum(scheduler.num_slots for scheduler in schedulers),
-            "nanochat_cache_use": cache_use,
-            "nanochat_tokens_total": sum(worker.throughput.total for worker in self.workers),
-            "nanochat_tokens_per_second": sum(w.throughput.per_second() for w in self.workers),
+            "nanochat_cache_use": sum(w.batch.cache_use for w in workers) / len(workers),
+            "nanochat_tokens_total": sum(w.throughput.total for w in workers),
+            "nanochat_tokens_per_second": sum(w.throughput.per_second() for w in workers),
         }
