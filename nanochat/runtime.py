@@ -68,6 +68,8 @@ class Runtime:
     """What matrices are multiplied in; parameters stay float32."""
     store: RankStore = field(default_factory=RankStore, compare=False)
     """Messages between ranks, from any thread."""
+    local_rank: int = 0
+    """Index of the process (or replica) on its node; 0 verifies a model file for all of them."""
 
     @property
     def is_main(self) -> bool:
@@ -109,7 +111,7 @@ def init_runtime(device_type: str = "") -> Runtime:
     if world_size > 1 and not dist.is_initialized():
         _join_ranks(device)
     store = _rank_store() if world_size > 1 else RankStore()
-    return Runtime(device, rank, world_size, dtype, store)
+    return Runtime(device, rank, world_size, dtype, store, local_rank if world_size > 1 else 0)
 
 
 def close_runtime() -> None:
@@ -192,7 +194,7 @@ def replicas(runtime: Runtime, count: int) -> list[Runtime]:
     if count > num_gpus:
         raise UserError(f"{count} replicas need as many GPUs, but there are {num_gpus}; use less")
     devices = [torch.device("cuda", index) for index in range(count or num_gpus)]
-    return [replace(runtime, device=device) for device in devices]
+    return [replace(runtime, device=d, local_rank=index) for index, d in enumerate(devices)]
 
 
 def set_device(device: torch.device) -> None:
