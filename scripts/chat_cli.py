@@ -79,11 +79,6 @@ def main(argv: list[str] | None = None) -> None:
 # ---- display
 
 
-def tool_line(call: ToolCall) -> str:
-    """A tool call in one line."""
-    return f"{call.expression} = {'no result' if call.result is None else call.result}"
-
-
 def printable(text: str) -> str:
     """Text without characters that control a terminal."""
     return CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -97,18 +92,14 @@ def render_markdown(text: str) -> Markdown:
 
 
 class PlainDisplay:
-    """Answers on stdout, one line break after each; everything else on stderr."""
+    """Answers on stdout, one line break after each; notes on stderr."""
 
     def show_text(self, text: str) -> None:
         """Append to the answer."""
         print(text, end="", flush=True)
 
-    def show_tool(self, call: ToolCall) -> None:
-        """Show a tool call beside the answer."""
-        self.note(f"[{tool_line(call)}]")
-
-    def note(self, text: str) -> None:
-        """Show a message that is not the model's."""
+    def note(self, text: str, style: str = "dim") -> None:
+        """Show a tool call, or a message that is not the model's."""
         print(printable(text), file=sys.stderr, flush=True)
 
     def end_answer(self) -> None:
@@ -117,7 +108,7 @@ class PlainDisplay:
 
 
 class TerminalDisplay(PlainDisplay):
-    """Markdown that is redrawn while it grows, with dim lines for tool calls and notes."""
+    """Markdown that is redrawn while it grows, with dim lines for notes."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -135,22 +126,15 @@ class TerminalDisplay(PlainDisplay):
         tail = "\n".join(self.text.splitlines()[-max(1, self.console.height - 2) :])
         self.live.update(render_markdown(tail))
 
-    def show_tool(self, call: ToolCall) -> None:
-        self._print_line(f"  {tool_line(call)}", "cyan dim")
-
-    def note(self, text: str) -> None:
-        self._print_line(text, "dim")
+    def note(self, text: str, style: str = "dim") -> None:
+        self.end_answer()  # it continues below the note
+        self.console.print(Text(printable(text), style=style))
 
     def end_answer(self) -> None:
-        """Replace the redrawn part by the complete text."""
         if self.live is not None:
-            self.live.stop()
+            self.live.stop()  # erases the redrawn part, in whose place the complete text goes
             self.console.print(render_markdown(self.text))
         self.live, self.text = None, ""
-
-    def _print_line(self, text: str, style: str) -> None:
-        self.end_answer()  # it continues below
-        self.console.print(Text(printable(text), style=style))
 
 
 # ---- the conversation
@@ -215,7 +199,8 @@ class Chat:
                 parts.append({"type": "text", "text": ""})
             parts[-1]["text"] += event.text
         elif isinstance(event, ToolCall):
-            self.display.show_tool(event)
+            result = "no result" if event.result is None else event.result
+            self.display.note(f"[{event.expression} = {result}]", style="cyan dim")
             parts.append({"type": "python", "text": event.expression})
             if event.result is not None:
                 parts.append({"type": "python_output", "text": event.result})
@@ -262,14 +247,14 @@ def read_conversation(path: Path) -> tuple[str, list[Message]]:
         texts = [text for _, text, _ in pieces_of(messages)] if messages else []
         roles = [message["role"] for message in messages]
         # Complete turns only: /retry expects an answer after each question.
-        is_valid = roles == ["user", "assistant"] * (len(messages) // 2)
-        is_valid = is_valid and all(isinstance(text, str) for text in [system, *texts])
+        if roles != ["user", "assistant"] * (len(messages) // 2):
+            raise ValueError
+        if not all(isinstance(text, str) for text in [system, *texts]):
+            raise TypeError
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
-        is_valid = False
-    if not is_valid:
-        raise UserError(f"{path} is not a conversation saved by /save")
+        raise UserError(f"{path} is not a conversation saved by /save") from None
     return system, messages
 
 

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import ToolCall
 from scripts import chat_cli
 from tests import memorized_model
 from tests.memorized_model import LONG
@@ -202,16 +201,13 @@ def test_a_terminal_shows_markup_and_control_characters_without_executing_them(
     attack = "\x1b]0;owned\x07\x9b31m"
     for piece in ("<b>bold</b> **word**\n", "second line #include <stdio>\n\n", attack):
         terminal.show_text(piece)
-    terminal.show_tool(ToolCall(attack, attack))
-    terminal.note(attack)
+    terminal.note(f"[{attack}]")
     terminal.end_answer()
     _, _, text = shown.getvalue().rpartition("\x1b[2K")  # the redrawn part is erased
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     assert lines[:2] == ["<b>bold</b> word", "second line #include <stdio>"]
-    assert [line.strip() for line in lines[2:]] == [
-        "�]0;owned��31m", "�]0;owned��31m = �]0;owned��31m", "�]0;owned��31m",
-    ]  # fmt: skip
+    assert [line.strip() for line in lines[2:]] == ["�]0;owned��31m", "[�]0;owned��31m]"]
 
 
 def test_the_history_is_readable_by_its_owner_only_or_kept_in_memory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from nanochat import chat
 from nanochat.chat import Message, render_for_continuation, trim_to_fit
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import ToolCall
 from nanochat.inference.sampling import Sampling, TokenLogprob
 
 # Bounds on the work of one request; OpenAI has the same two for stop strings and top_logprobs.
@@ -302,16 +301,13 @@ class Envelope:
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """A complete answer."""
-        return self._object(self.kind, choices, more)
+        head = {"id": self.id, "object": self.kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """One event of a stream."""
-        is_chat = self.kind == "chat.completion"
-        return self._object("chat.completion.chunk" if is_chat else self.kind, choices, more)
-
-    def _object(self, name: str, choices: list[Any], more: dict[str, Any]) -> dict[str, Any]:
-        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
-        return {**head, "choices": choices, **more}
+        name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return {**self.body(choices, **more), "object": name}
 
 
 def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
@@ -321,11 +317,6 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
         "completion_tokens": num_tokens,
         "total_tokens": num_prompt_tokens + num_tokens,
     }
-
-
-def tool_body(call: ToolCall) -> dict[str, Any]:
-    """A tool call as JSON."""
-    return asdict(call)
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:

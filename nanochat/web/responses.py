@@ -5,7 +5,7 @@ Both come from the same chunks, each with one choice: a stream sends them, a bod
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -21,7 +21,6 @@ from nanochat.web.openai_api import (
     Tokenizer,
     chat_logprobs,
     text_logprobs,
-    tool_body,
     usage,
 )
 from nanochat.web.worker import PromptLogprobs, WorkerEvent
@@ -95,7 +94,7 @@ async def _chat_chunks(answer: AnswerEvents, tokenizer: Tokenizer) -> AsyncItera
             logprobs = chat_logprobs(event.logprobs, tokenizer)
             yield _choice(index, "delta", {"content": event.text}, logprobs)
         elif isinstance(event, ToolCall):
-            yield _choice(index, "delta", {"tools": [tool_body(event)]})
+            yield _choice(index, "delta", {"tools": [asdict(event)]})
         elif isinstance(event, Finished):
             yield _choice(index, "delta", {}, reason=event.reason)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -29,12 +29,18 @@ from nanochat.web.openai_api import (
     CompletionRequest,
     Envelope,
     ErrorBody,
+    Generation,
     Schema,
     prompt_of,
     prompts_of,
     server_sent_event,
 )
-from nanochat.web.responses import chat_response, completion_response, scoring_requests
+from nanochat.web.responses import (
+    ResponseBuilder,
+    chat_response,
+    completion_response,
+    scoring_requests,
+)
 
 PAGE = Path(__file__).with_name("ui.html")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -44,7 +50,7 @@ STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """Answers as server-sent events; their work is canceled however the response ends."""
+    """An answer as server-sent events; its work is canceled however the response ends."""
 
     def __init__(self, answer: AnswerEvents, chunks: AsyncIterator[dict[str, Any]]) -> None:
         super().__init__(_events(chunks), media_type="text/event-stream", headers=STREAM_HEADERS)
@@ -66,22 +72,22 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]
         yield server_sent_event(error.body())
 
 
-async def unless_disconnected(
-    request: Request, answer: AnswerEvents, work: Awaitable[Response]
-) -> Response:
-    """The result of `work`, which is canceled when the client disconnects."""
+async def respond(request: Request, body: Generation, response: ResponseBuilder) -> Response:
+    """The answer as the client wants it, canceled when the client disconnects."""
+    if body.stream:
+        return EventStream(response.answer, response.stream(body.wants_usage()))
 
     async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watching, working = asyncio.create_task(disconnect()), asyncio.ensure_future(work)
+    watching, working = asyncio.create_task(disconnect()), asyncio.create_task(response.body())
     try:
         await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
         # 499 is nginx's status for a client that has closed the connection; only the log sees it.
         return working.result() if working.done() else Response(status_code=499)
     finally:
-        answer.cancel()
+        response.answer.cancel()
         watching.cancel()
         working.cancel()
 
@@ -140,9 +146,7 @@ def api_routes(service: InferenceService) -> APIRouter:
         answer = service.submit(service.build_requests(body, [prompt.tokens], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
         response = chat_response(answer, envelope, service.tokenizer, prompt)
-        if body.stream:
-            return EventStream(answer, response.stream(body.wants_usage()))
-        return await unless_disconnected(request, answer, response.body())
+        return await respond(request, body, response)
 
     @router.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -154,9 +158,7 @@ def api_routes(service: InferenceService) -> APIRouter:
         answer = service.submit([*requests, *(choices if max_tokens else [])])
         envelope = Envelope.new("text_completion", service.settings.model_name)
         response = completion_response(answer, envelope, service.tokenizer, body, prompts)
-        if body.stream:
-            return EventStream(answer, response.stream(body.wants_usage()))
-        return await unless_disconnected(request, answer, response.body())
+        return await respond(request, body, response)
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:
