@@ -128,24 +128,27 @@ def packed_batches(
             lane.fill(source, rows, bos, row)
         # Copied by numpy: synchronizing torch's threads costs more than the copy.
         inputs, targets = block[:, :-1].copy(), block[:, 1:].copy()
+        state = {
+            "step": step + 1,
+            "documents": source.num_documents,
+            "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
+        }
         yield Batch(
             inputs=torch.from_numpy(inputs),
             targets=torch.from_numpy(targets),
             weights=None,
             norm=float(rows * sequence_len / world_size),
             progress=(step + 1) / num_steps,
-            resume={
-                "step": step + 1,
-                "documents": source.num_documents,
-                "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
-            },
+            resume=state,
+            metrics={"epoch": epoch(state)},
         )
 
 
 def epoch(resume: dict[str, Any]) -> float:
     """Number of epochs at a loader state, e.g. 1.5."""
     counters = [counter for counter, _ in resume["lanes"].values()]
-    return sum(counters) / len(counters) / resume["documents"]
+    # An evaluation may have fewer rows than ranks: then some ranks have no lane.
+    return sum(counters) / max(1, len(counters)) / resume["documents"]
 
 
 def _refuse_other_run(

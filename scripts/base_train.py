@@ -18,7 +18,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.training import scaling_laws
-from nanochat.training.config import LoopOptions, Plan
+from nanochat.training.config import LoopOptions, Plan, defining_settings
 from nanochat.training.schedule import Schedule
 from scripts import training
 from scripts.training import Setup
@@ -75,11 +75,15 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
     with torch.device("meta"):  # no memory before the summary of the run has been logged
         model = GPT(config, compute_dtype=runtime.compute_dtype)
     source = dataset.source_name(options.source or dataset.current_source())
-    # The derived batch size instead of -1: a run keeps it even if the law for it changes.
-    settings = {
-        "tokenizer": tokenizer.content_hash, "total_batch_size": run_length(options, model)[0]
-    }  # fmt: skip
     tag = options.model_tag or f"d{options.depth}"
+    settings = defining_settings(
+        options,
+        model_tag=tag,
+        source=source,
+        tokenizer=tokenizer.content_hash,
+        # Not -1: a run keeps its batch size even if the law for it changes.
+        total_batch_size=run_length(options, model)[0],
+    )
     return Setup(name, options, runtime, tag, source, settings, lambda: (model, tokenizer))
 
 

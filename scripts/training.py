@@ -18,7 +18,7 @@ from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training import config, stage
-from nanochat.training.config import LoopOptions, Plan
+from nanochat.training.config import LoopOptions, Plan, defining_settings
 from nanochat.training.scaling_laws import scaled_weight_decay
 from nanochat.training.schedule import Schedule
 from tasks.gsm8k import GSM8K
@@ -62,7 +62,7 @@ class Setup:
     runtime: Runtime
     tag: str  # folder of the checkpoints
     source: str  # of text
-    settings: dict[str, Any]  # what defines the run, beside the options
+    settings: dict[str, Any]  # what defines the run
     load: Callable[[], tuple[GPT, RustBPETokenizer]]  # the model that the stage starts from
 
     def plan(
@@ -91,7 +91,7 @@ class Setup:
         return Plan(
             stage=self.name,
             tag=self.tag,
-            settings=self.defining_settings(),
+            settings=self.settings,
             source=self.source,
             tokenizer=tokenizer,
             model=model,
@@ -112,11 +112,6 @@ class Setup:
             **more,
         )
 
-    def defining_settings(self) -> dict[str, Any]:
-        """All settings that define the run."""
-        more = {"model_tag": self.tag, "source": self.source, **self.settings}
-        return config.defining_settings(self.options, **more)
-
 
 def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setup:
     """A stage that starts from the one before. Raises UserError if that is not finished."""
@@ -134,8 +129,9 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
         model, tokenizer, _ = checkpoint_manager.load_model(parent, runtime, tag, step)
         return model.train(), tokenizer
 
-    settings = {"parent": checkpoint_manager.model_identity(meta)}
-    return Setup(name, options, runtime, tag, dataset.current_source(), settings, load)
+    source, identity = dataset.current_source(), checkpoint_manager.model_identity(meta)
+    settings = defining_settings(options, model_tag=tag, parent=identity, source=source)
+    return Setup(name, options, runtime, tag, source, settings, load)
 
 
 def main(
@@ -148,5 +144,5 @@ def main(
     with stage.command_runtime(options.device_type) as runtime:
         setup = start(name, options, runtime)
         is_new = options.dry_run or options.starts_over
-        if is_new or not stage.is_finished(name, setup.tag, setup.defining_settings(), options):
+        if is_new or not config.is_finished(name, setup.tag, setup.settings, options):
             stage.run(make_plan(options, setup), runtime)

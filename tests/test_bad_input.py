@@ -17,7 +17,7 @@ import torch
 from nanochat import checkpoint_manager, dataset, metrics, paths
 from nanochat.configurator import run
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import samples
+from nanochat.training import stage
 from tests.small_model import small_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     """Little text, short samples, no measuring of the machine: nothing of that is tested here."""
     patch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 200)
     patch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 50)
-    patch.setattr(samples, "SAMPLE_TOKENS", 2)
+    patch.setattr(stage, "SAMPLE_TOKENS", 2)
     patch.setattr(metrics, "measure_matmul_peak", lambda *_: 1e11)
 
 

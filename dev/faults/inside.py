@@ -62,7 +62,7 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     """Mark what the process does and write each step's rows and loss to folder/trace-RANK.jsonl.
 
     poison: (step, "loss" or "gradient"): that of this step is not finite on the last rank;
-    (step, "jump"): the step is left out to begin with.
+    (step, "skip"): the step is skipped from the start.
     """
     from nanochat import checkpoint_manager
     from nanochat.training import stage, trainer
@@ -93,9 +93,9 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
         return loss
 
     trainer.accumulate_gradients = observed
-    if poison is not None and poison[1] == "jump":
+    if poison is not None and poison[1] == "skip":
         train = trainer.train
-        trainer.train = lambda *a, **more: train(*a, **{**more, "jump": {poison[0]}})
+        trainer.train = lambda *a, **more: train(*a, **{**more, "skip_steps": {poison[0]}})
 
 
 def save_for_ever(folder: Path) -> None:

@@ -195,7 +195,7 @@ def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
         running = stopped.start(ranks, (step, what))
         codes = running.wait()
         outcome.tried += 1
-        is_said = f"the {what} of step {step} is not finite" in running.said()
+        is_said = f"the {what} of step {step} is not finite" in running.output()
         outcome.expect(set(codes) == {2} and is_said, f"{what} of step {step}: {codes}")
         found = checkpoints.newest_complete(stopped.checkpoints)
         is_good = (found.step if found else 0) < step
@@ -211,7 +211,7 @@ def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
             codes = trial.finish(ranks, (step, what))
             outcome.expect(set(codes) == {0}, f"skipping the {what} of step {step}: {codes}")
         without = Trial(base, f"without-{number}")
-        without.finish(ranks, (step, "jump"))
+        without.finish(ranks, (step, "skip"))
         for trial in skipped:
             is_same = distance(trial, without) == 0.0
             outcome.expect(is_same, f"skipping the {what} of step {step} is not leaving it out")
@@ -244,8 +244,8 @@ def full_disk(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
             (trial.checkpoints / "filler").unlink()
             codes = running.wait()
             outcome.tried += 1
-            failed += running.said().count("was not saved")
-            outcome.expect(codes == [0], f"the run ended with {codes}: {running.said()[-200:]}")
+            failed += running.output().count("was not saved")
+            outcome.expect(codes == [0], f"the run ended with {codes}: {running.output()[-200:]}")
             outcome.expect(distance(trial, reference) == 0.0, "other weights")
         finally:
             subprocess.run(["umount", "-l", str(trial.checkpoints)], check=True)

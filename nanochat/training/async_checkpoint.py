@@ -34,26 +34,19 @@ class TrainState:
     step: int = 0  # optimizer steps done
     progress: float = 0.0  # share of the stage that is done, from 0 to 1
     loss: float = math.nan  # of the last step, over all ranks
-    seconds: float = 0.0  # spent in training steps since the first one, restarts included
+    train_seconds: float = 0.0  # in training steps since the first one, restarts included
     tokens: int = 0  # trained on since the first step, restarts included
-    resume: dict[str, Any] = field(default_factory=dict)  # the loader's state on this rank
+    loader: dict[str, Any] = field(default_factory=dict)  # `Batch.resume` of this rank
 
     @classmethod
     def from_meta(cls, meta: Meta) -> "TrainState":
         """The state that a checkpoint notes, with the loader's state of all ranks."""
-        loss = math.nan if meta["loss"] is None else meta["loss"]
-        seconds, loader = meta["train_seconds"], meta["loader"]
-        return cls(meta["step"], meta["progress"], loss, seconds, meta["tokens"], loader)
+        values = {name: meta[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "loss": math.nan if meta["loss"] is None else meta["loss"]})
 
     def to_meta(self) -> Meta:
-        """What a checkpoint notes of the state, but for its step."""
-        return {
-            "progress": self.progress,
-            "loss": self.loss if math.isfinite(self.loss) else None,  # JSON has no NaN
-            "train_seconds": self.seconds,
-            "tokens": self.tokens,
-            "loader": self.resume,
-        }
+        """What a checkpoint notes of the state; JSON has no NaN."""
+        return {**vars(self), "loss": self.loss if math.isfinite(self.loss) else None}
 
 
 class CheckpointSaver:

@@ -14,7 +14,7 @@ from torch import nn
 
 from nanochat import metrics
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime, all_reduce_max, all_reduce_sum, undisturbed
+from nanochat.runtime import Runtime, all_reduce_max, all_reduce_sum, gc_and_trim_disabled
 from nanochat.training import memory_estimate
 from nanochat.training.config import Plan
 
@@ -57,30 +57,26 @@ def _is_short(plan: Plan, peak_tokens_per_second: float) -> bool:
 
 def compiled(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> nn.Module:
     """The model, compiled where that pays and works; the decision is logged."""
-    reason = {"off": "--compile=off", "on": ""}.get(plan.compile)
-    if reason is None:
-        reason = _reason_for_eager(plan, peak_tokens_per_second, runtime)
+    reason = ""
+    if plan.compile == "off":
+        reason = "--compile=off"
+    elif plan.compile == "auto" and not plan.has_fixed_shape:
+        reason = "the rows of this stage vary in length"  # each length would be compiled again
+    elif plan.compile == "auto" and runtime.device.type == "mps":
+        reason = "not on this device"
+    elif plan.compile == "auto" and _is_short(plan, peak_tokens_per_second):
+        reason = "the run is too short to make up for the time of compiling"
+    else:
+        try:
+            torch.compile(torch.sin)(torch.ones(1, device=runtime.device))
+        except Exception as error:  # a missing compiler raises many types
+            reason = f"torch.compile fails here ({type(error).__name__})"
     if reason:
         logger.info("eager, not compiled: %s", reason)
-        return plan.model
-    try:
-        torch.compile(torch.sin)(torch.ones(1, device=runtime.device))
-    except Exception as error:  # a missing compiler raises many types
-        logger.info("eager, not compiled: torch.compile fails here (%s)", type(error).__name__)
         return plan.model
     logger.info("compiling the model: the first step takes longer")
     module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
     return module
-
-
-def _reason_for_eager(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> str:
-    if not plan.has_fixed_shape:
-        return "the rows of this stage vary in length"  # each length would be compiled again
-    if runtime.device.type == "mps":
-        return "not on this device"
-    if _is_short(plan, peak_tokens_per_second):
-        return "the run is too short to make up for the time of compiling"
-    return ""
 
 
 # ---- micro-batch search
@@ -99,20 +95,15 @@ def micro_batch_rows(
     is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second)
     if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
         return search(plan.model, rank_rows, runtime)
-    return default_rows(rank_rows, plan.model.config.sequence_len)
-
-
-def default_rows(rank_rows: int, sequence_len: int) -> int:
-    """Rows of a forward pass on a CPU without a search."""
-    return max(1, min(rank_rows, CPU_TOKENS // sequence_len))
+    return expected_rows(plan.model, rank_rows, runtime)
 
 
 def expected_rows(model: GPT, rank_rows: int, runtime: Runtime) -> int:
-    """The probable result of a search, from the estimated memory alone."""
-    if runtime.device.type != "cuda":
-        return default_rows(rank_rows, model.config.sequence_len)
-    fitting = _estimated_to_fit(halvings(rank_rows), model, runtime, MEMORY_SHARE_EXPECTED)
-    return next(iter(fitting), 1)
+    """Rows of a forward pass without a search: a fixed number of tokens; what may fit a GPU."""
+    if runtime.device.type == "cuda":
+        fitting = _estimated_to_fit(halvings(rank_rows), model, runtime, MEMORY_SHARE_EXPECTED)
+        return next(iter(fitting), 1)
+    return max(1, min(rank_rows, CPU_TOKENS // model.config.sequence_len))
 
 
 def halvings(rank_rows: int) -> list[int]:
@@ -126,12 +117,10 @@ def search(model: GPT, rank_rows: int, runtime: Runtime) -> int:
     if runtime.device.type == "cuda":
         sizes = _estimated_to_fit(sizes, model, runtime, MEMORY_SHARE_TRIED)
         return largest_that_fits(sizes, lambda rows: _run_pass(model, rows, runtime))
-    length = model.config.sequence_len
-    sizes = [rows for rows in sizes if rows * length in CPU_SEARCH_TOKENS]
-    with undisturbed(runtime.device):
-        return fastest(
-            sizes or [default_rows(rank_rows, length)], lambda rows: _seconds(model, rows, runtime)
-        )
+    sizes = [rows for rows in sizes if rows * model.config.sequence_len in CPU_SEARCH_TOKENS]
+    sizes = sizes or [expected_rows(model, rank_rows, runtime)]
+    with gc_and_trim_disabled(runtime.device):
+        return fastest(sizes, lambda rows: _seconds(model, rows, runtime))
 
 
 def largest_that_fits(sizes: Iterable[int], attempt: Callable[[int], object]) -> int:

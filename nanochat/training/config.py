@@ -3,6 +3,7 @@
 Options stop at the script: it makes a `Plan` of them, and the library takes that.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from nanochat.gpt import GPT
 from nanochat.runtime import restart_count
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = {"base": "BASE", "mid": "MID", "sft": "SFT", "rl": "RL"}
 TITLES = {
@@ -149,20 +152,26 @@ def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
     return {**named, **more}
 
 
-def require_same_settings(
-    directory: Path, saved: dict[str, Any], current: dict[str, Any], options: LoopOptions
-) -> None:
-    """Raises UserError that names what differs from a saved run.
+def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
+    """True, which is logged, if a run of these settings is finished; False if one can be resumed.
 
-    A run from before an option existed had the default of that option.
+    Raises UserError naming what differs if the folder holds a run with other settings.
     """
-    defaults = {field.name: field.default for field in fields(options)}
-    saved = {name: defaults[name] for name in current.keys() & defaults.keys()} | saved
-    names = sorted(saved.keys() | current.keys())
-    differing = [name for name in names if saved.get(name) != current.get(name)]
+    directory = paths.checkpoints_dir(stage) / tag
+    if not checkpoint_manager.saved_steps(directory):
+        return False
+    meta = checkpoint_manager.read_meta(stage, tag)
+    # A run from before an option existed had the default of that option.
+    defaults = {field.name: field.default for field in fields(options) if field.name in settings}
+    saved = {**defaults, **meta["settings"]}
+    names = sorted(saved.keys() | settings.keys())
+    differing = [name for name in names if saved.get(name) != settings.get(name)]
     if differing:
-        facts = "; ".join(f"{n}: saved {saved.get(n)}, now {current.get(n)}" for n in differing[:4])
+        facts = [f"{n}: saved {saved.get(n)}, now {settings.get(n)}" for n in differing[:4]]
         raise UserError(
-            f"{directory} holds a run with other settings ({facts}); use --model_tag=NAME for a"
-            " second run beside it, or --fresh to move it to replaced/"
+            f"{directory} holds a run with other settings ({'; '.join(facts)}); use"
+            " --model_tag=NAME for a second run beside it, or --fresh to move it to replaced/"
         )
+    if meta["finished"]:
+        logger.info("%s is finished: step %d in %s", TITLES[stage], meta["step"], directory)
+    return bool(meta["finished"])

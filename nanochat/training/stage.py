@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.profiler import profile, schedule
 
-from nanochat import checkpoint_manager, loss_eval, paths, report
+from nanochat import checkpoint_manager, loss_eval, report
 from nanochat.chat import render_for_completion
 from nanochat.checkpoint_manager import Checkpoint, Meta
 from nanochat.engine import Engine
@@ -29,7 +29,7 @@ from nanochat.runtime import (
 )
 from nanochat.training import autotune, memory_estimate, param_groups, run_summary, trainer
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
-from nanochat.training.config import COLUMNS, TITLES, LoopOptions, Plan, require_same_settings
+from nanochat.training.config import COLUMNS, TITLES, Plan
 from nanochat.training.trainer import Every, RunContext
 
 logger = logging.getLogger(__name__)
@@ -51,21 +51,6 @@ def command_runtime(device_type: str) -> Iterator[Runtime]:
         close_runtime()
 
 
-def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
-    """True if this very run is finished, which is logged.
-
-    Raises UserError if the folder holds a run with other settings.
-    """
-    directory = paths.checkpoints_dir(stage) / tag
-    if not checkpoint_manager.saved_steps(directory):
-        return False
-    meta = checkpoint_manager.read_meta(stage, tag)
-    require_same_settings(directory, meta["settings"], settings, options)
-    if meta["finished"]:
-        logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
-    return bool(meta["finished"])
-
-
 def run(plan: Plan, runtime: Runtime) -> None:
     """Train a stage to its end, evaluate it, and write its section of the report."""
     model, directory = plan.model, plan.directory
@@ -73,7 +58,9 @@ def run(plan: Plan, runtime: Runtime) -> None:
     log_summary(plan, runtime)
     if plan.dry_run:
         return
-    on_main_first(lambda: _prepare_directory(plan))
+    if plan.starts_over:
+        on_main_first(lambda: checkpoint_manager.move_to_replaced(directory))
+    on_main_first(lambda: checkpoint_manager.remove_leftovers(directory))
     if next(model.parameters()).is_meta:
         model.to_empty(device=runtime.device)
         model.init_weights(plan.seed)
@@ -124,12 +111,6 @@ def log_summary(plan: Plan, runtime: Runtime) -> None:
     logger.info("%s\n%s", title, lines)
 
 
-def _prepare_directory(plan: Plan) -> None:
-    if plan.starts_over:
-        checkpoint_manager.move_to_replaced(plan.directory)
-    checkpoint_manager.remove_leftovers(plan.directory)
-
-
 def _require_saved(failure: str) -> None:
     if failure:
         raise UserError(f"{failure}; run the same command again to resume from the last checkpoint")
@@ -141,8 +122,18 @@ def _train(
     """Train to the last step, which is saved; a skipped step restarts from the last checkpoint."""
     runtime, device_batch_size, skip_steps = context.runtime, 0, set[int]()
     model = autotune.compiled(plan, context.peak_tokens_per_second, runtime)
+
+    def evaluate_saved(state: TrainState) -> dict[str, float]:
+        saver.complete(state)  # before an evaluation that could fail
+        with context.stop.immediate():  # nothing is lost by a signal now
+            return evaluate(plan, runtime)
+
+    hooks = [
+        Every(GC_STEPS, lambda _: gc.collect()),
+        Every(plan.save_every, saver.begin),
+        Every(plan.eval_every, evaluate_saved),
+    ]
     with _profiler(plan, runtime.rank) if plan.profile else nullcontext() as profiler:
-        hooks = _hooks(plan, saver, context)
         if profiler is not None:
             hooks.append(Every(1, lambda _: profiler.step()))
         while True:
@@ -151,9 +142,15 @@ def _train(
             device_batch_size = device_batch_size or autotune.micro_batch_rows(
                 plan, context.peak_tokens_per_second, runtime, meta
             )
-            saver.start_from(
-                start.step if meta else -1, _run_meta(plan, runtime, skip_steps, device_batch_size)
-            )
+            run_meta = {
+                "stage": plan.stage,
+                "model": plan.model.config.to_dict(),
+                "tokenizer": plan.tokenizer.content_hash,
+                "settings": plan.settings,
+                "skipped_steps": sorted(skip_steps),
+                "micro_batch": [*autotune.hardware_key(runtime), device_batch_size],
+            }
+            saver.start_from(start.step if meta else -1, run_meta)
             context.log.truncate_after(start.step)
             if plan.skips_nonfinite and not meta:
                 _require_saved(saver.complete(start))  # a checkpoint to return to
@@ -161,7 +158,7 @@ def _train(
             try:
                 with context.stop.deferred():
                     state = trainer.train(
-                        model, optimizers, plan.batches(resume=start.resume or None), plan.schedule,
+                        model, optimizers, plan.batches(resume=start.loader or None), plan.schedule,
                         start, context, device_batch_size=device_batch_size, every=hooks,
                         prefetch=plan.prefetch, skip_steps=skip_steps,
                     )  # fmt: skip
@@ -183,36 +180,6 @@ def _profiler(plan: Plan, rank: int) -> profile:
         on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
         record_shapes=True,
     )
-
-
-def _hooks(plan: Plan, saver: CheckpointSaver, context: RunContext) -> list[Every]:
-    def collect_garbage(_: TrainState) -> None:
-        gc.collect()
-
-    def evaluate_saved(state: TrainState) -> dict[str, float]:
-        saver.complete(state)  # before an evaluation that could fail
-        with context.stop.at_once():  # a signal now loses nothing
-            return evaluate(plan, context.runtime)
-
-    return [
-        Every(GC_STEPS, collect_garbage),
-        Every(plan.save_every, saver.begin),
-        Every(plan.eval_every, evaluate_saved),
-    ]
-
-
-def _run_meta(
-    plan: Plan, runtime: Runtime, skip_steps: set[int], device_batch_size: int
-) -> dict[str, Any]:
-    """What every checkpoint of the run notes."""
-    return {
-        "stage": plan.stage,
-        "model": plan.model.config.to_dict(),
-        "tokenizer": plan.tokenizer.content_hash,
-        "settings": plan.settings,
-        "skipped_steps": sorted(skip_steps),
-        "micro_batch": [*autotune.hardware_key(runtime), device_batch_size],
-    }
 
 
 def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainState, Meta]:
@@ -271,7 +238,7 @@ def _section(
         name: [[line["step"], line[name]] for line in history if name in line]
         for name in ("loss", *table, "reward", "answer_tokens")
     }
-    rate = state.tokens / state.seconds if state.seconds else math.nan
+    rate = state.tokens / state.train_seconds if state.train_seconds else math.nan
     return {
         "title": TITLES[plan.stage],
         "column": COLUMNS[plan.stage],
@@ -288,5 +255,5 @@ def _section(
         "table": table,
         "curves": {name: points for name, points in curves.items() if points},
         "samples": plan.samples(),
-        "seconds": state.seconds,
+        "seconds": state.train_seconds,
     }

@@ -19,7 +19,13 @@ from nanochat.adamw import ShardedOptimizer
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
-from nanochat.runtime import STOP_SIGNALS, Runtime, StopRequests, all_reduce_sum, undisturbed
+from nanochat.runtime import (
+    STOP_SIGNALS,
+    Runtime,
+    StopRequests,
+    all_reduce_sum,
+    gc_and_trim_disabled,
+)
 from nanochat.training import rank_watchdog
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 from nanochat.training.schedule import Schedule
@@ -32,7 +38,7 @@ class Every:
     """Call `fn` after each `steps` steps (0: never), except after the last one."""
 
     steps: int
-    fn: Callable[[TrainState], dict[str, float] | None]  # returns metrics to log
+    fn: Callable[[TrainState], object]  # a dictionary that it returns is logged as metrics
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,13 @@ def train(
     and the loop returns. The steps of `skip_steps` consume their batch without an update. Raises
     NonFiniteError before the update if a loss or a gradient is not finite.
     """
-    runtime, saver, stop = context.runtime, context.saver, context.stop
-    state = start
+    state, runtime, saver, stop = start, context.runtime, context.saver, context.stop
     model.zero_grad(set_to_none=True)  # an earlier call may have raised before its update
-    if runtime.device.type == "cuda":
-        batches = map(_pin, batches)
     with (
         ProgressLine(schedule.num_steps, context.label, runtime.is_main) as line,
-        undisturbed(runtime.device),
+        gc_and_trim_disabled(runtime.device),
         rank_watchdog.watchdog(runtime, is_leaving=lambda: stop.name is not None),
-        _prefetched(batches) if prefetch else nullcontext(batches) as upcoming,
+        _prefetched(batches, runtime) if prefetch else nullcontext(batches) as upcoming,
     ):
         while state.step < schedule.num_steps:
             began = time.perf_counter()
@@ -107,16 +110,15 @@ def train(
                 step=state.step + 1,
                 progress=batch.progress,
                 loss=stats.loss,
-                seconds=state.seconds + seconds,
+                train_seconds=state.train_seconds + seconds,
                 tokens=state.tokens + stats.tokens,
-                resume=batch.resume,
+                loader=batch.resume,
             )
             _log_step(state, batch, stats, seconds, schedule, context, line)
             if stats.is_save_due:
                 saver.begin(state)
-            due = [e.fn for e in every if e.steps and state.step % e.steps == 0]
-            for fn in due if state.step < schedule.num_steps else []:
-                if metrics := fn(state):
+            for fn in _due(every, state.step, schedule.num_steps):
+                if isinstance(metrics := fn(state), dict) and metrics:
                     context.log.log(state.step, **metrics)
             if stats.signal:
                 stop.name = stats.signal  # possibly received by another rank
@@ -241,7 +243,7 @@ def _log_step(
         "tokens": state.tokens,
         "tokens_per_second": rate,
         "mfu": mfu,
-        "train_seconds": state.seconds,
+        "train_seconds": state.train_seconds,
         "progress": state.progress,
         "gradient_norm": stats.gradient_norm,
         "parameter_norm": stats.parameter_norm,
@@ -253,12 +255,18 @@ def _log_step(
     )
 
 
+def _due(every: Sequence[Every], step: int, num_steps: int) -> list[Callable[..., object]]:
+    return [e.fn for e in every if e.steps and step % e.steps == 0 and step < num_steps]
+
+
 @contextmanager
-def _prefetched(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+def _prefetched(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Iterator[Batch]]:
     """The same batches, the next one prepared by a thread while one is trained on.
 
     The thread has ended when the context is left, so the caller may close what it reads from.
     """
+    if runtime.device.type == "cuda":
+        batches = map(_pin, batches)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as executor:
 
         def upcoming() -> Iterator[Batch]:
