@@ -29,8 +29,8 @@ from nanochat.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("BASE", "MID", "SFT", "RL")
-PANELS_PER_ROW = 3
+COLUMNS = ("BASE", "MID", "SFT", "RL")  # one per stage, in the order of training
+PANELS_PER_ROW = 3  # as many as stay readable across a page
 SMOOTHED_POINTS = 40  # a curve of this many points is drawn with its moving average
 CURVE_COLORS = ("#3465a4", "#c4562f", "#4e8a3e", "#7d5ba6")
 
@@ -170,6 +170,7 @@ def _results(sections: dict[str, Section]) -> str:
 def _score(label: str, value: float | None) -> str:
     if value is None:
         return "-"
+    # Scores near 0 need digits; shares read best as percentages.
     return f"{value:.4f}" if re.search("bits per byte|CORE", label) else f"{100 * value:.1f} %"
 
 
@@ -204,7 +205,7 @@ def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)  # no comma in a year or 4096
     if not math.isfinite(value):
         return "n/a"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -236,6 +237,7 @@ def _plot(name: str, section: Section) -> Path | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    # Four panels: 2 x 2 rather than 3 + 1.
     columns = 2 if len(curves) == 4 else min(len(curves), PANELS_PER_ROW)
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(max(5.0, 3.8 * columns), 2.9 * rows), dpi=120, layout="constrained")

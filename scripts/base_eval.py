@@ -20,10 +20,8 @@ from nanochat.configurator import at_least, parse, run
 from nanochat.core_eval import Baselines, CoreTask, Counts, Item
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
 from nanochat.primer.world import a
 from nanochat.runtime import Runtime, barrier, on_main_first
-from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training import stage
 from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint, over_ranks
 from tasks.primer import Primer
@@ -32,14 +30,18 @@ logger = logging.getLogger(__name__)
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 TOKENS_PER_BATCH = {"cuda": 16_384, "mps": 8_192, "cpu": 4_096}
+# Scored as a task of CORE is, but not part of it.
 PLAIN_CHOICE = CoreTask("multiple choice, plain text", "multiple_choice", 0, " ", 0.25)
-SECTION = "base_eval"
+SECTION = "base_eval"  # name of the report's section
 HEADER = ["task", "items", "accuracy, %", "chance, %", "centered"]
 PRIMER_BEGINNINGS = ("The fox", "One day", "Question: Who lives in Oakham? Answer:", "Monday,")
 TEXT_BEGINNINGS = (
     "The capital of France is", "The chemical symbol of gold is", "If yesterday was Friday, then",
     "The opposite of hot is", "The planets of the solar system are:", "One day",
 )  # fmt: skip
+
+Results = dict[str, Counts]
+"""By label of the task."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ def evaluate(options: Options, runtime: Runtime) -> None:
     core_tasks, missing = find_bundle(folder, options.baselines)
     is_primer = dataset.current_source() == "primer"
     settings |= {
-        "bundle": "missing" if missing else str(folder),
+        "bundle": "missing" if missing else str(folder),  # once downloaded, it is measured
         "max_per_task": options.max_per_task,
         "baselines": options.baselines,
-        "primer_problems": options.primer_problems if is_primer else 0,
+        "primer_problems": options.primer_problems if is_primer else 0,  # else unused
     }
     section = on_main_first(lambda: report.already_measured(SECTION, settings, options.fresh)) or {}
     if section.get("complete"):
@@ -86,34 +88,39 @@ def evaluate(options: Options, runtime: Runtime) -> None:
     if missing:
         logger.warning("%s", missing)
     model, tokenizer = load_checkpoint("base", meta, runtime)
+    size = options.tokens_per_batch
+    evaluate_task = partial(
+        core_eval.evaluate_task,
+        tokenizer=tokenizer,
+        logits_at=lambda tokens, at: model(tokens, logits_at=at),
+        limit=model.config.sequence_len,
+        device=runtime.device,
+        tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
+    )
     results = {label: Counts(**counts) for label, counts in section.get("results", {}).items()}
     seconds = section.get("seconds", 0.0)
     tasks = [*core_tasks, PLAIN_CHOICE] if is_primer else core_tasks
-    for task in tasks:
-        if task.label in results:
-            continue
+    for task in (task for task in tasks if task.label not in results):
         began = time.perf_counter()
         if task is PLAIN_CHOICE:
             items = plain_choices(options.primer_problems)
         else:
             items = core_eval.read_items(folder, task, options.max_per_task)
-        results[task.label] = measure(task, items, model, tokenizer, options, runtime)
+        counts = over_ranks(task.label, len(items), runtime, partial(evaluate_task, task, items))
+        results[task.label] = sum(counts, Counts())
         seconds += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
             logger.info("%s", _line(_row(task, results[task.label])))
             report.write_section(SECTION, make_section(settings, tasks, results, seconds))
     if runtime.is_main:
-        beginnings = PRIMER_BEGINNINGS if is_primer else TEXT_BEGINNINGS
-        samples = stage.greedy_samples(Engine(model, tokenizer), beginnings, is_chat=False)
-        table, notes = core_score(options, folder, core_tasks, results)
-        if is_primer:
-            table[PLAIN_CHOICE.label] = _accuracy(results[PLAIN_CHOICE.label])
-        notes = [missing] if missing else notes
+        table, notes = core_score(options, folder, core_tasks, results, missing)
         for note in notes:
             logger.info("%s", note)
+        beginnings = PRIMER_BEGINNINGS if is_primer else TEXT_BEGINNINGS
+        samples = stage.greedy_samples(Engine(model, tokenizer), beginnings, is_chat=False)
         final = {"table": table, "notes": notes, "samples": samples, "complete": True}
         report.write_section(SECTION, make_section(settings, tasks, results, seconds) | final)
-    barrier()
+    barrier()  # no rank leaves the group while the main one still generates samples
 
 
 def find_bundle(folder: Path, baselines: Baselines) -> tuple[list[CoreTask], str]:
@@ -128,44 +135,21 @@ def find_bundle(folder: Path, baselines: Baselines) -> tuple[list[CoreTask], str
         )
 
 
-def measure(
-    task: CoreTask,
-    items: list[Item],
-    model: GPT,
-    tokenizer: RustBPETokenizer,
-    options: Options,
-    runtime: Runtime,
-) -> Counts:
-    """The counts over all ranks; every rank calls it."""
-    size = options.tokens_per_batch
-    evaluate_task = partial(
-        core_eval.evaluate_task, task, items, tokenizer,
-        lambda tokens, at: model(tokens, logits_at=at),
-        limit=model.config.sequence_len, device=runtime.device,
-        tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
-    )  # fmt: skip
-    return sum(over_ranks(task.label, len(items), runtime, evaluate_task), Counts())
-
-
 def plain_choices(size: int) -> list[Item]:
     """Facts of the primer world, each with one true and three false sentences."""
     task, items = Primer("test", family="facts", size=size), []
     for index in range(size):
         conversation = task[index]
         question, sentence = (message["content"] for message in conversation["messages"])
-        answer, rng = str(conversation["answer"]), random.Random(index)
+        answer, rng = str(conversation["answer"]), random.Random(index)  # equal on all ranks
         rivals = [rival for rival in conversation["rivals"] if rival != answer]
         if answer not in sentence or len(rivals) < 3:
-            continue
+            continue  # such as "yes", or a fact with few alternatives
         choices = [answer, *rng.sample(rivals, 3)]
         rng.shuffle(choices)
-        items.append(
-            {
-                "query": f"Question: {question} Answer:",  # the form of the base text
-                "choices": [with_answer(sentence, answer, choice) for choice in choices],
-                "gold": choices.index(answer),
-            }
-        )
+        sentences = [with_answer(sentence, answer, choice) for choice in choices]
+        query = f"Question: {question} Answer:"  # the form of the base text
+        items.append({"query": query, "choices": sentences, "gold": choices.index(answer)})
     return items
 
 
@@ -179,33 +163,34 @@ def with_answer(sentence: str, answer: str, other: str) -> str:
 
 
 def make_section(
-    settings: dict[str, Any],
-    tasks: Sequence[CoreTask],
-    results: dict[str, Counts],
-    seconds: float,
+    settings: dict[str, Any], tasks: Sequence[CoreTask], results: Results, seconds: float
 ) -> dict[str, Any]:
-    """The section with the results so far, which the next call continues from."""
+    """The section with the results so far, from which the next call continues."""
     rows = [_row(task, results[task.label]) for task in tasks if task.label in results]
     return {
-        "title": "Evaluation of the BASE model",
+        "title": "Evaluation of the BASE model on plain text",
         "column": "BASE",
-        "order": 15,
+        "order": 15,  # after bits per byte (10), before chat tasks (20)
         "settings": settings,
         "rows": [HEADER, *rows] if rows else [],
         "results": {label: vars(counts) for label, counts in results.items()},
-        "complete": False,
+        "complete": False,  # until table, notes and samples are there
         "seconds": seconds,
     }
 
 
 def core_score(
-    options: Options, folder: Path, tasks: Sequence[CoreTask], results: dict[str, Counts]
+    options: Options, folder: Path, tasks: Sequence[CoreTask], results: Results, missing: str
 ) -> tuple[dict[str, float], list[str]]:
-    """CORE for the table of the report, if this run measured it as published; and notes."""
+    """Rows for the results table, CORE only if it was measured as published; and notes."""
+    table, notes = {}, [missing] if missing else []
+    if PLAIN_CHOICE.label in results:
+        table[PLAIN_CHOICE.label] = _accuracy(results[PLAIN_CHOICE.label])
     if not tasks:
-        return {}, []
+        return table, notes
     counts = [results[task.label] for task in tasks]
     mean = sum(map(core_eval.centered_accuracy, tasks, counts)) / len(counts)
+    score, total = f"{mean:.4f} (baselines {options.baselines})", sum(counts, Counts())
     differences = []
     if options.max_per_task > 0:
         differences.append(f"at most {options.max_per_task} items per task")
@@ -213,16 +198,17 @@ def core_score(
         differences.append(f"{len(tasks)} tasks instead of {core_eval.NUM_TASKS}")
     if unpublished := core_eval.unpublished_files(folder, tasks):
         differences.append(f"other files than the published ones for {', '.join(unpublished)}")
-    score, total = f"{mean:.4f} (baselines {options.baselines})", sum(counts, Counts())
-    notes = [
-        f"Mean centered accuracy {score}, which is not CORE: {'; '.join(differences)}."
-        if differences
-        else f"CORE is {score}.",
+    if differences:
+        notes.append(f"Mean centered accuracy {score}, not CORE: {'; '.join(differences)}.")
+    else:
+        table = {"CORE": mean, **table}
+        notes.append(f"CORE is {score}.")
+    notes.append(
         f"Irregular items: {total.num_empty} with a choice that adds no token (the first choice is"
         f" taken), {total.num_not_extension} whose continuation changes earlier tokens,"
-        f" {total.num_cropped} longer than the context (the end is kept).",
-    ]
-    return ({} if differences else {"CORE": mean}), notes
+        f" {total.num_cropped} longer than the context (the end is kept)."
+    )
+    return table, notes
 
 
 def _accuracy(counts: Counts) -> float:

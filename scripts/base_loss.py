@@ -50,7 +50,7 @@ def evaluate(options: Options, runtime: Runtime) -> None:
         text = (dataset.current_source(), options.eval_tokens)
         section = {
             "title": f"Bits per byte, {options.source} model",
-            "order": 10,
+            "order": 10,  # after the training stages
             "settings": settings,
             "metrics": {
                 label: loss_eval.text_bpb(model, tokenizer, runtime, *text, split)

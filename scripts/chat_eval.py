@@ -42,7 +42,7 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
     "HumanEval": (HumanEval, 0.0),
     "SpellingBee": (lambda: SpellingBee("test", size=256), 0.0),
 }
-NEEDS_SANDBOX = "HumanEval"
+NEEDS_SANDBOX = "HumanEval"  # its answers are programs
 NO_SANDBOX = "runs programs that a model wrote, which needs a sandbox that is not built yet"
 ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
 
@@ -143,7 +143,7 @@ def choose_tasks(options: Options) -> list[str]:
             raise UserError(f"-a {label} is not a task, nor primer or all; {remedy}")
         if label == NEEDS_SANDBOX:
             raise UserError(f"-a {label} {NO_SANDBOX}; name other tasks")
-        makers[label]()  # downloads its files
+        makers[label]()  # downloads its files, and fails before anything is measured
     return labels
 
 
@@ -201,6 +201,7 @@ def make_section(
     return {
         "title": f"Evaluation of the {source.upper()} model",
         "column": source.upper(),
+        # After the stages (0 to 3), bits per byte (10) and base_eval (15).
         "order": 20 + report.COLUMNS.index(source.upper()),
         "settings": settings,
         "metrics": {f"{name}, right of {t.num_total}": t.num_passed for name, t in results.items()},

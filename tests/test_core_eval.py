@@ -416,7 +416,7 @@ def test_a_cropped_run_measures_every_task_and_is_not_called_core(
     (base_dir / "eval_bundle").symlink_to(EVAL_DATA)
     base_eval.main(["--max_per_task=1", *QUICK])
     words = log_text(log)
-    assert "which is not CORE: at most 1 items per task; other files than the published" in words
+    assert "not CORE: at most 1 items per task; other files than the published" in words
     assert "CORE is" not in words and "Irregular items: " in words
     section = report.read_section("base_eval")
     assert section is not None and section["complete"]
