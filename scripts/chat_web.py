@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanochat.configurator import at_least, between, parse, run
+from nanochat.inference.sampling import Sampling
 from nanochat.runtime import api_key, options_from_environment, replicas
 from nanochat.training import stage
 from nanochat.web import http_server
 from nanochat.web.inference_service import Settings
-from nanochat.web.openai_api import Defaults
 from nanochat.web.server import create_app
 from scripts.inference import InferenceOptions
 
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         engines, meta = options.load_engines(replicas(runtime, options.num_engines))
         settings = Settings(
             model_name=f"nanochat-{meta['settings']['model_tag']}-{meta['stage']}",
-            defaults=Defaults(options.temperature, options.top_k, options.max_tokens),
+            sampling=Sampling(options.temperature, options.top_k),
+            max_tokens=options.max_tokens,
             api_key=options.api_key or api_key(),
             cors_origins=tuple(filter(None, options.cors_origins.split(","))),
             num_slots=options.num_slots,

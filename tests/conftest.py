@@ -48,8 +48,7 @@ def engine() -> "Engine":
 @pytest.fixture(scope="module")
 def address(engine: "Engine") -> Iterator[str]:
     """Of a server around that engine."""
-    from nanochat.web.openai_api import Defaults
     from tests.served import serving
 
-    with serving(engine, defaults=Defaults(max_tokens=100)) as url:
+    with serving(engine, max_tokens=100) as url:
         yield url

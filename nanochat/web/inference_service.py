@@ -2,23 +2,22 @@
 
 import asyncio
 import hmac
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
 from nanochat.engine import Engine, Request
 from nanochat.inference.detokenizer import Finished, TextPiece
+from nanochat.inference.sampling import Sampling
 from nanochat.runtime import derive_seed
 from nanochat.web.openai_api import (
     ApiError,
     ChatRequest,
     CompletionRequest,
-    Defaults,
-    sampling_of,
-    seed_of,
 )
 from nanochat.web.prometheus import Metrics
 from nanochat.web.scheduler import Busy
@@ -26,6 +25,7 @@ from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, PromptLogprob
 
 MODEL_ALIAS = "nanochat"  # always accepted, so that scripts survive a new checkpoint
 RETRY_AFTER_SECONDS = 2  # about the time of a short answer
+DEFAULT_SAMPLING = Sampling(temperature=0.0, top_k=50)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Settings:
     """Settings of one server."""
 
     model_name: str
-    defaults: Defaults = field(default_factory=Defaults)
+    sampling: Sampling = DEFAULT_SAMPLING  # for fields that a request leaves out
+    max_tokens: int = 512  # of an answer, where a request sets none
     api_key: str = ""  # Bearer token that clients must send; empty: none
     num_slots: int = 32  # answers that each engine generates at once
     max_waiting: int = 256  # answers per engine that may wait for a slot; more are refused
@@ -77,7 +78,11 @@ class InferenceService:
             "created": self.start_time,
             "owned_by": "nanochat",
             "context_length": self.context,
-            "defaults": asdict(self.settings.defaults),
+            "defaults": {
+                "temperature": self.settings.sampling.temperature,
+                "top_k": self.settings.sampling.top_k,
+                "max_tokens": self.settings.max_tokens,
+            },
         }
 
     def health_body(self) -> dict[str, Any]:
@@ -102,7 +107,8 @@ class InferenceService:
 
         Raises ApiError when a prompt with its answer exceeds the context.
         """
-        sampling, seed = sampling_of(body, self.settings.defaults), seed_of(body)
+        sampling = body.sampling(self.settings.sampling)
+        seed = secrets.randbits(63) if body.seed is None else body.seed
         stop, num_top_logprobs = body.stop_strings(), body.num_top_logprobs()
         requests = []
         for number, prompt in enumerate(prompts):
@@ -115,7 +121,7 @@ class InferenceService:
                     param="messages" if isinstance(body, ChatRequest) else "prompt",
                     code="context_length_exceeded",
                 )
-            limit = max_tokens or min(self.settings.defaults.max_tokens, room)
+            limit = max_tokens or min(self.settings.max_tokens, room)
             for choice in range(body.n or 1):
                 # One seed must not give n equal answers, and the same seed must repeat all n.
                 choice_seed = derive_seed(seed, number, choice)

@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -129,6 +129,11 @@ class Generation(Schema):
             raise ApiError(400, message, param="stop")
         return tuple(filter(None, strings))
 
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """The server's defaults, overridden by the fields that the request sets."""
+        fields = {"temperature", "top_k", "top_p", "min_p"}
+        return replace(defaults, **self.model_dump(include=fields, exclude_none=True))
+
     def wants_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -163,52 +168,22 @@ class CompletionRequest(Generation):
         return self.logprobs
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """The server's values for fields that a request leaves out."""
-
-    temperature: float = 0.0
-    top_k: int = 50
-    max_tokens: int = 512
-
-
-def sampling_of(request: Generation, defaults: Defaults) -> Sampling:
-    """The sampling settings of a request."""
-    temperature, top_k = request.temperature, request.top_k
-    return Sampling(
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_k=defaults.top_k if top_k is None else max(0, top_k),
-        top_p=1.0 if request.top_p is None else request.top_p,
-        min_p=request.min_p or 0.0,
-    )
-
-
-def seed_of(request: Generation) -> int:
-    """The requested seed, else a random one."""
-    return secrets.randbits(63) if request.seed is None else request.seed
-
-
 # ---- prompts
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as tokens, after the `num_dropped` oldest messages were trimmed."""
+def chat_prompt(
+    request: ChatRequest, tokenizer: Tokenizer, max_tokens: int
+) -> tuple[list[int], int]:
+    """The conversation as tokens, and how many of the oldest messages were trimmed.
 
-    tokens: list[int]
-    num_dropped: int = 0
-
-
-def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
-    """The conversation as tokens, at most `max_tokens` where the request allows trimming.
-
-    A final assistant message is continued. Raises ApiError on an invalid conversation.
+    max_tokens: of the prompt, where the request allows trimming. A final assistant message is
+    continued. Raises ApiError on an invalid conversation.
     """
     try:
         messages, num_dropped = merge_turns(request.messages), 0
         if request.trim:
             messages, num_dropped = trim_to_fit(messages, tokenizer, max_tokens)
-        return Prompt(render_for_continuation({"messages": messages}, tokenizer), num_dropped)
+        return render_for_continuation({"messages": messages}, tokenizer), num_dropped
     except UserError as error:
         code = "context_length_exceeded" if "context" in str(error) else None
         raise ApiError(400, str(error), param="messages", code=code) from None
@@ -227,7 +202,7 @@ class TextPrompt:
         return logprobs if self.is_bos_hidden else (TokenLogprob(self.tokens[0], None), *logprobs)
 
 
-def prompts_of(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
+def text_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
     """The prompts of a completion. Raises ApiError on none, too many or an unknown token id."""
     prompts: Any = request.prompt
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):

@@ -16,7 +16,6 @@ from nanochat.web.inference_service import AnswerEvents
 from nanochat.web.openai_api import (
     CompletionRequest,
     Envelope,
-    Prompt,
     TextPrompt,
     Tokenizer,
     chat_logprobs,
@@ -74,16 +73,20 @@ def _choice(index: int, name: str, value: Any, logprobs: Any = None, reason: Any
 
 
 def chat_response(
-    answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, prompt: Prompt
+    answer: AnswerEvents,
+    envelope: Envelope,
+    tokenizer: Tokenizer,
+    num_prompt_tokens: int,
+    num_dropped: int,
 ) -> ResponseBuilder:
     """The response to a chat."""
     choices = []
     for index in range(answer.num_choices):
         message: Json = {"role": "assistant", "content": "", "refusal": None, "tools": []}
         choices.append(_choice(index, "message", message))
-    extra_fields = {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
+    extra_fields = {"dropped_messages": num_dropped} if num_dropped else {}
     chunks = _chat_chunks(answer, tokenizer)
-    return ResponseBuilder(answer, envelope, chunks, choices, len(prompt.tokens), extra_fields)
+    return ResponseBuilder(answer, envelope, chunks, choices, num_prompt_tokens, extra_fields)
 
 
 async def _chat_chunks(answer: AnswerEvents, tokenizer: Tokenizer) -> AsyncIterator[Json]:

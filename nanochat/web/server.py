@@ -31,9 +31,9 @@ from nanochat.web.openai_api import (
     ErrorBody,
     Generation,
     Schema,
-    prompt_of,
-    prompts_of,
+    chat_prompt,
     server_sent_event,
+    text_prompts,
 )
 from nanochat.web.responses import (
     ResponseBuilder,
@@ -139,19 +139,19 @@ def api_routes(service: InferenceService) -> APIRouter:
         service.require_model(body.model)
         room = service.context - min(MIN_ANSWER_TOKENS, service.context // 4)
         # Tokenizing a long conversation takes milliseconds that other streams would wait for.
-        prompt = await asyncio.to_thread(prompt_of, body, service.tokenizer, room)
+        prompt, num_dropped = await asyncio.to_thread(chat_prompt, body, service.tokenizer, room)
         max_tokens = body.max_completion_tokens or body.max_tokens
         if body.trim and max_tokens:  # the room left may be less than was asked for
-            max_tokens = min(max_tokens, service.context - len(prompt.tokens))
-        answer = service.submit(service.build_requests(body, [prompt.tokens], max_tokens))
+            max_tokens = min(max_tokens, service.context - len(prompt))
+        answer = service.submit(service.build_requests(body, [prompt], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
-        response = chat_response(answer, envelope, service.tokenizer, prompt)
+        response = chat_response(answer, envelope, service.tokenizer, len(prompt), num_dropped)
         return await respond(request, body, response)
 
     @router.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         service.require_model(body.model)
-        prompts = await asyncio.to_thread(prompts_of, body, service.tokenizer)
+        prompts = await asyncio.to_thread(text_prompts, body, service.tokenizer)
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         requests = scoring_requests(body, prompts)
         choices = service.build_requests(body, [prompt.tokens for prompt in prompts], max_tokens)
