@@ -1,7 +1,7 @@
-"""Muon: momentum, orthogonalised; matrices of equal shape are stacked and shared out over ranks.
+"""Muon: momentum, orthogonalized; equal shapes are stacked and the stacks sharded over ranks.
 
 Jordan et al. 2024, kellerjordan.github.io/posts/muon; polar factors by Polar Express,
-arXiv 2505.16932; variance of each neuron as in NorMuon, arXiv 2510.05491; cautious decay,
+arXiv 2505.16932; per-neuron variance as in NorMuon, arXiv 2510.05491; cautious weight decay,
 arXiv 2411.16085.
 
 N stacked matrices  R rows  C columns
@@ -19,8 +19,9 @@ from nanochat.kernels.cpu_matmul import symmetric_product
 
 Named = list[tuple[str, nn.Parameter]]
 
-# Polar Express, arXiv 2505.16932, listing 1: odd polynomials (a, b, c), one for each iteration,
-# divided by a safety factor of 1.01 so that rounding cannot push a singular value out of bounds.
+# Polar Express, arXiv 2505.16932, listing 1: odd polynomials a x + b x^3 + c x^5, one for each
+# iteration. Dividing x by 1.01 keeps singular values that rounding pushed above 1 within the
+# interval in which the iteration converges.
 SAFETY = 1.01
 POLYNOMIALS = [
     (a / SAFETY, b / SAFETY**3, c / SAFETY**5)
@@ -37,14 +38,16 @@ POLYNOMIALS = [
 def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, R, C) -> (N, R, C) with all singular values near 1 and the same singular vectors.
 
-    Computed in `dtype`, for which bfloat16 is enough.
+    Computed in `dtype`; bfloat16 is precise enough.
     """
     is_tall = matrices.size(1) > matrices.size(2)
-    x = (matrices.mT if is_tall else matrices).to(dtype)
+    x = (matrices.mT if is_tall else matrices).to(dtype)  # the Gram matrix of the shorter side
+    # The Frobenius norm bounds the largest singular value; 1e-7 keeps a zero matrix finite.
     x = x / (x.norm(dim=(1, 2), keepdim=True) * SAFETY + 1e-7)
     if x.size(2) >= 2 * x.size(1) and dtype != torch.bfloat16:
-        for leg in (POLYNOMIALS[:2], POLYNOMIALS[2:]):
-            x = _applied_at_once(leg, symmetric_product(x, x.mT)) @ x
+        # All five at once would lose the small singular values (see below), two and three do not.
+        for polynomials in (POLYNOMIALS[:2], POLYNOMIALS[2:]):
+            x = _composition(polynomials, symmetric_product(x, x.mT)) @ x
     else:
         for a, b, c in POLYNOMIALS:
             gram = symmetric_product(x, x.mT)
@@ -53,19 +56,19 @@ def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return factor
 
 
-def _applied_at_once(polynomials: list[tuple[float, float, float]], gram: Tensor) -> Tensor:
-    """(N, R, R) by which x is multiplied to apply the polynomials in turn; gram is x @ x.mT.
+def _composition(polynomials: list[tuple[float, float, float]], gram: Tensor) -> Tensor:
+    """The factor (N, R, R) whose product with x applies all polynomials; gram is x @ x.mT.
 
-    A wide x is multiplied but once, by a third less work when C = 4 R. Small singular values are
-    squared in its gram and drown in rounding, so more than a few steps need a new gram, and in
-    bfloat16 nothing saves them (dev/LOG.md).
+    A wide x is multiplied only once: a third less work when C = 4 R. The Gram matrix squares the
+    singular values, so that small ones are lost in rounding errors: after a few polynomials it has
+    to be computed again, and in bfloat16 it is not precise enough at all (dev/LOG.md, 2026-11-24).
     """
     product = None
     for i, (a, b, c) in enumerate(polynomials):
         factor = symmetric_product(gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
+        factor.diagonal(dim1=1, dim2=2).add_(a)  # a I + b G + c G^2
         product = factor if product is None else symmetric_product(factor, product)
-        if i + 1 < len(polynomials):
+        if i + 1 < len(polynomials):  # the Gram matrix of factor @ x; polynomials of G commute
             gram = symmetric_product(factor, symmetric_product(factor, gram))
     assert product is not None
     return product
@@ -81,31 +84,32 @@ def muon_updates(
     variance_decay: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What Muon subtracts at rate 1, (N, R, C); momenta and variances move on in place.
+    """The updates (N, R, C) that Muon subtracts at learning rate 1.
 
-    gradients, momenta: (N, R, C).  variances: (N, R, 1) of each neuron's update, or None to leave
-    the rows as they are. Tall matrices move by sqrt(R / C) more, so that outputs move alike.
-    dtype: what the polar factors are computed in.
+    gradients, momenta: (N, R, C).  variances: (N, R, 1) of the update of each neuron, or None for
+    no normalization of rows; momenta and variances are updated in place. dtype: what the polar
+    factors are computed in.
     """
     momenta.lerp_(gradients, 1 - momentum)
     updates = polar_factor(gradients.lerp(momenta, momentum), dtype)  # Nesterov
     if variances is not None:
         updates = normalize_rows(updates, variances, variance_decay)
+    # Tall matrices: the same change of their outputs per element as square ones.
     return updates.mul_(max(1.0, updates.size(1) / updates.size(2)) ** 0.5)
 
 
 def normalize_rows(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
-    """Updates with each row divided by its running size, the norm of each matrix kept."""
+    """Updates with each row divided by its running RMS; the norm of each matrix is kept."""
     variances.lerp_(updates.square().mean(dim=2, keepdim=True), 1 - decay)
-    size = updates.norm(dim=(1, 2), keepdim=True)
-    evened = updates * variances.clamp(min=1e-10).rsqrt()
-    return evened.mul_(size / evened.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
+    norms = updates.norm(dim=(1, 2), keepdim=True)
+    normalized = updates * variances.clamp(min=1e-10).rsqrt()
+    return normalized.mul_(norms / normalized.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
 
 
 def apply_update(
     parameter: Tensor, update: Tensor, *, lr: float, weight_decay: float, cautious: bool
 ) -> None:
-    """Subtract update (R, C) and decay; cautious: decay only where the update shrinks as well."""
+    """Subtract update (R, C) and weight decay; cautious: decay only where both shrink a weight."""
     if weight_decay:
         decay = parameter * (lr * weight_decay)
         if cautious:
@@ -115,7 +119,7 @@ def apply_update(
 
 
 class Muon(ShardedOptimizer):
-    """Muon over named matrices; each rank updates its share of every stack of equal shapes."""
+    """Muon over named matrices; each rank updates its share of each stack of equal shapes."""
 
     def __init__(
         self,

@@ -169,7 +169,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_is_larger_than_a_group_of_logits_and_none_is_kept() -> None:
+def test_no_tensor_exceeds_one_group_and_no_logits_are_kept() -> None:
     count, kept = 50, []
     x, weight, targets = inputs(count)
 
