@@ -291,7 +291,7 @@ async def measure_slowdown(client: Client, leaving: int, unread: int, rounds: in
             event.set()
         await asyncio.gather(*tasks)
 
-    loads = {"nobody": lambda: asyncio.sleep(0), "well-behaved": well_behaved,
+    loads = {"no clients": lambda: asyncio.sleep(0), "well-behaved": well_behaved,
              "misbehaving": misbehaving}  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in loads}
     for _ in range(rounds):  # interleaved: the machine's speed drifts

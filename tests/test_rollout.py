@@ -226,7 +226,7 @@ def test_each_step_samples_other_answers_and_a_repeated_step_the_same() -> None:
         return [one.completion.tokens for one in found]
 
     assert answers(0, [1, 2]) == answers(0, [1, 2]) != answers(1, [1, 2])
-    assert answers(0, [2]) == answers(0, [1, 2])[5:]  # whoever else is in the batch
+    assert answers(0, [2]) == answers(0, [1, 2])[5:]  # the rest of the batch does not matter
 
 
 # ---- steps
