@@ -33,6 +33,7 @@ check: setup
 	$(CLIPPY) --features abi3 -- -D warnings
 	$(CARGO) test --quiet --manifest-path rustbpe/Cargo.toml
 	$(PYTHON) -m pytest -q tests/test_architecture.py
+	$(PYTHON) -m dev.vocabulary
 
 format: setup
 	.venv/bin/ruff check --fix $(PYTHON_FILES)
