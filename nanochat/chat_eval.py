@@ -132,13 +132,17 @@ def _generate(
 def _choose(task: Task, engine: Engine, indices: Sequence[int], batch_size: int) -> list[Tally]:
     """The most likely of each problem's own letters after its prompt."""
     conversations, tokenizer = [task[index] for index in indices], engine.tokenizer
+    device = engine.model.embedding.weight.device
     prompts, was_cut = _prompts(engine, conversations, engine.model.config.sequence_len)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths: less pad
     answers: dict[int, str] = {}
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        logits = _last_logits(engine, [prompts[i] for i in batch])
-        for i, row in zip(batch, logits, strict=True):
+        # Padding at the end does not reach earlier positions: attention is causal.
+        tokens = pad_sequence([torch.tensor(prompts[i]) for i in batch], batch_first=True)
+        last = torch.tensor([len(prompts[i]) - 1 for i in batch])
+        logits = engine.model(tokens.to(device), logits_at=last.to(device))  # (B, 1, V)
+        for i, row in zip(batch, logits[:, 0], strict=True):
             letters: list[str] = conversations[i]["letters"]
             # Without a space before it, as after <|assistant_start|>.
             ids = [tokenizer.encode(letter)[0] for letter in letters]
@@ -155,13 +159,3 @@ def _prompts(
     """Ids of each prompt, of long ones the last `limit`; and which prompts were cut."""
     prompts = [render_for_completion(c, engine.tokenizer) for c in conversations]
     return [prompt[-limit:] for prompt in prompts], [len(prompt) > limit for prompt in prompts]
-
-
-def _last_logits(engine: Engine, prompts: Sequence[list[int]]) -> torch.Tensor:
-    """(B, V) logits after each prompt."""
-    device = engine.model.embedding.weight.device
-    # Padding at the end does not reach earlier positions: attention is causal.
-    tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
-    last = torch.tensor([len(prompt) - 1 for prompt in prompts])
-    logits: torch.Tensor = engine.model(tokens.to(device), logits_at=last.to(device))
-    return logits[:, 0]

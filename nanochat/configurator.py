@@ -205,29 +205,23 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is neither an option (--key=value) nor a config file that exists")
     hints = get_hints(options_class, include_extras=True)
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", 0)
-        raise UserError(f"{path}:{line} is not a line of the form name = literal") from None
     values: dict[str, Any] = {}
-    for statement in tree.body:
-        name, value = _assignment(path, statement)
-        where = f"{path}:{statement.lineno}: {name}"
-        if name not in hints:
-            raise UserError(f"{path}:{statement.lineno}: {_unknown(name, name, hints)}")
-        values[name] = _convert(where, str(value), hints[name])
+    line = 0
+    try:
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            line = statement.lineno
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=expression):
+                    value = ast.literal_eval(expression)  # ValueError if it is more than a literal
+                case _:
+                    raise ValueError
+            if name not in hints:
+                raise UserError(f"{path}:{line}: {_unknown(name, name, hints)}")
+            values[name] = _convert(f"{path}:{line}: {name}", str(value), hints[name])
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", line)
+        raise UserError(f"{path}:{line} is not a line of the form name = literal") from None
     return values
-
-
-def _assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=literal):
-            try:
-                return name, ast.literal_eval(literal)
-            except (ValueError, TypeError, RecursionError):
-                pass
-    raise UserError(f"{path}:{statement.lineno} is not a line of the form name = literal")
 
 
 # ---- help

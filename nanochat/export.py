@@ -6,7 +6,6 @@ model that cannot be mapped completely is refused.
 """
 
 import json
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,20 +24,6 @@ from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 WEIGHTS_FILE = "model.safetensors"
 # Renders the same text as chat.render_conversation.
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-# Our names to those of transformers' `nanochat`.
-OUTER_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "unembedding.weight": "lm_head.weight",
-}
-BLOCK_NAMES = {
-    "attention.query.weight": "self_attn.q_proj.weight",
-    "attention.key.weight": "self_attn.k_proj.weight",
-    "attention.value.weight": "self_attn.v_proj.weight",
-    "attention.output.weight": "self_attn.o_proj.weight",
-    "mlp.up.weight": "mlp.fc1.weight",
-    "mlp.down.weight": "mlp.fc2.weight",
-}
-BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 # Every field of GPTConfig that hf_config handles: a new one must be mapped or refused.
 MAPPED_FIELDS = {
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "rope_base",
@@ -91,49 +76,44 @@ def _json(content: Any) -> str:
 
 def hf_tensors(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The tensors under transformers' names. Raises UserError if a name or shape does not fit."""
-    tensors = {}
-    unknown = []
-    for name, tensor in state.items():
-        hf_name = _hf_name(name)
-        if hf_name is None:
-            unknown.append(name)
-        else:
-            tensors[hf_name] = tensor.detach().cpu()
+    layout = hf_layout(config)
+    unknown = sorted(state.keys() - layout.keys())
     if unknown:
         raise UserError(
-            f"the model has {', '.join(sorted(unknown)[:4])}, which the Hugging Face format does"
-            " not support; only the classic recipe can be exported"
+            f"the model has {', '.join(unknown[:4])}, which the Hugging Face format does not"
+            " support; only the classic recipe can be exported"
         )
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected = hf_shapes(config)
-    wrong = [n for n in sorted(shapes | expected) if shapes.get(n) != expected.get(n)]
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [
+        f"{hf_name}: {shapes.get(name)}, expected {expected}"
+        for name, (hf_name, expected) in layout.items()
+        if shapes.get(name) != expected
+    ]
     if wrong:
-        facts = "; ".join(f"{n}: {shapes.get(n)}, expected {expected.get(n)}" for n in wrong[:4])
+        facts = "; ".join(wrong[:4])
         raise UserError(f"the model cannot be mapped to the Hugging Face format ({facts})")
-    return tensors
+    return {layout[name][0]: tensor.detach().cpu() for name, tensor in state.items()}
 
 
-def _hf_name(name: str) -> str | None:
-    match = BLOCK.fullmatch(name)
-    if match is None:
-        return OUTER_NAMES.get(name)
-    inner = BLOCK_NAMES.get(match[2])
-    return None if inner is None else f"model.layers.{match[1]}.{inner}"
-
-
-def hf_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that transformers expects for this config."""
-    width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
-    # A weight is (outputs, inputs); the order is that of BLOCK_NAMES.
-    block = [
-        (width, width), (kv_width, width), (kv_width, width), (width, width),
-        (4 * width, width), (width, 4 * width),
-    ]  # fmt: skip
-    shapes = dict.fromkeys(OUTER_NAMES.values(), (config.vocab_size, width))
+def hf_layout(config: GPTConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """For each of our tensors, its name in transformers and its shape, (outputs, inputs)."""
+    vocab, width, kv_width = config.vocab_size, config.n_embd, config.n_kv_head * config.head_dim
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {
+        "embedding.weight": ("model.embed_tokens.weight", (vocab, width)),
+        "unembedding.weight": ("lm_head.weight", (vocab, width)),
+    }
+    block = {
+        "attention.query.weight": ("self_attn.q_proj.weight", (width, width)),
+        "attention.key.weight": ("self_attn.k_proj.weight", (kv_width, width)),
+        "attention.value.weight": ("self_attn.v_proj.weight", (kv_width, width)),
+        "attention.output.weight": ("self_attn.o_proj.weight", (width, width)),
+        "mlp.up.weight": ("mlp.fc1.weight", (4 * width, width)),
+        "mlp.down.weight": ("mlp.fc2.weight", (width, 4 * width)),
+    }
     for layer in range(config.n_layer):
-        for name, shape in zip(BLOCK_NAMES.values(), block, strict=True):
-            shapes[f"model.layers.{layer}.{name}"] = shape
-    return dict(shapes)
+        for name, (hf_name, shape) in block.items():
+            layout[f"blocks.{layer}.{name}"] = (f"model.layers.{layer}.{hf_name}", shape)
+    return layout
 
 
 # ---- config
