@@ -74,11 +74,11 @@ class Setup:
         batches: from rank, world_size and a loader state, `resume`.  engine: of the rollouts; its
         CUDA graphs and caches serve the samples of the report, too.  more: fields of `Plan`.
         """
-        options, runtime, lr_scale, held_out = self.options, self.runtime, 1.0, None
-        is_chat = isinstance(options, ChatOptions)
+        options, runtime = self.options, self.runtime
+        is_chat, lr_scale, held_out = False, 1.0, None
         if isinstance(options, ChatOptions):
-            lr_scale, size = options.init_lr, options.eval_conversations
-            held_out = held_out_conversations(self.name, self.source, size)
+            is_chat, lr_scale = True, options.init_lr
+            held_out = held_out_conversations(self.name, self.source, options.eval_conversations)
         eval_tokens = options.eval_tokens
         if eval_tokens == -1:
             train_tokens = schedule.num_steps * rows * model.config.sequence_len

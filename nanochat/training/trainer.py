@@ -198,13 +198,13 @@ def _step_stats(
     sums = [local, tokens_in_use(batch.targets), sum(squares), context.saver.is_due()]
     sums += [context.stop.name == name for name in names]
     total, tokens, square, due, *signaled = all_reduce_sum([float(value) for value in sums])
-    finite = {"loss": math.isfinite(total), "gradient": math.isfinite(square)}
+    bad = [name for name, x in (("loss", total), ("gradient", square)) if not math.isfinite(x)]
     return _StepStats(
         loss=total / context.runtime.world_size,
         tokens=int(tokens),
         gradient_norm=math.sqrt(square),
         parameter_norm=parameter_norm,
-        not_finite=next((n for n in ("loss", "gradient") if not finite[n]), ""),
+        not_finite=bad[0] if bad else "",
         signal=next((name for name, count in zip(names, signaled, strict=True) if count), None),
         is_save_due=due > 0,  # the clocks of the ranks differ
     )
