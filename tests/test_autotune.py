@@ -14,6 +14,14 @@ from tests.small_model import small_model
 ONE_RANK = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
+def plan_of(rows: int, device_batch_size: int = -1, model: Any = None) -> Any:
+    return SimpleNamespace(
+        rank_rows=lambda world_size: -(-rows // world_size), rows=rows,
+        model=model or small_model(), schedule=Schedule(1), has_fixed_shape=True,
+        device_batch_size=device_batch_size,
+    )  # fmt: skip
+
+
 def test_the_largest_size_that_fits_is_used_and_no_smaller_one_is_tried() -> None:
     tried = []
 
@@ -48,8 +56,9 @@ def test_the_fastest_size_needs_the_fewest_seconds_per_row() -> None:
 
 def test_a_search_on_a_cpu_leaves_the_model_unchanged() -> None:
     model = small_model(sequence_len=512)
+    plan = plan_of(12, model=model)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    rows = autotune.search(model, 12, ONE_RANK)
+    rows = autotune.search(plan, ONE_RANK)
     assert rows in (2, 3, 6, 12)  # of 1,024 to 8,192 tokens
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert parameter.grad is None and torch.equal(parameter, old)
@@ -67,15 +76,8 @@ def test_rows_are_halved_and_rounded_up_until_there_is_one() -> None:
 def test_a_cpu_takes_several_short_rows_or_one_long_row_at_a_time(
     rank_rows: int, context: int, rows: int
 ) -> None:
-    model = small_model(sequence_len=context)
-    assert autotune.expected_rows(model, rank_rows, ONE_RANK) == rows
-
-
-def plan_of(rows: int, device_batch_size: int = -1) -> Any:
-    return SimpleNamespace(
-        rank_rows=lambda world_size: -(-rows // world_size), rows=rows, model=small_model(),
-        schedule=Schedule(1), has_fixed_shape=True, device_batch_size=device_batch_size,
-    )  # fmt: skip
+    plan = plan_of(rank_rows, model=small_model(sequence_len=context))
+    assert autotune.expected_rows(plan, ONE_RANK) == rows
 
 
 @pytest.mark.parametrize("device_batch_size", [-1, 1, 4])

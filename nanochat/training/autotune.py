@@ -86,24 +86,25 @@ def micro_batch_rows(
     plan: Plan, peak_tokens_per_second: float, runtime: Runtime, meta: dict[str, Any]
 ) -> int:
     """Rows of a forward pass: as given, as the checkpoint notes for this hardware, or searched."""
+    if plan.device_batch_size < 1:
+        *found_on, rows = meta.get("micro_batch", [0])
+        if found_on == hardware_key(runtime):  # a resumed run stays bitwise equal
+            return int(rows)
+        is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second)
+        if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
+            return search(plan, runtime)
+    return expected_rows(plan, runtime)
+
+
+def expected_rows(plan: Plan, runtime: Runtime) -> int:
+    """Rows of a forward pass without a search: as given, of CPU_TOKENS, or what may fit a GPU."""
     rank_rows = plan.rank_rows(runtime.world_size)
     if plan.device_batch_size > 0:
         return min(plan.device_batch_size, rank_rows)
-    *found_on, rows = meta.get("micro_batch", [0])
-    if found_on == hardware_key(runtime):  # a resumed run stays bitwise equal
-        return int(rows)
-    is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second)
-    if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
-        return search(plan.model, rank_rows, runtime)
-    return expected_rows(plan.model, rank_rows, runtime)
-
-
-def expected_rows(model: GPT, rank_rows: int, runtime: Runtime) -> int:
-    """Rows of a forward pass without a search: a fixed number of tokens; what may fit a GPU."""
     if runtime.device.type == "cuda":
-        fitting = _estimated_to_fit(halvings(rank_rows), model, runtime, MEMORY_SHARE_EXPECTED)
+        fitting = _estimated_to_fit(plan.model, halvings(rank_rows), runtime, MEMORY_SHARE_EXPECTED)
         return next(iter(fitting), 1)
-    return max(1, min(rank_rows, CPU_TOKENS // model.config.sequence_len))
+    return max(1, min(rank_rows, CPU_TOKENS // plan.model.config.sequence_len))
 
 
 def halvings(rank_rows: int) -> list[int]:
@@ -111,16 +112,17 @@ def halvings(rank_rows: int) -> list[int]:
     return [-(-rank_rows // 2**n) for n in range((rank_rows - 1).bit_length() + 1)]
 
 
-def search(model: GPT, rank_rows: int, runtime: Runtime) -> int:
+def search(plan: Plan, runtime: Runtime) -> int:
     """The best of the halvings of a rank's rows, the same on every rank. Collective."""
-    sizes = halvings(rank_rows)
+    model, sizes = plan.model, halvings(plan.rank_rows(runtime.world_size))
     if runtime.device.type == "cuda":
-        sizes = _estimated_to_fit(sizes, model, runtime, MEMORY_SHARE_TRIED)
+        sizes = _estimated_to_fit(model, sizes, runtime, MEMORY_SHARE_TRIED)
         return largest_that_fits(sizes, lambda rows: _run_pass(model, rows, runtime))
     sizes = [rows for rows in sizes if rows * model.config.sequence_len in CPU_SEARCH_TOKENS]
-    sizes = sizes or [expected_rows(model, rank_rows, runtime)]
     with gc_and_trim_disabled(runtime.device):
-        return fastest(sizes, lambda rows: _seconds(model, rows, runtime))
+        return fastest(
+            sizes or [expected_rows(plan, runtime)], lambda rows: _seconds(model, rows, runtime)
+        )
 
 
 def largest_that_fits(sizes: Iterable[int], attempt: Callable[[int], object]) -> int:
@@ -148,7 +150,7 @@ def fastest(sizes: Iterable[int], seconds: Callable[[int], float]) -> int:
     return best
 
 
-def _estimated_to_fit(sizes: list[int], model: GPT, runtime: Runtime, share: float) -> list[int]:
+def _estimated_to_fit(model: GPT, sizes: list[int], runtime: Runtime, share: float) -> list[int]:
     """The sizes whose estimated memory is at most that share of the device's."""
     capacity = torch.cuda.mem_get_info(runtime.device)[1]
     return [n for n in sizes if memory_estimate.of(model, n, runtime).total <= share * capacity]

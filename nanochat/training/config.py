@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from nanochat import checkpoint_manager, paths
-from nanochat.configurator import FolderName, at_least
+from nanochat.configurator import at_least, folder_name
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
 from nanochat.errors import UserError
@@ -37,7 +37,7 @@ EVAL_SHARE = 100  # beyond EVAL_TOKENS, one part in so many of the training toke
 class LoopOptions:
     """Options of every training command."""
 
-    model_tag: Annotated[str, FolderName(taken=(checkpoint_manager.REPLACED,))] = ""
+    model_tag: Annotated[str, folder_name(checkpoint_manager.REPLACED)] = ""
     """Folder of the checkpoints; empty means d<depth>."""
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest one available."""
@@ -102,7 +102,7 @@ class Plan:
     """One stage of one run."""
 
     stage: str
-    tag: str  # folder of the checkpoints
+    directory: Path  # of checkpoints, metrics and traces
     settings: dict[str, Any]  # what defines the run: only a run of equal settings is resumed
     source: str  # of the validation text
     tokenizer: RustBPETokenizer
@@ -128,11 +128,6 @@ class Plan:
     dry_run: bool
     prefetch: bool = True  # prepare the next batch during a step
     has_fixed_shape: bool = True  # every batch is rows x context; else compiling does not pay
-
-    @property
-    def directory(self) -> Path:
-        """Folder of the run's checkpoints, metrics and traces."""
-        return paths.checkpoints_dir(self.stage) / self.tag
 
     def rank_rows(self, world_size: int) -> int:
         """Rows of one step on one rank, at most: some ranks may have one less."""

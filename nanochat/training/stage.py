@@ -65,7 +65,7 @@ def run(plan: Plan, runtime: Runtime) -> None:
         model.to_empty(device=runtime.device)
         model.init_weights(plan.seed)
     optimizers = param_groups.build_optimizers(model, **plan.rates)
-    log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, runtime.is_main)
+    log = RunLog(directory, f"{plan.stage}-{directory.name}", plan.settings, runtime.is_main)
     saver = CheckpointSaver(
         directory, model, optimizers, runtime, keep=plan.keep_checkpoints, minutes=plan.save_minutes
     )
@@ -93,17 +93,15 @@ def run(plan: Plan, runtime: Runtime) -> None:
 
 def log_summary(plan: Plan, runtime: Runtime) -> None:
     """Log the run's size, steps, learning rates and estimated memory, before any is allocated."""
-    model, rank_rows = plan.model, plan.rank_rows(runtime.world_size)
-    rows = min(plan.device_batch_size, rank_rows)
-    if rows < 1:
-        rows = autotune.expected_rows(model, rank_rows, runtime)
+    model, rows = plan.model, autotune.expected_rows(plan, runtime)
+    memory = memory_estimate.of(model, rows, runtime)
     times = f"every {plan.eval_every} steps and at the end" if plan.eval_every else "at the end"
     table = [
         *run_summary.of_model(model),
         *run_summary.of_steps(model, plan.schedule, plan.rows, runtime.world_size),
         *run_summary.of_rates(plan.schedule, param_groups.scaled_rates(model.config, **plan.rates)),
         ("validation", f"{plan.eval_tokens:,} tokens {times}"),
-        *run_summary.of_memory(rows, rank_rows, memory_estimate.of(model, rows, runtime)),
+        *run_summary.of_memory(rows, plan.rank_rows(runtime.world_size), memory),
         *run_summary.of_attention(model.config, runtime.device, runtime.compute_dtype),
     ]
     lines = "\n".join(run_summary.as_lines(table))
