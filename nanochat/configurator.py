@@ -45,48 +45,38 @@ class Short:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The numbers that an option accepts."""
+class Check:
+    """A condition on the value of an option."""
 
-    low: float
-    high: float = math.inf
-    besides: int | None = None
-    """A number outside the bounds with a meaning of its own, such as -1 for all."""
-
-    def violation(self, value: float) -> str:
-        """What is wrong with `--name=value`, to be printed after it; empty when nothing is."""
-        if self.low <= value <= self.high or value == self.besides:
-            return ""
-        if self.high < math.inf:
-            return f"must be between {self.low:g} and {self.high:g}"
-        special = "" if self.besides is None else f", or {self.besides} (see --help)"
-        return f"must be {self.low:g} or more{special}"
+    violation: Callable[[Any], str]
+    """From a value to what is wrong with `--name=value`, printed after it; empty if nothing is."""
 
 
-def at_least(low: float, besides: int | None = None) -> Bounds:
-    """`steps: Annotated[int, at_least(1, besides=-1)] = -1`."""
-    return Bounds(low, besides=besides)
+def at_least(low: float, besides: int | None = None) -> Check:
+    """`steps: Annotated[int, at_least(1, besides=-1)] = -1`, where -1 has a meaning of its own."""
+    special = "" if besides is None else f", or {besides} (see --help)"
+    message = f"must be {low:g} or more{special}"
+    return Check(lambda value: "" if value >= low or value == besides else message)
 
 
-def between(low: float, high: float) -> Bounds:
+def between(low: float, high: float) -> Check:
     """`share: Annotated[float, between(0, 1)] = 0.5`."""
-    return Bounds(low, high)
+    message = f"must be between {low:g} and {high:g}"
+    return Check(lambda value: "" if low <= value <= high else message)
 
 
-@dataclass(frozen=True)
-class FolderName:
-    """A text that becomes the name of a folder: no path, and none of the `taken` names."""
+def folder_name(taken: str = "") -> Check:
+    """The name of a folder: no path, and not `taken`, which has another purpose."""
 
-    taken: tuple[str, ...] = ()
-
-    def violation(self, value: str) -> str:
-        """As for Bounds."""
-        if value in self.taken:
+    def violation(value: str) -> str:
+        if value and value == taken:
             return "is the name of a folder with another purpose; use another"
         # No leading dot: it would be hidden, or "..". 100 leaves room for suffixes below 255.
         if not value or re.fullmatch(r"[A-Za-z0-9_+=,@-][A-Za-z0-9._+=,@-]{0,99}", value):
             return ""
         return "is not the plain name of a folder; use up to 100 letters, digits, '-', '_' and '.'"
+
+    return Check(violation)
 
 
 # ---- the command line
@@ -166,7 +156,7 @@ def _convert(where: str, text: str, hint: Any) -> Any:
         return None
     value = _of_type(where, text, _plain(hint))
     for check in get_args(hint):
-        violation = check.violation(value) if isinstance(check, Bounds | FolderName) else ""
+        violation = check.violation(value) if isinstance(check, Check) else ""
         if violation:
             raise UserError(f"{where}={text} {violation}")
     return value

@@ -42,8 +42,6 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
     "HumanEval": (HumanEval, 0.0),
     "SpellingBee": (lambda: SpellingBee("test", size=256), 0.0),
 }
-NEEDS_SANDBOX = "HumanEval"  # its answers are programs
-NO_SANDBOX = "runs programs that a model wrote, which needs a sandbox that is not built yet"
 ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
 
 Results = dict[str, Tally]
@@ -127,36 +125,30 @@ def task_makers(primer_problems: int) -> dict[str, Callable[[], Task]]:
 def choose_tasks(options: Options) -> list[str]:
     """Labels of the tasks asked for, with their files downloaded.
 
-    Raises UserError on an unknown task, or when the files of a task asked for by name are missing.
+    Raises UserError if a task asked for by name is unknown or not available.
     """
     wanted = options.task or ("primer" if dataset.current_source() == "primer" else "all")
     if wanted == "primer":
         return list(FAMILIES)
-    makers = task_makers(options.primer_problems)
-    if wanted == "all":
-        return [label for label in CHAT_TASKS if is_available(label, makers[label])]
-    labels = [label.strip() for label in wanted.split(",")]
-    for label in labels:
-        if label not in makers:
-            near = difflib.get_close_matches(label, makers, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(makers)}"
-            raise UserError(f"-a {label} is not a task, nor primer or all; {remedy}")
-        if label == NEEDS_SANDBOX:
-            raise UserError(f"-a {label} {NO_SANDBOX}; name other tasks")
-        makers[label]()  # downloads its files, and fails before anything is measured
-    return labels
-
-
-def is_available(label: str, make: Callable[[], Task]) -> bool:
-    """True if the task's files are there or can be downloaded; else the reason is logged."""
-    try:
-        if label == NEEDS_SANDBOX:
-            raise UserError(f"it {NO_SANDBOX}")
-        make()
-    except UserError as error:
-        logger.warning("%s is left out: %s", label, error)
-        return False
-    return True
+    makers, available = task_makers(options.primer_problems), []
+    for label in CHAT_TASKS if wanted == "all" else map(str.strip, wanted.split(",")):
+        try:
+            if label not in makers:
+                near = difflib.get_close_matches(label, makers, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(makers)}"
+                raise UserError(f"-a {label} is not a task, nor primer or all; {remedy}")
+            if label == "HumanEval":
+                raise UserError(
+                    f"{label} runs programs that a model wrote, which needs a sandbox that is not"
+                    " built yet; name other tasks"
+                )
+            makers[label]()  # downloads its files, before anything is measured
+            available.append(label)
+        except UserError as error:
+            if wanted != "all":
+                raise
+            logger.warning("%s is left out: %s", label, error)
+    return available
 
 
 def measure(label: str, engine: Engine, options: Options, runtime: Runtime) -> Tally:

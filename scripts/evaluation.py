@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Meta
-from nanochat.configurator import FolderName, at_least
+from nanochat.configurator import at_least, folder_name
 from nanochat.gpt import GPT
 from nanochat.metrics import ProgressLine
 from nanochat.runtime import Runtime, gather_objects
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 class EvalOptions:
     """Options of every evaluation command."""
 
-    model_tag: Annotated[str, FolderName()] = ""
+    model_tag: Annotated[str, folder_name()] = ""
     """Folder of the checkpoint; empty means the newest."""
     step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 
 from nanochat import checkpoint_manager, export
-from nanochat.configurator import FolderName, at_least, parse, run
+from nanochat.configurator import at_least, folder_name, parse, run
 from nanochat.errors import UserError
 from nanochat.training import stage
 
@@ -30,7 +30,7 @@ class Options:
     """Folder to write; it must not exist yet."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights; with float32 the logits equal those of this package."""
-    model_tag: Annotated[str, FolderName()] = ""
+    model_tag: Annotated[str, folder_name()] = ""
     """Folder of the checkpoint; empty means the newest."""
     step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""

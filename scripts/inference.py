@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Meta
-from nanochat.configurator import FolderName, Short, at_least, between
+from nanochat.configurator import Short, at_least, between, folder_name
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime
 
@@ -16,7 +16,7 @@ class InferenceOptions:
 
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
     """Training stage of the model; latest is the last stage that has a checkpoint."""
-    model_tag: Annotated[str, FolderName()] = ""
+    model_tag: Annotated[str, folder_name()] = ""
     """Folder of the checkpoint; empty means the newest."""
     step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""

@@ -322,7 +322,7 @@ def test_available_tasks_are_measured_and_the_others_are_named(
     put_task_files()
     script.main(["-i", "rl", "-a", "all", "--max_problems=4", *QUICK])
     words = log_text()
-    assert "HumanEval is left out: it runs programs that a model wrote" in words
+    assert "HumanEval is left out: HumanEval runs programs that a model wrote" in words
     section = report.read_section("chat_eval_rl")
     assert section is not None
     tasks = [name for name in script.CHAT_TASKS if name != "HumanEval"]
@@ -355,7 +355,7 @@ def test_a_task_without_files_is_left_out_of_all_and_named(
         (["-a", "facts,zzz"], "-a zzz is not a task, nor primer or all; use facts, "),
         (
             ["-a", "HumanEval"],
-            "-a HumanEval runs programs that a model wrote, which needs a sandbox",
+            "HumanEval runs programs that a model wrote, which needs a sandbox",
         ),
         (["--num_samples=4"], "--num_samples=4 at temperature 0 gives the same answer each time"),
         (["--batch_size=0"], "--batch_size=0 must be 1 or more"),
