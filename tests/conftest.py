@@ -38,7 +38,7 @@ def console() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine() -> "Engine":
-    """One that knows a few conversations by heart."""
+    """An engine with a model that has memorized a few conversations."""
     from nanochat.engine import Engine
     from tests.memorized_model import model_and_tokenizer
 

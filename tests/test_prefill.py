@@ -27,14 +27,14 @@ def row_of(prompt: list[int]) -> RowState:
 
 
 def shapes_of(model: GPT) -> list[tuple[int, ...]]:
-    """Grows by the shape of the tokens of each forward pass from now on."""
+    """A list that collects the shape of the tokens of each forward pass from now on."""
     shapes: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 
-def read_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]:
-    """The logits behind each prompt, whose keys and values are put into a cache in that order."""
+def prefill_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]:
+    """The logits after each prompt; keys and values are copied into `target` in that order."""
     found: dict[RowState, Tensor] = {}
     while prefiller.num_rows:
         for rows, slot, logits in prefiller.step():
@@ -46,7 +46,7 @@ def read_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]:
 
 @pytest.mark.parametrize("tokens_per_pass", [7, 40, 512])
 @torch.inference_mode()
-def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them(
+def test_chunked_prefill_gives_each_prompt_the_result_of_one_forward(
     tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", tokens_per_pass)
@@ -55,7 +55,7 @@ def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them
     rows = [row_of(random_ids(1 + 11 * n % 60, n)) for n in range(20)]
     prefiller.add([*rows, row_of(rows[-1].prompt)])
     shapes, cache = shapes_of(model), KVCache(model.config, 21, CPU, torch.float32)
-    found = read_all(prefiller, cache)
+    found = prefill_all(prefiller, cache)
     assert len(found) == 21
     assert all(rows <= 16 and rows * width <= max(16, tokens_per_pass) for rows, width in shapes)
     for place, (row, logits) in enumerate(found.items()):
@@ -69,7 +69,7 @@ def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them
 
 
 @torch.inference_mode()
-def test_what_is_no_longer_wanted_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefill_of_a_canceled_sequence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
     model = small_model()
     prefiller = Prefiller(model, PrefixCache(0))
@@ -80,11 +80,11 @@ def test_what_is_no_longer_wanted_is_not_read_to_its_end(monkeypatch: pytest.Mon
     prefiller.drop_finished()
     assert prefiller.num_rows == 1
     shapes = shapes_of(model)
-    assert list(read_all(prefiller, KVCache(model.config, 1, CPU, torch.float32))) == [rows[1]]
+    assert list(prefill_all(prefiller, KVCache(model.config, 1, CPU, torch.float32))) == [rows[1]]
     assert {num_rows for num_rows, _ in shapes} == {1}
 
 
-def test_a_long_prompt_does_not_stall_those_who_are_being_answered(
+def test_a_long_prompt_does_not_stall_running_sequences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
@@ -102,11 +102,11 @@ def test_a_long_prompt_does_not_stall_those_who_are_being_answered(
     assert stepped == [[early]] * 4 + [[early, late]] * 2
 
 
-# ---- the turns of a conversation
+# ---- the prefix cache
 
 
 def answered(engine: Engine, prompt: list[int]) -> list[int]:
-    """Tokens of an answer in a batch that lives."""
+    """Tokens of an answer in an open batch, which uses the prefix cache."""
     batch = engine.open(1)
     row = engine.new_row(Request(prompt, 12, Sampling(1.0), seed=3))
     batch.add([row])
@@ -115,7 +115,7 @@ def answered(engine: Engine, prompt: list[int]) -> list[int]:
     return row.tokens
 
 
-def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike() -> None:
+def test_the_next_turn_of_a_conversation_prefills_only_new_tokens_with_the_same_answer() -> None:
     engine, fresh = (
         Engine(small_model(window_pattern="SL", sequence_len=50), small_tokenizer())
         for _ in range(2)
@@ -126,7 +126,10 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike
     shapes = shapes_of(engine.model)
     longer = [*prompt, *first, *random_ids(5, 1)]
     assert answered(engine, longer) == answered(fresh, longer)
-    assert shapes[0] == (1, 6)  # the newest token of the first answer had not been read either
+    assert shapes[0] == (
+        1,
+        6,
+    )  # five and the newest token of the first answer
     branch = [*prompt, *random_ids(9, 2)]
     del shapes[:]
     assert answered(engine, branch) == answered(fresh, branch)
@@ -136,7 +139,7 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike
     assert shapes[0] == (1, 1)
 
 
-def test_nothing_is_taken_from_what_was_read_with_other_weights() -> None:
+def test_updated_weights_empty_the_prefix_cache() -> None:
     model, prompt = small_model(), random_ids(20, 0)
     engine = Engine(model, small_tokenizer())
     answered(engine, prompt)
@@ -147,10 +150,10 @@ def test_nothing_is_taken_from_what_was_read_with_other_weights() -> None:
 
 
 @torch.inference_mode()
-def test_of_prefixes_the_longest_is_taken_the_oldest_goes_and_the_bound_holds() -> None:
+def test_the_prefix_cache_restores_the_longest_prefix_and_evicts_the_oldest_at_its_bound() -> None:
     model = small_model()
     texts = [random_ids(20, 0), random_ids(30, 1)]
-    texts.append([*texts[0], *random_ids(10, 2)])  # goes on from the first
+    texts.append([*texts[0], *random_ids(10, 2)])  # continues the first
     prefix_cache, cache = PrefixCache(60), KVCache(model.config, 2, CPU, torch.float32)
 
     def length_of(prompt: list[int]) -> int:
@@ -166,10 +169,10 @@ def test_of_prefixes_the_longest_is_taken_the_oldest_goes_and_the_bound_holds() 
         assert length_of([*text, 1]) == len(text) and length_of(text) == len(text) - 1
         assert length_of(random_ids(40, 9)) == 0
         kept = sum(len(tokens) for tokens, _ in prefix_cache._entries)
-        assert kept == [20, 50, 60][number]  # the third has taken the place of the first
+        assert kept == [20, 50, 60][number]  # the third replaces the first
     prefix_cache.store(random_ids(61, 3), cache, 0)
     prefix_cache.store(texts[0][:15], cache, 0)
-    assert length_of([*texts[1], 1]) == 30  # too long and too short are not kept
+    assert length_of([*texts[1], 1]) == 30  # too long or too short to be stored
     prefix_cache.store(random_ids(20, 4), cache, 0)
     assert length_of([*texts[1], 1]) == 0 and length_of([*texts[2], 1]) == 30
 
@@ -180,16 +183,16 @@ def test_a_request_for_no_tokens_is_refused() -> None:
         engine.open(1).add([engine.new_row(Request([1], 0))])
 
 
-def test_a_cancelled_answer_frees_its_slot_before_its_prompt_is_read(
+def test_canceling_during_prefill_frees_the_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
     engine = Engine(small_model(), small_tokenizer())
     batch = engine.open(1)
-    cancelled = engine.new_row(Request(random_ids(40, 1), 5))
-    batch.add([cancelled])
+    canceled = engine.new_row(Request(random_ids(40, 1), 5))
+    batch.add([canceled])
     batch.step()
-    batch.cancel(cancelled)
+    batch.cancel(canceled)
     assert batch.num_rows == 0
     other = engine.new_row(Request([1, 2, 3], 5))
     batch.add([other])

@@ -64,20 +64,20 @@ def test_a_shared_prompt_counts_once_in_a_round_and_an_equal_one_twice() -> None
     assert scheduler.admit() == jobs[3:4] and scheduler.admit() == jobs[4:]
 
 
-def test_a_cancelled_job_leaves_the_queue_or_its_slot() -> None:
+def test_a_canceled_job_leaves_the_queue_or_its_slot() -> None:
     jobs = [FakeJob() for _ in range(4)]
     scheduler = make_scheduler()
     scheduler.submit(jobs)
     scheduler.admit()
     scheduler.cancel([jobs[2]])
-    assert len(scheduler.waiting) == 1 and scheduler.take_cancelled() == []
+    assert len(scheduler.waiting) == 1 and scheduler.take_canceled() == []
     scheduler.cancel([jobs[0]])
     scheduler.cancel([jobs[0]])
-    assert scheduler.take_cancelled() == jobs[:1] and scheduler.take_cancelled() == []
+    assert scheduler.take_canceled() == jobs[:1] and scheduler.take_canceled() == []
     assert scheduler.admit() == jobs[3:]
     scheduler.finish(jobs[1])
     scheduler.cancel([jobs[1]])
-    assert scheduler.take_cancelled() == [] and len(scheduler.running) == 1
+    assert scheduler.take_canceled() == [] and len(scheduler.running) == 1
 
 
 def test_a_job_that_finishes_before_its_cancellation_is_seen_frees_one_slot_only() -> None:
@@ -87,7 +87,7 @@ def test_a_job_that_finishes_before_its_cancellation_is_seen_frees_one_slot_only
     scheduler.admit()
     scheduler.cancel([jobs[0]])
     scheduler.finish(jobs[0])
-    assert scheduler.take_cancelled() == [] and len(scheduler.running) == 1
+    assert scheduler.take_canceled() == [] and len(scheduler.running) == 1
 
 
 def test_wait_returns_when_there_is_work_and_when_the_scheduler_is_closed() -> None:
@@ -131,7 +131,7 @@ def test_a_worker_with_only_suspended_jobs_waits_until_it_can_do_something() -> 
     assert scheduler._has_work()
     jobs[1].is_suspended = True
     scheduler.cancel([jobs[0]])
-    assert scheduler._has_work() and scheduler.take_cancelled() == jobs[:1]
+    assert scheduler._has_work() and scheduler.take_canceled() == jobs[:1]
     assert scheduler._has_work() and scheduler.admit() == jobs[2:]
     scheduler.finish(jobs[2])
     assert not scheduler._has_work()
@@ -160,7 +160,7 @@ def test_everything_that_gives_a_waiting_worker_something_to_do_wakes_it(wake: s
     assert returned == [wake != "close"]
 
 
-CALLS = ["submit", "admit", "cancel", "take_cancelled", "finish", "suspend", "resume"]
+CALLS = ["submit", "admit", "cancel", "take_canceled", "finish", "suspend", "resume"]
 
 
 @given(st.lists(st.sampled_from(CALLS), max_size=80))
@@ -168,7 +168,7 @@ def test_no_sequence_of_calls_exceeds_a_bound_or_loses_a_job(calls: list[str]) -
     scheduler = make_scheduler(slots=2, waiting=2)
     waiting: list[FakeJob] = []
     running: list[FakeJob] = []
-    cancelled: list[FakeJob] = []
+    canceled: list[FakeJob] = []
     for number, call in enumerate(calls):
         if call == "submit":
             job = FakeJob()
@@ -185,18 +185,18 @@ def test_no_sequence_of_calls_exceeds_a_bound_or_loses_a_job(calls: list[str]) -
         elif call == "cancel" and waiting + running:
             job = (waiting + running)[number % len(waiting + running)]
             scheduler.cancel([job])
-            cancelled += [job] if job in running and job not in cancelled else []
+            canceled += [job] if job in running and job not in canceled else []
             waiting = [other for other in waiting if other is not job]
-        elif call == "take_cancelled":
-            assert scheduler.take_cancelled() == cancelled
-            running, cancelled = [job for job in running if job not in cancelled], []
+        elif call == "take_canceled":
+            assert scheduler.take_canceled() == canceled
+            running, canceled = [job for job in running if job not in canceled], []
         elif call == "finish" and running:
             job = running.pop(number % len(running))
-            cancelled = [other for other in cancelled if other is not job]
+            canceled = [other for other in canceled if other is not job]
             scheduler.finish(job)
         elif call in ("suspend", "resume") and running:
             running[number % len(running)].is_suspended = call == "suspend"
         assert (len(scheduler.waiting), len(scheduler.running)) == (len(waiting), len(running))
         can_step = any(not job.is_suspended for job in running)
         can_admit = bool(waiting) and len(running) < 2
-        assert scheduler._has_work() == (can_step or can_admit or bool(cancelled))
+        assert scheduler._has_work() == (can_step or can_admit or bool(canceled))

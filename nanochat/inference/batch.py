@@ -154,7 +154,7 @@ class Batch:
             self._store_prefix(self.rows[slot], self.cache, slot)
         self._free(finished)
         for one in self.suspended:
-            if one.row.finish_reason:  # cancelled
+            if one.row.finish_reason:  # canceled
                 self._store_prefix(one.row, one.cache, 0)
                 one.row.tool_calls.cancel()
         self.suspended = [one for one in self.suspended if not one.row.finish_reason]

@@ -93,7 +93,7 @@ class Prefiller:
                 self._queue.append([row])
 
     def drop_finished(self) -> None:
-        """Drop cancelled sequences, and the prompts that none is left for."""
+        """Drop canceled sequences, and the prompts that none is left for."""
         for group in (*self._active, *self._queue):
             group[:] = [row for row in group if not row.finish_reason]
         empty = [slot for slot, group in enumerate(self._active) if not group]

@@ -51,7 +51,7 @@ class ThreadedTool:
         self._free_threads = threading.Semaphore(MAX_THREADS)
 
     def submit(self, expression: str) -> Future[str | None]:
-        """The output, later; a call that is cancelled before it starts never starts."""
+        """The output, later; a call that is canceled before it starts never starts."""
         future: Future[str | None] = Future()
         timeout = threading.Timer(self.timeout_seconds, _set_result, (future, None))
         future.add_done_callback(lambda _: timeout.cancel())

@@ -1,7 +1,7 @@
 """Admission: a bounded queue in front of a fixed number of slots.
 
 Knows no tensors: of a job, a sequence of the engine, it reads only `prompt` and `is_suspended`.
-One thread works and calls `wait`, `admit`, `take_cancelled` and `finish`; any thread may `submit`,
+One thread works and calls `wait`, `admit`, `take_canceled` and `finish`; any thread may `submit`,
 `cancel` and `notify`. Jobs are admitted first come, first served, and a round admits a bounded
 number of prompt tokens, so that prefill does not stall the running jobs.
 """
@@ -26,7 +26,7 @@ class Scheduler:
         self.is_open = True
         self.waiting: deque[RowState] = deque()
         self.running: list[RowState] = []
-        self._cancelled: list[RowState] = []  # running ones, until the worker has removed them
+        self._canceled: list[RowState] = []  # running ones, until the worker has removed them
         self._changed = threading.Condition()  # its lock guards all of the above
 
     def submit(self, jobs: Sequence[RowState]) -> None:
@@ -40,13 +40,13 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, jobs: Sequence[RowState]) -> None:
-        """Drop queued jobs, report running ones by `take_cancelled`, ignore all others."""
+        """Drop queued jobs, report running ones by `take_canceled`, ignore all others."""
         with self._changed:
             for job in jobs:
                 if job in self.waiting:
                     self.waiting.remove(job)
-                elif job in self.running and job not in self._cancelled:
-                    self._cancelled.append(job)
+                elif job in self.running and job not in self._canceled:
+                    self._canceled.append(job)
             self._changed.notify()
 
     def notify(self) -> None:
@@ -63,15 +63,15 @@ class Scheduler:
     def _has_work(self) -> bool:
         can_admit = bool(self.waiting) and len(self.running) < self.num_slots
         can_step = any(not job.is_suspended for job in self.running)
-        return can_admit or can_step or bool(self._cancelled)
+        return can_admit or can_step or bool(self._canceled)
 
-    def take_cancelled(self) -> list[RowState]:
-        """Running jobs that were cancelled since the last call; their slots are free now."""
+    def take_canceled(self) -> list[RowState]:
+        """Running jobs that were canceled since the last call; their slots are free now."""
         with self._changed:
-            cancelled, self._cancelled = self._cancelled, []
-            for job in cancelled:
+            canceled, self._canceled = self._canceled, []
+            for job in canceled:
                 self.running.remove(job)
-            return cancelled
+            return canceled
 
     def admit(self) -> list[RowState]:
         """The jobs that get a slot in this round, in order."""
@@ -94,8 +94,8 @@ class Scheduler:
         """Free the slot of a running job."""
         with self._changed:
             self.running.remove(job)
-            if job in self._cancelled:  # too late: the slot may belong to another job by then
-                self._cancelled.remove(job)
+            if job in self._canceled:  # too late: the slot may belong to another job by then
+                self._canceled.remove(job)
 
     def close(self) -> None:
         """Accept no more jobs; `wait` returns False from now on."""
@@ -107,5 +107,5 @@ class Scheduler:
         """Remove and return all jobs."""
         with self._changed:
             jobs = [*self.running, *self.waiting]
-            self.running, self._cancelled, self.waiting = [], [], deque()
+            self.running, self._canceled, self.waiting = [], [], deque()
             return jobs

@@ -1,6 +1,6 @@
 """Threads that run engines: requests go in, events come out. Nothing here knows HTTP.
 
-Each engine belongs to one worker thread. Every accepted request that is not cancelled ends with
+Each engine belongs to one worker thread. Every accepted request that is not canceled ends with
 exactly one `Finished`, `PromptLogprobs` or `Failed`.
 """
 
@@ -71,7 +71,7 @@ class Worker:
 
     def _round(self) -> None:
         """Admit requests, then one token for every running sequence."""
-        for row in self.scheduler.take_cancelled():
+        for row in self.scheduler.take_canceled():
             self.batch.cancel(row)
         events: list[tuple[RowState, list[WorkerEvent]]] = []
         try:
@@ -139,7 +139,7 @@ class EnginePool:
     def submit(self, requests: Sequence[Request], publish: Publish) -> Callable[[], None]:
         """Accept all of them or none; returns a function that cancels them, from any thread.
 
-        A round that is already running may still publish events of a cancelled request. Raises
+        A round that is already running may still publish events of a canceled request. Raises
         Busy when there is no room for all.
         """
         able = [worker for worker in self.workers if worker.scheduler.is_open]
