@@ -196,6 +196,6 @@ def test_signals_exit_with_128_plus_their_number() -> None:
     codes = []
     for number in STOP_SIGNALS:
         with pytest.raises(SystemExit) as left:
-            StopRequests().note(number, None)
+            StopRequests().handle(number, None)
         codes.append(left.value.code)
     assert codes == [143, 130, 138]

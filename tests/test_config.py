@@ -58,7 +58,7 @@ def test_a_run_from_before_an_option_existed_had_its_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    save_run({}, finished=True)
+    save_run({"eval_conversations": 16}, finished=True)  # which once defined a run
     assert is_finished("base", "d1", {"seed": 42}, LoopOptions())
     with pytest.raises(UserError, match=r"\(seed: saved 42, now 1\)"):
         is_finished("base", "d1", {"seed": 1}, LoopOptions())

@@ -92,7 +92,7 @@ class LoopOptions:
 # These may differ between a run and its continuation: they do not change what is learned.
 FREE_OPTIONS = {
     "device_type", "device_batch_size", "activation_checkpointing", "dry_run", "profile",
-    "eval_every", "eval_tokens", "save_every", "save_minutes",
+    "eval_every", "eval_tokens", "eval_conversations", "save_every", "save_minutes",
     "keep_checkpoints", "on_nonfinite", "resume", "fresh", "compile",
 }  # fmt: skip
 
@@ -159,7 +159,7 @@ def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOpt
     # A run from before an option existed had the default of that option.
     defaults = {field.name: field.default for field in fields(options) if field.name in settings}
     saved = {**defaults, **meta["settings"]}
-    names = sorted(saved.keys() | settings.keys())
+    names = sorted((saved.keys() | settings.keys()) - FREE_OPTIONS)
     differing = [name for name in names if saved.get(name) != settings.get(name)]
     if differing:
         facts = [f"{n}: saved {saved.get(n)}, now {settings.get(n)}" for n in differing[:4]]
