@@ -50,12 +50,17 @@ Share = dict[str, Any]
 # ---- find
 
 
+def run_directory(stage: str, tag: str) -> Path:
+    """The folder of a run's checkpoints, which need not exist."""
+    return paths.checkpoints_dir(stage) / tag
+
+
 def find_directory(stage: str, tag: str = "") -> Path:
     """The folder with the checkpoints of `tag`; without a tag, of the run that saved last.
 
     Raises UserError naming the command that creates one.
     """
-    folder = paths.checkpoints_dir(stage) / tag
+    folder = run_directory(stage, tag)
     metas = list(folder.glob("meta_*.json" if tag else "*/meta_*.json"))
     if not metas:
         command = TRAINING_COMMANDS[stage]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from nanochat import checkpoint_manager, dataset, paths
+from nanochat import checkpoint_manager, dataset
 from nanochat.configurator import at_least
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
@@ -90,7 +90,7 @@ class Setup:
 
         return Plan(
             stage=self.name,
-            directory=paths.checkpoints_dir(self.name) / self.tag,
+            directory=checkpoint_manager.run_directory(self.name, self.tag),
             settings=self.settings,
             source=self.source,
             tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from nanochat import checkpoint_manager, paths
+from nanochat import checkpoint_manager
 from nanochat.configurator import at_least, folder_name
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
@@ -152,7 +152,7 @@ def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOpt
 
     Raises UserError naming what differs if the folder holds a run with other settings.
     """
-    directory = paths.checkpoints_dir(stage) / tag
+    directory = checkpoint_manager.run_directory(stage, tag)
     if not checkpoint_manager.saved_steps(directory):
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
