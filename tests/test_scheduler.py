@@ -13,6 +13,10 @@ class FakeJob:
     prompt: list[int] = field(default_factory=lambda: [0])
     is_suspended: bool = False
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt)
+
 
 def make_scheduler(slots: int = 2, waiting: int = 3, tokens: int = 100) -> Scheduler:
     return Scheduler(slots, waiting, tokens)

@@ -118,17 +118,13 @@ class Prefiller:
         room = self.model.config.sequence_len - max(done)
         width = min(max(1, self.tokens_per_pass // len(rest)), room)
         chunks = [tokens[:width] for tokens in rest]
-        logits = self._forward(padded(chunks), [len(chunk) for chunk in chunks])
+        lengths = [len(chunk) for chunk in chunks]
+        device = self.cache.keys[0].device
+        last = torch.tensor(lengths, device=device) - 1  # the only logits that are needed
+        self.cache.num_active = len(chunks)
+        logits = self.model(padded(chunks).to(device), kv_cache=self.cache, logits_at=last)
+        self.cache.advance(lengths)
         completed = [slot for slot, tokens in enumerate(rest) if len(tokens) <= width]
         for slot in completed:
-            yield self._active[slot], slot, logits[slot]
+            yield self._active[slot], slot, logits[slot, 0]
         self.cache.free_slots(completed, self._active)
-
-    def _forward(self, tokens: Tensor, lengths: list[int]) -> Tensor:
-        """(B, V) logits after the last token of each chunk."""
-        device = self.cache.keys[0].device
-        self.cache.num_active = len(lengths)
-        last = torch.tensor(lengths, device=device) - 1
-        logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=last)
-        self.cache.advance(lengths)
-        return logits[:, 0]

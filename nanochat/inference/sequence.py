@@ -26,7 +26,7 @@ class Request:
     seed: int = 0
     stop: Sequence[str] = ()  # strings that end the answer; its text stops before them
     num_top_logprobs: int | None = None  # alternatives to report per token; None: no logprobs
-    score_prompt: bool = False  # report logprobs of the prompt and generate nothing (web.worker)
+    score_prompt: bool = False  # report logprobs of the prompt, too (done by web.worker)
 
 
 class RowState:
@@ -58,6 +58,11 @@ class RowState:
     def prompt(self) -> list[int]:
         """The request's prompt; samples of one prompt share the list object, and its prefill."""
         return self.request.prompt
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens to process before the first one is generated."""
+        return len(self.prompt) * (2 if self.request.score_prompt else 1)  # scored, then prefilled
 
     @property
     def is_suspended(self) -> bool:

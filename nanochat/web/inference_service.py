@@ -21,7 +21,7 @@ from nanochat.web.openai_api import (
 )
 from nanochat.web.prometheus import Metrics
 from nanochat.web.scheduler import Busy
-from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, PromptLogprobs, WorkerEvent
+from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, WorkerEvent
 
 MODEL_ALIAS = "nanochat"  # always accepted, so that scripts survive a new checkpoint
 RETRY_AFTER_SECONDS = 2  # about the time of a short answer
@@ -102,6 +102,7 @@ class InferenceService:
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
         max_tokens: int | None,
+        score_prompt: bool = False,
     ) -> list[Request]:
         """One request per choice, those of the first prompt first.
 
@@ -121,13 +122,12 @@ class InferenceService:
                     param="messages" if isinstance(body, ChatRequest) else "prompt",
                     code="context_length_exceeded",
                 )
-            limit = max_tokens or min(self.settings.max_tokens, room)
+            limit = min(self.settings.max_tokens, room) if max_tokens is None else max_tokens
             for choice in range(body.n or 1):
                 # One seed must not give n equal answers, and the same seed must repeat all n.
                 choice_seed = derive_seed(seed, number, choice)
-                requests.append(
-                    Request(prompt, limit, sampling, choice_seed, stop, num_top_logprobs)
-                )
+                options = sampling, choice_seed, stop, num_top_logprobs, score_prompt
+                requests.append(Request(prompt, limit, *options))
         return requests
 
     def submit(self, requests: Sequence[Request]) -> "AnswerEvents":
@@ -205,5 +205,5 @@ class AnswerEvents:
                 if isinstance(event, Failed):
                     status = 503 if event.reason == SHUTTING_DOWN else 500
                     raise ApiError(status, event.reason, code="engine_error")
-                num_open -= isinstance(event, Finished | PromptLogprobs)
+                num_open -= isinstance(event, Finished)
                 yield index, event

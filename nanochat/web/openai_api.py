@@ -167,6 +167,10 @@ class CompletionRequest(Generation):
         """Alternatives to report for each token; None: no logprobs at all."""
         return self.logprobs
 
+    def scores_prompt(self) -> bool:
+        """Whether the prompt is echoed with its log-probabilities."""
+        return bool(self.echo) and self.logprobs is not None
+
 
 # ---- prompts
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from nanochat.engine import Request
 from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import TokenLogprob
 from nanochat.web.inference_service import AnswerEvents
 from nanochat.web.openai_api import (
     CompletionRequest,
@@ -22,7 +22,7 @@ from nanochat.web.openai_api import (
     text_logprobs,
     usage,
 )
-from nanochat.web.worker import PromptLogprobs, WorkerEvent
+from nanochat.web.worker import PromptLogprobs
 
 Json = dict[str, Any]
 
@@ -105,57 +105,38 @@ async def _chat_chunks(answer: AnswerEvents, tokenizer: Tokenizer) -> AsyncItera
 # ---- POST /v1/completions
 
 
-def scoring_requests(body: CompletionRequest, prompts: Sequence[TextPrompt]) -> list[Request]:
-    """One per prompt if `echo` and `logprobs` ask for its log-probabilities, else none.
-
-    They are submitted before the choices, so that a stream shows them first.
-    """
-    if not body.echo or body.logprobs is None:
-        return []
-    # Copies: for the scheduler the same list object means a shared prefill.
-    return [
-        Request([*prompt.tokens], num_top_logprobs=body.logprobs, score_prompt=True)
-        for prompt in prompts
-    ]
-
-
 def completion_response(
     answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, body: CompletionRequest,
     prompts: Sequence[TextPrompt],
 ) -> ResponseBuilder:  # fmt: skip
     """The response to a plain completion."""
-    num_scoring, num_each = len(scoring_requests(body, prompts)), body.n or 1
-    num_choices = len(prompts) * num_each
+    prompt_of = [prompt for prompt in prompts for _ in range(body.n or 1)]  # of each choice
+    choices = [_choice(index, "text", "") for index in range(len(prompt_of))]
+    num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
+    chunks = _completion_chunks(answer, tokenizer, body, prompt_of)
+    return ResponseBuilder(answer, envelope, chunks, choices, num_prompt_tokens)
 
-    def echo(number: int, logprobs: Any) -> list[tuple[int, WorkerEvent]]:
-        piece = TextPiece(tokenizer.decode(prompts[number].tokens[1:]), logprobs)
-        return [(number * num_each + i, piece) for i in range(num_each)]
 
-    async def events() -> AsyncIterator[tuple[int, WorkerEvent]]:
-        for number in range(len(prompts) if body.echo and not num_scoring else 0):
-            for echoed in echo(number, ()):
-                yield echoed
-        async for index, event in answer:
-            if isinstance(event, PromptLogprobs):
-                for echoed in echo(index, prompts[index].shown(event.logprobs)):
-                    yield echoed
-            else:
-                yield index - num_scoring, event
-        for index in range(num_choices if answer.num_choices == num_scoring else 0):
-            yield index, Finished("length", 0, 0)  # max_tokens=0: nothing was generated
+async def _completion_chunks(
+    answer: AnswerEvents, tokenizer: Tokenizer, body: CompletionRequest, prompt_of: list[TextPrompt]
+) -> AsyncIterator[Json]:
+    text_offsets: Counter[int] = Counter()  # characters of each choice so far
 
-    async def chunks() -> AsyncIterator[Json]:
-        text_offsets: Counter[int] = Counter()  # characters of each choice so far
-        async for index, event in events():
-            if isinstance(event, TextPiece | Finished):
-                # The end token's logprob, too: lm-eval drops the last token and expects this one.
-                logprobs = text_logprobs(event.logprobs, tokenizer, text_offsets[index])
-                text_offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
-                text = event.text if isinstance(event, TextPiece) else ""
-                reason = event.reason if isinstance(event, Finished) else None
-                yield _choice(index, "text", text, logprobs, reason)
+    def chunk(
+        index: int, text: str, logprobs: Sequence[TokenLogprob] = (), reason: Any = None
+    ) -> Json:
+        fields = text_logprobs(logprobs, tokenizer, text_offsets[index])
+        text_offsets[index] += sum(map(len, fields["tokens"])) if fields else 0
+        return _choice(index, "text", text, fields, reason)
 
-    return ResponseBuilder(
-        answer, envelope, chunks(), [_choice(index, "text", "") for index in range(num_choices)],
-        sum(len(prompt.tokens) for prompt in prompts),
-    )  # fmt: skip
+    echoes = [tokenizer.decode(prompt.tokens[1:]) for prompt in prompt_of] if body.echo else []
+    for index, text in enumerate(echoes if not body.scores_prompt() else []):
+        yield chunk(index, text)
+    async for index, event in answer:
+        if isinstance(event, PromptLogprobs):
+            yield chunk(index, echoes[index], prompt_of[index].shown(event.logprobs))
+        elif isinstance(event, TextPiece):
+            yield chunk(index, event.text, event.logprobs)
+        elif isinstance(event, Finished):
+            # The end token's logprob, too: lm-eval drops the last token and expects this one.
+            yield chunk(index, "", event.logprobs, event.reason)

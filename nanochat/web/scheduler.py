@@ -1,9 +1,9 @@
 """Admission: a bounded queue in front of a fixed number of slots.
 
-Knows no tensors: of a job, a sequence of the engine, it reads only `prompt` and `is_suspended`.
-One thread works and calls `wait`, `admit`, `take_canceled` and `finish`; any thread may `submit`,
-`cancel` and `notify`. Jobs are admitted first come, first served, and a round admits a bounded
-number of prompt tokens, so that prefill does not stall the running jobs.
+Knows no tensors: of a job, a sequence of the engine, it reads the prompt and whether it is
+suspended. One thread works and calls `wait`, `admit`, `take_canceled` and `finish`; any thread may
+`submit`, `cancel` and `notify`. Jobs are admitted first come, first served, and a round admits a
+bounded number of prompt tokens, so that prefill does not stall the running jobs.
 """
 
 import threading
@@ -79,15 +79,15 @@ class Scheduler:
             admitted: list[RowState] = []
             num_tokens = 0
             while self.waiting and len(self.running) < self.num_slots:
-                prompt = self.waiting[0].prompt
+                job = self.waiting[0]
                 # Neighbors with the same prompt object (samples of it) share one prefill.
-                is_shared = bool(admitted) and prompt is admitted[-1].prompt
-                num_tokens += 0 if is_shared else len(prompt)
+                is_shared = bool(admitted) and job.prompt is admitted[-1].prompt
+                num_tokens += 0 if is_shared else job.num_prompt_tokens
                 # A prompt above the limit is admitted alone, or it would wait forever.
                 if admitted and num_tokens > self.max_tokens_per_round:
                     break
                 admitted.append(self.waiting.popleft())
-                self.running.append(admitted[-1])
+                self.running.append(job)
             return admitted
 
     def finish(self, job: RowState) -> None:

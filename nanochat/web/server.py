@@ -39,7 +39,6 @@ from nanochat.web.responses import (
     ResponseBuilder,
     chat_response,
     completion_response,
-    scoring_requests,
 )
 
 PAGE = Path(__file__).with_name("ui.html")
@@ -153,9 +152,9 @@ def api_routes(service: InferenceService) -> APIRouter:
         service.require_model(body.model)
         prompts = await asyncio.to_thread(text_prompts, body, service.tokenizer)
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        requests = scoring_requests(body, prompts)
-        choices = service.build_requests(body, [prompt.tokens for prompt in prompts], max_tokens)
-        answer = service.submit([*requests, *(choices if max_tokens else [])])
+        tokens = [prompt.tokens for prompt in prompts]
+        requests = service.build_requests(body, tokens, max_tokens, body.scores_prompt())
+        answer = service.submit(requests)
         envelope = Envelope.new("text_completion", service.settings.model_name)
         response = completion_response(answer, envelope, service.tokenizer, body, prompts)
         return await respond(request, body, response)

@@ -1,7 +1,7 @@
 """Threads that run engines: requests go in, events come out. Nothing here knows HTTP.
 
 Each engine belongs to one worker thread. Every accepted request that is not canceled ends with
-exactly one `Finished`, `PromptLogprobs` or `Failed`.
+exactly one `Finished` or `Failed`.
 """
 
 import logging
@@ -12,7 +12,7 @@ from functools import partial
 
 from nanochat.engine import Engine, Request, RowState
 from nanochat.errors import where_it_failed
-from nanochat.inference.detokenizer import Event
+from nanochat.inference.detokenizer import Event, Finished
 from nanochat.inference.sampling import TokenLogprob
 from nanochat.runtime import set_device
 from nanochat.web.prometheus import Throughput
@@ -26,7 +26,7 @@ SHUTTING_DOWN = "the server is shutting down"
 
 @dataclass(frozen=True)
 class PromptLogprobs:
-    """The answer to a request with `score_prompt`: one entry per token but the first."""
+    """The first event of a request with `score_prompt`: one entry per token but the first."""
 
     logprobs: tuple[TokenLogprob, ...]
 
@@ -75,13 +75,7 @@ class Worker:
             self.batch.cancel(row)
         events: list[tuple[RowState, list[WorkerEvent]]] = []
         try:
-            admitted = self.scheduler.admit()
-            for row in admitted:
-                if row.request.score_prompt:
-                    logprobs = self.engine.score(row.prompt, row.request.num_top_logprobs or 0)
-                    events.append((row, [PromptLogprobs(tuple(logprobs))]))
-                    self.scheduler.finish(row)
-            self.batch.add([row for row in admitted if not row.request.score_prompt])
+            self._admit(events)
             stepped = self.batch.step()
             self.throughput.add(len(stepped))
             for row, new_events in stepped:
@@ -92,6 +86,19 @@ class Worker:
                     row.tool_calls.pending.add_done_callback(lambda _: self.scheduler.notify())
         finally:  # a request that has finished gets its events even if another one fails
             self._publish(events)
+
+    def _admit(self, events: list[tuple[RowState, list[WorkerEvent]]]) -> None:
+        rows, scored_prompt = self.scheduler.admit(), None
+        for row in rows:
+            if row.request.score_prompt:
+                if row.prompt is not scored_prompt:  # samples of a prompt share its scores
+                    scored_prompt = row.prompt
+                    scores = self.engine.score(row.prompt, row.request.num_top_logprobs or 0)
+                events.append((row, [PromptLogprobs(tuple(scores))]))
+            if row.max_tokens == 0:
+                events.append((row, [Finished("length", len(row.prompt), 0)]))
+                self.scheduler.finish(row)
+        self.batch.add([row for row in rows if row.max_tokens > 0])
 
     def _fail_all(self, reason: str) -> None:
         self.batch.close()
