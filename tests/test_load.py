@@ -55,7 +55,7 @@ def test_verdicts_recognize_each_fault() -> None:
     assert fuzz.verdict(Reply(200, stream, b"data: {}\n\ndata: [DONE]\n\n")) == ""
     assert fuzz.verdict(Reply(200, stream, b"data: {}\n\n")) == "broken stream"
     assert fuzz.verdict(Reply(503, plain, error)) == "503"
-    assert fuzz.verdict(Reply(400, plain, b"Bad Request")) == "400 without the fixed body"
+    assert fuzz.verdict(Reply(400, plain, b"Bad Request")) == "400 without the error body"
     assert fuzz.verdict(Reply()) == "no answer" and fuzz.verdict(Reply(hangs=True)) == "hang"
     assert "FAILED" in load.table([load.Row("x", 1, "0", False)])
 
