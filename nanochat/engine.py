@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -156,22 +155,23 @@ class Engine:
             num_yielded = num_complete
 
     def generate_batch(
-        self, tokens: list[int], num_samples: int = 1, **options: Any
+        self,
+        tokens: list[int],
+        num_samples: int = 1,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 42,
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Complete sequences, with the prompt and without the end token, and their masks.
-
-        options: those of `generate`.
-        """
-        results = [[*tokens] for _ in range(num_samples)]
-        masks = [[0] * len(tokens) for _ in range(num_samples)]
-        finished: set[int] = set()
-        for column, column_mask in self.generate(tokens, num_samples, **options):
-            for i, (token, mask) in enumerate(zip(column, column_mask, strict=True)):
-                if mask and token in self.end_tokens:
-                    finished.add(i)
-                if i not in finished:
-                    results[i].append(token)
-                    masks[i].append(mask)
+        """Complete sequences, with the prompt and without the end token, and their masks."""
+        completions = self.complete(
+            [tokens], max_tokens, temperature, top_k, seed=[seed], num_samples=num_samples
+        )
+        results, masks = [], []
+        for one in completions:
+            end = len(one.tokens) - (one.finish_reason == "stop")
+            results.append(tokens + one.tokens[:end])
+            masks.append([0] * len(tokens) + one.mask[:end])
         return results, masks
 
     def stream_text(
