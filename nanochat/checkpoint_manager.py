@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, gather_objects
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
@@ -238,7 +238,7 @@ def move_to_replaced(directory: Path) -> None:
         return
     folders = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
     free = next(folder for folder in folders if not folder.exists())
-    with paths.named_failures(free):
+    with named_failures(free):
         free.parent.mkdir(exist_ok=True)
         directory.rename(free)
     logger.warning("moved the earlier run from %s to %s; delete it if not needed", directory, free)

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as get_hints
 
-from nanochat.errors import UserError
-from nanochat.paths import disk_failure
+from nanochat.errors import UserError, disk_failure
 
 OptionsType = TypeVar("OptionsType")
 Hints = dict[str, Any]

@@ -1,6 +1,5 @@
 """The base directory, the folders under it, and atomic file writes."""
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from nanochat.errors import UserError
+from nanochat.errors import named_failures
 
 STAGE_FOLDERS = {
     "base": "base_checkpoints",
@@ -79,39 +78,6 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def named_failures(path: Path) -> Iterator[None]:
-    """Turns disk errors that a person can fix (full, not writable) into a UserError on `path`."""
-    try:
-        yield
-    except OSError as error:
-        failure = disk_failure(error)
-        if failure is None:
-            raise
-        problem, remedy = failure
-        raise UserError(
-            f"{problem}: {path} was not written, and its previous version stays; {remedy}, then run"
-            " the command again"
-        ) from error
-
-
-def disk_failure(error: OSError) -> tuple[str, str] | None:
-    """(problem, remedy) of a disk error; None when a person cannot fix it, as a broken disk."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full", "free some space or set NANOCHAT_BASE_DIR to a larger disk"
-    remedy = "set NANOCHAT_BASE_DIR to a writable folder"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission for {error.filename}", remedy
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{error.filename} is a file, not a folder", remedy
-    if error.errno == errno.EISDIR:
-        # The target of a rename is the second name.
-        return f"{error.filename2 or error.filename} is a folder, not a file", "move it away"
-    if error.errno == errno.ENAMETOOLONG:
-        return f"the name {error.filename} is too long", "use a shorter one"
-    return None
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

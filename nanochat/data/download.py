@@ -16,8 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def _download_file(file: HubFile, endpoint: str, cancelled: threading.Event) -> 
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
     url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
-    with paths.named_failures(file.path):
+    with named_failures(file.path):
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file.path}.lock"):
             if not file.path.is_file():  # another process may have finished it meanwhile
