@@ -6,8 +6,6 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_eval
 """
 
 import logging
-import random
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +15,13 @@ from typing import Annotated, Any
 
 from nanochat import core_eval, dataset, paths, report
 from nanochat.configurator import at_least, parse, run
-from nanochat.core_eval import Baselines, CoreTask, Counts, Item
+from nanochat.core_eval import Baselines, CoreTask, Counts
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.primer.world import a
 from nanochat.runtime import Runtime, barrier, on_main_first
 from nanochat.training import stage
 from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint, over_ranks
-from tasks.primer import Primer
+from tasks.primer import plain_choices
 
 logger = logging.getLogger(__name__)
 
@@ -133,30 +130,6 @@ def find_bundle(folder: Path, baselines: Baselines) -> tuple[list[CoreTask], str
             f" curl -LO {BUNDLE_URL} && unzip eval_bundle.zip -d {folder.parent}; then run this"
             " command again"
         )
-
-
-def plain_choices(size: int) -> list[Item]:
-    """Facts of the primer world, each with one true and three false sentences."""
-    task, items = Primer("test", family="facts", size=size), []
-    for index in range(size):
-        conversation = task[index]
-        question, sentence = (message["content"] for message in conversation["messages"])
-        answer, rng = str(conversation["answer"]), random.Random(index)  # equal on all ranks
-        rivals = [rival for rival in conversation["rivals"] if rival != answer]
-        if answer not in sentence or len(rivals) < 3:
-            continue  # such as "yes", or a fact with few alternatives
-        choices = [answer, *rng.sample(rivals, 3)]
-        rng.shuffle(choices)
-        sentences = [with_answer(sentence, answer, choice) for choice in choices]
-        query = f"Question: {question} Answer:"  # the form of the base text
-        items.append({"query": query, "choices": sentences, "gold": choices.index(answer)})
-    return items
-
-
-def with_answer(sentence: str, answer: str, other: str) -> str:
-    """The sentence with another answer in place of its own, and the article that it takes."""
-    with_article = re.sub(rf"\ban? {re.escape(answer)}\b", lambda _: a(other), sentence)
-    return with_article if with_article != sentence else sentence.replace(answer, other)
 
 
 # ---- the report

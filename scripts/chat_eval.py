@@ -19,7 +19,6 @@ from nanochat.configurator import Short, at_least, parse, run
 from nanochat.core_eval import centered
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.primer import FAMILIES
 from nanochat.runtime import Runtime, on_main_first
 from nanochat.training import stage
 from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint, over_ranks
@@ -117,7 +116,8 @@ def evaluate(options: Options, runtime: Runtime) -> None:
 def task_makers(primer_problems: int) -> dict[str, Callable[[], Task]]:
     """A function that creates the task, for each label."""
     families: dict[str, Callable[[], Task]] = {
-        family: partial(Primer, "test", family=family, size=primer_problems) for family in FAMILIES
+        family: partial(Primer, "test", family=family, size=primer_problems)
+        for family in Primer.families
     }
     return families | {name: make for name, (make, _) in CHAT_TASKS.items()}
 
@@ -129,7 +129,7 @@ def choose_tasks(options: Options) -> list[str]:
     """
     wanted = options.task or ("primer" if dataset.current_source() == "primer" else "all")
     if wanted == "primer":
-        return list(FAMILIES)
+        return list(Primer.families)
     makers, available = task_makers(options.primer_problems), []
     for label in CHAT_TASKS if wanted == "all" else map(str.strip, wanted.split(",")):
         try:
@@ -170,8 +170,8 @@ def measure(label: str, engine: Engine, options: Options, runtime: Runtime) -> T
 def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
     """Scores over all families and over all six chat tasks, where these are complete."""
     scores = {}
-    if all(family in results for family in FAMILIES):
-        total = merged([results[family] for family in FAMILIES])
+    if all(family in results for family in Primer.families):
+        total = merged([results[family] for family in Primer.families])
         scores[ALL_FAMILIES] = total.accuracy
         if total.num_unseen:
             scores[UNSEEN] = total.num_passed_unseen / total.num_unseen

@@ -1,11 +1,13 @@
 """The primer world as a task: one family of questions or a stage's mixture of families."""
 
+import random
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat import primer
 from nanochat.errors import UserError
 from nanochat.primer import FAMILIES, Stage
+from nanochat.primer.world import a
 from tasks.common import Conversation, Task, final_text
 
 MIN_WORDS = 3  # of a sentence: a bare "5" is no answer
@@ -14,6 +16,8 @@ MAX_EXTRA_CHARACTERS = 80  # beyond the reference answer: no credit for rambling
 
 class Primer(Task):
     """Conversation i of a split is the same on every machine; train and test share no question."""
+
+    families = FAMILIES
 
     def __init__(
         self,
@@ -66,3 +70,27 @@ def last_number(text: str) -> str:
     """The last integer of a text without thousands commas; "" when there is none."""
     numbers = re.findall(r"-?\d[\d,]*", text)
     return numbers[-1].replace(",", "") if numbers else ""
+
+
+def plain_choices(size: int) -> list[dict[str, Any]]:
+    """Facts, each with one true and three false sentences, in the format of CORE's tasks."""
+    task, items = Primer("test", family="facts", size=size), []
+    for index in range(size):
+        conversation = task[index]
+        question, sentence = (message["content"] for message in conversation["messages"])
+        answer, rng = str(conversation["answer"]), random.Random(index)  # equal on all ranks
+        rivals = [rival for rival in conversation["rivals"] if rival != answer]
+        if answer not in sentence or len(rivals) < 3:
+            continue  # such as "yes", or a fact with few alternatives
+        choices = [answer, *rng.sample(rivals, 3)]
+        rng.shuffle(choices)
+        sentences = [with_answer(sentence, answer, choice) for choice in choices]
+        query = f"Question: {question} Answer:"  # the form of the base text
+        items.append({"query": query, "choices": sentences, "gold": choices.index(answer)})
+    return items
+
+
+def with_answer(sentence: str, answer: str, other: str) -> str:
+    """The sentence with another answer in place of its own, and the article that it takes."""
+    with_article = re.sub(rf"\ban? {re.escape(answer)}\b", lambda _: a(other), sentence)
+    return with_article if with_article != sentence else sentence.replace(answer, other)

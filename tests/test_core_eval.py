@@ -16,6 +16,7 @@ from nanochat.core_eval import CoreTask, Counts, Item, Problem
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from scripts import base_eval
+from tasks.primer import plain_choices, with_answer
 from tests.reference import core as plain
 from tests.shared_data import EVAL_DATA, needs_eval_data
 from tests.small_model import save_small_run, small_model, small_tokenizer
@@ -495,7 +496,7 @@ def test_without_a_model_the_training_command_is_named() -> None:
 
 
 def test_plain_choices_are_four_different_sentences() -> None:
-    items = base_eval.plain_choices(150)
+    items = plain_choices(150)
     assert len(items) > 100
     for item in items:
         assert len(set(item["choices"])) == 4 and item["query"].endswith(" Answer:")
@@ -514,4 +515,4 @@ def test_plain_choices_are_four_different_sentences() -> None:
 def test_another_answer_gets_its_own_article(
     sentence: str, answer: str, other: str, expected: str
 ) -> None:
-    assert base_eval.with_answer(sentence, answer, other) == expected
+    assert with_answer(sentence, answer, other) == expected
