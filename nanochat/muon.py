@@ -7,17 +7,14 @@ arXiv 2411.16085.
 N stacked matrices  R rows  C columns
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.adamw import ShardedOptimizer, gradient_of, sorted_by_rank
+from nanochat.adamw import Bucket, Named, ShardedOptimizer
 from nanochat.errors import UserError
 from nanochat.kernels.cpu_matmul import symmetric_product
-
-Named = list[tuple[str, nn.Parameter]]
 
 # Polar Express, arXiv 2505.16932, listing 1: odd polynomials a x + b x^3 + c x^5, one for each
 # iteration. Dividing x by 1.01 keeps singular values that rounding pushed above 1 within the
@@ -151,79 +148,32 @@ class Muon(ShardedOptimizer):
             "initial_weight_decay": weight_decay,
             "cautious": cautious,
         }
-        super().__init__([{**settings, "params": named} for named in by_shape.values()])
+        groups = [{**settings, "params": named} for named in by_shape.values()]
+        super().__init__(groups, splits_tensors=False)  # a polar factor needs the whole matrix
         self.dtype = dtype
-        self.moments = {_shape(group): self._zero_moments(group) for group in self.param_groups}
+        for bucket in self.buckets:
+            matrix, num_owned = bucket.named[0][1].detach(), len(bucket.ranges)
+            bucket.stacks["momentum"] = matrix.new_zeros(num_owned, *matrix.shape)
+            if variance_decay is not None:
+                bucket.stacks["variance"] = matrix.new_zeros(num_owned, matrix.size(0), 1)
+            for i, name in enumerate(bucket.ranges):
+                self.moments[name] = {kind: stack[i] for kind, stack in bucket.stacks.items()}
 
-    def _zero_moments(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """{"momentum": (N, R, C), "variance": (N, R, 1)} for the matrices that this rank owns."""
-        matrix, num_owned = group["params"][0][1].detach(), len(self._owned(group))
-        moments = {"momentum": matrix.new_zeros(num_owned, *matrix.shape)}
-        if group["variance_decay"] is not None:
-            moments["variance"] = matrix.new_zeros(num_owned, matrix.size(0), 1)
-        return moments
-
-    def _owned(self, group: dict[str, Any]) -> Named:
-        """The matrices of a stack that this rank updates; the last ranks may have fewer or none."""
-        share = self.padded_length(len(group["params"])) // self.world_size
-        owned: Named = group["params"][self.rank * share : (self.rank + 1) * share]
-        return owned
-
-    def _gradient_buffers(self, group: dict[str, Any]) -> list[Tensor]:
-        gradients = [gradient_of(parameter) for _, parameter in group["params"]]
-        return [_stack(gradients, group, self.padded_length(len(gradients)))]
-
-    def _update_shards(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
-        owned, moments = self._owned(group), self.moments[_shape(group)]
-        if not owned:
+    def _update(self, bucket: Bucket, gradient: Tensor) -> None:
+        group, shape = bucket.group, bucket.named[0][1].shape
+        if not bucket.ranges:
             return
         updates = muon_updates(
-            gradients[0][: len(owned)], moments["momentum"], moments.get("variance"),
+            gradient.view(-1, *shape)[: len(bucket.ranges)],  # the rest is padding
+            bucket.stacks["momentum"], bucket.stacks.get("variance"),
             momentum=group["momentum"], variance_decay=group["variance_decay"],
             dtype=self.dtype,
         )  # fmt: skip
-        for (_, parameter), update in zip(owned, updates, strict=True):
+        for shard, update in zip(bucket.shards.values(), updates, strict=True):
             apply_update(
-                parameter, update, lr=group["lr"], weight_decay=group["weight_decay"],
+                shard.view(shape), update, lr=group["lr"], weight_decay=group["weight_decay"],
                 cautious=group["cautious"],
             )  # fmt: skip
 
-    def _parameter_shards(self, group: dict[str, Any]) -> list[Tensor]:
-        owned = [parameter.detach() for _, parameter in self._owned(group)]
-        share = self.padded_length(len(group["params"])) // self.world_size
-        return [_stack(owned, group, share)]
 
-    def _copy_gathered(self, group: dict[str, Any], buffers: list[Tensor]) -> None:
-        for (_, parameter), matrix in zip(group["params"], buffers[0], strict=False):
-            parameter.copy_(matrix)  # the buffer may be longer: its end is padding
-
-    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for group in self.param_groups:
-            for i, (name, _) in enumerate(self._owned(group)):
-                yield name, {kind: stack[i] for kind, stack in self.moments[_shape(group)].items()}
-
-    def _select_shard(self, full: Tensor) -> Tensor:
-        return full  # a matrix is never split
-
-    @staticmethod
-    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """{"tensors": {name: {"momentum": (R, C), "variance": (R, 1)}}}.
-
-        Raises UserError when a rank's state is missing.
-        """
-        by_rank = [state["tensors"] for state in sorted_by_rank(states)]
-        return {"tensors": {name: moments for each in by_rank for name, moments in each.items()}}
-
-
-DistMuon = Muon  # the name in the original nanochat; on one rank both are the same
-
-
-def _shape(group: dict[str, Any]) -> torch.Size:
-    shape: torch.Size = group["params"][0][1].shape
-    return shape
-
-
-def _stack(matrices: list[Tensor], group: dict[str, Any], length: int) -> Tensor:
-    """(length, R, C): the matrices, then zero matrices of the group's shape."""
-    zero = torch.zeros_like(group["params"][0][1])
-    return torch.stack([*matrices, *[zero] * (length - len(matrices))])
+DistMuon = Muon  # the name in the original nanochat, which has a class for one rank and another
