@@ -133,7 +133,10 @@ class Peak:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.size = runtime, PRODUCT_SIZES[runtime.device.type]
         # torch's own library, and the one that the model uses: on a CPU it may be another.
-        self.libraries = {"torch": torch.matmul, "kernels": cpu_matmul.product}
+        self.libraries: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "torch": torch.matmul,
+            "kernels": cpu_matmul.product,
+        }
         self.samples: dict[str, list[float]] = {name: [] for name in self.libraries}
 
     def measure(self) -> None:

@@ -85,8 +85,8 @@ def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap:
     return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
 
 
-def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
-    """All figures of one depth, measured in this process."""
+def build_model(depth: int, options: argparse.Namespace, runtime: Runtime) -> GPT:
+    """A new model on the device; with --loss plain, all models use the plain loss."""
     if options.loss == "plain":
         vars(gpt)["weighted_cross_entropy"] = plain_loss
     config = GPTConfig.from_depth(
@@ -95,8 +95,12 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
     )  # fmt: skip
     model = GPT(config, compute_dtype=runtime.compute_dtype)
     model.init_weights(0)
-    model.to(runtime.device)
-    watch = Stopwatch(runtime)
+    return model.to(runtime.device)
+
+
+def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """All figures of one depth, measured in this process."""
+    model, watch = build_model(depth, options, runtime), Stopwatch(runtime)
     time_collectives(watch)
     module: Any = torch.compile(model, dynamic=False) if options.compile else model
     optimizers = [TimedOptimizer(o, watch) for o in param_groups.build_optimizers(model)]
