@@ -101,6 +101,7 @@ class RustBPETokenizer:
         """Write tokenizer.json atomically: readable, versioned, with a checksum."""
         content = self._content()
         header = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content)}
+        # A line per number, so that a diff shows which merges differ.
         text = json.dumps(header | content, indent=0, ensure_ascii=True)
         paths.write_atomic(directory / FILE_NAME, text)
 

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%s", line)
     section = {
         "title": "Tokenizer, compared",
-        "order": -1,
+        "order": -1,  # after tok_train, before all stages
         "settings": settings,
         "notes": ["Bytes per token (higher is better), and what tokens consist of.", *notes],
         "rows": rows,

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("the text has no more pairs to merge: fewer tokens than --vocab_size")
     section = {
         "title": "Tokenizer",
-        "order": -2,
+        "order": -2,  # before tok_eval and all stages
         "settings": settings,
         "metrics": {
             "characters": num_characters,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask
 
+# Parquet files of each split on the hub.
 NUM_FILES = {"train": 4, "test": 1}
 
 

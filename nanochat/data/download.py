@@ -97,8 +97,9 @@ def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> Non
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             text = f"HTTP {status}" if status else str(error) or type(error).__name__
             reason = " ".join(text.split())
-            is_unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            limit = MAX_ATTEMPTS_UNREACHABLE if is_unreachable else MAX_ATTEMPTS
+            unreachable = httpx.ConnectError | httpx.ConnectTimeout | ConnectionError
+            is_reached = not isinstance(error, unreachable)
+            limit = MAX_ATTEMPTS if is_reached else MAX_ATTEMPTS_UNREACHABLE
             if status in FINAL_STATUS_CODES or failures >= limit:
                 raise UserError(
                     f"{url} could not be downloaded: {reason}; check the network (HF_ENDPOINT names"

@@ -32,13 +32,15 @@ TASK_FILES: dict[str, list[tuple[str, str]]] = {
     ],
 }
 TASK_FILES["sft"] = TASK_FILES["mid"] + TASK_FILES["eval"]
-TASK_FILES["rl"] = _GSM8K
+TASK_FILES["rl"] = _GSM8K  # the only public task with a reward
 
 
 def fetch(files: list[HubFile]) -> None:
     """Download the files that are missing. Raises UserError when offline or unavailable."""
     missing = [file for file in files if not file.path.is_file()]
-    if missing and hub_offline():
+    if not missing:
+        return  # nothing of the environment matters then
+    if hub_offline():
         raise UserError(
             f"{missing[0].path} is missing and HF_HUB_OFFLINE forbids downloading it; unset it"
             " once, or use --source primer"
@@ -64,6 +66,7 @@ def task_rows(files: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def prefetch(names: str) -> None:
     """Download the files of the named stages, separated by commas; the stages then work offline."""
+    # Stages share files; a dict keeps each once, in order.
     files = dict.fromkeys(file for stage in stage_names(names) for file in TASK_FILES[stage])
     fetch([_task_file(repo, name) for repo, name in files])
 
