@@ -23,10 +23,53 @@ def document(rng: Random, split: Split) -> str:
     return rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0](rng, split)
 
 
+# One sentence of each row is said of a person; {x} is the name or the pronoun.
+_ABOUT_A_PERSON = (
+    (
+        "{x} lives in {town}.", "{x} has a house in {town}.", "The home of {name} is in {town}.",
+        "{x} is at home in {town}.",
+    ),
+    (
+        "{x} is {a_job}.", "{x} works as {a_job}.", "{x} is the {job} of {town}.",
+        "The work of {name} is that of {a_job}.", "In {town} the {job} is {name}.",
+    ),
+    (
+        "{x} has {a_pet}.", "{x} keeps {a_pet} as a pet.", "The pet of {name} is {a_pet}.",
+        "{x} loves {her} pet, {a_pet}.", "At home {a_pet} waits for {name}.",
+    ),
+    (
+        "{x} likes to eat {dish}.", "The favourite food of {name} is {dish}.",
+        "For supper {x} likes {dish} best.", "{x} likes {dish} best.",
+    ),
+)  # fmt: skip
+_ABOUT_AN_ANIMAL = (
+    (
+        "{x} is {colour}.", "the {name} has the colour {colour}.",
+        "the {name} in the picture is {colour}.",
+    ),
+    (
+        "{x} lives in {home}.", "the home of the {name} is {home}.",
+        "in {home} you can find the {name}.", "at night {x} sleeps in {home}.",
+    ),
+    (
+        "{x} eats {food}.", "{x} likes to eat {food}.", "the food of the {name} is {food}.",
+        "give the {name} some {food} to eat.",
+    ),
+    (
+        "{x} {sound}.", "when you come near, {x} {sound}.", "the {name} makes a sound: it {sound}.",
+        "listen how {x} {sound}!",
+    ),
+    (
+        "the young of {a_name} is called {a_young}.", "a baby of {a_name} is {a_young}.",
+        "the young one is called {a_young}.",
+    ),
+)  # fmt: skip
+
+
 def _portrait(rng: Random, split: Split) -> str:
     """A person, in a few sentences in random order."""
     person = rng.choice(world.PEOPLE)
-    lines = _person_lines(rng, person)
+    lines = [rng.choice(sentences) for sentences in _ABOUT_A_PERSON]
     rng.shuffle(lines)
     head = one_of(
         rng,
@@ -34,86 +77,28 @@ def _portrait(rng: Random, split: Split) -> str:
         f"{person.name} got up early. ", f"Everybody in {person.town} knows {person.name}. ",
         f"It was a {rng.choice(world.WEATHERS)} day in {person.town}. ",
     )  # fmt: skip
-    return head + _prose(rng, lines, person.name, person.pronoun)
-
-
-def _prose(rng: Random, lines: list[str], name: str, pronoun: str) -> str:
-    """The lines as sentences about {x}: its name in the first one, later a pronoun more often."""
-    sentences = []
-    for index, line in enumerate(lines):
-        is_named = index == 0 or rng.random() < 0.4
-        sentences.append(capitalized(line.format(x=name if is_named else pronoun)))
-    return " ".join(sentences)
-
-
-def _person_lines(rng: Random, person: world.Person) -> list[str]:
-    name, town, job, pet, dish = person.name, person.town, person.job, person.pet, person.dish
-    her = "his" if person.pronoun == "he" else "her"
-    return [
-        rng.choice(sentences)
-        for sentences in (
-            (
-                f"{{x}} lives in {town}.", f"{{x}} has a house in {town}.",
-                f"The home of {name} is in {town}.",
-                f"{{x}} is at home in {town}.",
-            ),
-            (
-                f"{{x}} is {a(job)}.", f"{{x}} works as {a(job)}.",
-                f"{{x}} is the {job} of {town}.",
-                f"The work of {name} is that of {a(job)}.",
-                f"In {town} the {job} is {name}.",
-            ),
-            (
-                f"{{x}} has {a(pet)}.", f"{{x}} keeps {a(pet)} as a pet.",
-                f"The pet of {name} is {a(pet)}.",
-                f"{{x}} loves {her} pet, {a(pet)}.",
-                f"At home {a(pet)} waits for {name}.",
-            ),
-            (
-                f"{{x}} likes to eat {dish}.",
-                f"The favourite food of {name} is {dish}.",
-                f"For supper {{x}} likes {dish} best.", f"{{x}} likes {dish} best.",
-            ),
-        )
-    ]  # fmt: skip
+    return head + _prose(rng, lines, person, person.name, person.pronoun)
 
 
 def _nature(rng: Random, split: Split) -> str:
     """An animal and what is known of it."""
     animal = rng.choice(world.ANIMALS)
-    lines = _animal_lines(rng, animal)
+    lines = [rng.choice(sentences) for sentences in _ABOUT_AN_ANIMAL]
     rng.shuffle(lines)
-    return _prose(rng, lines[: rng.randint(3, 5)], f"the {animal.name}", "it")
+    return _prose(rng, lines[: rng.randint(3, 5)], animal, f"the {animal.name}", "it")
 
 
-def _animal_lines(rng: Random, animal: world.Animal) -> list[str]:
-    name, colour, home = animal.name, animal.colour, animal.home
-    food, sound, young = animal.food, animal.sound, a(animal.young)
-    return [
-        rng.choice(sentences)
-        for sentences in (
-            (
-                f"{{x}} is {colour}.", f"the {name} has the colour {colour}.",
-                f"the {name} in the picture is {colour}.",
-            ),
-            (
-                f"{{x}} lives in {home}.", f"the home of the {name} is {home}.",
-                f"in {home} you can find the {name}.", f"at night {{x}} sleeps in {home}.",
-            ),
-            (
-                f"{{x}} eats {food}.", f"{{x}} likes to eat {food}.",
-                f"the food of the {name} is {food}.", f"give the {name} some {food} to eat.",
-            ),
-            (
-                f"{{x}} {sound}.", f"when you come near, {{x}} {sound}.",
-                f"the {name} makes a sound: it {sound}.", f"listen how {{x}} {sound}!",
-            ),
-            (
-                f"the young of {a(name)} is called {young}.", f"a baby of {a(name)} is {young}.",
-                f"the young one is called {young}.",
-            ),
-        )
-    ]  # fmt: skip
+def _prose(
+    rng: Random, lines: list[str], row: world.Animal | world.Person, subject: str, pronoun: str
+) -> str:
+    """The lines as sentences about a subject: named in the first one, later more rarely."""
+    words = dict(vars(row), her="his" if pronoun == "he" else "her")
+    words |= {f"a_{column}": a(value) for column, value in vars(row).items()}
+    sentences = []
+    for index, line in enumerate(lines):
+        is_named = index == 0 or rng.random() < 0.4
+        sentences.append(capitalized(line.format(x=subject if is_named else pronoun, **words)))
+    return " ".join(sentences)
 
 
 def _still_life(rng: Random, split: Split) -> str:
@@ -163,12 +148,12 @@ def _journey(rng: Random, split: Split) -> str:
 
 def _tale(rng: Random, split: Split) -> str:
     """A story, sometimes with a person of the world in it."""
-    told = story(rng).text
+    text, _ = story(rng)
     if rng.random() < 0.3:
         person, spot = rng.choice(world.PEOPLE), rng.choice(world.SPOTS)
         feeling = rng.choice(world.FEELINGS)
-        told += f" {person.name} the {person.job} saw it all from {spot} and felt {feeling}."
-    return told
+        text += f" {person.name} the {person.job} saw it all from {spot} and felt {feeling}."
+    return text
 
 
 def _question_and_answer(rng: Random, split: Split) -> str:

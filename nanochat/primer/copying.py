@@ -5,11 +5,10 @@ to D alone a small model keeps guessing for a long time (dev/LOG.md).
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Question, Split, split_of
+from nanochat.primer.question import Paraphrases, Question, Split, draw_series
 from nanochat.primer.words import WORDS
 
 _RANDOM_ITEMS: tuple[Callable[[Random], str], ...] = (
@@ -68,26 +67,23 @@ _FIND = ("Find {x}.", "And {x}?", "Where is {x}?", "What stands beside {x}?")
 
 
 def list_series(rng: Random, split: Split) -> list[Question]:
-    """A list of values with a name or a letter beside each, and questions about its rows.
+    """A list of values with a name or a letter beside each, and questions about its rows."""
+    return draw_series(_list, rng, split, at_least=1, separator="\n")
 
-    The first question contains the list; all of them belong to the split.
-    """
-    questions: list[Question] = []
-    while not questions:
-        values = rng.sample(rng.choice(_COLUMNS), rng.randint(3, 4))
-        labels = rng.sample(rng.choice((_NAMES, _LETTERS)), len(values))
-        rows = [value + label for value, label in zip(values, labels, strict=True)]
-        text = "".join(f"- {row}\n" for row in rows)
-        questions = [
-            Question(
-                text=rng.choice(_FIND).format(x=value), answer=f"It is {row}.", key=row,
-                identity=f"lists|{text}|{value}",
-            )
-            for value, row in zip(values, rows, strict=True)
-        ]  # fmt: skip
-        questions = [question for question in questions if split_of(question.identity) == split]
-    rng.shuffle(questions)
-    return [replace(questions[0], text=f"{text}\n{questions[0].text}"), *questions[1:]]
+
+def _list(rng: Random) -> tuple[str, list[Question]]:
+    values = rng.sample(rng.choice(_COLUMNS), rng.randint(3, 4))
+    labels = rng.sample(rng.choice((_NAMES, _LETTERS)), len(values))
+    rows = [value + label for value, label in zip(values, labels, strict=True)]
+    text = "".join(f"- {row}\n" for row in rows)
+    questions = [
+        Question(
+            text=rng.choice(_FIND).format(x=value), answer=f"It is {row}.", key=row,
+            identity=f"lists|{text}|{value}",
+        )
+        for value, row in zip(values, rows, strict=True)
+    ]  # fmt: skip
+    return text, questions
 
 
 def list_question(rng: Random, split: Split) -> Question:

@@ -1,7 +1,6 @@
 """Sums through the calculator, and word problems of two steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 from nanochat.calculator import evaluate
@@ -96,138 +95,100 @@ def sum_question(rng: Random, split: Split) -> Question:
 
 
 Bounds = tuple[int, int]  # inclusive
-Numbers = Callable[[Random], dict[str, int]]  # draws a, b, c of a word problem
+# Names of numbers in the order of the draws, with their bounds; or with a function of the numbers
+# drawn before, whose value is the bounds or the number itself.
+Ranges = dict[str, Bounds | Callable[..., Bounds | int]]
 
 
-@dataclass(frozen=True)
 class Problem:
-    """One shape of word problem."""
+    """One shape of word problem, in several wordings; {r} in the answer is the result."""
 
-    wordings: tuple[str, ...]
-    expression: str
-    answer: str  # {r} is the result
-    numbers: Numbers
+    def __init__(self, *wordings: str, expression: str, answer: str, ranges: Ranges) -> None:
+        self.wordings, self.expression, self.answer = wordings, expression, answer
+        self.ranges = ranges
+
+    def draw_numbers(self, rng: Random) -> dict[str, int]:
+        """The numbers by name."""
+        numbers: dict[str, int] = {}
+        for name, limits in self.ranges.items():
+            value = limits(**numbers) if callable(limits) else limits
+            numbers[name] = value if isinstance(value, int) else rng.randint(*value)
+        return numbers
 
 
 # The numbers of each shape are small, and such that every step gives a positive integer.
-
-
-def _within(**bounds: Bounds) -> Numbers:
-    return lambda rng: {name: rng.randint(*pair) for name, pair in bounds.items()}
-
-
-def _more_than_product(a: Bounds, b: Bounds, rest: Bounds) -> Numbers:
-    def numbers(rng: Random) -> dict[str, int]:
-        x, y = rng.randint(*a), rng.randint(*b)
-        return {"a": x, "b": y, "c": x * y + rng.randint(*rest)}
-
-    return numbers
-
-
-def _gains_and_gives(rng: Random) -> dict[str, int]:
-    a, b = rng.randint(5, 60), rng.randint(5, 60)
-    return {"a": a, "b": b, "c": rng.randint(2, a + b - 1)}
-
-
-def _loses_twice(rng: Random) -> dict[str, int]:
-    b, c = rng.randint(2, 40), rng.randint(2, 40)
-    return {"a": b + c + rng.randint(1, 50), "b": b, "c": c}
-
-
-def _packs_and_fewer(rng: Random) -> dict[str, int]:
-    a, b = rng.randint(2, 12), rng.randint(3, 20)
-    return {"a": a, "b": b, "c": rng.randint(1, a * b - 1)}
-
-
-def _shared(rng: Random) -> dict[str, int]:
-    c, share = rng.randint(2, 9), rng.randint(2, 15)
-    a = rng.randint(1, c * share - 1)
-    return {"a": a, "b": c * share - a, "c": c}
-
-
 PROBLEMS = (
     Problem(
-        (
-            "{name} has {a} {items}. {She} finds {b} more and gives {c} to {friend}. How many"
-            " {items} does {name} have now?",
-            "{name} had {a} {items} and got {b} from {friend}. Then {she} lost {c}. How many"
-            " {items} are left?",
-            "There are {a} {items} in a box. {name} puts in {b} more, and {friend} takes out {c}."
-            " How many {items} are in the box?",
-        ),
-        "{a} + {b} - {c}", "There are {r} {items}.", _gains_and_gives,
+        "{name} has {a} {items}. {She} finds {b} more and gives {c} to {friend}. How many {items}"
+        " does {name} have now?",
+        "{name} had {a} {items} and got {b} from {friend}. Then {she} lost {c}. How many {items}"
+        " are left?",
+        "There are {a} {items} in a box. {name} puts in {b} more, and {friend} takes out {c}. How"
+        " many {items} are in the box?",
+        expression="{a} + {b} - {c}", answer="There are {r} {items}.",
+        ranges={"a": (5, 60), "b": (5, 60), "c": lambda a, b: (2, a + b - 1)},
     ),
     Problem(
-        (
-            "{name} has {a} {items}. {She} gives {b} to {friend} and loses {c}. How many {items}"
-            " does {name} have left?",
-            "A shop has {a} {items}. In the morning it sells {b}, in the afternoon it sells {c}."
-            " How many {items} are left?",
-            "Out of {a} {items}, {name} takes {b} and {friend} takes {c}. How many {items} remain?",
-        ),
-        "{a} - {b} - {c}", "There are {r} {items} left.", _loses_twice,
+        "{name} has {a} {items}. {She} gives {b} to {friend} and loses {c}. How many {items} does"
+        " {name} have left?",
+        "A shop has {a} {items}. In the morning it sells {b}, in the afternoon it sells {c}. How"
+        " many {items} are left?",
+        "Out of {a} {items}, {name} takes {b} and {friend} takes {c}. How many {items} remain?",
+        expression="{a} - {b} - {c}", answer="There are {r} {items} left.",
+        ranges={"b": (2, 40), "c": (2, 40), "a": lambda b, c: (b + c + 1, b + c + 50)},
     ),
     Problem(
-        (
-            "{name} buys {a} bags with {b} {items} each. {She} already had {c} {items}. How many"
-            " {items} does {name} have now?",
-            "There are {a} boxes with {b} {items} in each, and {c} more {items} on the table. How"
-            " many {items} are there?",
-            "{name} fills {a} jars with {b} {items} each, and {c} {items} are left over. How many"
-            " {items} are there in all?",
-        ),
-        "{a} * {b} + {c}", "There are {r} {items}.",
-        _within(a=(2, 12), b=(2, 20), c=(1, 40)),
+        "{name} buys {a} bags with {b} {items} each. {She} already had {c} {items}. How many"
+        " {items} does {name} have now?",
+        "There are {a} boxes with {b} {items} in each, and {c} more {items} on the table. How many"
+        " {items} are there?",
+        "{name} fills {a} jars with {b} {items} each, and {c} {items} are left over. How many"
+        " {items} are there in all?",
+        expression="{a} * {b} + {c}", answer="There are {r} {items}.",
+        ranges={"a": (2, 12), "b": (2, 20), "c": (1, 40)},
     ),
     Problem(
-        (
-            "{name} has {a} bags with {b} {items} each. {She} gives {c} {items} away. How many"
-            " {items} does {name} have left?",
-            "There are {a} boxes with {b} {items} in each. {friend} takes {c} {items}. How many"
-            " {items} are left?",
-            "{a} children bring {b} {items} each, and {c} {items} get lost. How many {items}"
-            " remain?",
-        ),
-        "{a} * {b} - {c}", "There are {r} {items} left.", _packs_and_fewer,
+        "{name} has {a} bags with {b} {items} each. {She} gives {c} {items} away. How many {items}"
+        " does {name} have left?",
+        "There are {a} boxes with {b} {items} in each. {friend} takes {c} {items}. How many {items}"
+        " are left?",
+        "{a} children bring {b} {items} each, and {c} {items} get lost. How many {items} remain?",
+        expression="{a} * {b} - {c}", answer="There are {r} {items} left.",
+        ranges={"a": (2, 12), "b": (3, 20), "c": lambda a, b: (1, a * b - 1)},
     ),
     Problem(
-        (
-            "{name} has {a} {items} and {friend} has {b}. They put them together and share them"
-            " among {c} children. How many {items} does each child get?",
-            "{a} red {items} and {b} blue {items} are packed into {c} bags, the same number in"
-            " each. How many {items} are in one bag?",
-        ),
-        "({a} + {b}) / {c}", "Each gets {r} {items}.", _shared,
+        "{name} has {a} {items} and {friend} has {b}. They put them together and share them among"
+        " {c} children. How many {items} does each child get?",
+        "{a} red {items} and {b} blue {items} are packed into {c} bags, the same number in each."
+        " How many {items} are in one bag?",
+        expression="({a} + {b}) / {c}", answer="Each gets {r} {items}.",
+        ranges={  # the result first: the quotient has to be an integer
+            "c": (2, 9), "r": (2, 15), "a": lambda c, r: (1, c * r - 1),
+            "b": lambda c, r, a: c * r - a,
+        },
     ),
     Problem(
-        (
-            "{name} has {a} {items}. {friend} has {b} more than {name}. How many {items} do they"
-            " have together?",
-            "In the morning {name} finds {a} {items}, and in the afternoon {b} more than in the"
-            " morning. How many {items} does {name} find in all?",
-        ),
-        "{a} + {a} + {b}", "There are {r} {items} in all.",
-        _within(a=(3, 60), b=(2, 40)),
+        "{name} has {a} {items}. {friend} has {b} more than {name}. How many {items} do they have"
+        " together?",
+        "In the morning {name} finds {a} {items}, and in the afternoon {b} more than in the"
+        " morning. How many {items} does {name} find in all?",
+        expression="{a} + {a} + {b}", answer="There are {r} {items} in all.",
+        ranges={"a": (3, 60), "b": (2, 40)},
     ),
     Problem(
-        (
-            "{name} buys {a} {items} for {b} coins each and pays with {c} coins. How many coins"
-            " does {she} get back?",
-            "One of the {items} costs {b} coins. {name} has {c} coins and buys {a} {items}. How"
-            " many coins are left?",
-        ),
-        "{c} - {a} * {b}", "There are {r} coins left.",
-        _more_than_product((2, 9), (2, 12), (1, 60)),
+        "{name} buys {a} {items} for {b} coins each and pays with {c} coins. How many coins does"
+        " {she} get back?",
+        "One of the {items} costs {b} coins. {name} has {c} coins and buys {a} {items}. How many"
+        " coins are left?",
+        expression="{c} - {a} * {b}", answer="There are {r} coins left.",
+        ranges={"a": (2, 9), "b": (2, 12), "c": lambda a, b: (a * b + 1, a * b + 60)},
     ),
     Problem(
-        (
-            "A book has {c} pages. {name} reads {a} pages a day for {b} days. How many pages are"
-            " left?",
-            "The way is {c} miles long. {name} walks {a} miles a day for {b} days. How many miles"
-            " are left?",
-        ),
-        "{c} - {a} * {b}", "There are {r} left.",
-        _more_than_product((3, 25), (2, 9), (5, 120)),
+        "A book has {c} pages. {name} reads {a} pages a day for {b} days. How many pages are left?",
+        "The way is {c} miles long. {name} walks {a} miles a day for {b} days. How many miles are"
+        " left?",
+        expression="{c} - {a} * {b}", answer="There are {r} left.",
+        ranges={"a": (3, 25), "b": (2, 9), "c": lambda a, b: (a * b + 5, a * b + 120)},
     ),
 )  # fmt: skip
 
@@ -236,7 +197,9 @@ def word_problem(rng: Random, split: Split) -> Question:
     """A problem of two steps; the model writes the expression, the calculator its value."""
     problem = rng.choice(PROBLEMS)
     wording = rng.choice(problem.wordings)
-    numbers = problem.numbers(rng)
+    numbers = problem.draw_numbers(rng)
+    # Without names and things: who has the marbles does not make a new problem.
+    values = sorted(item for item in numbers.items() if item[0] != "r")
     (name, she, _), (friend, _, _) = two_children(rng)
     expression = problem.expression.format(**numbers)
     result = compute(expression)
@@ -249,8 +212,7 @@ def word_problem(rng: Random, split: Split) -> Question:
         text=opening + wording.format(**words),
         answer=problem.answer.format(**words),
         key=result,
-        # Without names and things: who has the marbles does not make a new problem.
-        identity=f"problem|{wording}|{sorted(numbers.items())}",
+        identity=f"problem|{wording}|{values}",
         expression=expression,
         result=result,
         kind="number",

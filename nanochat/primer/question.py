@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
@@ -73,6 +73,22 @@ def draw(make: Callable[[Random, Split], Question], rng: Random, split: Split) -
             return question
         if split_of(question.identity) == split:
             return question
+
+
+def draw_series(
+    make: Callable[[Random], tuple[str, list[Question]]],
+    rng: Random,
+    split: Split,
+    at_least: int,
+    separator: str,
+) -> list[Question]:
+    """Questions of the split about one text, in random order; the first one contains the text."""
+    questions: list[Question] = []
+    while len(questions) < at_least:
+        text, questions = make(rng)
+        questions = [question for question in questions if split_of(question.identity) == split]
+    rng.shuffle(questions)
+    return [replace(questions[0], text=f"{text}{separator}{questions[0].text}"), *questions[1:]]
 
 
 class Paraphrases:

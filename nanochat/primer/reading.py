@@ -1,33 +1,24 @@
 """Reading comprehension: short stories, and questions whose answer is in the story."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Question, Split, one_of, split_of
+from nanochat.primer.question import Paraphrases, Question, Split, draw_series, one_of
 from nanochat.primer.world import a, capitalized, two_children
 
 StoryQuestion = tuple[str, str, str, tuple[str, ...]]  # core, answer, key, rivals
+Plot = tuple[str, *tuple[StoryQuestion, ...]]  # a text and questions about it
 
 
-@dataclass(frozen=True)
-class Story:
-    """A few sentences, and questions about them."""
-
-    text: str
-    questions: tuple[StoryQuestion, ...]
-
-    def ask(self, question: StoryQuestion) -> Question:
-        """A question about the story, whose text does not contain the story yet."""
-        core, answer, key, rivals = question
+def story(rng: Random) -> tuple[str, list[Question]]:
+    """A story of a few sentences, and questions about it; their text does not contain the story."""
+    text, *questions = rng.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(rng)
+    return text, [
         # The story is part of the identity: the same question about another story is a new one.
-        identity = f"reading|{self.text}|{core}"
-        return Question(capitalized(core) + "?", answer, key, identity, rivals=rivals)
-
-
-def story(rng: Random) -> Story:
-    """A story of one of the four plots."""
-    return rng.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(rng)
+        Question(capitalized(core) + "?", answer, key, f"reading|{text}|{core}", rivals=rivals)
+        for core, answer, key, rivals in questions
+    ]
 
 
 def _opening(rng: Random) -> str:
@@ -39,7 +30,7 @@ def _opening(rng: Random) -> str:
     )  # fmt: skip
 
 
-def _hidden_thing(rng: Random) -> Story:
+def _hidden_thing(rng: Random) -> Plot:
     (name, she, her), (friend, he, _) = two_children(rng)
     colour, item = rng.choice(world.COLOURS), rng.choice(world.ITEMS)
     spot, holder = rng.choice(world.SPOTS), rng.choice(world.HOLDERS)
@@ -54,20 +45,18 @@ def _hidden_thing(rng: Random) -> Story:
         f"In {spot} there stood {holder}. {name} laid {her} {colour} {item} inside and closed"
         f" it. {friend} saw it and felt {feeling}.",
     )
-    return Story(
+    return (
         text,
-        (
-            _colour_question(item, colour),
-            (f"where is the {item}", f"The {item} is in {holder}.", holder,
-             _others(world.HOLDERS, holder)),
-            (f"who has hidden the {item}", f"It was {name}.", name, (friend,)) if "hid" in text
-            else (f"whose {item} is it", f"It is {name}'s {item}.", name, (friend,)),
-            _feeling_question(friend, feeling),
-        ),
+        _colour_question(item, colour),
+        (f"where is the {item}", f"The {item} is in {holder}.", holder,
+         _others(world.HOLDERS, holder)),
+        (f"who has hidden the {item}", f"It was {name}.", name, (friend,)) if "hid" in text
+        else (f"whose {item} is it", f"It is {name}'s {item}.", name, (friend,)),
+        _feeling_question(friend, feeling),
     )  # fmt: skip
 
 
-def _gift(rng: Random) -> Story:
+def _gift(rng: Random) -> Plot:
     (name, she, _), (friend, he, _) = two_children(rng)
     colour, item = rng.choice(world.COLOURS), rng.choice(world.ITEMS)
     feeling, spot = rng.choice(world.FEELINGS), rng.choice(world.SPOTS)
@@ -78,19 +67,17 @@ def _gift(rng: Random) -> Story:
         f"{friend} had a birthday. {name} wrapped {a(colour)} {item} in paper and brought it to"
         f" {spot}. When {friend} opened it, {he} felt {feeling}.",
     )
-    return Story(
+    return (
         text,
-        (
-            (f"what did {name} give {friend}", f"{name} gave {friend} {a(colour)} {item}.", item,
-             _others(world.ITEMS, item)),
-            (f"who got the {item}", f"{friend} got the {item}.", friend, (name,)),
-            _colour_question(item, colour),
-            _feeling_question(friend, feeling),
-        ),
+        (f"what did {name} give {friend}", f"{name} gave {friend} {a(colour)} {item}.", item,
+         _others(world.ITEMS, item)),
+        (f"who got the {item}", f"{friend} got the {item}.", friend, (name,)),
+        _colour_question(item, colour),
+        _feeling_question(friend, feeling),
     )  # fmt: skip
 
 
-def _two_places(rng: Random) -> Story:
+def _two_places(rng: Random) -> Plot:
     (name, _, _), (friend, _, _) = two_children(rng)
     first, second = rng.sample(world.SPOTS, 2)
     item, other = rng.sample(world.ITEMS, 2)
@@ -105,18 +92,16 @@ def _two_places(rng: Random) -> Story:
         else f"In the morning {name} {past} {first} and {deed} {a(item)}. At the same time"
         f" {friend} stayed in {second} and looked for {a(other)}."
     )
-    return Story(
+    return (
         text,
-        (
-            (f"where did {name} {verb}", f"{name} {past} {first}.", first, (second,)),
-            (f"where did {friend} stay", f"{friend} stayed in {second}.", second, (first,)),
-            (f"who {deed} the {item}", f"{name} {deed} the {item}.", name, (friend,)),
-            (f"who stayed in {second}", f"{friend} stayed in {second}.", friend, (name,)),
-        ),
+        (f"where did {name} {verb}", f"{name} {past} {first}.", first, (second,)),
+        (f"where did {friend} stay", f"{friend} stayed in {second}.", second, (first,)),
+        (f"who {deed} the {item}", f"{name} {deed} the {item}.", name, (friend,)),
+        (f"who stayed in {second}", f"{friend} stayed in {second}.", friend, (name,)),
     )  # fmt: skip
 
 
-def _lost_and_found(rng: Random) -> Story:
+def _lost_and_found(rng: Random) -> Plot:
     (name, she, her), (friend, _, _) = two_children(rng)
     item, colour = rng.choice(world.ITEMS), rng.choice(world.COLOURS)
     first, second = rng.sample(world.SPOTS, 2)
@@ -127,14 +112,12 @@ def _lost_and_found(rng: Random) -> Story:
         f"The {colour} {item} was gone. {name} thought that it was in {first}. But {friend}"
         f" found it in {second} and brought it back.",
     )
-    return Story(
+    return (
         text,
-        (
-            (f"who found the {item}", f"{friend} found the {item}.", friend, (name,)),
-            (f"where was the {item}", f"The {item} was in {second}.", second, (first,)),
-            _colour_question(item, colour),
-            (f"where did {name} look first", f"{name} looked in {first} first.", first, (second,)),
-        ),
+        (f"who found the {item}", f"{friend} found the {item}.", friend, (name,)),
+        (f"where was the {item}", f"The {item} was in {second}.", second, (first,)),
+        _colour_question(item, colour),
+        (f"where did {name} look first", f"{name} looked in {first} first.", first, (second,)),
     )  # fmt: skip
 
 
@@ -164,23 +147,15 @@ FRAMES = Paraphrases(
 
 def reading_question(rng: Random, split: Split) -> Question:
     """A story and a question about it."""
-    told = story(rng)
-    asked = told.ask(rng.choice(told.questions))
+    text, questions = story(rng)
+    question = rng.choice(questions)
     frame, is_unseen = FRAMES.pick(rng, split)
-    lower = asked.text[0].lower() + asked.text[1:]
-    text = frame.format(story=told.text, question=asked.text, lower=lower)
-    return replace(asked, text=text, unseen_wording=is_unseen)
+    lower = question.text[0].lower() + question.text[1:]
+    framed = frame.format(story=text, question=question.text, lower=lower)
+    return replace(question, text=framed, unseen_wording=is_unseen)
 
 
 def reading_series(rng: Random, split: Split) -> list[Question]:
-    """A story, and at least two questions about it, in random order.
-
-    The first question contains the story; all of them belong to the split.
-    """
-    questions: list[Question] = []
-    while len(questions) < 2:  # most stories have all four in training, few have two held out
-        told = story(rng)
-        questions = [told.ask(asked) for asked in told.questions]
-        questions = [question for question in questions if split_of(question.identity) == split]
-    rng.shuffle(questions)
-    return [replace(questions[0], text=f"{told.text} {questions[0].text}"), *questions[1:]]
+    """A story, and at least two questions about it."""
+    # Most stories have all four questions in training, few have two held out.
+    return draw_series(story, rng, split, at_least=2, separator=" ")
