@@ -7,13 +7,11 @@ import re
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from rich.progress import BarColumn, Progress
 
 from nanochat import paths
 from nanochat.errors import UserError
@@ -26,34 +24,15 @@ logger = logging.getLogger(__name__)
 # must match in full: NVL, PCIe, Ti, SUPER, D, Laptop and MIG slices are other or smaller chips.
 # V100 and T4 have no bfloat16 and are measured, like everything that is not listed.
 PEAK_BFLOAT16 = {
-    "GB200": 2.5e15,
-    "B200": 2.25e15,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H200 NVL": 835e12,  # as H100 NVL: lower power limit than SXM
-    "H100": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIE": 756e12,
-    "H800": 989e12,
-    "H800 PCIE": 756e12,
-    "A100": 312e12,
-    "A100 PCIE": 312e12,
-    "A800": 312e12,
-    "A800 PCIE": 312e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10": 125e12,
-    "A10G": 70e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 6000 ADA GENERATION": 364.2e12,
-    "RTX A6000": 154.8e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 4080": 97.5e12,
-    "RTX 3090": 71e12,
-}
+    "GB200": 2.5e15, "B200": 2.25e15,
+    "GH200": 989e12, "H200": 989e12, "H100": 989e12, "H800": 989e12,
+    "H200 NVL": 835e12, "H100 NVL": 835e12, "H100 PCIE": 756e12, "H800 PCIE": 756e12,
+    "A100": 312e12, "A100 PCIE": 312e12, "A800": 312e12, "A800 PCIE": 312e12,
+    "A40": 149.7e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "RTX 6000 ADA GENERATION": 364.2e12, "RTX A6000": 154.8e12,
+    "RTX 5090": 209.5e12, "RTX 4090": 165.2e12, "RTX 4080": 97.5e12, "RTX 3090": 71e12,
+}  # fmt: skip
 # Parts of a device name that do not change the peak. HBM2e does: H100s with it are PCIe cards.
 IGNORED_WORDS = re.compile(r"NVIDIA|TESLA|GEFORCE|SXM\d?|\d+GB?|HBM3E?")
 PLAIN_LINE_SECONDS = 10.0  # between lines of a log file
@@ -97,7 +76,7 @@ class RunLog:
         """Write one line {"step": step, ...}; numbers that are not finite become null."""
         if not self.is_main:
             return
-        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}  # NaN is no JSON
         try:
             self._append(json.dumps({"step": step, **finite}) + "\n")
         except OSError as error:  # a full disk must not end the run
@@ -161,20 +140,21 @@ class ProgressLine:
         self.console = Console(file=sys.stderr)
         self.started = self.printed = time.monotonic()
         self.first: tuple[int, float] | None = None
-        self.live: Live | None = None
+        self.live: Progress | None = None
 
     def __enter__(self) -> "ProgressLine":
         if self.is_main and self.console.is_terminal:
-            self.live = Live(console=self.console, refresh_per_second=LIVE_LINES_PER_SECOND)
+            self.live = Progress(
+                "[bold]{task.description}", BarColumn(BAR_WIDTH),
+                "{task.completed:,}/{task.total:,}  {task.fields[values]}",
+                "[cyan]{task.fields[time]}",
+                console=self.console, refresh_per_second=LIVE_LINES_PER_SECOND,
+            )  # fmt: skip
+            self.live.add_task(self.label, total=self.total, values="", time="")
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
@@ -183,11 +163,12 @@ class ProgressLine:
         if not self.is_main:
             return
         now = time.monotonic()
+        values = "  ".join(f"{name} {value}" for name, value in shown.items())
         if self.live is not None:
-            self.live.update(self._live_line(done, shown, self._time(done, now)))
+            task = self.live.task_ids[0]
+            self.live.update(task, completed=done, values=values, time=self._time(done, now))
         elif done >= self.total or now - self.printed >= PLAIN_LINE_SECONDS:
             self.printed = now
-            values = "  ".join(f"{name} {value}" for name, value in shown.items())
             parts = [f"{self.label}  {done:,}/{self.total:,}", values, self._time(done, now)]
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
         if self.first is None:
@@ -202,17 +183,6 @@ class ProgressLine:
             return ""
         first, since = self.first
         return f"{clock((now - since) / (done - first) * (self.total - done))} left"
-
-    def _live_line(self, done: int, shown: dict[str, str], time_text: str) -> Text:
-        filled = min(BAR_WIDTH, BAR_WIDTH * done // max(1, self.total))
-        line = Text(no_wrap=True, overflow="ellipsis")
-        line.append(self.label, style="bold")
-        line.append("  " + "━" * filled, style="green")
-        line.append("━" * (BAR_WIDTH - filled), style="grey35")
-        line.append(f"  {done:,}/{self.total:,}")
-        for name, value in shown.items():
-            line.append(f"  {name} ", style="dim").append(value)
-        return line.append(f"  {time_text}", style="cyan")
 
 
 def clock(seconds: float) -> str:
