@@ -24,6 +24,8 @@ CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
 MAX_DEPTH = 1000  # beyond, it is a typing error: already 49 trillion parameters
 HEAD_DIM_MULTIPLE = 8  # fused attention kernels accept no other head dims
 
+CosSin = tuple[Tensor, Tensor]  # rotary tables at the positions of a batch, (B, 1, T, D / 2) each
+
 
 class AttentionCache(Protocol):
     """A KV cache as the model sees it; storage and masks are up to the cache."""
@@ -83,19 +85,13 @@ class GPTConfig:
 
     @classmethod
     def from_depth(
-        cls,
-        depth: int,
-        *,
-        vocab_size: int,
-        sequence_len: int,
-        head_dim: int = 128,
-        rope_base: float = 10_000.0,
-        window_pattern: str = "L",
+        cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128, **others: Any
     ) -> "GPTConfig":
         """The model of a depth: 64 channels per layer, head dim `head_dim` or the nearest legal.
 
         Legal head dims divide the channels and are multiples of 8 (of 2 if `head_dim` is below 8).
-        Raises UserError when the depth is not in 1 to 1000 or `head_dim` is below 2.
+        others: rope_base, window_pattern and the other constants. Raises UserError when the depth
+        is not in 1 to 1000 or `head_dim` is below 2.
         """
         if depth < 1:
             raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 eight GPUs")
@@ -107,16 +103,7 @@ class GPTConfig:
         multiple = HEAD_DIM_MULTIPLE if head_dim >= HEAD_DIM_MULTIPLE else 2
         legal = [n for n in range(1, n_embd // multiple + 1) if n_embd % (multiple * n) == 0]
         n_head = min(legal, key=lambda n: (abs(n_embd / n - head_dim), n))
-        return cls(
-            sequence_len=sequence_len,
-            vocab_size=vocab_size,
-            n_layer=depth,
-            n_head=n_head,
-            n_kv_head=n_head,
-            n_embd=n_embd,
-            rope_base=rope_base,
-            window_pattern=window_pattern,
-        )
+        return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, **others)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -175,10 +162,9 @@ class Rotary(nn.Module):
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, T, D / 2) at positions (B, T) or (T,)."""
-        cos, sin = self.cos[positions], self.sin[positions]
-        return cos.unsqueeze(-3), sin.unsqueeze(-3)
+    def at(self, positions: Tensor) -> CosSin:
+        """cos and sin at positions (B, T) or (T,)."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -205,9 +191,7 @@ class Attention(nn.Module):
         self.value = Linear(config.n_embd, kv_width)
         self.output = Linear(config.n_embd, config.n_embd)
 
-    def forward(
-        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], cache: AttentionCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.project(x, cos_sin)
         if cache is None:
@@ -216,7 +200,7 @@ class Attention(nn.Module):
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(B, T, C))
 
-    def project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D); the first two rotated, then normed.
 
         The norm comes after rotary, which keeps lengths: both orders are equal but for rounding.
@@ -276,9 +260,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], cache: AttentionCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
         x = x + self.attention(norm(x, self.eps), cos_sin, cache)
         y: Tensor = x + self.mlp(norm(x, self.eps))
         return y
@@ -349,7 +331,13 @@ class GPT(nn.Module):
         logits_at: (B,) or (B, S) int64, positions to compute logits of: (B, 1 or S, V).
         With a cache, idx continues its contents. Raises UserError past `sequence_len`.
         """
-        cos_sin = self.rotary.at(self._positions(idx, kv_cache))
+        T = idx.size(1)
+        if kv_cache is None:
+            check_context(T, self.config.sequence_len)
+            positions = torch.arange(T, device=idx.device)
+        else:
+            positions = kv_cache.positions(T)
+        cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         for block in self.blocks:
             if self.keeps_activations or not torch.is_grad_enabled():
@@ -369,13 +357,6 @@ class GPT(nn.Module):
         if weights is not None:
             return weighted_cross_entropy(x, matrix, targets.flatten(), weights.flatten(), cap)
         return capped_cross_entropy(x, matrix, targets.flatten(), cap).view_as(targets)
-
-    def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
-        T = idx.size(1)
-        if kv_cache is not None:
-            return kv_cache.positions(T)
-        check_context(T, self.config.sequence_len)
-        return torch.arange(T, device=idx.device)
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters by group, and their "total"."""

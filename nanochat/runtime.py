@@ -234,20 +234,18 @@ def world_size() -> int:
 
 def all_reduce_sum(values: list[float]) -> list[float]:
     """The sum over ranks of each number, in float64, on every rank."""
-    return _all_reduce(values, "SUM")
+    return _all_reduce(values, dist.ReduceOp.SUM) if dist.is_initialized() else values
 
 
 def all_reduce_max(values: list[float]) -> list[float]:
     """The maximum over ranks of each number, in float64, on every rank."""
-    return _all_reduce(values, "MAX")
+    return _all_reduce(values, dist.ReduceOp.MAX) if dist.is_initialized() else values
 
 
-def _all_reduce(values: list[float], operation: str) -> list[float]:
-    if not dist.is_initialized():
-        return values
+def _all_reduce(values: list[float], operation: Any) -> list[float]:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL reduces GPU tensors only
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation))
+    dist.all_reduce(tensor, op=operation)
     result: list[float] = tensor.tolist()
     return result
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels import cpu_matmul
-from nanochat.kernels.cpu_matmul import linear, product, sigmoid_product
+from nanochat.kernels.cpu_matmul import linear, product
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -57,7 +57,7 @@ def test_sigmoids_of_a_product_equal_those_in_float64(scale: float) -> None:
     exact = (x.double() @ matrix.double().T).sigmoid()
     for matrix_like in (matrix, matrix.T.contiguous().T):
         torch.testing.assert_close(
-            sigmoid_product(x, matrix_like).double(), exact, atol=1e-5, rtol=0
+            product(x, matrix_like, "sigmoid").double(), exact, atol=1e-5, rtol=0
         )
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import Attention, Linear, norm, rotate
+from nanochat.gpt import Attention, CosSin, Linear, norm, rotate
 from nanochat.kernels.cpu_matmul import PrepackedLinear
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -51,7 +51,7 @@ class _PrepackedAttention(Attention):
         self.projection = PrepackedLinear(torch.cat(matrices), dtype)
         self.output = PrepackedLinear(attention.output.weight, dtype)
 
-    def project(self, x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         (B, T, _), config = x.shape, self.config
         heads = self.projection(x).view(B, T, -1, config.head_dim).transpose(1, 2)
         sizes = config.n_head, config.n_kv_head

@@ -12,7 +12,7 @@ K input features  N output features  R rows that are summed over  B stacked matr
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -87,23 +87,15 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)  # evaluation keeps the bits of stock engines
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T without gradients.
+def product(x: Tensor, weight: Tensor, activation: Literal["none", "sigmoid"] = "none") -> Tensor:
+    """x @ weight.T without gradients; oneDNN applies the activation in the same pass over memory.
 
     weight or its transpose must be contiguous: with other strides oneDNN may take seconds.
     """
-    if not _prefers_onednn(x, weight):
-        return F.linear(x, weight)
-    y: Tensor = torch.ops.nanochat.product(x, weight, "none")
-    return y
-
-
-def sigmoid_product(x: Tensor, weight: Tensor) -> Tensor:
-    """sigmoid(x @ weight.T) without gradients, in one pass over memory."""
-    if not _prefers_onednn(x, weight):
-        return F.linear(x, weight).sigmoid_()
-    y: Tensor = torch.ops.nanochat.product(x, weight, "sigmoid")
-    return y
+    if _prefers_onednn(x, weight):
+        y: Tensor = torch.ops.nanochat.product(x, weight, activation)
+        return y
+    return F.linear(x, weight) if activation == "none" else F.linear(x, weight).sigmoid_()
 
 
 def sum_of_products(left: Tensor, right: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor
 from nanochat.kernels.cpu_matmul import (
     add_sum_of_products,
     product,
-    sigmoid_product,
     split_for_cache,
     zeros_for_sums,
 )
@@ -122,7 +121,7 @@ def _sigmoid_logits(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
     """
     if x.dtype == torch.bfloat16:  # rounding z again after the scaling would lose precision
         return F.linear(x, matrix).float().mul_(2 / cap).sigmoid_()
-    return sigmoid_product(x * (2 / cap), matrix)
+    return product(x * (2 / cap), matrix, "sigmoid")
 
 
 def _loss_and_gradient(
