@@ -1,12 +1,12 @@
 """Evaluate an engine on a chat task: generated answers are graded, choices are compared by logits.
 
-Problem i belongs to rank i % world_size. Results depend neither on ranks nor on batch sizes.
+Results depend neither on how problems are split between ranks nor on batch sizes.
 
 # B problems  V vocab
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import torch
@@ -54,14 +54,9 @@ def merged(tallies: Sequence[Tally]) -> Tally:
     samples = sorted((s for tally in tallies for s in tally.samples), key=lambda s: s["index"])
     wrong = [sample for sample in samples if not sample["passed"]][:SAMPLES_WRONG]
     right = [sample for sample in samples if sample["passed"]][:SAMPLES_RIGHT]
-    return Tally(
-        num_passed=sum(tally.num_passed for tally in tallies),
-        num_total=sum(tally.num_total for tally in tallies),
-        num_passed_unseen=sum(tally.num_passed_unseen for tally in tallies),
-        num_unseen=sum(tally.num_unseen for tally in tallies),
-        num_cut=sum(tally.num_cut for tally in tallies),
-        samples=(*wrong, *right),
-    )
+    counted = [field.name for field in fields(Tally) if field.name != "samples"]
+    sums = {name: sum(getattr(tally, name) for tally in tallies) for name in counted}
+    return Tally(**sums, samples=(*wrong, *right))
 
 
 def _tally(index: int, conversation: Conversation, answer: str, passed: bool, cut: bool) -> Tally:
@@ -77,10 +72,8 @@ def _tally(index: int, conversation: Conversation, answer: str, passed: bool, cu
 def evaluate_task(
     task: Task,
     engine: Engine,
+    indices: Sequence[int],
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    max_problems: int = -1,
     num_samples: int = 1,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
@@ -88,54 +81,50 @@ def evaluate_task(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tally:
-    """This rank's share of a task, to be combined by `merged`.
+    """The tally of the problems at `indices`.
 
     A generative problem is solved if one of `num_samples` answers is right.
     """
-    num_problems = len(task) if max_problems < 0 else min(max_problems, len(task))
-    indices = range(rank, num_problems, world_size)
+    limit = engine.model.config.sequence_len
+    is_choice = task.eval_type == "categorical"
+    if is_choice:
+        num_samples = 1  # nothing is sampled
+    else:
+        limit -= min(max_new_tokens, max(1, limit // ANSWER_SHARE))
     tally, chunk_size = Tally(), CHUNK_BATCHES * batch_size
     for first in range(0, len(indices), chunk_size):
         chunk = indices[first : first + chunk_size]
-        if task.eval_type == "categorical":
-            tallies = _choose(task, engine, chunk, batch_size)
+        conversations = [task[index] for index in chunk]
+        prompts = [render_for_completion(c, engine.tokenizer) for c in conversations]
+        fitting = [prompt[-limit:] for prompt in prompts]
+        if is_choice:
+            letters = [conversation["letters"] for conversation in conversations]
+            answers = _choose(engine, fitting, letters, batch_size)
         else:
-            tallies = _generate(
-                task, engine, chunk,
-                max_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                num_samples=num_samples, batch_size=batch_size,
+            completions = engine.complete(
+                fitting, max_new_tokens, temperature, top_k,
+                seed=list(chunk), batch_size=batch_size, num_samples=num_samples,
             )  # fmt: skip
-        tally = merged([tally, *tallies])
+            answers = [engine.tokenizer.decode(completion.tokens) for completion in completions]
+        tallies = [tally]
+        for i, (index, conversation) in enumerate(zip(chunk, conversations, strict=True)):
+            samples = answers[i * num_samples : (i + 1) * num_samples]
+            passed = any(task.evaluate(conversation, answer) for answer in samples)
+            was_cut = len(prompts[i]) > limit
+            tallies.append(_tally(index, conversation, samples[0], passed, was_cut))
+        tally = merged(tallies)
         on_progress(first + len(chunk))
     return tally
 
 
-def _generate(
-    task: Task, engine: Engine, indices: Sequence[int], num_samples: int, **options: Any
-) -> list[Tally]:
-    """Answers by the engine; each problem is sampled with its index as the seed."""
-    conversations = [task[index] for index in indices]
-    limit = engine.model.config.sequence_len
-    room = min(options["max_tokens"], max(1, limit // ANSWER_SHARE))
-    prompts, was_cut = _prompts(engine, conversations, limit - room)
-    completions = engine.complete(prompts, seed=list(indices), num_samples=num_samples, **options)
-    answers = [engine.tokenizer.decode(completion.tokens) for completion in completions]
-    tallies = []
-    for i, (index, conversation) in enumerate(zip(indices, conversations, strict=True)):
-        samples = answers[i * num_samples : (i + 1) * num_samples]
-        passed = any(task.evaluate(conversation, answer) for answer in samples)
-        tallies.append(_tally(index, conversation, samples[0], passed, was_cut[i]))
-    return tallies
-
-
 @torch.inference_mode()
-def _choose(task: Task, engine: Engine, indices: Sequence[int], batch_size: int) -> list[Tally]:
-    """The most likely of each problem's own letters after its prompt."""
-    conversations, tokenizer = [task[index] for index in indices], engine.tokenizer
+def _choose(
+    engine: Engine, prompts: Sequence[list[int]], letters: Sequence[list[str]], batch_size: int
+) -> list[str]:
+    """For each prompt, the most likely of its letters to follow it."""
     device = engine.model.embedding.weight.device
-    prompts, was_cut = _prompts(engine, conversations, engine.model.config.sequence_len)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths: less pad
-    answers: dict[int, str] = {}
+    answers = [""] * len(prompts)
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         # Padding at the end does not reach earlier positions: attention is causal.
@@ -143,19 +132,7 @@ def _choose(task: Task, engine: Engine, indices: Sequence[int], batch_size: int)
         last = torch.tensor([len(prompts[i]) - 1 for i in batch])
         logits = engine.model(tokens.to(device), logits_at=last.to(device))  # (B, 1, V)
         for i, row in zip(batch, logits[:, 0], strict=True):
-            letters: list[str] = conversations[i]["letters"]
             # Without a space before it, as after <|assistant_start|>.
-            ids = [tokenizer.encode(letter)[0] for letter in letters]
-            answers[i] = letters[int(row[ids].argmax())]
-    return [
-        _tally(index, c, answers[i], task.evaluate(c, answers[i]), was_cut[i])
-        for i, (index, c) in enumerate(zip(indices, conversations, strict=True))
-    ]
-
-
-def _prompts(
-    engine: Engine, conversations: Sequence[Conversation], limit: int
-) -> tuple[list[list[int]], list[bool]]:
-    """Ids of each prompt, of long ones the last `limit`; and which prompts were cut."""
-    prompts = [render_for_completion(c, engine.tokenizer) for c in conversations]
-    return [prompt[-limit:] for prompt in prompts], [len(prompt) > limit for prompt in prompts]
+            ids = [engine.tokenizer.encode(letter)[0] for letter in letters[i]]
+            answers[i] = letters[i][int(row[ids].argmax())]
+    return answers

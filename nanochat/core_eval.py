@@ -15,20 +15,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
-
-from nanochat.errors import UserError
+from torch.nn.utils.rnn import pad_sequence
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 Baselines = Literal["v1", "v2"]
 Item = dict[str, Any]
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 """Tokens (B, T) and positions (B, S), both int64, to logits (B, S, V) at those positions."""
+Encode = Callable[[list[str]], list[list[int]]]
+"""Texts to tokens, with <|bos|> before each."""
 
 TASKS_FILE, BASELINES_FILE, DATA_FOLDER = "core.yaml", "eval_meta_data.csv", "eval_data"
 NUM_TASKS = 22
@@ -65,12 +66,6 @@ PUBLISHED_FILES = {
 }
 
 
-class Tokenizer(Protocol):
-    """The part of a tokenizer that is used."""
-
-    def encode(self, text: list[str], prepend: int | str | None = None) -> list[list[int]]: ...
-
-
 # ---- the bundle
 
 
@@ -87,11 +82,15 @@ class CoreTask:
 
 
 def read_tasks(folder: Path, baselines: Baselines = "v1") -> list[CoreTask]:
-    """The tasks of a bundle. Raises UserError naming the files that it lacks."""
+    """The tasks of a bundle. Raises FileNotFoundError naming the files that it lacks."""
     for name in (TASKS_FILE, BASELINES_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing")
-    random_baselines = _read_baselines(folder / BASELINES_FILE, baselines)
+            raise FileNotFoundError(f"{folder / name} is missing")
+    with (folder / BASELINES_FILE).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
+    if baselines == "v2":
+        chance |= V2_BASELINES
     entries = yaml.safe_load((folder / TASKS_FILE).read_text(encoding="utf-8"))["icl_tasks"]
     tasks = [
         CoreTask(
@@ -99,22 +98,15 @@ def read_tasks(folder: Path, baselines: Baselines = "v1") -> list[CoreTask]:
             kind=entry["icl_task_type"],
             num_shots=entry["num_fewshot"][0],
             delimiter=entry.get("continuation_delimiter", " "),
-            baseline=random_baselines[entry["label"]],
+            baseline=chance[entry["label"]],
             file=entry["dataset_uri"],
         )
         for entry in entries
     ]
     missing = [task.file for task in tasks if not (folder / DATA_FOLDER / task.file).is_file()]
     if missing:
-        raise UserError(f"{folder / DATA_FOLDER} lacks {', '.join(missing)}")
+        raise FileNotFoundError(f"{folder / DATA_FOLDER} lacks {', '.join(missing)}")
     return tasks
-
-
-def _read_baselines(path: Path, version: Baselines) -> dict[str, float]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
-    return baselines if version == "v1" else baselines | V2_BASELINES
 
 
 def read_items(folder: Path, task: CoreTask, max_items: int = -1) -> list[Item]:
@@ -147,28 +139,24 @@ def few_shot_examples(items: Sequence[Item], index: int, count: int) -> list[Ite
 
 
 def make_prompts(task: CoreTask, item: Item, shots: Sequence[Item]) -> list[str]:
-    """One text per choice or option; for language modeling, without and with the continuation.
+    """One text per choice or option; for language modeling, without and with the continuation."""
+    head = "".join(f"{_texts(task, shot)[shot.get('gold', 0)]}\n\n" for shot in shots)
+    prompts = [head + text for text in _texts(task, item)]
+    if task.kind == "language_modeling":
+        # Stripped: a trailing space would be a token that the continuation merges with its first
+        # word.
+        prompts.insert(0, f"{head}{item['context'].strip()}{task.delimiter}".strip())
+    return prompts
 
-    Queries and choices are not stripped: in some tasks a trailing space or newline matters.
-    """
-    head = "".join(f"{_solved(task, shot)}\n\n" for shot in shots)
+
+def _texts(task: CoreTask, item: Item) -> list[str]:
+    """The item with each of its choices or options; the one at index `gold` is correct."""
+    # Queries and choices are not stripped: in some tasks a trailing space or newline matters.
     if task.kind == "multiple_choice":
-        return [f"{head}{item['query']}{task.delimiter}{choice}" for choice in item["choices"]]
-    if task.kind == "schema":
-        end = f"{task.delimiter}{item['continuation']}"
-        return [f"{head}{option}{end}" for option in item["context_options"]]
-    prompt = f"{head}{item['context'].strip()}{task.delimiter}"
-    # Stripped: a trailing space would be a token that the continuation merges with its first word.
-    return [prompt.strip(), f"{prompt}{item['continuation']}"]
-
-
-def _solved(task: CoreTask, item: Item) -> str:
-    """An item with its correct answer."""
-    if task.kind == "multiple_choice":
-        return f"{item['query']}{task.delimiter}{item['choices'][item['gold']]}"
+        return [f"{item['query']}{task.delimiter}{choice}" for choice in item["choices"]]
     is_schema = task.kind == "schema"
-    context = item["context_options"][item["gold"]] if is_schema else item["context"].strip()
-    return f"{context}{task.delimiter}{item['continuation']}"
+    contexts = item["context_options"] if is_schema else [item["context"].strip()]
+    return [f"{context}{task.delimiter}{item['continuation']}" for context in contexts]
 
 
 # ---- from text to tokens
@@ -186,55 +174,6 @@ class ScoredSequence:
         """Tokens in the span."""
         return len(self.tokens) - self.start
 
-    def cropped(self, limit: int) -> "ScoredSequence":
-        """The last `limit` tokens."""
-        cut = max(0, len(self.tokens) - limit)
-        # At least 1: nothing precedes the first token, so it has no prediction.
-        return ScoredSequence(self.tokens[cut:], max(1, self.start - cut))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An item ready to be scored, and its irregularities."""
-
-    gold: int  # index of the correct sequence; -1: the only one must be predicted token by token
-    sequences: tuple[ScoredSequence, ...]
-    is_extension: bool  # the tokens with the continuation begin with those without it
-    was_cropped: bool
-
-    @property
-    def has_empty_span(self) -> bool:
-        """True if a choice has no token of its own."""
-        return any(sequence.num_scored == 0 for sequence in self.sequences)
-
-
-def make_problem(task: CoreTask, item: Item, rows: Sequence[list[int]], limit: int) -> Problem:
-    """rows: the tokens of the item's prompts. limit: the model's context length."""
-    starts, is_extension = [common_prefix(rows)] * len(rows), True
-    if task.kind == "schema":  # the contexts differ, the endings are equal
-        end = common_prefix([row[::-1] for row in rows])
-        starts = [max(1, len(row) - end) for row in rows]
-    elif task.kind == "language_modeling":
-        # Without the continuation is only for finding its start: tokens may merge across it.
-        is_extension = starts[0] == len(rows[0])
-        rows, starts = rows[1:], starts[1:]
-    spans = [ScoredSequence(tuple(row), start) for row, start in zip(rows, starts, strict=True)]
-    return Problem(
-        gold=item.get("gold", -1),
-        sequences=tuple(span.cropped(limit) for span in spans),
-        is_extension=is_extension,
-        was_cropped=any(len(span.tokens) > limit for span in spans),
-    )
-
-
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all rows share."""
-    is_equal = (len(set(column)) == 1 for column in zip(*rows, strict=False))
-    return sum(takewhile(bool, is_equal))
-
-
-# ---- scoring
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -250,22 +189,67 @@ class Counts:
         names = [field.name for field in fields(self)]
         return Counts(*(getattr(self, name) + getattr(other, name) for name in names))
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the items that are right; 0 if there are none."""
+        return self.num_right / max(1, self.num_items)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An item ready to be scored."""
+
+    gold: int  # index of the correct sequence; -1: the only one must be predicted token by token
+    sequences: list[ScoredSequence]
+    counts: Counts  # of this item, not yet solved
+
+
+def make_problem(task: CoreTask, item: Item, rows: Sequence[list[int]], limit: int) -> Problem:
+    """rows: the tokens of the item's prompts. limit: the model's context length."""
+    starts, is_extension = [common_prefix(rows)] * len(rows), True
+    if task.kind == "schema":  # the contexts differ, the endings are equal
+        end = common_prefix([row[::-1] for row in rows])
+        starts = [len(row) - end for row in rows]
+    elif task.kind == "language_modeling":
+        # Without the continuation is only for finding its start: tokens may merge across it.
+        is_extension = starts[0] == len(rows[0])
+        rows, starts = rows[1:], starts[1:]
+    sequences = []
+    for row, start in zip(rows, starts, strict=True):
+        cut = max(0, len(row) - limit)
+        # At least 1: nothing precedes the first token, so it has no prediction.
+        sequences.append(ScoredSequence(tuple(row[cut:]), max(1, start - cut)))
+    counts = Counts(
+        num_items=1,
+        num_empty=any(sequence.num_scored == 0 for sequence in sequences),
+        num_not_extension=not is_extension,
+        num_cropped=any(len(row) > limit for row in rows),
+    )
+    return Problem(item.get("gold", -1), sequences, counts)
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows share."""
+    is_equal = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return sum(takewhile(bool, is_equal))
+
+
+# ---- scoring
+
 
 def evaluate_task(
     task: CoreTask,
     items: Sequence[Item],
-    tokenizer: Tokenizer,
+    indices: Sequence[int],
+    encode: Encode,
     logits_at: LogitsAt,
     *,
     limit: int,
     device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
     tokens_per_batch: int = 4096,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Counts:
-    """Counts of this rank's share of the items (index % world_size == rank)."""
-    indices = range(rank, len(items), world_size)
+    """Counts of the items at `indices`; the others only serve as few-shot examples."""
     counts = Counts()
     for first in range(0, len(indices), CHUNK_ITEMS):
         chunk = indices[first : first + CHUNK_ITEMS]
@@ -273,16 +257,14 @@ def evaluate_task(
             make_prompts(task, items[i], few_shot_examples(items, i, task.num_shots)) for i in chunk
         ]
         flat = [text for texts in prompts for text in texts]  # one call encodes in parallel
-        rows = iter(tokenizer.encode(flat, prepend="<|bos|>"))
+        rows = iter(encode(flat))
         problems = [
             make_problem(task, items[i], [next(rows) for _ in texts], limit)
             for i, texts in zip(chunk, prompts, strict=True)
         ]
         solved = solve(problems, logits_at, device, tokens_per_batch)
-        for is_right, problem in zip(solved, problems, strict=True):
-            counts += Counts(
-                1, is_right, problem.has_empty_span, not problem.is_extension, problem.was_cropped
-            )
+        counts = sum((problem.counts for problem in problems), counts)
+        counts += Counts(num_right=sum(solved))
         on_progress(first + len(chunk))
     return counts
 
@@ -299,14 +281,14 @@ def solve(
     while left:  # longest first: running out of memory shows at once
         count = max(1, min(len(left), tokens_per_batch // len(left[-1].tokens)))
         left, batch = left[:-count], left[-count:]
-        scores |= zip(batch, zip(*_score_batch(batch, logits_at, device), strict=True), strict=True)
+        scores |= zip(batch, _score_batch(batch, logits_at, device), strict=True)
     return [_is_right(problem, scores) for problem in problems]
 
 
 def _is_right(problem: Problem, scores: dict[ScoredSequence, tuple[float, bool]]) -> bool:
     if problem.gold < 0:
-        return not problem.has_empty_span and scores[problem.sequences[0]][1]
-    if problem.has_empty_span:
+        return not problem.counts.num_empty and scores[problem.sequences[0]][1]
+    if problem.counts.num_empty:
         return problem.gold == 0  # its mean loss is 0 / 0; the published numbers take choice 0
     losses = [scores[span][0] for span in problem.sequences]
     return losses.index(min(losses)) == problem.gold
@@ -314,34 +296,25 @@ def _is_right(problem: Problem, scores: dict[ScoredSequence, tuple[float, bool]]
 
 def _score_batch(
     batch: Sequence[ScoredSequence], logits_at: LogitsAt, device: torch.device
-) -> tuple[list[float], list[bool]]:
+) -> list[tuple[float, bool]]:
     """Mean loss of each span, and whether each of its tokens is the most likely one."""
-    longest = max(len(span.tokens) for span in batch)
-    widest = max(span.num_scored for span in batch)
-    tokens = torch.zeros(len(batch), longest, dtype=torch.int64)  # (B, T)
-    at = torch.zeros(len(batch), widest, dtype=torch.int64)  # (B, S), padded with position 0
-    targets = torch.full((len(batch), widest), -1)  # (B, S), -1 for padding
-    for row, span in enumerate(batch):
-        tokens[row, : len(span.tokens)] = torch.tensor(span.tokens)
-        # The logits at position t predict token t + 1.
-        at[row, : span.num_scored] = torch.arange(span.start - 1, len(span.tokens) - 1)
-        targets[row, : span.num_scored] = tokens[row, span.start : len(span.tokens)]
-    targets = targets.to(device)
-    logits = logits_at(tokens[:, :-1].to(device), at.to(device))  # (B, S, V)
+    spans = [(torch.tensor(one.tokens, device=device), one.start) for one in batch]
+    tokens = pad_sequence([ids for ids, _ in spans], batch_first=True)  # (B, T)
+    # The logits at position t predict token t + 1.
+    at = [torch.arange(start - 1, len(ids) - 1, device=device) for ids, start in spans]
+    targets = pad_sequence(
+        [ids[start:] for ids, start in spans], batch_first=True, padding_value=-1
+    )  # (B, S)
+    logits = logits_at(tokens[:, :-1], pad_sequence(at, batch_first=True))  # (B, S, V)
     nll = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
     ).view_as(targets)
     is_scored = targets >= 0
     losses = (nll.double() * is_scored).sum(dim=1) / is_scored.sum(dim=1)
     all_right = ((logits.argmax(dim=-1) == targets) | ~is_scored).all(dim=1)
-    return losses.tolist(), all_right.tolist()
-
-
-def centered_accuracy(task: CoreTask, counts: Counts) -> float:
-    """Accuracy on a scale where random guessing is 0 and perfect is 1."""
-    return centered(counts.num_right / max(1, counts.num_items), task.baseline)
+    return list(zip(losses.tolist(), all_right.tolist(), strict=True))
 
 
 def centered(accuracy: float, baseline: float) -> float:
-    """(accuracy - baseline) / (1 - baseline)."""
+    """The accuracy on a scale where random guessing is 0 and perfect is 1."""
     return (accuracy - baseline) / (1 - baseline)

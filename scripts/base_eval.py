@@ -17,10 +17,9 @@ from nanochat import core_eval, dataset, paths, report
 from nanochat.configurator import at_least, parse, run
 from nanochat.core_eval import Baselines, CoreTask, Counts
 from nanochat.engine import Engine
-from nanochat.errors import UserError
 from nanochat.runtime import Runtime, barrier, on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint, over_ranks
+from scripts.evaluation import EvalOptions, load_checkpoint
 from tasks.primer import plain_choices
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
-    meta, settings = find_checkpoint("base", options)
+    meta, settings = options.find_checkpoint("base")
     folder = Path(options.bundle).expanduser() if options.bundle else paths.eval_dir()
     core_tasks, missing = find_bundle(folder, options.baselines)
     is_primer = dataset.current_source() == "primer"
@@ -88,7 +87,7 @@ def evaluate(options: Options, runtime: Runtime) -> None:
     size = options.tokens_per_batch
     evaluate_task = partial(
         core_eval.evaluate_task,
-        tokenizer=tokenizer,
+        encode=lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
         logits_at=lambda tokens, at: model(tokens, logits_at=at),
         limit=model.config.sequence_len,
         device=runtime.device,
@@ -103,7 +102,8 @@ def evaluate(options: Options, runtime: Runtime) -> None:
             items = plain_choices(options.primer_problems)
         else:
             items = core_eval.read_items(folder, task, options.max_per_task)
-        counts = over_ranks(task.label, len(items), runtime, partial(evaluate_task, task, items))
+        share = partial(evaluate_task, task, items)
+        counts = stage.evaluate_on_ranks(task.label, len(items), runtime, share)
         results[task.label] = sum(counts, Counts())
         seconds += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
@@ -124,7 +124,7 @@ def find_bundle(folder: Path, baselines: Baselines) -> tuple[list[CoreTask], str
     """The tasks of CORE; or none, and how to get them."""
     try:
         return core_eval.read_tasks(folder, baselines), ""
-    except UserError as error:
+    except FileNotFoundError as error:
         return [], (
             f"CORE is not measured: {error}. To download the bundle (162 MB):"
             f" curl -LO {BUNDLE_URL} && unzip eval_bundle.zip -d {folder.parent}; then run this"
@@ -158,11 +158,11 @@ def core_score(
     """Rows for the results table, CORE only if it was measured as published; and notes."""
     table, notes = {}, [missing] if missing else []
     if PLAIN_CHOICE.label in results:
-        table[PLAIN_CHOICE.label] = _accuracy(results[PLAIN_CHOICE.label])
+        table[PLAIN_CHOICE.label] = results[PLAIN_CHOICE.label].accuracy
     if not tasks:
         return table, notes
     counts = [results[task.label] for task in tasks]
-    mean = sum(map(core_eval.centered_accuracy, tasks, counts)) / len(counts)
+    mean = sum(map(_centered, tasks, counts)) / len(counts)
     score, total = f"{mean:.4f} (baselines {options.baselines})", sum(counts, Counts())
     differences = []
     if options.max_per_task > 0:
@@ -184,15 +184,14 @@ def core_score(
     return table, notes
 
 
-def _accuracy(counts: Counts) -> float:
-    return counts.num_right / max(1, counts.num_items)
+def _centered(task: CoreTask, counts: Counts) -> float:
+    return core_eval.centered(counts.accuracy, task.baseline)
 
 
 def _row(task: CoreTask, counts: Counts) -> list[Any]:
     """As HEADER says."""
-    accuracy, baseline = round(100 * _accuracy(counts), 2), round(100 * task.baseline, 2)
-    centered = round(core_eval.centered_accuracy(task, counts), 4)
-    return [task.label, counts.num_items, accuracy, baseline, centered]
+    accuracy, baseline = round(100 * counts.accuracy, 2), round(100 * task.baseline, 2)
+    return [task.label, counts.num_items, accuracy, baseline, round(_centered(task, counts), 4)]
 
 
 def _line(row: list[Any]) -> str:

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from nanochat import dataset, loss_eval, report
 from nanochat.configurator import at_least, parse, run
-from nanochat.runtime import Runtime, on_main_first
+from nanochat.runtime import on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint
+from scripts.evaluation import EvalOptions, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -35,32 +35,27 @@ class Options(EvalOptions):
 def main(argv: list[str] | None = None) -> None:
     """Measure both splits and write the report's section, unless that is done already."""
     options = parse(Options, argv)
-    with stage.command_runtime(options.device_type) as runtime:
-        evaluate(options, runtime)
-
-
-def evaluate(options: Options, runtime: Runtime) -> None:
-    """Everything between the options and the report."""
-    meta, settings = find_checkpoint(options.source, options)
-    settings["tokens"] = options.eval_tokens
     name = f"base_loss_{options.source}"
-    section = on_main_first(lambda: report.already_measured(name, settings, options.fresh))
-    if section is None:
-        model, tokenizer = load_checkpoint(options.source, meta, runtime)
-        text = (dataset.current_source(), options.eval_tokens)
-        section = {
-            "title": f"Bits per byte, {options.source} model",
-            "order": 10,  # after the training stages
-            "settings": settings,
-            "metrics": {
-                label: loss_eval.text_bpb(model, tokenizer, runtime, *text, split)
-                for split, label in LABELS.items()
-            },
-        }
-        if runtime.is_main:
-            report.write_section(name, section)
-    for label, value in section["metrics"].items():
-        logger.info("%s: %.4f", label, value)
+    with stage.command_runtime(options.device_type) as runtime:
+        meta, settings = options.find_checkpoint(options.source)
+        settings["tokens"] = options.eval_tokens
+        section = on_main_first(lambda: report.already_measured(name, settings, options.fresh))
+        if section is None:
+            model, tokenizer = load_checkpoint(options.source, meta, runtime)
+            text = (dataset.current_source(), options.eval_tokens)
+            section = {
+                "title": f"Bits per byte, {options.source} model",
+                "order": 10,  # after the training stages
+                "settings": settings,
+                "metrics": {
+                    label: loss_eval.text_bpb(model, tokenizer, runtime, *text, split)
+                    for split, label in LABELS.items()
+                },
+            }
+            if runtime.is_main:
+                report.write_section(name, section)
+        for label, value in section["metrics"].items():
+            logger.info("%s: %.4f", label, value)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, find_checkpoint, load_checkpoint, over_ranks
+from scripts.evaluation import EvalOptions, load_checkpoint
 from tasks.arc import ARC
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
@@ -34,17 +34,19 @@ logger = logging.getLogger(__name__)
 
 # The six tasks of ChatCORE, each with the accuracy of random guessing.
 CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
-    "ARC-Easy": (lambda: ARC("ARC-Easy", "test"), 0.25),
-    "ARC-Challenge": (lambda: ARC("ARC-Challenge", "test"), 0.25),
-    "MMLU": (lambda: MMLU("all", "test"), 0.25),
-    "GSM8K": (lambda: GSM8K("main", "test"), 0.0),
+    "ARC-Easy": (partial(ARC, "ARC-Easy", "test"), 0.25),
+    "ARC-Challenge": (partial(ARC, "ARC-Challenge", "test"), 0.25),
+    "MMLU": (partial(MMLU, "all", "test"), 0.25),
+    "GSM8K": (partial(GSM8K, "main", "test"), 0.0),
     "HumanEval": (HumanEval, 0.0),
-    "SpellingBee": (lambda: SpellingBee("test", size=256), 0.0),
+    "SpellingBee": (partial(SpellingBee, "test", size=256), 0.0),
 }
 ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
 
 Results = dict[str, Tally]
 """By label."""
+Makers = dict[str, Callable[[], Task]]
+"""By label, what creates the task."""
 
 
 @dataclass(frozen=True)
@@ -86,52 +88,44 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(options: Options, runtime: Runtime) -> None:
     """Everything between the options and the report."""
-    meta, settings = find_checkpoint(options.source, options)
+    meta, settings = options.find_checkpoint(options.source)
     settings |= {name: getattr(options, name) for name in (
         "max_problems", "primer_problems", "num_samples", "temperature", "top_k", "max_new_tokens",
     )}  # fmt: skip
-    tasks = on_main_first(lambda: choose_tasks(options))  # one rank downloads their files
+    families: Makers = {
+        family: partial(Primer, "test", family=family, size=options.primer_problems)
+        for family in Primer.families
+    }
+    makers = families | {label: make for label, (make, _) in CHAT_TASKS.items()}
+    labels = on_main_first(lambda: choose_tasks(options, makers))  # one rank downloads their files
     name = f"chat_eval_{options.source}"
     section = on_main_first(lambda: report.read_section(name, settings)) or {}
     results = {label: Tally(**tally) for label, tally in section.get("results", {}).items()}
     seconds = section.get("seconds", 0.0)
     # Results of other tasks stay in the section, also with --fresh.
-    missing = [label for label in tasks if options.fresh or label not in results]
+    missing = [label for label in labels if options.fresh or label not in results]
     if missing:
         engine = Engine(*load_checkpoint(options.source, meta, runtime))
     else:
         report.log_reuse(section)
     for label in missing:
         began = time.perf_counter()
-        results[label] = measure(label, engine, options, runtime)
+        results[label] = measure(label, makers[label](), engine, options, runtime)
         seconds += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
             report.write_section(name, make_section(options.source, settings, results, seconds))
-    log_table(tasks, results, settings)
+    log_table(labels, results, settings)
 
 
-# ---- which tasks
-
-
-def task_makers(primer_problems: int) -> dict[str, Callable[[], Task]]:
-    """A function that creates the task, for each label."""
-    families: dict[str, Callable[[], Task]] = {
-        family: partial(Primer, "test", family=family, size=primer_problems)
-        for family in Primer.families
-    }
-    return families | {name: make for name, (make, _) in CHAT_TASKS.items()}
-
-
-def choose_tasks(options: Options) -> list[str]:
+def choose_tasks(options: Options, makers: Makers) -> list[str]:
     """Labels of the tasks asked for, with their files downloaded.
 
     Raises UserError if a task asked for by name is unknown or not available.
     """
     wanted = options.task or ("primer" if dataset.current_source() == "primer" else "all")
-    if wanted == "primer":
-        return list(Primer.families)
-    makers, available = task_makers(options.primer_problems), []
-    for label in CHAT_TASKS if wanted == "all" else map(str.strip, wanted.split(",")):
+    groups = {"primer": list(Primer.families), "all": list(CHAT_TASKS)}
+    available = []
+    for label in groups.get(wanted) or map(str.strip, wanted.split(",")):
         try:
             if label not in makers:
                 near = difflib.get_close_matches(label, makers, n=1)
@@ -151,17 +145,16 @@ def choose_tasks(options: Options) -> list[str]:
     return available
 
 
-def measure(label: str, engine: Engine, options: Options, runtime: Runtime) -> Tally:
+def measure(label: str, task: Task, engine: Engine, options: Options, runtime: Runtime) -> Tally:
     """The tally over all ranks; every rank calls it."""
-    task = task_makers(options.primer_problems)[label]()
     num_problems = len(task) if options.max_problems < 0 else min(options.max_problems, len(task))
-    evaluate_task = partial(
+    evaluate_share = partial(
         chat_eval.evaluate_task, task, engine,
-        max_problems=options.max_problems, num_samples=options.num_samples,
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-        top_k=options.top_k or None, batch_size=options.batch_size,
+        num_samples=options.num_samples, max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature, top_k=options.top_k or None,
+        batch_size=options.batch_size,
     )  # fmt: skip
-    return merged(over_ranks(label, num_problems, runtime, evaluate_task))
+    return merged(stage.evaluate_on_ranks(label, num_problems, runtime, evaluate_share))
 
 
 # ---- the table

@@ -6,20 +6,21 @@ python -m scripts.export --source=sft --format=hf --out=my_model
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 
 from nanochat import checkpoint_manager, export
-from nanochat.configurator import at_least, folder_name, parse, run
+from nanochat.configurator import parse, run
 from nanochat.errors import UserError
 from nanochat.training import stage
+from scripts.inference import CheckpointOptions
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CheckpointOptions):
     """Export a trained model as a folder for other engines."""
 
     source: Literal["base", "mid", "sft", "rl"] = "sft"
@@ -30,10 +31,6 @@ class Options:
     """Folder to write; it must not exist yet."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights; with float32 the logits equal those of this package."""
-    model_tag: Annotated[str, folder_name()] = ""
-    """Folder of the checkpoint; empty means the newest."""
-    step: Annotated[int, at_least(0, besides=-1)] = -1
-    """Step of the checkpoint; -1 means the newest."""
 
 
 def main(argv: list[str] | None = None) -> None:

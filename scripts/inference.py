@@ -1,4 +1,4 @@
-"""What chat_cli and chat_web share: which model to load, and how it samples."""
+"""What commands share that load a trained model: which checkpoint, and how an answer is sampled."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,15 +11,21 @@ from nanochat.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class InferenceOptions:
-    """Options of every command that answers."""
+class CheckpointOptions:
+    """Options of every command that loads a trained model."""
 
-    source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
-    """Training stage of the model; latest is the last stage that has a checkpoint."""
     model_tag: Annotated[str, folder_name()] = ""
     """Folder of the checkpoint; empty means the newest."""
     step: Annotated[int, at_least(0, besides=-1)] = -1
     """Step of the checkpoint; -1 means the newest."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions(CheckpointOptions):
+    """Options of every command that answers."""
+
+    source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
+    """Training stage of the model; latest is the last stage that has a checkpoint."""
     temperature: Annotated[float, between(0, 2)] = 0.0
     """0 always takes the most likely token; higher is more random."""
     top_k: Annotated[int, at_least(0)] = 50

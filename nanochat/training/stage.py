@@ -7,9 +7,9 @@ import gc
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.profiler import profile, schedule
 
@@ -18,11 +18,12 @@ from nanochat.chat import render_for_completion
 from nanochat.checkpoint_manager import Checkpoint, Meta
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.metrics import RunLog
+from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import (
     Runtime,
     barrier,
     close_runtime,
+    gather_objects,
     init_runtime,
     on_main_first,
     stop_requests,
@@ -38,6 +39,8 @@ MAX_SKIPPED_STEPS = 10  # more steps that are not finite are no accident
 GC_STEPS = 1000  # between garbage collections; within the loop Python makes none by itself
 SAMPLE_TOKENS = 64  # of each answer in the report
 
+Result = TypeVar("Result")
+
 
 @contextmanager
 def command_runtime(device_type: str) -> Iterator[Runtime]:
@@ -49,6 +52,19 @@ def command_runtime(device_type: str) -> Iterator[Runtime]:
         yield runtime
     finally:
         close_runtime()
+
+
+def evaluate_on_ranks(
+    label: str, num_items: int, runtime: Runtime, evaluate_share: Callable[..., Result]
+) -> list[Result]:
+    """The results of all ranks, each for its share of the items; every rank calls it.
+
+    evaluate_share: takes `indices` and `on_progress`.
+    """
+    share = range(runtime.rank, num_items, runtime.world_size)  # a rank without items gathers, too
+    with ProgressLine(len(share), label, runtime.is_main) as line:
+        result = evaluate_share(indices=share, on_progress=line.update)
+    return gather_objects(result)
 
 
 def run(plan: Plan, runtime: Runtime) -> None:
