@@ -12,7 +12,7 @@ from nanochat.primer.question import Split, draw, one_of, split_of
 from nanochat.primer.reading import reading_question, reading_series, story
 from nanochat.primer.talk import choice_question, choice_series
 from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
-from nanochat.primer.world import a, capitalized, plural
+from nanochat.primer.world import a, capitalized, columns, plural
 
 
 def document(rng: Random, split: Split) -> str:
@@ -23,7 +23,7 @@ def document(rng: Random, split: Split) -> str:
     return rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0](rng, split)
 
 
-# One sentence of each row is said of a person; {x} is the name or the pronoun.
+# Of each inner tuple one sentence is used; {x} is the name or the pronoun.
 _ABOUT_A_PERSON = (
     (
         "{x} lives in {town}.", "{x} has a house in {town}.", "The home of {name} is in {town}.",
@@ -64,6 +64,22 @@ _ABOUT_AN_ANIMAL = (
         "the young one is called {a_young}.",
     ),
 )  # fmt: skip
+_ABOUT_A_THING = (
+    "The {name} is {colour}.", "{kind_sentence} The {name} is {colour}.",
+    "There is {a_name}, and it is {colour}. {kind_sentence}",
+    "What colour is the {name}? It is {colour}.",
+)  # fmt: skip
+_ABOUT_A_TOWN = (
+    ("{name} lies {lies}.", "The town of {name} is {lies}."),
+    (
+        "{name} is known for {known_for}.", "People come to {name} for {known_for}.",
+        "{name} is famous for {known_for}.",
+    ),
+)  # fmt: skip
+_ABOUT_A_RESIDENT = (
+    "{name} is the {job} of {town}.", "The {job} in {town} is {name}.",
+    "{name} lives in {town} and works as {a_job}.",
+)  # fmt: skip
 
 
 def _portrait(rng: Random, split: Split) -> str:
@@ -92,8 +108,7 @@ def _prose(
     rng: Random, lines: list[str], row: world.Animal | world.Person, subject: str, pronoun: str
 ) -> str:
     """The lines as sentences about a subject: named in the first one, later more rarely."""
-    words = dict(vars(row), her="his" if pronoun == "he" else "her")
-    words |= {f"a_{column}": a(value) for column, value in vars(row).items()}
+    words = dict(columns(row), her="his" if pronoun == "he" else "her")
     sentences = []
     for index, line in enumerate(lines):
         is_named = index == 0 or rng.random() < 0.4
@@ -105,43 +120,18 @@ def _still_life(rng: Random, split: Split) -> str:
     """A few things, their colours and kinds."""
     lines = []
     for thing in rng.sample(world.THINGS, rng.randint(2, 4)):
-        name, colour = thing.name, thing.colour
-        kind = f"{capitalized(a(name))} is {a(thing.kind)}."
-        lines.append(
-            one_of(
-                rng,
-                f"The {name} is {colour}.",
-                f"{kind} The {name} is {colour}.",
-                f"There is {a(name)}, and it is {colour}. {kind}",
-                f"What colour is the {name}? It is {colour}.",
-            )
-        )
+        kind = capitalized(f"{a(thing.name)} is {a(thing.kind)}.")
+        lines.append(rng.choice(_ABOUT_A_THING).format(**columns(thing), kind_sentence=kind))
     return one_of(rng, "", "Look at the picture. ", "Let us name some things. ") + " ".join(lines)
 
 
 def _journey(rng: Random, split: Split) -> str:
     """A town, what it is known for, and who lives there."""
     town = rng.choice(world.TOWNS)
-    name, known_for = town.name, town.known_for
-    lines = [
-        one_of(rng, f"{name} lies {town.lies}.", f"The town of {name} is {town.lies}."),
-        one_of(
-            rng,
-            f"{name} is known for {known_for}.",
-            f"People come to {name} for {known_for}.",
-            f"{name} is famous for {known_for}.",
-        ),
-    ]
-    people = [person for person in world.PEOPLE if person.town == name]
+    lines = [rng.choice(sentences).format(**columns(town)) for sentences in _ABOUT_A_TOWN]
+    people = [person for person in world.PEOPLE if person.town == town.name]
     for person in rng.sample(people, min(2, len(people))):
-        lines.append(
-            one_of(
-                rng,
-                f"{person.name} is the {person.job} of {name}.",
-                f"The {person.job} in {name} is {person.name}.",
-                f"{person.name} lives in {name} and works as {a(person.job)}.",
-            )
-        )
+        lines.append(rng.choice(_ABOUT_A_RESIDENT).format(**columns(person)))
     rng.shuffle(lines)
     return " ".join(lines)
 
@@ -236,16 +226,13 @@ def _days_and_months(rng: Random, split: Split) -> str:
 
 def _letters(rng: Random, split: Split) -> str:
     """Words with their letters, and parts of the alphabet."""
+    wordings = (
+        "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
+        "'{w}' is {s}.", "'{w}' is {s}.",  # twice: quoted as in the calculator's 'word'.count('w')
+        "To write {w}, write {s}.",
+    )  # fmt: skip
     lines = [
-        one_of(
-            rng,
-            "The word {w} is spelled {s}.",
-            "{s} makes {w}.",
-            "{w}: {s}.",
-            "'{w}' is {s}.",
-            "'{w}' is {s}.",  # twice: quoted as in the calculator's 'word'.count('w')
-            "To write {w}, write {s}.",
-        ).format(w=word, s="-".join(word))
+        rng.choice(wordings).format(w=word, s="-".join(word))
         for word in rng.sample(WORDS, rng.randint(3, 7))
     ]
     if rng.random() < 0.3:

@@ -1,11 +1,11 @@
 """Questions about the facts of the world, and questions about what is not in it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from nanochat.primer.question import Paraphrases, Question, Split, as_typed
-from nanochat.primer.world import ANIMALS, PEOPLE, THINGS, TOWNS, a, capitalized
+from nanochat.primer.world import ANIMALS, PEOPLE, THINGS, TOWNS, a, capitalized, columns, words
 
 
 @dataclass(frozen=True)
@@ -22,94 +22,64 @@ class Fact:
 
 
 # Cores of questions, for `as_typed`; {x} is the subject.
-PARAPHRASES: dict[str, Paraphrases] = {
-    "colour": Paraphrases(
-        "what colour is {x}", "which colour is {x}", "what is the colour of {x}",
-        "what colour does {x} have", "which colour does {x} have", "tell me the colour of {x}",
-        "do you know the colour of {x}", "can you tell me what colour {x} is",
-        "{x} is what colour", "name the colour of {x}", "what's the colour of {x}",
-        "I want to know the colour of {x}", "what colour would you paint {x}",
-        unseen=("do you know what colour {x} is", "which colour has {x}"),
-    ),
-    "sound": Paraphrases(
-        "what sound does {x} make", "which sound does {x} make", "what does {x} do to be heard",
-        "how does {x} sound", "what noise does {x} make", "which noise does {x} make",
-        "tell me what sound {x} makes", "do you know what noise {x} makes",
-        "can you tell me how {x} sounds", "what can you hear when {x} is near",
-        unseen=("do you know what sound {x} makes", "tell me what noise {x} makes"),
-    ),
-    "home": Paraphrases(
-        "where does {x} live", "where is the home of {x}", "what is the home of {x}",
-        "in which place does {x} live", "where can I find {x}", "tell me where {x} lives",
-        "do you know where {x} lives", "where does {x} sleep",
-        "where do I have to look for {x}",
-        unseen=("can you tell me where {x} lives", "where does {x} have its home"),
-    ),
-    "food": Paraphrases(
-        "what does {x} eat", "what does {x} like to eat", "what is the food of {x}",
-        "which food does {x} like", "tell me what {x} eats", "do you know what {x} eats",
-        "what should I feed {x}", "what do you give {x} to eat", "what is {x} fond of eating",
-        unseen=("can you tell me what {x} eats", "which food does {x} eat"),
-    ),
-    "young": Paraphrases(
-        "what is the young of {x} called", "what do you call the young of {x}",
-        "what is a baby of {x} called", "how do you call the baby of {x}",
-        "tell me the name for the young of {x}", "what is the word for the young of {x}",
-        "do you know what the young of {x} is called", "which name has the baby of {x}",
-        unseen=("tell me what the young of {x} is called",),
-    ),
-    "kind": Paraphrases(
-        "what is {x}", "what kind of thing is {x}", "what sort of thing is {x}",
-        "which kind of thing is {x}", "tell me what {x} is", "do you know what {x} is",
-        "can you tell me what kind of thing {x} is",
-        unseen=("tell me what kind of thing {x} is",),
-    ),
-    "job": Paraphrases(
-        "what is the job of {x}", "what does {x} do", "what does {x} do for a living",
-        "which job does {x} have", "what does {x} work as", "tell me the job of {x}",
-        "do you know the job of {x}", "what work does {x} do", "what's the job of {x}",
-        "what is the work of {x}", "how does {x} earn a living",
-        unseen=("can you tell me the job of {x}", "which work does {x} do"),
-    ),
-    "town": Paraphrases(
-        "where does {x} live", "in which town does {x} live", "where is the home of {x}",
-        "which town is the home of {x}", "tell me where {x} lives",
-        "do you know where {x} lives", "where is {x} at home", "what town does {x} live in",
-        "in what town can I visit {x}",
-        unseen=("can you tell me where {x} lives", "which town does {x} live in"),
-    ),
-    "pet": Paraphrases(
-        "which animal does {x} have", "what pet does {x} have", "which pet does {x} have",
-        "what is the pet of {x}", "what animal does {x} keep", "tell me which pet {x} has",
-        "do you know the pet of {x}", "what kind of pet does {x} keep",
-        "which animal lives with {x}",
-        unseen=("tell me the pet of {x}", "which animal does {x} keep"),
-    ),
-    "dish": Paraphrases(
-        "what does {x} like to eat", "what is the favourite food of {x}",
-        "which food does {x} like best", "what does {x} like best to eat",
-        "tell me the favourite food of {x}", "do you know what {x} likes to eat",
-        "what should I cook for {x}", "what dish does {x} like best",
-        unseen=("tell me what {x} likes to eat", "which dish does {x} like best"),
-    ),
-    "lies": Paraphrases(
-        "where is {x}", "where does {x} lie", "where can I find {x}", "tell me where {x} is",
-        "do you know where {x} lies", "where is the town of {x}", "where do I find {x}",
-        unseen=("tell me where {x} lies",),
-    ),
-    "known_for": Paraphrases(
-        "what is {x} known for", "why do people know {x}", "what is {x} famous for",
-        "tell me what {x} is known for", "what can I see in {x}", "why do people go to {x}",
-        unseen=("tell me what {x} is famous for",),
-    ),
-    "who": Paraphrases(
-        "who is the {job} of {town}", "who is the {job} in {town}",
-        "which {job} lives in {town}", "what is the name of the {job} in {town}",
-        "who works as {a_job} in {town}", "do you know the {job} of {town}",
-        "tell me the name of the {job} in {town}", "how is the {job} of {town} called",
-        unseen=("tell me who is the {job} of {town}",),
-    ),
-}  # fmt: skip
+PARAPHRASES = Paraphrases.table("""
+colour: what colour is {x} | which colour is {x} | what is the colour of {x}
+colour: what colour does {x} have | which colour does {x} have | tell me the colour of {x}
+colour: do you know the colour of {x} | can you tell me what colour {x} is | {x} is what colour
+colour: name the colour of {x} | what's the colour of {x} | I want to know the colour of {x}
+colour: what colour would you paint {x}
+colour unseen: do you know what colour {x} is | which colour has {x}
+sound: what sound does {x} make | which sound does {x} make | what does {x} do to be heard
+sound: how does {x} sound | what noise does {x} make | which noise does {x} make
+sound: tell me what sound {x} makes | do you know what noise {x} makes
+sound: can you tell me how {x} sounds | what can you hear when {x} is near
+sound unseen: do you know what sound {x} makes | tell me what noise {x} makes
+home: where does {x} live | where is the home of {x} | what is the home of {x}
+home: in which place does {x} live | where can I find {x} | tell me where {x} lives
+home: do you know where {x} lives | where does {x} sleep | where do I have to look for {x}
+home unseen: can you tell me where {x} lives | where does {x} have its home
+food: what does {x} eat | what does {x} like to eat | what is the food of {x}
+food: which food does {x} like | tell me what {x} eats | do you know what {x} eats
+food: what should I feed {x} | what do you give {x} to eat | what is {x} fond of eating
+food unseen: can you tell me what {x} eats | which food does {x} eat
+young: what is the young of {x} called | what do you call the young of {x}
+young: what is a baby of {x} called | how do you call the baby of {x}
+young: tell me the name for the young of {x} | what is the word for the young of {x}
+young: do you know what the young of {x} is called | which name has the baby of {x}
+young unseen: tell me what the young of {x} is called
+kind: what is {x} | what kind of thing is {x} | what sort of thing is {x}
+kind: which kind of thing is {x} | tell me what {x} is | do you know what {x} is
+kind: can you tell me what kind of thing {x} is
+kind unseen: tell me what kind of thing {x} is
+job: what is the job of {x} | what does {x} do | what does {x} do for a living
+job: which job does {x} have | what does {x} work as | tell me the job of {x}
+job: do you know the job of {x} | what work does {x} do | what's the job of {x}
+job: what is the work of {x} | how does {x} earn a living
+job unseen: can you tell me the job of {x} | which work does {x} do
+town: where does {x} live | in which town does {x} live | where is the home of {x}
+town: which town is the home of {x} | tell me where {x} lives | do you know where {x} lives
+town: where is {x} at home | what town does {x} live in | in what town can I visit {x}
+town unseen: can you tell me where {x} lives | which town does {x} live in
+pet: which animal does {x} have | what pet does {x} have | which pet does {x} have
+pet: what is the pet of {x} | what animal does {x} keep | tell me which pet {x} has
+pet: do you know the pet of {x} | what kind of pet does {x} keep | which animal lives with {x}
+pet unseen: tell me the pet of {x} | which animal does {x} keep
+dish: what does {x} like to eat | what is the favourite food of {x} | which food does {x} like best
+dish: what does {x} like best to eat | tell me the favourite food of {x}
+dish: do you know what {x} likes to eat | what should I cook for {x} | what dish does {x} like best
+dish unseen: tell me what {x} likes to eat | which dish does {x} like best
+lies: where is {x} | where does {x} lie | where can I find {x} | tell me where {x} is
+lies: do you know where {x} lies | where is the town of {x} | where do I find {x}
+lies unseen: tell me where {x} lies
+known_for: what is {x} known for | why do people know {x} | what is {x} famous for
+known_for: tell me what {x} is known for | what can I see in {x} | why do people go to {x}
+known_for unseen: tell me what {x} is famous for
+who: who is the {job} of {town} | who is the {job} in {town} | which {job} lives in {town}
+who: what is the name of the {job} in {town} | who works as {a_job} in {town}
+who: do you know the {job} of {town} | tell me the name of the {job} in {town}
+who: how is the {job} of {town} called
+who unseen: tell me who is the {job} of {town}
+""")  # fmt: skip
 
 
 def _rivals(values: Sequence[str], key: str) -> tuple[str, ...]:
@@ -118,55 +88,34 @@ def _rivals(values: Sequence[str], key: str) -> tuple[str, ...]:
     return tuple(sorted(value for value in set(values) if value not in key and key not in value))
 
 
-def _facts_about(
-    subject: object, others: Sequence[object], about: str, pronoun: str, predicates: dict[str, str]
-) -> list[Fact]:
-    """One fact per predicate, whose value is the attribute of that name; `others` give rivals."""
-    facts = []
-    for topic, predicate in predicates.items():
-        key = getattr(subject, topic)
-        values = [getattr(other, topic) for other in others]
-        sentence, follow_up = (f"{capitalized(x)} {predicate}." for x in (about, pronoun))
-        facts.append(Fact(about, topic, key, sentence, follow_up, pronoun, _rivals(values, key)))
-    return facts
+# For each table, how a row is named and a sentence for each topic. {x} is the subject or, in a
+# follow-up, its pronoun; a sentence without {x} is about a class of things ("a fox").
+_SENTENCES = (
+    (ANIMALS, "the {name}", {
+        "colour": "{x} is {colour}.", "sound": "{x} {sound}.", "home": "{x} lives in {home}.",
+        "food": "{x} eats {food}.", "young": "The young of {a_name} is called {a_young}.",
+    }),
+    (THINGS, "the {name}", {"colour": "{x} is {colour}.", "kind": "{a_name} is {a_kind}."}),
+    (PEOPLE, "{name}", {
+        "job": "{x} is {a_job}.", "town": "{x} lives in {town}.", "pet": "{x} has {a_pet}.",
+        "dish": "{x} likes to eat {dish}.",
+    }),
+    (TOWNS, "{name}", {"lies": "{x} lies {lies}.", "known_for": "{x} is known for {known_for}."}),
+)  # fmt: skip
 
 
-def _definition(about: str, topic: str, key: str, values: Sequence[str], sentence: str) -> Fact:
-    """A fact about a class of things ("a fox"), of which no pronoun speaks."""
-    return Fact(about, topic, key, sentence, sentence, "", _rivals(values, key))
-
-
-def _all_facts() -> list[Fact]:
-    facts = []
-    for animal in ANIMALS:
-        predicates = {
-            "colour": f"is {animal.colour}",
-            "sound": animal.sound,
-            "home": f"lives in {animal.home}",
-            "food": f"eats {animal.food}",
-        }
-        facts += _facts_about(animal, ANIMALS, f"the {animal.name}", "it", predicates)
-        sentence = f"The young of {a(animal.name)} is called {a(animal.young)}."
-        young = [other.young for other in ANIMALS]
-        facts.append(_definition(a(animal.name), "young", animal.young, young, sentence))
-    for thing in THINGS:
-        predicates = {"colour": f"is {thing.colour}"}
-        facts += _facts_about(thing, THINGS, f"the {thing.name}", "it", predicates)
-        sentence = capitalized(f"{a(thing.name)} is {a(thing.kind)}.")
-        kinds = [other.kind for other in THINGS]
-        facts.append(_definition(a(thing.name), "kind", thing.kind, kinds, sentence))
-    for person in PEOPLE:
-        predicates = {
-            "job": f"is {a(person.job)}",
-            "town": f"lives in {person.town}",
-            "pet": f"has {a(person.pet)}",
-            "dish": f"likes to eat {person.dish}",
-        }
-        facts += _facts_about(person, PEOPLE, person.name, person.pronoun, predicates)
-    for town in TOWNS:
-        predicates = {"lies": f"lies {town.lies}", "known_for": f"is known for {town.known_for}"}
-        facts += _facts_about(town, TOWNS, town.name, "it", predicates)
-    return facts
+def _all_facts() -> Iterator[Fact]:
+    for rows, subject, sentences in _SENTENCES:
+        for row in map(columns, rows):
+            for topic, sentence in sentences.items():
+                is_definition = "{x}" not in sentence
+                about = row["a_name"] if is_definition else subject.format(**row)
+                pronoun = "" if is_definition else row.get("pronoun", "it")
+                in_full, follow_up = (
+                    capitalized(sentence.format(x=x, **row)) for x in (about, pronoun)
+                )
+                rivals = _rivals([vars(other)[topic] for other in rows], row[topic])
+                yield Fact(about, topic, row[topic], in_full, follow_up, pronoun, rivals)
 
 
 FACTS = tuple(_all_facts())
@@ -251,10 +200,10 @@ _ANIMAL_PARTS = (
     "a i o u",
     "bbin ckle dgit ffle mbat ndle ngor ppet rbel rkin sper zzle",
 )
-_LEGENDARY = (
-    "unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant", "kraken",
-    "gnome", "elf", "goblin", "centaur", "sphinx", "vampire", "fairy",
-)  # fmt: skip
+_LEGENDARY = words("""
+    unicorn dragon griffin mermaid yeti phoenix troll giant kraken gnome elf goblin centaur sphinx
+    vampire fairy
+""")  # fmt: skip
 
 
 def unknown_question(rng: Random, split: Split) -> Question:

@@ -9,38 +9,30 @@ from nanochat.primer.world import ITEMS, plural, two_children
 
 MAX_OPERAND = 9999  # of four digits: far too many sums to be memorized
 
-SUMS: dict[str, Paraphrases] = {
-    "+": Paraphrases(
-        "what is {a} + {b}", "what is {a}+{b}", "{a} + {b}", "{a}+{b}", "what is {a} plus {b}",
-        "how much is {a} + {b}", "calculate {a} + {b}", "add {a} and {b}",
-        "what is the sum of {a} and {b}", "what do you get if you add {b} to {a}",
-        "how much is {a} and {b}", "{a} plus {b}", "work out {a} plus {b}", "what's {a} + {b}",
-        "compute {a}+{b}", "{a} + {b} =", "what does {a} + {b} make",
-        unseen=("how much is {a} plus {b}", "work out {a} + {b}"),
-    ),
-    "-": Paraphrases(
-        "what is {a} - {b}", "what is {a}-{b}", "{a} - {b}", "{a}-{b}", "what is {a} minus {b}",
-        "how much is {a} - {b}", "calculate {a} - {b}", "take {b} away from {a}",
-        "what is the difference of {a} and {b}", "what is left if you take {b} from {a}",
-        "how much is {a} less {b}", "{a} minus {b}", "work out {a} minus {b}",
-        "what's {a} - {b}", "subtract {b} from {a}", "{a} - {b} =",
-        unseen=("how much is {a} minus {b}", "work out {a} - {b}"),
-    ),
-    "*": Paraphrases(
-        "what is {a} * {b}", "what is {a}*{b}", "{a} * {b}", "{a}*{b}", "what is {a} times {b}",
-        "how much is {a} * {b}", "calculate {a} times {b}", "multiply {a} by {b}",
-        "what is the product of {a} and {b}", "{a} x {b}", "{a} times {b}", "what is {a} x {b}",
-        "work out {a} times {b}", "what's {a} * {b}", "multiply {a} and {b}", "{a} * {b} =",
-        unseen=("how much is {a} times {b}", "work out {a} * {b}"),
-    ),
-    "/": Paraphrases(
-        "what is {a} / {b}", "what is {a}/{b}", "{a} / {b}", "{a}/{b}",
-        "what is {a} divided by {b}", "how much is {a} / {b}", "calculate {a} divided by {b}",
-        "divide {a} by {b}", "share {a} among {b}", "how many times does {b} go into {a}",
-        "{a} divided by {b}", "work out {a} divided by {b}", "what's {a} / {b}", "{a} / {b} =",
-        unseen=("how much is {a} divided by {b}", "work out {a} / {b}"),
-    ),
-}  # fmt: skip
+SUMS = Paraphrases.table("""
++: what is {a} + {b} | what is {a}+{b} | {a} + {b} | {a}+{b} | what is {a} plus {b}
++: how much is {a} + {b} | calculate {a} + {b} | add {a} and {b} | what is the sum of {a} and {b}
++: what do you get if you add {b} to {a} | how much is {a} and {b} | {a} plus {b}
++: work out {a} plus {b} | what's {a} + {b} | compute {a}+{b} | {a} + {b} =
++: what does {a} + {b} make
++ unseen: how much is {a} plus {b} | work out {a} + {b}
+-: what is {a} - {b} | what is {a}-{b} | {a} - {b} | {a}-{b} | what is {a} minus {b}
+-: how much is {a} - {b} | calculate {a} - {b} | take {b} away from {a}
+-: what is the difference of {a} and {b} | what is left if you take {b} from {a}
+-: how much is {a} less {b} | {a} minus {b} | work out {a} minus {b} | what's {a} - {b}
+-: subtract {b} from {a} | {a} - {b} =
+- unseen: how much is {a} minus {b} | work out {a} - {b}
+*: what is {a} * {b} | what is {a}*{b} | {a} * {b} | {a}*{b} | what is {a} times {b}
+*: how much is {a} * {b} | calculate {a} times {b} | multiply {a} by {b}
+*: what is the product of {a} and {b} | {a} x {b} | {a} times {b} | what is {a} x {b}
+*: work out {a} times {b} | what's {a} * {b} | multiply {a} and {b} | {a} * {b} =
+* unseen: how much is {a} times {b} | work out {a} * {b}
+/: what is {a} / {b} | what is {a}/{b} | {a} / {b} | {a}/{b} | what is {a} divided by {b}
+/: how much is {a} / {b} | calculate {a} divided by {b} | divide {a} by {b} | share {a} among {b}
+/: how many times does {b} go into {a} | {a} divided by {b} | work out {a} divided by {b}
+/: what's {a} / {b} | {a} / {b} =
+/ unseen: how much is {a} divided by {b} | work out {a} / {b}
+""")  # fmt: skip
 SPOKEN_SIGN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 

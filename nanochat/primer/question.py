@@ -97,6 +97,19 @@ class Paraphrases:
     def __init__(self, *seen: str, unseen: tuple[str, ...]) -> None:
         self.seen, self.unseen = seen, unseen
 
+    @classmethod
+    def table(cls, text: str) -> dict[str, "Paraphrases"]:
+        """Paraphrases by topic, from lines "topic: a | b"; those of "topic unseen" are held out."""
+        options: dict[str, list[str]] = {}
+        for line in text.strip().splitlines():
+            topic, _, paraphrases = line.partition(": ")
+            options.setdefault(topic, []).extend(paraphrases.split(" | "))
+        return {
+            topic: cls(*seen, unseen=tuple(options[f"{topic} unseen"]))
+            for topic, seen in options.items()
+            if not topic.endswith(" unseen")
+        }
+
     def pick(self, rng: Random, split: Split) -> tuple[str, bool]:
         """A paraphrase, and whether it is one that training never uses."""
         if split == "test" and rng.random() < UNSEEN_SHARE:

@@ -19,21 +19,19 @@ def _single_words() -> tuple[str, ...]:
 
 WORDS = _single_words()  # words of the world that can be spelled, in lower case
 
-SPELL = Paraphrases(
-    "how do you spell {w}", "spell {w}", "spell the word {w}", "how is {w} spelled",
-    "can you spell {w}", "what are the letters of {w}", "tell me the letters of {w}",
-    "which letters are in {w}", "spell {w} for me", "how is the word {w} written",
-    "how do I write {w}", "letter by letter, what is {w}",
-    unseen=("can you spell the word {w}", "tell me how to spell {w}"),
-)  # fmt: skip
-COUNT = Paraphrases(
-    "how many {l} are in {w}", "how many {l}s are in {w}", "how many times is {l} in {w}",
-    "how many letters {l} are in {w}", "how often is the letter {l} in {w}",
-    "count the letter {l} in {w}", "count the {l}s in {w}", "how many {l} does {w} have",
-    "how many times does {l} stand in {w}", "tell me how many {l} are in {w}",
-    "how many {l} in {w}", "how many {l} are there in the word {w}",
-    unseen=("tell me how many times {l} is in {w}", "how many {l}s are in the word {w}"),
-)  # fmt: skip
+SPELLING = Paraphrases.table("""
+spell: how do you spell {w} | spell {w} | spell the word {w} | how is {w} spelled
+spell: can you spell {w} | what are the letters of {w} | tell me the letters of {w}
+spell: which letters are in {w} | spell {w} for me | how is the word {w} written
+spell: how do I write {w} | letter by letter, what is {w}
+spell unseen: can you spell the word {w} | tell me how to spell {w}
+count: how many {l} are in {w} | how many {l}s are in {w} | how many times is {l} in {w}
+count: how many letters {l} are in {w} | how often is the letter {l} in {w}
+count: count the letter {l} in {w} | count the {l}s in {w} | how many {l} does {w} have
+count: how many times does {l} stand in {w} | tell me how many {l} are in {w} | how many {l} in {w}
+count: how many {l} are there in the word {w}
+count unseen: tell me how many times {l} is in {w} | how many {l}s are in the word {w}
+""")  # fmt: skip
 
 
 def spelling_question(rng: Random, split: Split) -> Question:
@@ -43,7 +41,7 @@ def spelling_question(rng: Random, split: Split) -> Question:
 
 def _spell(rng: Random, split: Split) -> Question:
     word = rng.choice(WORDS)
-    core, is_unseen = SPELL.pick(rng, split)
+    core, is_unseen = SPELLING["spell"].pick(rng, split)
     letters = "-".join(word)  # the hyphens keep each letter a token of its own
     return Question(
         text=as_typed(rng, core.format(w=word)),
@@ -57,7 +55,7 @@ def _spell(rng: Random, split: Split) -> Question:
 def _count(rng: Random, split: Split) -> Question:
     word = rng.choice(WORDS)
     letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(world.LETTERS)  # or none
-    core, is_unseen = COUNT.pick(rng, split)
+    core, is_unseen = SPELLING["count"].pick(rng, split)
     number = word.count(letter)
     return Question(
         text=as_typed(rng, core.format(l=letter, w=word)),
@@ -71,32 +69,24 @@ def _count(rng: Random, split: Split) -> Question:
     )
 
 
-CALENDAR: dict[str, Paraphrases] = {
-    "after": Paraphrases(
-        "what {u} comes after {x}", "which {u} comes after {x}", "what {u} follows {x}",
-        "what is the {u} after {x}", "which {u} follows {x}", "tell me the {u} after {x}",
-        "what comes after {x}", "after {x} comes what {u}", "do you know the {u} after {x}",
-        unseen=("tell me what {u} comes after {x}",),
-    ),
-    "before": Paraphrases(
-        "what {u} comes before {x}", "which {u} comes before {x}", "what is the {u} before {x}",
-        "tell me the {u} before {x}", "what comes before {x}", "before {x} comes what {u}",
-        "which {u} is before {x}", "do you know the {u} before {x}",
-        unseen=("tell me what {u} comes before {x}",),
-    ),
-    "season": Paraphrases(
-        "in which season is {x}", "which season is {x} in", "what season is {x}",
-        "what is the season of {x}", "tell me the season of {x}", "{x} is in which season",
-        "what season does {x} belong to", "which season does {x} belong to",
-        unseen=("do you know what season {x} is",),
-    ),
-    "number": Paraphrases(
-        "which number is the month of {x}", "what number of the year is {x}",
-        "which month of the year is {x}", "what number does {x} have in the year",
-        "tell me the number of the month {x}", "what place does {x} have in the year",
-        unseen=("tell me what number of the year {x} is",),
-    ),
-}  # fmt: skip
+CALENDAR = Paraphrases.table("""
+after: what {u} comes after {x} | which {u} comes after {x} | what {u} follows {x}
+after: what is the {u} after {x} | which {u} follows {x} | tell me the {u} after {x}
+after: what comes after {x} | after {x} comes what {u} | do you know the {u} after {x}
+after unseen: tell me what {u} comes after {x}
+before: what {u} comes before {x} | which {u} comes before {x} | what is the {u} before {x}
+before: tell me the {u} before {x} | what comes before {x} | before {x} comes what {u}
+before: which {u} is before {x} | do you know the {u} before {x}
+before unseen: tell me what {u} comes before {x}
+season: in which season is {x} | which season is {x} in | what season is {x}
+season: what is the season of {x} | tell me the season of {x} | {x} is in which season
+season: what season does {x} belong to | which season does {x} belong to
+season unseen: do you know what season {x} is
+number: which number is the month of {x} | what number of the year is {x}
+number: which month of the year is {x} | what number does {x} have in the year
+number: tell me the number of the month {x} | what place does {x} have in the year
+number unseen: tell me what number of the year {x} is
+""")  # fmt: skip
 
 
 def calendar_question(rng: Random, split: Split) -> Question:
@@ -131,34 +121,25 @@ def calendar_question(rng: Random, split: Split) -> Question:
     )
 
 
-ORDER: dict[str, Paraphrases] = {
-    "size": Paraphrases(
-        "which is bigger, {x} or {y}", "what is bigger, {x} or {y}",
-        "who is bigger, {x} or {y}", "is {x} or {y} bigger",
-        "which of the two is bigger, {x} or {y}", "tell me which is bigger, {x} or {y}",
-        "which one is larger, {x} or {y}",
-        unseen=("tell me which one is larger, {x} or {y}",),
-    ),
-    "number": Paraphrases(
-        "which is more, {x} or {y}", "what is more, {x} or {y}", "is {x} or {y} more",
-        "which number is larger, {x} or {y}", "which number is bigger, {x} or {y}",
-        "what is the larger number, {x} or {y}", "tell me which is more, {x} or {y}",
-        "which of the numbers {x} and {y} is larger",
-        unseen=("tell me which number is larger, {x} or {y}",),
-    ),
-    "next": Paraphrases(
-        "what number comes after {x}", "which number comes after {x}",
-        "what is the next number after {x}", "count on from {x}", "what comes right after {x}",
-        "which number follows {x}",
-        unseen=("tell me what number comes after {x}",),
-    ),
-    "letter": Paraphrases(
-        "which letter comes after {x}", "what letter comes after {x}",
-        "what is the letter after {x}", "which letter follows {x} in the alphabet",
-        "tell me the letter after {x}", "what comes after {x} in the alphabet",
-        unseen=("tell me which letter comes after {x}",),
-    ),
-}  # fmt: skip
+ORDER = Paraphrases.table("""
+size: which is bigger, {x} or {y} | what is bigger, {x} or {y} | who is bigger, {x} or {y}
+size: is {x} or {y} bigger | which of the two is bigger, {x} or {y}
+size: tell me which is bigger, {x} or {y} | which one is larger, {x} or {y}
+size unseen: tell me which one is larger, {x} or {y}
+number: which is more, {x} or {y} | what is more, {x} or {y} | is {x} or {y} more
+number: which number is larger, {x} or {y} | which number is bigger, {x} or {y}
+number: what is the larger number, {x} or {y} | tell me which is more, {x} or {y}
+number: which of the numbers {x} and {y} is larger
+number unseen: tell me which number is larger, {x} or {y}
+next: what number comes after {x} | which number comes after {x}
+next: what is the next number after {x} | count on from {x} | what comes right after {x}
+next: which number follows {x}
+next unseen: tell me what number comes after {x}
+letter: which letter comes after {x} | what letter comes after {x} | what is the letter after {x}
+letter: which letter follows {x} in the alphabet | tell me the letter after {x}
+letter: what comes after {x} in the alphabet
+letter unseen: tell me which letter comes after {x}
+""")  # fmt: skip
 
 
 def ordering_question(rng: Random, split: Split) -> Question:

@@ -298,6 +298,11 @@ def a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
+def columns(row: object) -> dict[str, str]:
+    """The columns of a row for str.format, each also with an article: {job} and {a_job}."""
+    return {**vars(row), **{f"a_{name}": a(value) for name, value in vars(row).items()}}
+
+
 def capitalized(text: str) -> str:
     """The text with its first letter in upper case; str.capitalize would lower the others."""
     return text[0].upper() + text[1:]
