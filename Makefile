@@ -1,14 +1,15 @@
-# make test     everything that a change has to pass, set-up included
-# make check    style, types and the rules of the house
-# make format   puts the style right
+# make test     set up, then run all tests
+# make fast     the same without the slow tests
+# make check    style, types, Rust lints and tests, architecture, vocabulary
+# make format   format the code
 SHELL := bash
 .DEFAULT_GOAL := test
 .PHONY: setup test fast check format clean
 
 PYTHON := .venv/bin/python
 PYTHON_FILES := nanochat tasks scripts tests dev
-# One test file a process. A process that dies ends the run: in its place another would not get all of
-# its tests, and pytest-xdist would wait for them for ever.
+# One test file per process at a time. A crashed worker ends the run: pytest-xdist would not give all
+# of its tests to a new worker and then wait for them forever.
 PYTEST := $(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile --max-worker-restart=0
 CARGO := PATH="$$PATH:$$HOME/.cargo/bin" PYO3_PYTHON="$$PWD/$(PYTHON)" cargo
 CLIPPY := $(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml
@@ -32,6 +33,7 @@ check: setup
 	$(CLIPPY) --features abi3 -- -D warnings
 	$(CARGO) test --quiet --manifest-path rustbpe/Cargo.toml
 	$(PYTHON) -m pytest -q tests/test_architecture.py
+	$(PYTHON) -m dev.vocabulary
 
 format: setup
 	.venv/bin/ruff check --fix $(PYTHON_FILES)

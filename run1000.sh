@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The d32 run: 1.9 billion parameters, about 40 hours on one node of 8 x H100. It is speedrun.sh with
-# another depth, more text and smaller micro-batches; both can be repeated until they are done.
+# another depth, more text and smaller micro-batches. Run it again to resume.
 #
 #   bash run1000.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# 20 tokens for each of the 1.7 billion parameters outside the embedding are 35 billion tokens, about
-# 165 billion characters, in shards of about 250 million each.
+# 20 tokens per parameter (1.7 billion without the embedding) are 35 billion tokens, about 165
+# billion characters, in shards of about 250 million each.
 export NANOCHAT_TIER="${NANOCHAT_TIER:-node}"
 export DEPTH="${DEPTH:-32}"
 export NUM_SHARDS="${NUM_SHARDS:-800}"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# From raw text to a model that you can talk to, by one command:
+# From raw text to a model that you can chat with, in one command:
 #
 #   bash speedrun.sh
 #
-# It sets up what it needs in .venv, looks at the hardware and takes the tier that fits:
+# Sets up .venv, detects the hardware and selects a tier:
 #
 #   cpu      no GPU: a small model of the built-in primer world, about ten minutes on two cores
 #   gpu      one GPU: depth 12 on fineweb-edu, an evening on a good card
 #   node     several GPUs: the reference run, depth 20 on fineweb-edu, about four hours on 8 x H100
-#   smoke    a minute: whether every stage runs; the model is good for nothing
+#   smoke    one minute: checks that every stage runs; the model is useless
 #
-#   NANOCHAT_TIER=cpu bash speedrun.sh       another tier than the one it would take
-#   DEPTH=26 NUM_SHARDS=450 bash speedrun.sh another depth, or more text, on a GPU
-#   WANDB_RUN=name bash speedrun.sh          numbers also go to the tracker (uv sync --extra tracker)
+#   NANOCHAT_TIER=cpu bash speedrun.sh         select the tier
+#   DEPTH=26 NUM_SHARDS=450 bash speedrun.sh   another depth or amount of text, on GPUs
+#   WANDB_RUN=name bash speedrun.sh            log to the tracker, too (uv sync --extra tracker)
 #
-# Every stage is idempotent: after a crash, run it again and it goes on; after success it returns.
+# Every stage is idempotent: after a crash, run the same command again to resume.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -31,13 +31,14 @@ if [ -z "${NANOCHAT_TIER:-}" ]; then
     esac
 fi
 
-# ---- the tiers: which text, which model, how long
+# ---- tiers: text, model, length of training
 SAMPLE_QUESTION="Why is the sky blue?"
 case "$NANOCHAT_TIER" in
     cpu)
         SAMPLE_QUESTION="What is 347 + 588?"
-        # What counts is the number of tokens, so the model is the smallest that can do it. Most of
-        # the minutes go to finetuning: one conversation a row is where looking back is learned.
+        # The result depends on the number of tokens seen, so the model is the smallest that works.
+        # Finetuning gets most of the time: with one conversation per row, copying from the context
+        # is learned there.
         if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
         TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048)
@@ -95,9 +96,9 @@ if [ -n "${DEVICE_BATCH_SIZE:-}" ]; then
     RL_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
 fi
 
-# ---- how a command is started
+# ---- launching commands
 if [ "$NANOCHAT_TIER" = node ] && [ "$NUM_GPUS" -gt 1 ]; then
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the ranks share the cores
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # ranks share the cores
     on_all_devices() {
         local module=$1
         shift
@@ -118,14 +119,14 @@ alone() {
 }
 
 SUMMARY=""
-stage() { # stage TITLE COMMAND...: run it, and remember its minutes
+stage() { # stage TITLE COMMAND...: run the command and record its time
     local title=$1 began=$SECONDS line
     shift
     printf '\n== %s\n' "$title"
     local code=0
     "$@" || code=$?
     if [ "$code" -ne 0 ]; then
-        printf '\n%s did not finish; what was done is kept: mend what stands above, then run this again\n' "$title" >&2
+        printf '\n%s failed. Fix the error above, then run the same command again to resume.\n' "$title" >&2
         exit "$code"
     fi
     line=$(awk -v t="$title" -v s=$((SECONDS - began)) 'BEGIN { printf "  %-40s %6.1f min", t, s / 60 }')
@@ -133,9 +134,9 @@ stage() { # stage TITLE COMMAND...: run it, and remember its minutes
     SUMMARY+="$line"$'\n'
 }
 
-echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), $OMP_NUM_THREADS thread(s) a process, everything under $BASE"
+echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), $OMP_NUM_THREADS thread(s) per process, base directory $BASE"
 
-# A new kind of run begins with an empty report; the same one keeps the sections that are done.
+# Another tier, depth or amount of text starts an empty report; resuming keeps finished sections.
 run_name="$NANOCHAT_TIER ${DEPTH:-} ${NUM_SHARDS:-}"
 if [ "$(cat "$BASE/report/run.txt" 2>/dev/null || true)" != "$run_name" ]; then
     alone nanochat.report reset
@@ -145,7 +146,7 @@ fi
 
 stage "Text" alone nanochat.dataset "${DATA_OPTIONS[@]}"
 stage "Tokenizer" alone scripts.tok_train "${TOKENIZER_OPTIONS[@]}"
-stage "Tokenizer, compared" alone scripts.tok_eval
+stage "Tokenizer, evaluation" alone scripts.tok_eval
 stage "Pretraining" on_all_devices scripts.base_train "${BASE_OPTIONS[@]}"
 stage "Pretraining, bits per byte" on_all_devices scripts.base_loss "${LOSS_OPTIONS[@]}"
 stage "Pretraining, evaluation" on_all_devices scripts.base_eval ${CORE_OPTIONS[@]+"${CORE_OPTIONS[@]}"}
@@ -161,7 +162,7 @@ stage "Report" alone nanochat.report generate
 printf '\nDone in %d min %02d s:\n\n%s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$SUMMARY"
 cat <<END
 The report:            $BASE/report/report.md
-Talk to it here:       .venv/bin/python -m scripts.chat_cli
+Chat in the terminal:  .venv/bin/python -m scripts.chat_cli
 Ask one question:      .venv/bin/python -m scripts.chat_cli -p "$SAMPLE_QUESTION"
-In the browser:        .venv/bin/python -m scripts.chat_web
+Chat in the browser:   .venv/bin/python -m scripts.chat_web
 END

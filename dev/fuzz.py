@@ -1,4 +1,4 @@
-"""Requests that nobody should send, and what must not come of them: 5xx, hangs, broken streams."""
+"""Fuzzing of the server: malformed requests must not cause 5xx, hangs or broken streams."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from schemathesis.core.result import Ok
 from dev.raw_client import Client, Reply, request
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-NUM_AT_ONCE = 16
-NUM_OF_POOR = 50
+NUM_PARALLEL = 16
+NUM_WITHOUT_BODY = 50
 TEXTS = [
     "", " " * 8000, "9" * 2000, "9" * 8000, "'" * 8000, '"' * 8000, "\\" * 8000, "\n" * 5000,
     "\x00\x1b[31m",
@@ -54,7 +54,7 @@ PATHS = [
 
 
 def verdict(reply: Reply) -> str:
-    """Empty when all is well, else what is wrong with an answer."""
+    """What is wrong with a reply; empty when nothing is."""
     if reply.hangs:
         return "hang"
     if reply.status == 0:
@@ -63,22 +63,22 @@ def verdict(reply: Reply) -> str:
         return str(reply.status)
     if reply.is_stream:
         return "" if reply.body.endswith(b"data: [DONE]\n\n") else "broken stream"
-    if reply.status >= 400 and b"\r\nallow: GET" not in reply.head:  # to HEAD there is no body
+    if reply.status >= 400 and b"\r\nallow: GET" not in reply.head:  # a reply to HEAD has no body
         try:
             error = json.loads(reply.body)["error"]
         except (ValueError, KeyError, TypeError):
-            return f"{reply.status} without the fixed body"
-        return "" if error.keys() == {"message", "type", "param", "code"} else "odd error"
+            return f"{reply.status} without the error body"
+        return "" if error.keys() == {"message", "type", "param", "code"} else "malformed error"
     return ""
 
 
-def by_hand(rng: random.Random) -> bytes:
-    """One request."""
-    kind = rng.choice([_odd_values, _odd_values, _odd_literals, _odd_bytes, _odd_text, _odd_http])
+def handmade_request(rng: random.Random) -> bytes:
+    """A request with invalid values, JSON, text or HTTP."""
+    kind = rng.choice([_bad_values, _bad_values, _bad_literals, _bad_bytes, _bad_text, _bad_http])
     return kind(rng)
 
 
-def _plain(rng: random.Random) -> tuple[str, dict[str, Any]]:
+def _valid_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
     path = rng.choice([CHAT, CHAT, COMPLETIONS])
     body: dict[str, Any] = {"max_tokens": 2, "stream": rng.random() < 0.5}
     if path == CHAT:
@@ -86,16 +86,16 @@ def _plain(rng: random.Random) -> tuple[str, dict[str, Any]]:
     return path, {**body, "prompt": "Hi"}
 
 
-def _odd_values(rng: random.Random) -> bytes:
-    path, body = _plain(rng)
+def _bad_values(rng: random.Random) -> bytes:
+    path, body = _valid_request(rng)
     for name in rng.sample(FIELDS, rng.randint(1, 3)):
         body[name] = rng.choice(VALUES)
     if rng.random() < 0.3 and path == CHAT:
-        body["messages"] = [_odd_message(rng) for _ in range(rng.choice([1, 2, 3, 40, 1100]))]
+        body["messages"] = [_bad_message(rng) for _ in range(rng.choice([1, 2, 3, 40, 1100]))]
     return request(path, body)
 
 
-def _odd_message(rng: random.Random) -> Any:
+def _bad_message(rng: random.Random) -> Any:
     role = rng.choice(["system", "developer", "user", "assistant", "tool", "", 1])
     kind = rng.choice(["text", "python", "python_output", "image_url", 1])
     part = {"type": kind, "text": rng.choice(["x", 1, None])}
@@ -103,15 +103,15 @@ def _odd_message(rng: random.Random) -> Any:
     return rng.choice([{"role": role, "content": content}] * 9 + [None])
 
 
-def _odd_literals(rng: random.Random) -> bytes:
-    path, body = _plain(rng)
+def _bad_literals(rng: random.Random) -> bytes:
+    path, body = _valid_request(rng)
     name = rng.choice(FIELDS)
     text = json.dumps({**body, name: "HERE"}).replace('"HERE"', rng.choice(LITERALS))
     return request(path, text.encode())
 
 
-def _odd_bytes(rng: random.Random) -> bytes:
-    path, body = _plain(rng)
+def _bad_bytes(rng: random.Random) -> bytes:
+    path, body = _valid_request(rng)
     raw = bytearray(json.dumps(body).encode())
     for _ in range(rng.randint(1, 5)):
         at = rng.randrange(len(raw))
@@ -120,13 +120,13 @@ def _odd_bytes(rng: random.Random) -> bytes:
     return request(path, bytes(raw[: rng.choice([None, None, rng.randrange(len(raw) + 1)])]))
 
 
-def _odd_text(rng: random.Random) -> bytes:
-    path, body = _plain(rng)
+def _bad_text(rng: random.Random) -> bytes:
+    path, body = _valid_request(rng)
     letters = rng.choice(
         [string.printable, "0123456789", " '\"", "<|>assistant_end", "é😀\u0301汉"]
     )
-    own = "".join(rng.choices(letters, k=rng.randrange(3000)))
-    text = rng.choice([*TEXTS, own, own, own])
+    generated = "".join(rng.choices(letters, k=rng.randrange(3000)))
+    text = rng.choice([*TEXTS, generated, generated, generated])
     if path == CHAT:
         role = rng.choice(["system", "user", "assistant"])
         body["messages"] = [{"role": role, "content": text}, *body["messages"]]
@@ -137,7 +137,7 @@ def _odd_text(rng: random.Random) -> bytes:
     return request(path, {**body, "stop": rng.choice([None, text[:200], ["a", text[:9]]])})
 
 
-def _odd_http(rng: random.Random) -> bytes:
+def _bad_http(rng: random.Random) -> bytes:
     path, method = rng.choice(PATHS), rng.choice(["GET", "POST", "PUT", "DELETE", "OPTIONS"])
     header = rng.choice([
         "", "Origin: https://x.example\r\n", "Authorization: Bearer \x7f\r\n",
@@ -155,42 +155,46 @@ def _odd_http(rng: random.Random) -> bytes:
 
 
 async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Counter[str]:
-    """How often each verdict was given on `count` requests; the faulty ones are printed."""
-    found: Counter[str] = Counter()
+    """The number of replies by verdict; requests with a bad reply are printed."""
+    verdicts: Counter[str] = Counter()
     numbers = iter(range(first_seed, first_seed + count))
 
-    async def some() -> None:
+    async def send_some() -> None:
         for number in numbers:
-            raw = by_hand(random.Random(number))
-            reply = await client.ask(raw)
+            raw = handmade_request(random.Random(number))
+            reply = await client.send(raw)
             fault = verdict(reply)
-            found[fault or f"{reply.status // 100}xx"] += 1
+            verdicts[fault or f"{reply.status // 100}xx"] += 1
             if fault:
-                print(f"by hand, seed {number}: {fault}: {raw[:300]!r} -> {reply.body[:200]!r}")
+                print(f"handmade, seed {number}: {fault}: {raw[:300]!r} -> {reply.body[:200]!r}")
 
-    await asyncio.gather(*(some() for _ in range(NUM_AT_ONCE)))
-    return found
+    await asyncio.gather(*(send_some() for _ in range(NUM_PARALLEL)))
+    return verdicts
 
 
 def send_described(address: str, description: dict[str, Any], count: int) -> Counter[str]:
-    """The same with what schemathesis makes of the OpenAPI description, half of it wrong."""
-    # It stops reading a stream after a number of events unless told otherwise.
+    """The same with requests that schemathesis generates from the OpenAPI schema, half invalid."""
+    # By default it stops reading a stream after a number of events.
     config = SchemathesisConfig.from_dict({"max-stream-events": 1_000_000})
     schema = schemathesis.openapi.from_dict(description, config=config)
     results = list(schema.get_all_operations())
     operations = [result.ok() for result in results if isinstance(result, Ok)]
     assert len(operations) == len(results)
-    found: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     modes = [*schemathesis.GenerationMode]
-    num_rich = sum(operation.method == "post" for operation in operations)
+    num_with_body = sum(operation.method == "post" for operation in operations)
     for operation in operations:
-        # Of a request without a body there are few.
-        each = -(-count // (num_rich * len(modes))) if operation.method == "post" else NUM_OF_POOR
+        # There are few different requests without a body.
+        has_body = operation.method == "post"
+        num_requests = -(-count // (num_with_body * len(modes))) if has_body else NUM_WITHOUT_BODY
         for mode in modes:
             strategy = operation.as_strategy(generation_mode=mode)
-            with suppress(Unsatisfiable):  # without parameters nothing can be wrong
-                _given(strategy, each, lambda case: found.update([_sent(case, address)]))()
-    return found
+            with suppress(Unsatisfiable):  # without parameters none is invalid
+                send = _given(
+                    strategy, num_requests, lambda case: verdicts.update([_sent(case, address)])
+                )
+                send()
+    return verdicts
 
 
 def _given(strategy: Any, count: int, send: Callable[[Any], None]) -> Callable[[], None]:
@@ -211,5 +215,5 @@ def _sent(case: Any, address: str) -> str:
     head = f"content-type: {response.headers.get('content-type', '')}".encode()
     fault = verdict(Reply(response.status_code, head, response.content))
     if fault:
-        print(f"described: {fault}: {case.as_curl_command()[:400]}")
+        print(f"generated: {fault}: {case.as_curl_command()[:400]}")
     return fault or f"{response.status_code // 100}xx"

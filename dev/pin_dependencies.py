@@ -1,10 +1,10 @@
 """Pin every package that `uv sync` resolves, as constraints in pyproject.toml.
 
-    python dev/pin_dependencies.py            newest versions that fit
-    python dev/pin_dependencies.py --keep     the versions of the present uv.lock
+    python dev/pin_dependencies.py            newest compatible versions
+    python dev/pin_dependencies.py --keep     the versions in the current uv.lock
 
-uv.lock is not kept in the repository because it names the index it was made with; these pins say
-the same without it. Run it, run the tests, and commit pyproject.toml.
+uv.lock is not in the repository because it contains the URL of the index that it came from; these
+pins hold the same versions. Run the tests afterwards and commit pyproject.toml.
 """
 
 import re
@@ -20,7 +20,7 @@ EXPORT = ("--no-hashes", "--no-annotate", "--no-header", "--no-emit-project")
 
 
 def with_pins(pyproject: str, pins: list[str]) -> str:
-    """The text of pyproject.toml with its block of constraints replaced."""
+    """pyproject.toml's text with the block of constraints replaced."""
     lines = "".join(f'    "{pin}",\n' for pin in pins)
     text, count = BLOCK.subn(lambda _: f"constraint-dependencies = [\n{lines}]\n", pyproject)
     if count != 1:
@@ -29,7 +29,7 @@ def with_pins(pyproject: str, pins: list[str]) -> str:
 
 
 def resolved(directory: Path) -> list[str]:
-    """`name==version ; marker` lines of the uv.lock there, all extras and groups."""
+    """`name==version ; marker` lines of the uv.lock in a directory, for all extras and groups."""
     command = ["uv", "export", "--frozen", "--all-extras", "--all-groups", *EXPORT]
     done = subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if "==" in line]
@@ -39,14 +39,14 @@ def main() -> None:
     """Write the pins."""
     pyproject = ROOT / "pyproject.toml"
     with tempfile.TemporaryDirectory() as name:
-        trial = Path(name)
+        project = Path(name)  # resolve in a copy, so that a failure changes nothing
         if "--keep" in sys.argv:
-            shutil.copy(ROOT / "uv.lock", trial)
-            shutil.copy(pyproject, trial)
+            shutil.copy(ROOT / "uv.lock", project)
+            shutil.copy(pyproject, project)
         else:
-            (trial / "pyproject.toml").write_text(with_pins(pyproject.read_text(), []))
-            subprocess.run(["uv", "lock"], cwd=trial, check=True)
-        pins = resolved(trial)
+            (project / "pyproject.toml").write_text(with_pins(pyproject.read_text(), []))
+            subprocess.run(["uv", "lock"], cwd=project, check=True)
+        pins = resolved(project)
     pyproject.write_text(with_pins(pyproject.read_text(), pins))
     print(f"{len(pins)} pins in pyproject.toml")
 

@@ -1,4 +1,4 @@
-"""A client of bare sockets: many at once at little cost, and rude where that is wanted."""
+"""A client on bare sockets: cheap enough for hundreds at once, and able to misbehave."""
 
 import asyncio
 import json
@@ -7,31 +7,31 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-PATIENCE_SECONDS = 120.0  # what takes longer hangs
+TIMEOUT_SECONDS = 120.0  # a response that takes longer counts as hanging
 
 
 @dataclass
 class Reply:
-    """What came back, and when, in seconds since the request was sent."""
+    """A response, with times in seconds since the request was sent."""
 
     status: int = 0
-    """0: nothing that is HTTP."""
+    """0: not HTTP."""
     head: bytes = b""
     body: bytes = b""
     first_byte: float = 0.0
     first_token: float = 0.0
-    """To the second event of a stream; the first only opens it."""
+    """Arrival of the second event of a stream; the first only opens it."""
     end: float = 0.0
     hangs: bool = False
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is made of events."""
+        """Whether it consists of server-sent events."""
         return b"text/event-stream" in self.head
 
 
 def request(path: str, body: Any = None, method: str = "", more_headers: str = "") -> bytes:
-    """A request as bytes, in HTTP/1.0, whose answers are not cut in chunks and end with a close."""
+    """A request as bytes. HTTP/1.0: the response is not chunked and ends when it is closed."""
     is_raw = body is None or isinstance(body, bytes)
     content: bytes = (body or b"") if is_raw else json.dumps(body).encode()
     method = method or ("GET" if body is None else "POST")
@@ -43,37 +43,37 @@ def request(path: str, body: Any = None, method: str = "", more_headers: str = "
 
 @dataclass
 class Client:
-    """Asks one server."""
+    """Sends requests to one server."""
 
     host: str
     port: int
-    rude: list[socket.socket] = field(default_factory=list)
-    """Connections that are open and never read."""
+    unread: list[socket.socket] = field(default_factory=list)
+    """Open connections whose responses are never read."""
 
-    async def ask(self, raw: bytes) -> Reply:
-        """The whole answer to a request."""
-        began, reply = time.monotonic(), Reply()
+    async def send(self, raw: bytes) -> Reply:
+        """The complete response to a request."""
+        start, reply = time.monotonic(), Reply()
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._read(raw, reply, began)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await self._read(raw, reply, start)
         except TimeoutError:
             reply.hangs = True
         except ConnectionError:
-            pass
-        reply.end = time.monotonic() - began
+            pass  # the status stays 0, unless it has arrived
+        reply.end = time.monotonic() - start
         reply.head, _, reply.body = reply.body.partition(b"\r\n\r\n")
         line = reply.head.split(b" ", 2)
         if len(line) > 1 and line[0].startswith(b"HTTP/1.") and line[1].isdigit():
             reply.status = int(line[1])
         return reply
 
-    async def _read(self, raw: bytes, reply: Reply, began: float) -> None:
+    async def _read(self, raw: bytes, reply: Reply, start: float) -> None:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             writer.write(raw)
             num_events = 0
             while piece := await reader.read(65536):
-                now = time.monotonic() - began
+                now = time.monotonic() - start
                 reply.first_byte = reply.first_byte or now
                 reply.body += piece
                 num_events += piece.count(b"\n\n")
@@ -82,27 +82,27 @@ class Client:
         finally:
             writer.close()
 
-    async def leave(self, raw: bytes, when: asyncio.Event) -> None:
-        """Ask, and go without a word when it is time."""
+    async def send_and_disconnect(self, raw: bytes, when: asyncio.Event) -> None:
+        """Send a request and reset the connection when the event is set."""
         _, writer = await asyncio.open_connection(self.host, self.port)
         writer.write(raw)
         await when.wait()
         writer.transport.abort()
 
-    def never_read(self, raw: bytes) -> None:
-        """Ask, and leave the answer where it is until `forget`."""
+    def send_without_reading(self, raw: bytes) -> None:
+        """Send a request and leave the response unread until `close_unread`."""
         connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # it fills up soon
         connection.connect((self.host, self.port))
         connection.sendall(raw)
-        self.rude.append(connection)
+        self.unread.append(connection)
 
-    def forget(self) -> None:
-        """Close what was never read."""
-        while self.rude:
-            self.rude.pop().close()
+    def close_unread(self) -> None:
+        """Close the connections that are not read."""
+        while self.unread:
+            self.unread.pop().close()
 
-    async def at_work(self) -> int:
-        """Answers that run or wait."""
-        counts = json.loads((await self.ask(request("/health"))).body)
+    async def num_active(self) -> int:
+        """Answers of the server that are being generated or wait."""
+        counts = json.loads((await self.send(request("/health"))).body)
         return int(counts["running"] + counts["waiting"])

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The CPU tier on any machine, also on one with a GPU, in a base directory of its own.
+# The CPU tier on any machine, with or without a GPU, in a separate base directory.
 #
-#   bash dev/runcpu.sh              as speedrun.sh without a GPU
-#   NANOCHAT_TIER=smoke bash dev/runcpu.sh      a minute: does every stage run?
+#   bash dev/runcpu.sh                          like speedrun.sh without a GPU
+#   NANOCHAT_TIER=smoke bash dev/runcpu.sh      one minute: checks that every stage runs
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CUDA_VISIBLE_DEVICES=""

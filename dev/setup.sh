@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up everything in .venv: Python packages by uv, the Rust core by maturin. Safe to repeat; when
-# nothing has changed it returns at once and asks no network.
+# Set up .venv: Python packages with uv, the Rust core with maturin. Safe to repeat; returns at once,
+# without using the network, when nothing has changed.
 #
 #   bash dev/setup.sh        PYTHON=/path/to/python chooses the interpreter
 set -euo pipefail
@@ -14,7 +14,7 @@ give_up() {
     exit 1
 }
 
-# What the environment was made from: a change of any of these makes it anew.
+# A change of any of these files sets up the environment again.
 fingerprint() {
     cat pyproject.toml rustbpe/Cargo.toml rustbpe/src/*.rs | cksum
 }
@@ -33,7 +33,7 @@ find_python() {
     fi
 }
 
-# Prints the path of a uv that runs; installs one into .uv when there is none.
+# Prints the path of a working uv; installs uv into .uv when there is none.
 find_uv() {
     local python=$1 candidate
     for candidate in uv "$HOME/.local/bin/uv" .uv/bin/uv .uv/venv/bin/uv; do
@@ -42,8 +42,8 @@ find_uv() {
             return
         fi
     done
-    say "uv is not there: installing it into .uv"
-    # A folder of its own is allowed even where pip refuses to touch the system's Python.
+    say "uv not found, installing it into .uv"
+    # A separate target folder works even where pip refuses to change the system's Python.
     if "$python" -m pip install --quiet --target .uv uv >/dev/null 2>&1 &&
         .uv/bin/uv --version >/dev/null 2>&1; then
         echo .uv/bin/uv
@@ -61,32 +61,32 @@ fi
 
 export PATH="$PATH:$HOME/.cargo/bin"
 python=$(find_python)
-[ -n "$python" ] || give_up "no Python 3.11 or newer was found" \
+[ -n "$python" ] || give_up "Python 3.11 or newer is required and was not found" \
     "Debian, Ubuntu: apt-get install python3 python3-venv python3-pip" \
     "macOS: brew install python" \
-    "elsewhere: any way that gives a python3.11 or newer; then PYTHON=/path/to/it bash speedrun.sh"
+    "otherwise: install Python 3.11 or newer, then PYTHON=/path/to/python bash speedrun.sh"
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' rustbpe/Cargo.toml)
 rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
 [ "$(printf '%s\n' "$rust_needed" "${rust:-0}" | sort -V | head -n 1)" = "$rust_needed" ] &&
     cargo --version >/dev/null 2>&1 ||
-    give_up "Rust $rust_needed or newer is needed for the tokenizer's core, found: ${rust:-none}" \
-        "any system: the installer of https://rustup.rs, then open a new shell" \
+    give_up "Rust $rust_needed or newer is required for the tokenizer, found: ${rust:-none}" \
+        "any system: run the installer from https://rustup.rs, then open a new shell" \
         "macOS: brew install rust"
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
-    give_up "no C compiler was found; Rust needs one to link" \
+    give_up "a C compiler is required to link the Rust code and was not found" \
         "Debian, Ubuntu: apt-get install build-essential" "macOS: xcode-select --install"
 command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
-    say "notice: no C++ compiler was found; models run eager instead of compiled, which is slower." \
-        "Way out: apt-get install build-essential (macOS: xcode-select --install), and run again."
+    say "notice: no C++ compiler found; models run eager instead of compiled, which is slower." \
+        "To fix: apt-get install build-essential (macOS: xcode-select --install), then run again."
 uv=$(find_uv "$python")
-[ -n "$uv" ] || give_up "uv, which installs the packages, could not be installed by $python" \
+[ -n "$uv" ] || give_up "uv (the package installer) could not be installed with $python" \
     "Debian, Ubuntu: apt-get install python3-pip python3-venv, then run this again" \
-    "or install uv in any other way and put it on the PATH"
+    "or install uv in any other way and add it to the PATH"
 
-say "installing into .venv (the first time downloads a few GB, most of it torch)"
+say "installing into .venv (the first time downloads a few GB, mostly torch)"
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
-"$uv" sync --quiet --python "$python" || give_up "uv sync did not finish" \
-    "its reason stands above; on a poor network run the same command again: it goes on where it was"
+"$uv" sync --quiet --python "$python" || give_up "uv sync failed" \
+    "see the message above; if the network failed, run the same command again to resume"
 .venv/bin/python -c 'import rustbpe, torch' || give_up "the environment in .venv does not work" \
-    "its reason stands above; rm -r .venv and run again"
+    "see the message above; delete .venv (rm -r .venv) and run again"
 fingerprint >"$stamp"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".pyi", ".rs", ".md", ".sh", ".slurm", ".toml", ".html", ""}
-NOT_CHECKED = ("dev/vocabulary.py", "tests/test_vocabulary.py")
+# The last one maps the old names of modules to the new ones.
+NOT_CHECKED = ("dev/vocabulary.py", "tests/test_vocabulary.py", "CHANGELOG.md")
 # Generated text is part of what models are trained on; comments and names there are read by hand.
 GENERATED_TEXT = "nanochat/primer/"
 

@@ -5,102 +5,100 @@ the moments of that shard alone, then the shards are gathered. One rank runs the
 collectives.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from nanochat.errors import UserError
 
+Named = list[tuple[str, nn.Parameter]]
+
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")  # where torch has a fused AdamW
 
 
-class Pending(NamedTuple):
-    """A tensor that is valid once the collective that fills it is done."""
+class Bucket:
+    """Parameters that one collective reduces or gathers, as a flat buffer of equal shards."""
 
-    tensor: Tensor
-    handle: Any = None
-    """A `dist.Work`, or None on one rank."""
+    def __init__(
+        self, group: dict[str, Any], named: Named, atom: int, rank: int, world_size: int
+    ) -> None:
+        """atom: the number of successive elements that must stay on one rank."""
+        self.group, self.named = group, named
+        num_atoms = sum(parameter.numel() for _, parameter in named) // atom
+        self.shard_size = -(-num_atoms // world_size) * atom  # the last shards may have padding
+        self.ranges: dict[str, slice] = {}  # the parts of flat parameters that this rank updates
+        start = rank * self.shard_size  # of the shard, relative to each parameter in turn
+        for name, parameter in named:
+            part = slice(max(0, start), min(parameter.numel(), start + self.shard_size))
+            if part.start < part.stop:
+                self.ranges[name] = part
+            start -= parameter.numel()
+        self.stacks: dict[str, Tensor] = {}  # moments of all parts, for batched updates
 
-    def wait(self) -> Tensor:
-        """The tensor. NCCL only makes the current stream wait, not the CPU."""
-        if self.handle is not None:
-            self.handle.wait()
-        return self.tensor
+    @property
+    def shards(self) -> dict[str, Tensor]:
+        """Flat views of the parts of parameters that this rank updates, by name."""
+        owned = [(name, p) for name, p in self.named if name in self.ranges]
+        return {name: p.detach().view(-1)[self.ranges[name]] for name, p in owned}
+
+    def flatten(self, tensors: Iterable[Tensor], size: int) -> Tensor:
+        """The tensors one after the other, padded with zeros."""
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        missing = size - sum(tensor.numel() for tensor in flat)
+        if len(flat) == 1 and not missing:
+            return flat[0]  # the common case of one rank needs no copy
+        return torch.cat([*flat, self.named[0][1].new_zeros(missing)])
 
 
 class ShardedOptimizer:
     """The pattern of both optimizers: reduce_scatter gradients, update a shard, all_gather.
 
-    A subclass turns each parameter group into buffers whose first dimension is a multiple of the
-    number of ranks (`padded_length`); rank r owns the r-th of `world_size` equal shards of each.
+    A subclass fills `moments` ({parameter name: {kind: tensor}} of this rank's shards) and
+    implements `_update`.
     """
 
-    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+    def __init__(self, param_groups: list[dict[str, Any]], *, splits_tensors: bool) -> None:
         """param_groups: {"params": [(name, parameter), ...], "lr": rate, ...}.
 
         Parameters are named so that a checkpoint does not depend on their order. The ranks are
-        those of torch.distributed if it is initialized.
+        those of torch.distributed if it is initialized. splits_tensors: shards are cut from each
+        flattened parameter; else each rank gets complete parameters of a group of equal shapes.
         """
         self.param_groups = [{**group, "initial_lr": group["lr"]} for group in param_groups]
         is_distributed = dist.is_initialized()
         self.rank = dist.get_rank() if is_distributed else 0
         self.world_size = dist.get_world_size() if is_distributed else 1
-        self._reduced: list[list[Tensor]] | None = None  # averaged gradient shards by group
+        self.num_steps = 0
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        self._reduced: list[Tensor] | None = None  # averaged gradient shards by bucket
+        self.buckets = []
+        for group in self.param_groups:
+            named = group["params"]
+            for part in [[pair] for pair in named] if splits_tensors else [named]:
+                atom = 1 if splits_tensors else part[0][1].numel()
+                self.buckets.append(Bucket(group, part, atom, self.rank, self.world_size))
 
-    # ---- what a subclass defines
-
-    def _gradient_buffers(self, group: dict[str, Any]) -> list[Tensor]:
-        """This rank's local gradients, padded; a missing gradient counts as zero."""
+    def _update(self, bucket: Bucket, gradient: Tensor) -> None:
+        """Update the bucket's shards in place; gradient: (shard_size,), averaged, padded."""
         raise NotImplementedError
-
-    def _update_shards(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
-        """Update this rank's shards of the parameters, in place."""
-        raise NotImplementedError
-
-    def _parameter_shards(self, group: dict[str, Any]) -> list[Tensor]:
-        """This rank's updated shards, padded to the length that all ranks have."""
-        raise NotImplementedError
-
-    def _copy_gathered(self, group: dict[str, Any], buffers: list[Tensor]) -> None:
-        """Copy the gathered buffers into the parameters."""
-        raise NotImplementedError
-
-    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """(parameter name, its moments by kind) of this rank's shards; views, not copies."""
-        raise NotImplementedError
-
-    def _select_shard(self, full: Tensor) -> Tensor:
-        """The part of a saved full moment that this rank keeps."""
-        raise NotImplementedError
-
-    @staticmethod
-    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """The state of all ranks as one that does not depend on the number of ranks."""
-        raise NotImplementedError
-
-    # ---- the step
 
     @torch.no_grad()
     def reduce_gradients(self) -> Tensor:
         """Average the gradients over ranks for the next `step`; no parameter changes.
 
-        Returns this rank's part of the squared norm of the averaged gradient, a float32 scalar on
-        the device. Each element is counted on exactly one rank, so the sum over ranks is the
-        squared norm of the whole gradient.
+        A missing gradient counts as zero. Returns this rank's part of the squared norm of the
+        averaged gradient, a float32 scalar on the device. Each element is counted on exactly one
+        rank, so the sum over ranks is the squared norm of the whole gradient.
         """
         self._reduced = None  # frees an unused reduction before the next one is allocated
         # All collectives are started before the first wait, so that they overlap.
-        pending = [
-            [self._reduce_scatter(buffer) for buffer in self._gradient_buffers(group)]
-            for group in self.param_groups
-        ]
-        self._reduced = [[reduction.wait() for reduction in group] for group in pending]
-        norms = [torch.linalg.vector_norm(shard) for group in self._reduced for shard in group]
+        reduce_handles = [self._reduce_scatter(bucket) for bucket in self.buckets]
+        self._reduced = [_wait(*pending) for pending in reduce_handles]
+        norms = [torch.linalg.vector_norm(gradient) for gradient in self._reduced]
         return torch.stack(norms).float().square().sum()  # padding is zero and adds nothing
 
     @torch.no_grad()
@@ -109,60 +107,93 @@ class ShardedOptimizer:
         if self._reduced is None:
             self.reduce_gradients()
         assert self._reduced is not None
-        pending = []
-        for group, gradients in zip(self.param_groups, self._reduced, strict=True):
-            self._update_shards(group, gradients)
-            if self.world_size > 1:  # the gather of one group overlaps the update of the next
-                shards = self._parameter_shards(group)
-                pending.append((group, [self._all_gather(shard) for shard in shards]))
+        self.num_steps += 1
+        gather_handles = []
+        for bucket, gradient in zip(self.buckets, self._reduced, strict=True):
+            self._update(bucket, gradient)
+            if self.world_size > 1:  # the gather of one bucket overlaps the update of the next
+                gather_handles.append((bucket, self._all_gather(bucket)))
         self._reduced = None
-        for group, gathered in pending:
-            self._copy_gathered(group, [buffer.wait() for buffer in gathered])
+        for bucket, pending in gather_handles:
+            parts = _wait(*pending).split(bucket.named[0][1].numel())
+            for (_, parameter), full in zip(bucket.named, parts, strict=False):  # then padding
+                parameter.copy_(full.view_as(parameter))
 
-    def padded_length(self, length: int) -> int:
-        """The smallest multiple of the number of ranks that is at least `length`."""
-        return -(-length // self.world_size) * self.world_size
-
-    def _reduce_scatter(self, buffer: Tensor) -> Pending:
+    def _reduce_scatter(self, bucket: Bucket) -> tuple[Tensor, Any]:
+        """This rank's shard of the averaged gradient, valid once the handle is waited for."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for _, p in bucket.named]
+        buffer = bucket.flatten(gradients, bucket.shard_size * self.world_size)
         if self.world_size == 1:
-            return Pending(buffer)
-        shard = buffer.new_empty(buffer.size(0) // self.world_size, *buffer.shape[1:])
+            return buffer, None
+        shard = buffer.new_empty(bucket.shard_size)
         handle = dist.reduce_scatter_tensor(shard, buffer, op=dist.ReduceOp.AVG, async_op=True)
-        return Pending(shard, handle)
+        return shard, handle
 
-    def _all_gather(self, shard: Tensor) -> Pending:
-        buffer = shard.new_empty(shard.size(0) * self.world_size, *shard.shape[1:])
-        return Pending(buffer, dist.all_gather_into_tensor(buffer, shard, async_op=True))
+    def _all_gather(self, bucket: Bucket) -> tuple[Tensor, Any]:
+        """The updated shards of all ranks, valid once the handle is waited for."""
+        shard = bucket.flatten(bucket.shards.values(), bucket.shard_size)
+        buffer = shard.new_empty(bucket.shard_size * self.world_size)
+        return buffer, dist.all_gather_into_tensor(buffer, shard, async_op=True)
 
     # ---- checkpoints
 
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for group in self.param_groups:
-            yield from group["params"]
-
     def state_dict(self) -> dict[str, Any]:
         """This rank's moments, not copied, and what is needed to merge them with other ranks'."""
-        tensors = dict(self._own_moments())
-        return {"rank": self.rank, "world_size": self.world_size, "tensors": tensors}
+        return {
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "num_steps": self.num_steps,
+            "tensors": {name: dict(moments) for name, moments in self.moments.items()},
+        }
 
-    def load_merged(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Resume from the states of all ranks of an earlier run, of any number; returns the merged.
+    @staticmethod
+    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """{"num_steps", "tensors": {name: {kind: tensor}}}, the same for any number of ranks.
 
-        Raises UserError when a rank's state is missing or belongs to another model.
+        states: the `state_dict`s of all ranks of one run. Tensors that were split are flat.
+        Raises UserError when a rank is missing or duplicated.
+        """
+        ranks = sorted(int(state["rank"]) for state in states)
+        expected = list(range(states[0]["world_size"] if states else 1))
+        if ranks != expected:
+            raise UserError(
+                f"found optimizer states of ranks {ranks}, but {expected} are needed; restore the"
+                " missing optim_*_rank*.pt files or start from scratch with --fresh"
+            )
+        parts: dict[str, dict[str, list[Tensor]]] = {}
+        for state in sorted(states, key=lambda state: int(state["rank"])):
+            for name, moments in state["tensors"].items():
+                for kind, moment in moments.items():
+                    parts.setdefault(name, {}).setdefault(kind, []).append(moment)
+        tensors = {
+            name: {kind: p[0] if len(p) == 1 else torch.cat(p) for kind, p in moments.items()}
+            for name, moments in parts.items()
+        }
+        return {"num_steps": states[0].get("num_steps", 0), "tensors": tensors}
+
+    def load_merged(self, states: list[dict[str, Any]]) -> None:
+        """Resume from the states of all ranks of an earlier run, whatever their number.
+
+        Raises UserError when a rank is missing or the state belongs to another model.
         """
         merged = self.merge_state_dicts(states)
-        require_same_names(merged["tensors"], [name for name, _ in self._named_parameters()])
-        for name, moments in self._own_moments():
-            for kind, moment in moments.items():
-                moment.copy_(self._select_shard(merged["tensors"][name][kind]))
-        return merged
+        self.num_steps, saved = merged["num_steps"], merged["tensors"]
+        names = {name for group in self.param_groups for name, _ in group["params"]}
+        if differing := sorted(set(saved) ^ names):
+            raise UserError(
+                f"the optimizer state belongs to another model: {', '.join(differing[:3])} exists"
+                " in only one of them; restore all optim_*_rank*.pt files of this model or start"
+                " from scratch with --fresh"
+            )
+        for bucket in self.buckets:
+            for name, part in bucket.ranges.items():
+                for kind, moment in self.moments[name].items():
+                    full = saved[name][kind]
+                    moment.copy_(full if full.shape == moment.shape else full[part])
 
 
 class DistAdamW(ShardedOptimizer):
-    """AdamW (arXiv 1711.05101) over named parameters; the update is torch's fused kernel.
-
-    Shards are cut from the flattened parameter, so any shape and any number of ranks work.
-    """
+    """AdamW (arXiv 1711.05101) over named parameters; the update is torch's fused kernel."""
 
     def __init__(
         self,
@@ -174,119 +205,36 @@ class DistAdamW(ShardedOptimizer):
     ) -> None:
         """groups: {"params": [(name, parameter), ...], "lr": rate}; may override other settings."""
         defaults = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([{**defaults, **group} for group in groups])
-        self.num_steps = 0
-        self.moments = {
-            name: {kind: torch.zeros_like(self._select_shard(p)) for kind in ("first", "second")}
-            for name, p in self._named_parameters()
-        }
+        super().__init__([{**defaults, **group} for group in groups], splits_tensors=True)
+        for bucket in self.buckets:
+            for name, shard in bucket.shards.items():
+                self.moments[name] = {k: torch.zeros_like(shard) for k in ("first", "second")}
 
-    def step(self) -> None:
-        """As the base's; the number of steps is needed for the bias correction."""
-        self.num_steps += 1
-        super().step()
-
-    def _select_shard(self, full: Tensor) -> Tensor:
-        """A flat view; that of the last ranks may be shorter or empty."""
-        flat = full.detach().view(-1)
-        length = self.padded_length(flat.numel()) // self.world_size
-        return flat[self.rank * length : (self.rank + 1) * length]
-
-    def _gradient_buffers(self, group: dict[str, Any]) -> list[Tensor]:
-        flat = [gradient_of(parameter).reshape(-1) for _, parameter in group["params"]]
-        return [_pad(gradient, self.padded_length(gradient.numel())) for gradient in flat]
-
-    def _update_shards(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
-        shards, shard_gradients, moments = [], [], []
-        for (name, parameter), gradient in zip(group["params"], gradients, strict=True):
-            shard = self._select_shard(parameter)
-            if shard.numel():  # a tensor of fewer elements than ranks leaves some ranks without
-                shards.append(shard)
-                shard_gradients.append(gradient[: shard.numel()])
-                moments.append(self.moments[name])
-        steps_before = float(self.num_steps - 1)  # the kernel counts this step itself
-        adamw(
-            shards,
-            shard_gradients,
-            [moment["first"] for moment in moments],
-            [moment["second"] for moment in moments],
-            [],
-            [torch.full((), steps_before, dtype=torch.float32, device=s.device) for s in shards],
-            fused=all(shard.device.type in FUSED_DEVICES for shard in shards),
-            amsgrad=False,
-            maximize=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-        )
-
-    def _parameter_shards(self, group: dict[str, Any]) -> list[Tensor]:
-        return [
-            _pad(self._select_shard(p), self.padded_length(p.numel()) // self.world_size)
-            for _, p in group["params"]
-        ]
-
-    def _copy_gathered(self, group: dict[str, Any], buffers: list[Tensor]) -> None:
-        for (_, parameter), buffer in zip(group["params"], buffers, strict=True):
-            parameter.copy_(buffer[: parameter.numel()].view_as(parameter))
-
-    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        return ((name, dict(moments)) for name, moments in self.moments.items())
-
-    def state_dict(self) -> dict[str, Any]:
-        """As the base's, with the number of steps."""
-        return {**super().state_dict(), "num_steps": self.num_steps}
-
-    @staticmethod
-    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """{"num_steps", "tensors": {name: {"first", "second"}}}, tensors flat and complete.
-
-        Raises UserError when a rank's state is missing.
-        """
-        states = sorted_by_rank(states)
-        tensors = {
-            name: {kind: torch.cat([s["tensors"][name][kind] for s in states]) for kind in moments}
-            for name, moments in states[0]["tensors"].items()
-        }
-        return {"num_steps": states[0]["num_steps"], "tensors": tensors}
-
-    def load_merged(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """As the base's, with the number of steps."""
-        merged = super().load_merged(states)
-        self.num_steps = merged["num_steps"]
-        return merged
+    def _update(self, bucket: Bucket, gradient: Tensor) -> None:
+        group = bucket.group
+        for name, shard in bucket.shards.items():  # at most one
+            # The kernel counts this step itself.
+            step = torch.full((), self.num_steps - 1, dtype=torch.float32, device=shard.device)
+            adamw(
+                [shard],
+                [gradient[: shard.numel()]],
+                [self.moments[name]["first"]],
+                [self.moments[name]["second"]],
+                [],
+                [step],
+                fused=shard.device.type in FUSED_DEVICES,
+                amsgrad=False,
+                maximize=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+            )
 
 
-def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """The gradient, or zeros where no batch reached the parameter."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _pad(flat: Tensor, length: int) -> Tensor:
-    missing = length - flat.numel()
-    return F.pad(flat, (0, missing)) if missing else flat  # F.pad copies even when it adds nothing
-
-
-def sorted_by_rank(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ranks' states in order. Raises UserError when a rank is missing or duplicated."""
-    ranks = sorted(int(state["rank"]) for state in states)
-    expected = list(range(states[0]["world_size"] if states else 1))
-    if ranks != expected:
-        raise UserError(
-            f"found optimizer states of ranks {ranks}, but {expected} are needed; restore the"
-            " missing optim_*_rank*.pt files or start from scratch with --fresh"
-        )
-    return sorted(states, key=lambda state: int(state["rank"]))
-
-
-def require_same_names(saved: Iterable[str], current: Iterable[str]) -> None:
-    """Raises UserError when an optimizer state belongs to parameters with other names."""
-    differing = sorted(set(saved) ^ set(current))
-    if differing:
-        raise UserError(
-            f"the optimizer state belongs to another model: {', '.join(differing[:3])} exists in"
-            " only one of them; restore all optim_*_rank*.pt files of this model or start from"
-            " scratch with --fresh"
-        )
+def _wait(tensor: Tensor, handle: Any) -> Tensor:
+    """The tensor that a collective fills; NCCL makes only the current stream wait."""
+    if handle is not None:
+        handle.wait()
+    return tensor

@@ -1,4 +1,4 @@
-"""Closed arithmetic on a syntax tree: nothing is executed, every input ends in microseconds.
+"""Arithmetic on a syntax tree: nothing is executed, and every input ends in microseconds.
 
 evaluate("347 + 588")               -> "935"
 evaluate("'strawberry'.count('r')") -> "3"
@@ -11,9 +11,9 @@ import operator
 import re
 from collections.abc import Callable
 
-MAX_CHARACTERS = 200  # which also bounds how deep an expression nests
-MAX_BITS = 256  # of any whole number on the way, about 77 digits
-DIGITS = 12  # significant digits of a fraction that are shown: 0.1 + 0.2 is 0.3
+MAX_CHARACTERS = 200  # which also bounds the depth of an expression
+MAX_BITS = 256  # of every intermediate integer, about 77 digits
+DIGITS = 12  # significant digits of a printed fraction: 0.1 + 0.2 is 0.3
 
 Number = int | float
 
@@ -30,6 +30,7 @@ UNARY: dict[type[ast.unaryop], Callable[[Number], Number]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
+# No letters but the exponent's e: neither names nor calls get as far as the parser.
 ARITHMETIC = re.compile(r"[0-9eE.,_+\-*/%() ]+")
 COUNT = re.compile(
     r"""(?P<q>['"])(?P<text>[^'"\\\n]*)(?P=q)\.count\((?P<r>['"])(?P<part>[^'"\\\n]*)(?P=r)\)"""
@@ -37,15 +38,15 @@ COUNT = re.compile(
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-class _Refused(Exception):
-    """The expression is outside of what is allowed."""
+class _Rejected(Exception):
+    """The expression is not allowed."""
 
 
 def evaluate(expression: str) -> str | None:
     """The value of an expression as text, or None when it is not allowed or has no value.
 
-    Allowed: whole numbers and decimals with + - * / // % ** and parentheses, thousands commas;
-    or 'text'.count('part'). Never raises, in any thread.
+    Allowed: integers and decimals with + - * / // % ** and parentheses, thousands commas; or
+    'text'.count('part'). Never raises, in any thread.
     """
     expression = expression.strip()
     if len(expression) > MAX_CHARACTERS:
@@ -56,29 +57,29 @@ def evaluate(expression: str) -> str | None:
         return None
     try:
         tree = ast.parse(THOUSANDS.sub("", expression), mode="eval")
-        return _shown(_value(tree.body))
-    except (_Refused, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return _format(_evaluate(tree.body))
+    except (_Rejected, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
 
 
-def _value(node: ast.expr) -> Number:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+def _evaluate(node: ast.expr) -> Number:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):  # no bool, no complex
         return _bounded(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in UNARY:
-        return UNARY[type(node.op)](_value(node.operand))
+        return UNARY[type(node.op)](_evaluate(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
-        left, right = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Pow):
-            _refuse_large_power(left, right)
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        # Before the power is computed: 9**9**9 has 370 million digits.
+        if isinstance(node.op, ast.Pow) and _is_too_large(left, right):
+            raise _Rejected
         return _bounded(BINARY[type(node.op)](left, right))
-    raise _Refused
+    raise _Rejected
 
 
-def _refuse_large_power(base: Number, exponent: Number) -> None:
+def _is_too_large(base: Number, exponent: Number) -> bool:
     if abs(exponent) > MAX_BITS:
-        raise _Refused
-    if abs(base) > 1 and math.log2(abs(base)) * abs(exponent) > MAX_BITS:
-        raise _Refused
+        return True
+    return abs(base) > 1 and math.log2(abs(base)) * abs(exponent) > MAX_BITS
 
 
 def _bounded(value: object) -> Number:
@@ -86,11 +87,12 @@ def _bounded(value: object) -> Number:
         return value
     if isinstance(value, int) and value.bit_length() <= MAX_BITS:
         return value
-    raise _Refused  # too large, infinite, complex
+    raise _Rejected  # too large, infinite, or complex as (-8) ** 0.5
 
 
-def _shown(value: Number) -> str:
+def _format(value: Number) -> str:
     if isinstance(value, float):
+        # From 1e15 on, digits would claim more precision than a float has.
         if value.is_integer() and abs(value) < 1e15:
             return str(int(value))
         return f"{value:.{DIGITS}g}"

@@ -19,7 +19,7 @@ Conversation = dict[str, Any]
 
 
 class Tokenizer(Protocol):
-    """What the chat asks of a tokenizer."""
+    """The tokenizer methods that rendering needs."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -29,9 +29,9 @@ class Tokenizer(Protocol):
 
 
 def merge_system(messages: list[Message]) -> list[Message]:
-    """The messages with a leading system text put before the first user text, a blank line between.
+    """The messages with leading system texts merged into the first user message.
 
-    Raises UserError when what remains is not user, assistant, user, ...
+    Raises UserError when the rest is not user, assistant, user, ...
     """
     system = []
     while messages and messages[0]["role"] == "system":
@@ -55,7 +55,7 @@ def merge_system(messages: list[Message]) -> list[Message]:
 
 
 def text_of(content: str | list[dict[str, str]]) -> str:
-    """The text that a person reads: tool calls and their outputs are left out."""
+    """The text of a message, without tool calls and their outputs."""
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part["type"] == "text")
@@ -64,12 +64,13 @@ def text_of(content: str | list[dict[str, str]]) -> str:
 def render_conversation(
     conversation: Conversation, tokenizer: Tokenizer, max_tokens: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """ids and mask of a conversation, cut at `max_tokens`.
+    """ids and mask of a conversation, truncated to `max_tokens`.
 
     mask: 1 on what the assistant samples (tool calls and the end token included), else 0.
     """
     ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
     for special, text, is_sampled in pieces_of(conversation["messages"]):
+        # Text is never encoded to special tokens: a user cannot end their turn by writing one.
         new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
         ids += new
         mask += [is_sampled] * len(new)
@@ -77,24 +78,18 @@ def render_conversation(
 
 
 Piece = tuple[str, str, int]
-"""Of a rendered message: a special token or a text, and 1 where the assistant samples it."""
+"""(special token, "", mask) or ("", text, mask); mask is 1 where the assistant samples."""
 
 
 def pieces_of(messages: list[Message]) -> list[Piece]:
-    """What messages are rendered from. Raises UserError on what is no conversation."""
-    pieces = []
-    for message in merge_system(messages):
-        pieces += _user(message) if message["role"] == "user" else _assistant(message)
-    return pieces
+    """The pieces that a conversation is rendered from. Raises UserError if it is malformed."""
+    return [piece for message in merge_system(messages) for piece in _message_pieces(message)]
 
 
-def _user(message: Message) -> list[Piece]:
-    text = text_of(message["content"])
-    return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
-
-
-def _assistant(message: Message) -> list[Piece]:
+def _message_pieces(message: Message) -> list[Piece]:
     content = message["content"]
+    if message["role"] == "user":
+        return [("<|user_start|>", "", 0), ("", text_of(content), 0), ("<|user_end|>", "", 0)]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
     for part in parts:
@@ -103,7 +98,7 @@ def _assistant(message: Message) -> list[Piece]:
             pieces.append(("", text, 1))
         elif kind == "python":
             pieces += [("<|python_start|>", "", 1), ("", text, 1), ("<|python_end|>", "", 1)]
-        elif kind == "python_output":
+        elif kind == "python_output":  # not sampled: at inference the engine forces it
             pieces += [("<|output_start|>", "", 0), ("", text, 0), ("<|output_end|>", "", 0)]
         else:
             raise UserError(f"a part of type {kind!r}; use text, python or python_output")
@@ -111,7 +106,7 @@ def _assistant(message: Message) -> list[Piece]:
 
 
 def render_for_completion(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """ids up to the point where the assistant is to speak; a trailing answer is dropped."""
+    """ids of a prompt for the next assistant message; a last assistant message is dropped."""
     messages = merge_system(conversation["messages"])
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
@@ -119,8 +114,8 @@ def render_for_completion(conversation: Conversation, tokenizer: Tokenizer) -> l
     return [*ids, tokenizer.encode_special("<|assistant_start|>")]
 
 
-def render_to_go_on(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """ids up to the point where the assistant is to speak, or has stopped in its last message."""
+def render_for_continuation(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """ids of a prompt that continues a last assistant message, if there is one."""
     if conversation["messages"][-1:] and conversation["messages"][-1]["role"] == "assistant":
         return render_conversation(conversation, tokenizer)[0][:-1]  # without <|assistant_end|>
     return render_for_completion(conversation, tokenizer)
@@ -129,20 +124,24 @@ def render_to_go_on(conversation: Conversation, tokenizer: Tokenizer) -> list[in
 def trim_to_fit(
     messages: list[Message], tokenizer: Tokenizer, max_prompt_tokens: int
 ) -> tuple[list[Message], int]:
-    """The last turns whose prompt fits, and how many messages were left out before them.
+    """The last turns whose prompt fits, and how many messages were dropped before them.
 
-    A system text stays, and a last message by the assistant is one to go on with. Raises UserError
-    when even the last turn is too long.
+    System texts stay; a last assistant message is one to continue. Raises UserError when even the
+    last turn is too long.
     """
     num_system = sum(message["role"] == "system" for message in messages)
     system, turns = messages[:num_system], messages[num_system:]
-    sizes = [_num_tokens(message, tokenizer) for message in turns]
-    first = 0  # what is far too long is not rendered whole again and again
+    # Sizes of single messages first: rendering every candidate would be quadratic.
+    sizes = [
+        sum(1 if special else len(tokenizer.encode(text)) for special, text, _ in pieces)
+        for pieces in map(_message_pieces, turns)
+    ]
+    first = 0
     while first + 2 < len(turns) and sum(sizes[first:]) > max_prompt_tokens:
         first += 2
-    for dropped in range(first, max(1, len(turns)), 2):  # a user message and its answer at a time
+    for dropped in range(first, max(1, len(turns)), 2):  # a user message with its answer
         kept = [*system, *turns[dropped:]]
-        num_tokens = len(render_to_go_on({"messages": kept}, tokenizer))
+        num_tokens = len(render_for_continuation({"messages": kept}, tokenizer))
         if num_tokens <= max_prompt_tokens:
             return kept, dropped
     raise UserError(
@@ -151,62 +150,57 @@ def trim_to_fit(
     )
 
 
-def _num_tokens(message: Message, tokenizer: Tokenizer) -> int:
-    pieces = _user(message) if message["role"] == "user" else _assistant(message)
-    return sum(1 if special else len(tokenizer.encode(text)) for special, text, _ in pieces)
-
-
-class ToolCalls:
-    """Watches one answer: asks the tool when a call ends, and names the tokens that must follow.
+class ToolCallState:
+    """The tool calls of one sequence: runs the tool at <|python_end|> and returns its output.
 
     >>> calls.feed(token)
-    >>> calls.forced()  # [] or <|output_start|> ... <|output_end|>
+    >>> calls.take_output()  # [] or <|output_start|> ... <|output_end|>
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        ask: Callable[[str], Future[str | None]],
+        submit: Callable[[str], Future[str | None]],
         max_output_tokens: int,
     ) -> None:
-        self.tokenizer, self.ask = tokenizer, ask
+        self.tokenizer, self.submit = tokenizer, submit
         self.max_output_tokens = max_output_tokens
         self.start, self.end, self.output_start, self.output_end = (
             tokenizer.encode_special(f"<|{name}|>")
             for name in ("python_start", "python_end", "output_start", "output_end")
         )
-        self.expression: list[int] | None = None
-        self.call: Future[str | None] | None = None
+        self.expression: list[int] | None = None  # tokens since <|python_start|>
+        self.pending: Future[str | None] | None = None  # a call whose output was not taken yet
 
     def feed(self, token: int) -> None:
-        """Take note of a sampled token; the last one of a call asks the tool."""
+        """Process a sampled token; the end of an expression submits it to the tool."""
         if token == self.start:
             self.expression = []
         elif token == self.end and self.expression is not None:
-            self.call = self.ask(self.tokenizer.decode(self.expression))
+            self.pending = self.submit(self.tokenizer.decode(self.expression))
             self.expression = None
         elif self.expression is not None:
             self.expression.append(token)
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether the tool has been asked and has not answered yet: nothing may follow before."""
-        return self.call is not None and not self.call.done()
+    def is_pending(self) -> bool:
+        """Whether the tool is still running; the sequence must not continue before."""
+        return self.pending is not None and not self.pending.done()
 
-    def forced(self) -> list[int]:
-        """Tokens that have to follow now: mostly none, once the tool's output after a call.
+    def take_output(self) -> list[int]:
+        """Tokens to force now: a finished call's output, once. A call without output forces none.
 
-        A call that the tool refuses gets no output, as in the training data.
+        The training data has no output for such a call either.
         """
-        if self.call is None:
+        if self.pending is None:
             return []
-        output, self.call = self.call.result(), None
+        output, self.pending = self.pending.result(), None
         if output is None:
             return []
         tokens = self.tokenizer.encode(output)[: self.max_output_tokens]
         return [self.output_start, *tokens, self.output_end]
 
     def cancel(self) -> None:
-        """Nobody waits any more for what the tool was asked."""
-        if self.call is not None:
-            self.call.cancel()
+        """Cancel a pending call."""
+        if self.pending is not None:
+            self.pending.cancel()

@@ -1,10 +1,10 @@
-"""Checkpoints: whole or absent, found again by tag and step, checked before they are believed.
+"""Checkpoints: written atomically, found by tag and step, verified before they are loaded.
 
-A checkpoint of step N in a folder is
+The files of step N in a run's folder:
     model_{N:06d}.pt             tensors by parameter name
-    optim_{N:06d}_rank{r}.pt     each rank's share of the optimizers' state
-    meta_{N:06d}.json            everything else; sizes and sha256 of the files above, its own too
-The meta is written last: a checkpoint exists when its meta does.
+    optim_{N:06d}_rank{r}.pt     each rank's shard of the optimizer state
+    meta_{N:06d}.json            everything else, and size and sha256 of each file
+The meta file is written last: a checkpoint exists when its meta file exists.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, gather_objects
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
@@ -30,13 +30,12 @@ from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-FIRST_VERSION = 1  # whose meta has no digest of its own
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
 TENSORS_NAME = re.compile(r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt")
-PART_NAME = re.compile(r"\.(?:model|optim|meta)_\d{6,}.*\.part")
-REPLACED = "replaced"  # folder of runs that a --fresh one has taken the place of
-COMPILE_PREFIX = "_orig_mod."
-TRAINING_COMMANDS = {
+TEMPORARY_NAME = re.compile(r"\.(?:model|optim|meta)_\d{6,}.*\.part")  # see paths.atomic_file
+REPLACED = "replaced"  # folder for runs that --fresh has replaced; no tag may have this name
+COMPILE_PREFIX = "_orig_mod."  # torch.compile puts it before parameter names
+TRAINING_COMMANDS = {  # in the order of the pipeline
     "base": "scripts.base_train",
     "mid": "scripts.mid_train",
     "sft": "scripts.chat_sft",
@@ -44,72 +43,67 @@ TRAINING_COMMANDS = {
 }
 
 Meta = dict[str, Any]
+Share = dict[str, Any]
+"""What one rank contributes to a save: "files" (size and sha256 by name), "loader", "failure"."""
 
 
-# ---- where
+# ---- find
 
 
-def default_tag(n_layer: int) -> str:
-    """The folder of a model that was given no `--model_tag`."""
-    return f"d{n_layer}"
+def run_directory(stage: str, tag: str) -> Path:
+    """The folder of a run's checkpoints, which need not exist."""
+    return paths.checkpoints_dir(stage) / tag
 
 
 def find_directory(stage: str, tag: str = "") -> Path:
-    """The folder of a stage's checkpoints: of `tag`, else the one saved to last.
+    """The folder with the checkpoints of `tag`; without a tag, of the run that saved last.
 
-    Raises UserError naming the command that makes one.
+    Raises UserError naming the command that creates one.
     """
-    root = paths.checkpoints_dir(stage)
-    if tag:
-        candidates = [root / tag]
-    else:
-        candidates = list(root.iterdir()) if root.is_dir() else []
-    saved = [(path.stat().st_mtime, path) for c in candidates for path in c.glob("meta_*.json")]
-    if not saved:
-        where = root / tag if tag else root
-        raise UserError(f"no checkpoint in {where}; run python -m {TRAINING_COMMANDS[stage]} first")
-    return max(saved)[1].parent
+    folder = run_directory(stage, tag)
+    metas = list(folder.glob("meta_*.json" if tag else "*/meta_*.json"))
+    if not metas:
+        command = TRAINING_COMMANDS[stage]
+        raise UserError(f"no checkpoint in {folder}; run python -m {command} first")
+    return max(metas, key=lambda path: (path.stat().st_mtime, path)).parent
 
 
 def find_stage() -> str:
     """The furthest stage that has a checkpoint. Raises UserError when none has."""
-    for stage in ("rl", "sft", "mid", "base"):
+    for stage in reversed(TRAINING_COMMANDS):
         if any(paths.checkpoints_dir(stage).glob("*/meta_*.json")):
             return stage
     raise UserError(f"no model in {paths.base_dir()}; run bash speedrun.sh, or scripts.base_train")
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """Steps that have a meta, newest first; foreign files do not disturb."""
+    """Steps that have a meta file, newest first; other files are ignored."""
     names = (META_NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
-def _file(directory: Path, kind: str, step: int, rank: int | None = None) -> Path:
-    if kind == "meta":
-        return directory / f"meta_{step:06d}.json"
-    owner = "" if rank is None else f"_rank{rank}"
-    return directory / f"{kind}_{step:06d}{owner}.pt"
+def _meta_path(directory: Path, step: int) -> Path:
+    return directory / f"meta_{step:06d}.json"
+
+
+def _model_name(step: int) -> str:
+    return f"model_{step:06d}.pt"
 
 
 # ---- save
 
 
 class _HashingWriter:
-    """A file that digests what goes through it, so that nothing is read back to be checked."""
+    """A file that hashes what is written, so that it need not be read back for its checksum."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.flush = file.flush
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         self.size += len(data)
         return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
@@ -119,23 +113,18 @@ def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
     return {"size": writer.size, "sha256": writer.digest.hexdigest()}
 
 
-Share = dict[str, Any]  # what a rank has written: "files" with their facts, "loader", "failure"
-
-
 def snapshot(model: GPT | None, optimizers: Sequence[Any]) -> dict[str, Any]:
-    """What one rank is going to write, copied to the host: {"model": ..., "optim": [...]}.
+    """A host copy of what this rank saves: {"model": ..., "optim": [...]}.
 
-    `model` is given on the main rank alone.
+    model: None on ranks other than the main one.
     """
     content: dict[str, Any] = {"optim": [optimizer.state_dict() for optimizer in optimizers]}
-    if model is not None:
-        content["model"] = model.state_dict()
-    return _copied(content)
+    return _copied(content if model is None else {**content, "model": model.state_dict()})
 
 
 def _copied(content: Any) -> Any:
     if isinstance(content, Tensor):
-        return content.detach().to("cpu", copy=True)
+        return content.detach().to("cpu", copy=True)  # also on the CPU: training goes on meanwhile
     if isinstance(content, dict):
         return {key: _copied(value) for key, value in content.items()}
     return [_copied(value) for value in content] if isinstance(content, list) else content
@@ -152,27 +141,27 @@ def save(
     gather: Callable[[Share], list[Share]] = lambda share: [share],
     failure: str = "",
 ) -> None:
-    """Write one checkpoint; every rank calls it. Older ones than the `keep` newest are removed.
+    """Write one checkpoint and remove all but the `keep` newest; every rank calls it.
 
-    content: the rank's `snapshot`.  meta["loader"]: the rank's loader state; they are merged.
-    gather: this rank's share to those of all ranks, or to [] on ranks but the main one.
-    failure: why this rank has nothing to write, which it has to tell the others.
-    Raises UserError when a rank cannot write (full disk) or a tensor is not finite; the
-    checkpoints that were there stay.
+    content: this rank's `snapshot`.  meta["loader"]: this rank's loader state.
+    gather: from this rank's share to those of all ranks; to [] on ranks other than the main one.
+    failure: why this rank has nothing to write; the other ranks learn it from its share.
+    Raises UserError when a rank cannot write (full disk) or a tensor is not finite; earlier
+    checkpoints stay.
     """
     share: Share = {"files": {}, "loader": meta["loader"], "failure": failure}
+    names = {"model": _model_name(step), "optim": f"optim_{step:06d}_rank{rank}.pt"}
     try:
-        _refuse_not_finite(content)
+        _check_finite(content)
         for kind, tensors in content.items():
-            path = _file(directory, kind, step, rank if kind == "optim" else None)
-            share["files"][path.name] = _save_tensors(path, tensors)
+            share["files"][names[kind]] = _save_tensors(directory / names[kind], tensors)
     except (UserError, OSError, RuntimeError) as error:
-        share["failure"] = str(error)
+        share["failure"] = str(error)  # gather even so: the main rank waits for every share
     try:
         shares = gather(share)
-        failure = next((one["failure"] for one in [share, *shares] if one["failure"]), "")
+        failure = next((part["failure"] for part in [share, *shares] if part["failure"]), "")
         if not failure and rank == 0:
-            _finish_save(directory, step, meta, shares, keep)
+            _complete_save(directory, step, meta, shares, keep)
     except (UserError, OSError) as error:
         failure = str(error)
     if failure:
@@ -181,96 +170,85 @@ def save(
         raise UserError(f"checkpoint of step {step} was not saved: {failure}")
 
 
-def _refuse_not_finite(content: Any, name: str = "") -> None:
-    """Raises UserError that names a tensor with a value that is no number or infinite."""
+def _check_finite(content: Any, name: str = "") -> None:
+    """Raises UserError naming the first tensor with an infinite value or NaN."""
     if isinstance(content, Tensor):
-        # A sum is cheap, and may be infinite of finite values.
+        # The sum is cheap, but finite values may overflow in it: then look at each.
         if not content.sum().isfinite() and not content.isfinite().all():
             raise UserError(f"{name} holds values that are not finite")
     elif isinstance(content, dict | list):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         for key, value in pairs:
-            _refuse_not_finite(value, f"{name}/{key}" if name else str(key))
+            _check_finite(value, f"{name}/{key}" if name else str(key))
 
 
-def _finish_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
-    whole = {
-        "version": FORMAT_VERSION,
-        "step": step,
-        **meta,
-        "files": {name: facts for share in shares for name, facts in share["files"].items()},
-        "loader": merge_loader_states([share["loader"] for share in shares]),
-    }
-    _write_meta(directory, whole)
-    so_far = [old for old in saved_steps(directory) if old <= step]  # later ones are damaged
+def _complete_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
+    """Write the meta file, which makes the checkpoint exist, then remove old checkpoints."""
+    files = {name: facts for share in shares for name, facts in share["files"].items()}
+    loader = merge_loader_states([share["loader"] for share in shares])
+    written = {"version": FORMAT_VERSION, "step": step, **meta, "files": files, "loader": loader}
+    _write_meta(directory, written)
+    # A later step than this one was skipped as damaged, so it must not count among the newest.
+    so_far = [old for old in saved_steps(directory) if old <= step]
     for old in so_far[max(1, keep) :]:
         try:
             _remove(directory, old)
-        except OSError as error:  # the new one is whole all the same
+        except OSError as error:  # does not harm the checkpoint that was just written
             logger.warning("checkpoint of step %d could not be removed: %s", old, error)
 
 
 def _write_meta(directory: Path, meta: Meta) -> None:
-    whole = {**meta, "sha256": _meta_digest(meta)}
-    paths.write_atomic(_file(directory, "meta", meta["step"]), json.dumps(whole, indent=1))
+    text = json.dumps({**meta, "sha256": _meta_digest(meta)}, indent=1)
+    paths.write_atomic(_meta_path(directory, meta["step"]), text)
 
 
 def _meta_digest(meta: Meta) -> str:
-    """Of everything in a meta but the digest itself, however it is laid out."""
+    """Checksum of a meta's content without the checksum itself, independent of formatting."""
     rest = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def update_meta(directory: Path, step: int, **changes: Any) -> None:
-    """Replace facts in the meta of a checkpoint that is there; its tensors stay as they are.
-
-    Raises UserError when it cannot be read.
-    """
+    """Change facts in the meta file of a checkpoint. Raises UserError when it cannot be read."""
     meta = _read_meta(directory, step)
     if meta is None:
-        raise UserError(f"{_file(directory, 'meta', step)} cannot be read; run the command again")
+        raise UserError(f"{_meta_path(directory, step)} cannot be read; run the command again")
     _write_meta(directory, {**meta, **changes})
 
 
 def _remove(directory: Path, step: int) -> None:
-    _file(directory, "meta", step).unlink(missing_ok=True)
+    _meta_path(directory, step).unlink(missing_ok=True)  # first: without it nothing is loaded
     for path in directory.glob(f"*_{step:06d}*.pt"):
         path.unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what saves that were killed have left: temporary files, tensors without a meta."""
+    """Remove what killed saves left behind: temporary files, and tensors without a meta file."""
     steps = set(saved_steps(directory))
-    for path in directory.glob(".*.part"):
-        if PART_NAME.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    for path in directory.glob("*.pt"):
-        name = TENSORS_NAME.fullmatch(path.name)
-        if name and int(name[1]) not in steps:
+    for path in [*directory.glob(".*.part"), *directory.glob("*.pt")]:
+        tensors = TENSORS_NAME.fullmatch(path.name)  # other files are not ours to remove
+        is_orphan = tensors is not None and int(tensors[1]) not in steps
+        if is_orphan or TEMPORARY_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
-def set_aside(directory: Path) -> None:
-    """Move a run out of the way of a new one, to replaced/TAG-1, TAG-2 ..., and say where it is."""
+def move_to_replaced(directory: Path) -> None:
+    """Make room for a new run: rename the old one to replaced/TAG-1, TAG-2 ..., and log where."""
     if not saved_steps(directory):
         return
-    names = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
-    runtime = next(path for path in names if not path.exists())
-    with paths.named_failures(runtime):
-        runtime.parent.mkdir(exist_ok=True)
-        directory.rename(runtime)
-    logger.warning("the run that was in %s is now in %s; delete it at will", directory, runtime)
+    folders = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
+    free = next(folder for folder in folders if not folder.exists())
+    with named_failures(free):
+        free.parent.mkdir(exist_ok=True)
+        directory.rename(free)
+    logger.warning("moved the earlier run from %s to %s; delete it if not needed", directory, free)
 
 
 def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """One state from the ranks' states: folders of lanes are united, the rest is equal anyway."""
+    """One loader state from those of all ranks: dictionaries are united, other values are equal."""
     merged: dict[str, Any] = {}
-    for state in states:
-        for key, value in state.items():
-            if isinstance(value, dict):
-                merged[key] = {**merged.get(key, {}), **value}
-            else:
-                merged[key] = value
+    for key, value in (item for state in states for item in state.items()):
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return merged
 
 
@@ -279,55 +257,43 @@ def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are all there with the sizes and digests that its meta names."""
+    """A checkpoint that has been verified against its meta file."""
 
     directory: Path
     step: int
     meta: Meta
 
-    @property
-    def identity(self) -> str:
-        """Sixteen hexadecimal digits that change when the model does."""
-        return model_identity(self.meta)
-
     def load_model_state(self, device: torch.device) -> dict[str, Tensor]:
-        """Tensors by parameter name, prefixes of compiled modules taken off."""
-        path = _file(self.directory, "model", self.step)
-        state = _load_tensors(path, map_location=device)
+        """Tensors by parameter name, without the prefix of compiled modules."""
+        state = _load_tensors(self.directory / _model_name(self.step), map_location=device)
         return {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in state.items()}
 
     def load_optimizer_states(self) -> list[list[Any]]:
-        """For each optimizer, the state dictionaries of all the ranks that saved, on the host.
+        """For each optimizer, the state dictionaries of all ranks that saved, memory-mapped.
 
-        They are read from the disk when they are looked at: a rank wants little of the others'.
+        Only what is used is read from disk: after a change of the number of ranks, a rank needs a
+        small part of the others' shards.
         """
-        files = self._optimizer_files()
-        by_rank = [_load_tensors(path, map_location="cpu", mmap=True) for path in files]
+        names = [name for name in self.meta["files"] if name.startswith("optim_")]  # in rank order
+        by_rank = [
+            _load_tensors(self.directory / name, map_location="cpu", mmap=True) for name in names
+        ]
         return [list(states) for states in zip(*by_rank, strict=True)]
 
-    def _optimizer_files(self) -> list[Path]:
-        """One of each rank that saved, in their order."""
-        number = sum(name.startswith("optim_") for name in self.meta["files"])
-        return [_file(self.directory, "optim", self.step, rank) for rank in range(number)]
 
-
-def _load_tensors(path: Path, **how: Any) -> Any:
+def _load_tensors(path: Path, **options: Any) -> Any:
     """Plain tensors in lists and dictionaries; nothing in the file is executed."""
     try:
-        return torch.load(path, weights_only=True, **how)
-    except Exception as error:  # whatever the content of a foreign file makes of the reader
+        return torch.load(path, weights_only=True, **options)
+    except Exception as error:  # torch raises many types on a file that is not its own
         raise UserError(
-            f"{path} is no file of plain tensors; bring back the one that was saved there"
+            f"{path} is not a file of plain tensors; restore the one that was saved there"
         ) from error
 
 
 def model_identity(meta: Meta) -> str:
-    """Sixteen hexadecimal digits that change when the model of this meta does."""
-    return str(meta["files"][_model_name(meta)]["sha256"])[:16]
-
-
-def _model_name(meta: Meta) -> str:
-    return f"model_{meta['step']:06d}.pt"
+    """16 hexadecimal digits that change when the weights do."""
+    return str(meta["files"][_model_name(meta["step"])]["sha256"])[:16]
 
 
 def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
@@ -342,57 +308,51 @@ def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
 
 
 def _read_meta(directory: Path, step: int) -> Meta | None:
+    """None when it is missing, damaged, or of another format."""
     try:
-        meta = json.loads(_file(directory, "meta", step).read_text(encoding="utf-8"))
+        meta = json.loads(_meta_path(directory, step).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(meta, dict) or not isinstance(meta.get("files"), dict):
+    if not isinstance(meta, dict) or meta.get("version") != FORMAT_VERSION:
         return None
-    is_whole = meta.get("version") == FORMAT_VERSION and meta.get("sha256") == _meta_digest(meta)
-    return meta if is_whole or meta.get("version") == FIRST_VERSION else None
+    return meta if meta.get("sha256") == _meta_digest(meta) else None
 
 
 def newest_complete(
     directory: Path, step: int = -1, model_only_on: Runtime | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint (or that of `step`) whose files match their checksums.
+    """The newest checkpoint (or that of `step`) whose files match their checksums, else None.
 
-    model_only_on: verify only the model file, once per node; every rank calls it. Damaged
-    checkpoints are logged and passed over.
+    model_only_on: verify only the model file, once per node; every rank calls it.
     """
     for candidate in saved_steps(directory) if step < 0 else [step]:
         meta = _read_meta(directory, candidate)
         damage = _damage(directory, meta, model_only_on)
         if meta is not None and not damage:
             return Checkpoint(directory, candidate, meta)
-        logger.warning("checkpoint of step %d in %s is skipped: %s", candidate, directory, damage)
+        logger.warning("skipped checkpoint of step %d in %s: %s", candidate, directory, damage)
     return None
 
 
 def _damage(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
-    """What is wrong with a checkpoint; empty when nothing is."""
+    """What is wrong with a checkpoint, in words; empty when nothing is."""
     if meta is None:
         damage = "its meta file cannot be read"
     elif model_only_on is None:
-        damage = _files_damage(directory, meta["files"])
-    elif model_only_on.local_rank == 0:
-        # The optimizer shards are twice the size of the model, and not needed to run it.
-        damage = _files_damage(
-            directory, {name: meta["files"][name] for name in [_model_name(meta)]}
-        )
-    else:
-        damage = ""
-    if model_only_on is not None:  # all ranks decide alike, also where nodes have their own disks
+        damage = _damaged_file(directory, meta["files"])
+    else:  # the optimizer shards are twice the size and not needed to run the model
+        names = [_model_name(meta["step"])] if model_only_on.local_rank == 0 else []
+        damage = _damaged_file(directory, {name: meta["files"][name] for name in names})
+    if model_only_on is not None:  # nodes may have disks of their own: all ranks load the same step
         damage = next(filter(None, gather_objects(damage)), "")
     return damage
 
 
-def _files_damage(directory: Path, files: dict[str, Any]) -> str:
+def _damaged_file(directory: Path, files: dict[str, Any]) -> str:
     for name, facts in files.items():
-        path = directory / name
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
+            with (directory / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size  # a file cut short is found without hashing
                 if size != facts["size"]:
                     return f"{name} has {size} bytes, expected {facts['size']}"
                 if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
@@ -405,19 +365,19 @@ def _files_damage(directory: Path, files: dict[str, Any]) -> str:
 
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
-    """The model that a meta describes, on `device`, its weights not yet set."""
-    with device:  # torch's meta device would import its compiler: seconds before the first word
+    """The model that a meta describes, on `device`, with weights still to be loaded."""
+    with device:  # not the meta device: it imports torch's compiler, which takes seconds
         model = GPT(GPTConfig.from_dict(meta["model"]), compute_dtype=compute_dtype)
     model.rotary.init_tables()
     return model
 
 
-def refuse_other_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
+def check_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
     """Raises UserError when the model of `meta` was trained with another tokenizer."""
     if meta["tokenizer"] != tokenizer.content_hash:
         raise UserError(
             f"the checkpoint was trained with tokenizer {meta['tokenizer'][:12]}, but"
-            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; put the first one back"
+            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; restore the former"
             " or train the model again with --fresh"
         )
 
@@ -427,7 +387,7 @@ def load_model(
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A stage's model in evaluation mode, its tokenizer and its meta; every rank calls it.
 
-    Raises UserError when there is none, when its file is damaged or the tokenizer is another.
+    Raises UserError when there is none, its file is damaged, or the tokenizer is another.
     """
     directory = find_directory(stage, tag)
     checkpoint = newest_complete(directory, step, model_only_on=runtime)
@@ -438,7 +398,7 @@ def load_model(
             f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"
         )
     tokenizer = get_tokenizer()
-    refuse_other_tokenizer(checkpoint.meta, tokenizer)
+    check_tokenizer(checkpoint.meta, tokenizer)
     model = build_model(checkpoint.meta, runtime.device, runtime.compute_dtype)
     model.load_state_dict(checkpoint.load_model_state(runtime.device))
     return model.eval(), tokenizer, checkpoint.meta

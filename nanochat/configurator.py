@@ -1,13 +1,16 @@
-"""A command's options: a frozen dataclass <- an optional config file <- --key=value.
+"""Command-line options: a frozen dataclass, then an optional config file, then --key=value.
 
     python -m scripts.base_train my_run.conf --depth=4 --matrix-lr 0.01
 
-A config file holds `name = literal` lines, which are parsed and never executed. tyro writes the
-help; the errors are ours, one line each.
+A config file holds `name = literal` lines, which are parsed and never executed. The parser is not
+argparse, which abbreviates names, spreads errors over several lines and suggests no name; argparse
+only formats the help.
 """
 
+import argparse
 import ast
 import difflib
+import inspect
 import logging
 import math
 import os
@@ -15,214 +18,154 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
-from typing import get_type_hints as hints_of
+from typing import get_type_hints as get_hints
 
-import tyro
-
-from nanochat.errors import UserError
-from nanochat.paths import disk_failure
+from nanochat.errors import UserError, disk_failure
 
 OptionsType = TypeVar("OptionsType")
+Hints = dict[str, Any]
+"""The annotation of each option by name."""
 
-CONFIG_FILE_HELP = "A file of `name = literal` lines may come first; options after it win."
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 
 
-def short(name: str) -> Any:
-    """Gives an option a second, short name: `source: Annotated[str, short("-i")] = "sft"`."""
-    return tyro.conf.arg(aliases=[name])
+# ---- in annotations of options
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The numbers that an option takes; stands in `Annotated[int, ...]`."""
+class Short:
+    """A second, short name: `source: Annotated[str, Short("-i")] = "sft"`."""
 
-    low: float
-    high: float = math.inf
-    besides: int | None = None
-    """A number outside that has a meaning of its own."""
-
-    def refusal(self, value: float) -> str:
-        """What is wrong and what helps, to stand behind `--name=value`; empty when all is well."""
-        if self.low <= value <= self.high or value == self.besides:
-            return ""
-        if self.high < math.inf:
-            return f"must be between {self.low:g} and {self.high:g}"
-        also = "" if self.besides is None else f", or {self.besides} (see --help)"
-        return f"must be {self.low:g} or more{also}"
+    name: str
 
 
-def at_least(low: float, besides: int | None = None) -> Bounds:
-    """`steps: Annotated[int, at_least(1, besides=-1)] = -1`."""
-    return Bounds(low, besides=besides)
+@dataclass(frozen=True)
+class Check:
+    """A condition on the value of an option."""
+
+    violation: Callable[[Any], str]
+    """From a value to what is wrong with `--name=value`, printed after it; empty if nothing is."""
 
 
-def between(low: float, high: float) -> Bounds:
+def at_least(low: float, besides: int | None = None) -> Check:
+    """`steps: Annotated[int, at_least(1, besides=-1)] = -1`, where -1 has a meaning of its own."""
+    special = "" if besides is None else f", or {besides} (see --help)"
+    message = f"must be {low:g} or more{special}"
+    return Check(lambda value: "" if value >= low or value == besides else message)
+
+
+def between(low: float, high: float) -> Check:
     """`share: Annotated[float, between(0, 1)] = 0.5`."""
-    return Bounds(low, high)
+    message = f"must be between {low:g} and {high:g}"
+    return Check(lambda value: "" if low <= value <= high else message)
 
 
-@dataclass(frozen=True)
-class FolderName:
-    """A text that becomes the name of one folder, which others must not have."""
+def folder_name(taken: str = "") -> Check:
+    """The name of a folder: no path, and not `taken`, which has another purpose."""
 
-    taken: tuple[str, ...] = ()
-
-    def refusal(self, value: str) -> str:
-        """As that of Bounds."""
-        if value in self.taken:
-            return "is the name of a folder that is there for something else; use another"
+    def violation(value: str) -> str:
+        if value and value == taken:
+            return "is the name of a folder with another purpose; use another"
+        # No leading dot: it would be hidden, or "..". 100 leaves room for suffixes below 255.
         if not value or re.fullmatch(r"[A-Za-z0-9_+=,@-][A-Za-z0-9._+=,@-]{0,99}", value):
             return ""
         return "is not the plain name of a folder; use up to 100 letters, digits, '-', '_' and '.'"
+
+    return Check(violation)
+
+
+# ---- the command line
 
 
 def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> OptionsType:
     """The options of this command line; `--help` prints them and exits.
 
-    Raises UserError on an unknown key (with the nearest name) or a value of the wrong type.
+    Raises UserError on an unknown key (with the closest name) or a value of the wrong type.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        tyro.cli(
-            options_class,
-            args=["--help"],
-            use_underscores=True,
-            prog=_program(),
-            description=f"{options_class.__doc__}\n\n{CONFIG_FILE_HELP}",
-        )
+        print(_help(options_class), end="")
+        sys.exit(0)
+    hints = get_hints(options_class, include_extras=True)
     values: dict[str, Any] = {}
-    for key, text in _pairs(arguments, options_class):
-        if key == "config":
+    for name, text in _pairs(arguments, hints):
+        if name == "config":
             values.update(read_config(Path(text), options_class))
         else:
-            values[key] = _convert(f"--{key}", text, _types(options_class)[key])
+            values[name] = _convert(f"--{name}", text, hints[name])
     return options_class(**values)
 
 
-def as_dict(options: Any) -> dict[str, Any]:
-    """The options by name, paths as text: ready for a JSON file."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
-
-
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command's main: what a person can mend ends in one line on stderr, not a traceback.
-
-    Leaves with 0, 1 (disk full or not writable), 2 (UserError) or 130 (Ctrl-C).
-    """
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _leave(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        _leave(130)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(0)
-    except OSError as error:
-        failure = disk_failure(error)
-        if failure is None:
-            raise
-        what, remedy = failure
-        print(f"error: {what} ({error}); {remedy} and run again", file=sys.stderr)
-        _leave(1)
-    _leave(0)
-
-
-def _leave(code: int) -> NoReturn:
-    logging.shutdown()
-    sys.exit(code)
-
-
-def _program() -> str:
-    module = sys.modules.get("__main__")
-    spec = getattr(module, "__spec__", None)
-    return f"python -m {spec.name}" if spec is not None else Path(sys.argv[0]).name
-
-
-def _types(options_class: type) -> dict[str, Any]:
-    return hints_of(options_class, include_extras=True)
-
-
-def _aliases(options_class: type) -> dict[str, str]:
-    """From short names to names."""
-    found = {}
-    for name, hint in _types(options_class).items():
-        for extra in getattr(hint, "__metadata__", ()):
-            found.update(dict.fromkeys(getattr(extra, "aliases", None) or (), name))
-    return found
-
-
-def _pairs(arguments: list[str], options_class: type) -> Iterator[tuple[str, str]]:
-    """(name, text) of each option; a bare file name is a config file, one bare `--` is ignored."""
-    rest = list(arguments)
-    if "--" in rest:
-        rest.remove("--")
-    while rest:
-        word = rest.pop(0)
+def _pairs(arguments: list[str], hints: Hints) -> Iterator[tuple[str, str]]:
+    """(name, text) of each option; a word without dashes is a config file."""
+    if "--" in arguments:
+        arguments.remove("--")  # torchrun ... -m scripts.base_train -- --depth=20
+    while arguments:
+        word = arguments.pop(0)
         if not word.startswith("-"):
             yield "config", word
             continue
-        head, equals, text = word.partition("=")
-        name, implied = _name(head, options_class)
-        if implied is not None and not equals:
-            is_value = implied == "true" and rest and rest[0].lower() in TRUE_WORDS + FALSE_WORDS
-            text = rest.pop(0) if is_value else implied
+        key, equals, text = word.partition("=")
+        name, implied = _find(key, hints)
+        if not equals and implied:  # a switch takes the next word only if it is a truth value
+            is_value = arguments and arguments[0].lower() in TRUE_WORDS + FALSE_WORDS
+            text = arguments.pop(0) if is_value and implied == "true" else implied
         elif not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(f"{head} needs a value, as in {head}=...")
-            text = rest.pop(0)
+            # One dash may begin a value: --depth -1, -p "- what?"
+            if not arguments or arguments[0].startswith("--"):
+                raise UserError(f"{key} needs a value, as in {key}=...")
+            text = arguments.pop(0)
         yield name, text
 
 
-def _name(head: str, options_class: type) -> tuple[str, str | None]:
-    """The option that `--some-name` means, and the value it implies when it is a switch."""
-    known = [field.name for field in fields(options_class)]
-    name = _aliases(options_class).get(head, head.lstrip("-").replace("-", "_"))
-    if name == "config" or (name in known and not head.startswith("--no-")):
-        is_switch = _types(options_class).get(name) is bool
-        return name, "true" if is_switch else None
+def _find(key: str, hints: Hints) -> tuple[str, str]:
+    """The option that `--some-name` means, and the value it implies ("" if it needs one)."""
+    name = key.lstrip("-").replace("-", "_")
+    for option, hint in hints.items():
+        if Short(key) in get_args(hint):
+            name = option
+    if name == "config" or (name in hints and not key.startswith("--no-")):
+        return name, "true" if hints.get(name) is bool else ""
     positive = name.removeprefix("no_")
-    if positive in known and _types(options_class)[positive] is bool:
+    if hints.get(positive) is bool:
         return positive, "false"
-    raise UserError(_unknown(head, name, known))
+    raise UserError(_unknown(key, name, hints))
 
 
-def _unknown(head: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _unknown(key: str, name: str, hints: Hints) -> str:
+    near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
     remedy = f"did you mean --{near[0]}?" if near else "see --help"
-    return f"{head} is not an option of this command; {remedy}"
+    return f"{key} is not an option of this command; {remedy}"
+
+
+def _plain(hint: Any) -> Any:
+    """The type in `Annotated[type, ...]` or `type | None`."""
+    if get_origin(hint) is Annotated or get_origin(hint) in (Union, types.UnionType):
+        return _plain(get_args(hint)[0])
+    return hint
 
 
 def _convert(where: str, text: str, hint: Any) -> Any:
-    """`text` as a value of the type `hint`. Raises UserError naming what was expected."""
-    checks: tuple[Any, ...] = ()
-    if get_origin(hint) is Annotated:
-        hint, *extras = get_args(hint)
-        checks = tuple(extra for extra in extras if isinstance(extra, Bounds | FolderName))
-    value = _of_type(where, text, hint)
-    for check in checks:
-        refusal = check.refusal(value)
-        if refusal:
-            raise UserError(f"{where}={text} {refusal}")
+    """`text` as a value of type `hint`. Raises UserError naming what was expected."""
+    if text.lower() == "none" and type(None) in get_args(hint):
+        return None
+    value = _of_type(where, text, _plain(hint))
+    for check in get_args(hint):
+        violation = check.violation(value) if isinstance(check, Check) else ""
+        if violation:
+            raise UserError(f"{where}={text} {violation}")
     return value
 
 
 def _of_type(where: str, text: str, hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        if text.lower() == "none":
-            return None
-        hint = next(choice for choice in get_args(hint) if choice is not type(None))
     if get_origin(hint) is Literal:
-        return _choose(where, text, get_args(hint))
+        return _choice(where, text, get_args(hint))
     if hint is bool:
-        return _choose(where, text.lower(), TRUE_WORDS + FALSE_WORDS) in TRUE_WORDS
+        return _choice(where, text.lower(), TRUE_WORDS + FALSE_WORDS) in TRUE_WORDS
     try:
         value = hint(text)
     except ValueError:
@@ -230,12 +173,12 @@ def _of_type(where: str, text: str, hint: Any) -> Any:
         raise UserError(f"{where}={text} is not {kind}") from None
     if hint is float and not math.isfinite(value):
         raise UserError(f"{where}={text} is not a finite number")
-    if hint is int and not -(2**63) <= value < 2**63:
+    if hint is int and not -(2**63) <= value < 2**63:  # torch would raise OverflowError later
         raise UserError(f"{where}={text} does not fit 64 bits")
     return value
 
 
-def _choose(where: str, text: str, choices: tuple[str, ...]) -> str:
+def _choice(where: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         near = difflib.get_close_matches(text, choices, n=1)
         remedy = f"; did you mean {near[0]}?" if near else ""
@@ -243,31 +186,84 @@ def _choose(where: str, text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
+# ---- config files
+
+
 def read_config(path: Path, options_class: type) -> dict[str, Any]:
     """The `name = literal` lines of a file, checked as options. Raises UserError with the line."""
     if not path.is_file():
         raise UserError(f"{path} is neither an option (--key=value) nor a config file that exists")
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", 0)
-        raise UserError(f"{path}:{line} is not a line of the form name = literal") from None
+    hints = get_hints(options_class, include_extras=True)
     values: dict[str, Any] = {}
-    for statement in tree.body:
-        name, value = _assignment(path, statement)
-        known = [field.name for field in fields(options_class)]
-        if name not in known:
-            raise UserError(f"{path}:{statement.lineno}: {_unknown(name, name, known)}")
-        where = f"{path}:{statement.lineno}: {name}"
-        values[name] = _convert(where, str(value), _types(options_class)[name])
+    line = 0
+    try:
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            line = statement.lineno
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=expression):
+                    value = ast.literal_eval(expression)  # ValueError if it is more than a literal
+                case _:
+                    raise ValueError
+            if name not in hints:
+                raise UserError(f"{path}:{line}: {_unknown(name, name, hints)}")
+            values[name] = _convert(f"{path}:{line}: {name}", str(value), hints[name])
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", line)
+        raise UserError(f"{path}:{line} is not a line of the form name = literal") from None
     return values
 
 
-def _assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=literal):
-            try:
-                return name, ast.literal_eval(literal)
-            except (ValueError, TypeError, RecursionError):
-                pass
-    raise UserError(f"{path}:{statement.lineno} is not a line of the form name = literal")
+# ---- help
+
+
+def _help(options_class: type) -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {spec.name}" if spec else Path(sys.argv[0]).name,
+        usage="%(prog)s [CONFIG_FILE] [--name=value ...]",
+        description=f"{options_class.__doc__} CONFIG_FILE holds `name = literal` lines; options"
+        " after it override them.",
+    )
+    # The string literal below each field: Python does not keep these, so they are read from source.
+    source = "".join(inspect.getsource(base) for base in reversed(options_class.__mro__[:-1]))
+    texts = dict(re.findall(r'^    (\w+): .+\n    """((?:.|\n)+?)"""', source, re.MULTILINE))
+    hints = get_hints(options_class, include_extras=True)
+    for option in fields(options_class):
+        hint = hints[option.name]
+        names = [f"--{option.name}", *(e.name for e in get_args(hint) if isinstance(e, Short))]
+        text = texts.get(option.name, "")
+        if option.default not in ("", None):
+            text += f" (default: {option.default})"
+        choices = ("true", "false") if hint is bool else get_args(_plain(hint))  # of a Literal
+        metavar = f"{{{','.join(choices)}}}" if choices else _plain(hint).__name__.upper()
+        parser.add_argument(*names, metavar=metavar, help=text.replace("%", "%%"))
+    return parser.format_help()
+
+
+# ---- exit
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command's main; an error that the user can fix is one line on stderr, no traceback.
+
+    Exits with 0, 1 (disk full or not writable), 2 (UserError) or 130 (Ctrl-C).
+    """
+    code, message = 0, ""
+    try:
+        main()
+    except UserError as error:
+        code, message = 2, f"error: {error}"
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"  # 128 + SIGINT, as shells report it
+    except BrokenPipeError:  # `| head` has read enough; Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        what, remedy = failure
+        code, message = 1, f"error: {what} ({error}); {remedy} and run again"
+    if message:
+        print(message, file=sys.stderr)
+    logging.shutdown()
+    sys.exit(code)

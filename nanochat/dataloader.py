@@ -105,10 +105,12 @@ def packed_batches(
         while (oldest := next(iter(positions))) < block:
             del positions[oldest]
         document, offset = positions[block]
-        resume = {"step": step + 1, "document": document, "offset": offset, "row": end - block}
-        resume |= run | {"epoch": positions[end][0] / source.num_documents}
+        state = {"step": step + 1, "document": document, "offset": offset, "row": end - block}
+        inputs, targets = _tensors(own, source.bos, sequence_len)
         norm = rows * sequence_len / world_size
-        yield Batch(*_tensors(own, source.bos, sequence_len), None, norm, end / total, resume)
+        # Documents the stream has gone through; the order within a block is left aside.
+        metrics = {"epoch": positions[end][0] / source.num_documents}
+        yield Batch(inputs, targets, None, norm, end / total, run | state, metrics)
 
 
 def _check_resume(resume: dict[str, Any], run: dict[str, int]) -> None:
@@ -133,11 +135,6 @@ def _tensors(rows: list[Ids], bos: int, sequence_len: int) -> tuple[torch.Tensor
         line[-len(row) :] = row
     # Copied by numpy: synchronizing torch's threads costs more than the copy.
     return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
-
-
-def epoch(resume: dict[str, Any]) -> float:
-    """Epochs of the stream read at a loader state, e.g. 1.5; the order within a block aside."""
-    return float(resume["epoch"])
 
 
 # ---- the stream

@@ -1,11 +1,11 @@
-"""Named sources of text, kept as parquet shards with one string column `text`.
+"""Named text sources, stored as parquet shards with one string column `text`.
 
-    python -m nanochat.dataset -n 8                      fineweb-edu, by download
-    python -m nanochat.dataset --source primer -n 4      the built-in world, no network needed
+    python -m nanochat.dataset -n 8                      fineweb-edu, downloaded
+    python -m nanochat.dataset --source primer -n 4      the built-in synthetic world, offline
     python -m nanochat.dataset --source my_texts/        .parquet, .jsonl(.gz|.zst) or .txt
     python -m nanochat.dataset -n 0 --prefetch sft,eval  files of later stages, no text
 
-The source that was made last is the one that later stages use.
+Later stages use the source that was made last.
 """
 
 import difflib
@@ -15,106 +15,80 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from nanochat import paths, primer
-from nanochat.configurator import parse, run, short
-from nanochat.data.download import download
-from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
-from nanochat.data.text_import import kind_of, text_files, texts_of
+from nanochat.configurator import Short, parse, run
+from nanochat.data.download import HubFile, sha256
+from nanochat.data.hub_files import fetch, prefetch, stage_names
+from nanochat.data.shards import (
+    Documents,
+    group_texts,
+    open_parquet,
+    write_shard,
+)
+from nanochat.data.text_import import iter_file_texts, text_files, text_format
 from nanochat.errors import UserError
-from nanochat.runtime import hub_endpoint, hub_offline
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
+Manifest = dict[str, Any]  # {"train": [shard, ...], "val": [...]}, see `_Shards.describe`
 
 PRIMER_SEED = 1
 PRIMER_SHARD_DOCUMENTS = 16_384
-PRIMER_VAL_DOCUMENTS = 4_096
-PATH_SHARD_CHARACTERS = 50_000_000
+PRIMER_VAL_DOCUMENTS = 4_096  # 0.7 million characters
+IMPORT_SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
 VAL_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """Shards of a data set on the hub; the last one is for validation."""
+    """Shards of a data set on the hub; the last one is the validation shard."""
 
     repo: str
     num_files: int
-    revision: str = "main"
-
-    def file_name(self, number: int) -> str:
-        """Name of a shard."""
-        return f"shard_{number:05d}.parquet"
-
-    @property
-    def val_name(self) -> str:
-        """The shard that is never trained on, however many are there."""
-        return self.file_name(self.num_files - 1)
 
 
 HUB_SOURCES = {
     "fineweb-edu": HubSource("karpathy/fineweb-edu-100b-shuffle", 1823),
-    "climbmix": HubSource("karpathy/climbmix-400b-shuffle", 6543),  # research only
+    "climbmix": HubSource("karpathy/climbmix-400b-shuffle", 6543),  # non-commercial license
 }
-
-TASK_FILES: dict[str, list[tuple[str, str]]] = {
-    "mid": [
-        *(
-            ("HuggingFaceTB/smol-smoltalk", f"data/train-0000{i}-of-00004.parquet")
-            for i in range(4)
-        ),
-        ("HuggingFaceTB/smol-smoltalk", "data/test-00000-of-00001.parquet"),
-        ("cais/mmlu", "all/auxiliary_train-00000-of-00001.parquet"),
-        ("openai/gsm8k", "main/train-00000-of-00001.parquet"),
-        ("openai/gsm8k", "main/test-00000-of-00001.parquet"),
-    ],
-    "eval": [
-        *(
-            ("allenai/ai2_arc", f"ARC-{level}/{split}-00000-of-00001.parquet")
-            for level in ("Easy", "Challenge")
-            for split in ("train", "test")
-        ),
-        ("cais/mmlu", "all/test-00000-of-00001.parquet"),
-        ("openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet"),
-    ],
-}
-TASK_FILES["sft"] = TASK_FILES["mid"] + TASK_FILES["eval"]
-TASK_FILES["rl"] = TASK_FILES["mid"][-2:]
 
 
 # ---- which source
 
 
 def source_name(source: str) -> str:
-    """The folder name of a source: its own name, or one made from a path."""
+    """The folder name of a source: its own name, or one derived from a path."""
     names = [*HUB_SOURCES, "primer"]
-    if source in names or _is_made(source):
+    if source in names or _has_manifest(source):
         return source
     path = Path(source).expanduser()
     if not source or not path.exists():
-        near = difflib.get_close_matches(source, names, n=1, cutoff=0.4)
-        remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(names)} or a PATH"
+        close = difflib.get_close_matches(source, names, n=1, cutoff=0.4)
+        remedy = f"did you mean {close[0]}?" if close else f"use {', '.join(names)} or a PATH"
         raise UserError(f"--source={source} is neither a known source nor a path; {remedy}")
     resolved = path.resolve()
+    # Two folders of the same name get two sources.
     digest = hashlib.sha256(bytes(resolved)).hexdigest()[:8]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", resolved.stem)[:64]
     return f"{stem}-{digest}"
 
 
-def _is_made(name: str) -> bool:
+def _has_manifest(name: str) -> bool:
     """True for the name (not the path) of a source that was made before."""
-    return name == Path(name).name and _manifest(name) is not None
+    return name == Path(name).name and _load_manifest(name) is not None
 
 
 def current_source() -> str:
     """The source that was made last. Raises UserError when there is none."""
     try:
-        chosen = json.loads(_chosen_path().read_text(encoding="utf-8"))
+        chosen = json.loads(_current_path().read_text(encoding="utf-8"))
         return str(chosen["source"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
@@ -123,7 +97,7 @@ def current_source() -> str:
         ) from None
 
 
-def _chosen_path() -> Path:
+def _current_path() -> Path:
     return paths.base_dir() / "data" / "source.json"
 
 
@@ -131,178 +105,153 @@ def _chosen_path() -> Path:
 
 
 def make(source: str, num_shards: int) -> str:
-    """Bring or write the shards of a source, note it as the current one; returns its name.
+    """Download or write the shards of a source and make it the current one; returns its name.
 
-    Raises UserError on a source that is unknown or empty, and when the disk is full.
+    Raises UserError when the source is unknown or empty, and when the disk is full.
     """
     name = source_name(source)
     shards = _Shards(name)
     if name in HUB_SOURCES:
-        manifest = _fetch_hub(HUB_SOURCES[name], num_shards, shards)
+        manifest = _download_shards(HUB_SOURCES[name], num_shards, shards)
     elif name == "primer":
         manifest = _write_primer(num_shards, shards)
-    elif _is_made(source):
-        manifest = shards.manifest
+    elif _has_manifest(source):
+        manifest = shards.manifest  # by name: the files it was imported from may be gone
     else:
         manifest = _import_path(Path(source).expanduser().resolve(), shards)
-    for split in ("train", "val"):
-        if not sum(facts["rows"] for facts in manifest[split]):
+    for split in SPLITS:
+        if not sum(shard["rows"] for shard in manifest[split]):
             raise UserError(f"source {source} has no document for its split {split}; add some text")
+    # Last, so that a failed download leaves the source in use as it was.
     paths.write_atomic(shards.folder / "manifest.json", json.dumps(manifest, indent=1))
-    paths.write_atomic(_chosen_path(), json.dumps({"source": name}))
+    paths.write_atomic(_current_path(), json.dumps({"source": name}))
     return name
 
 
 class _Shards:
-    """The shards of a source and what its last manifest notes of them."""
+    """The shards of a source and what its manifest recorded about them."""
 
     def __init__(self, name: str) -> None:
         self.folder = paths.data_dir(name)
-        self.manifest = _manifest(name) or {}
-        noted = [*self.manifest.get("train", []), *self.manifest.get("val", [])]
-        self.noted: dict[Path, dict[str, Any]] = {
-            self.folder / facts["path"]: facts for facts in noted
-        }
+        self.manifest = _load_manifest(name) or {}
+        recorded = [shard for split in SPLITS for shard in self.manifest.get(split, [])]
+        self.recorded = {self.folder / shard["path"]: shard for shard in recorded}
 
-    def is_whole(self, path: Path) -> bool:
-        """True when a shard is there and is what was noted of it, if anything was."""
+    def unchanged(self, path: Path) -> dict[str, Any] | None:
+        """The manifest's entry for a shard whose size and time are those recorded."""
+        shard = self.recorded.get(path)
+        if shard is None or not path.is_file():
+            return None
+        return shard if _size_and_time(path) == [shard["bytes"], shard["mtime_ns"]] else None
+
+    def is_intact(self, path: Path) -> bool:
+        """True when a shard exists and, if it was recorded, has not changed since."""
         if not path.is_file():
             return False
-        noted = self.noted.get(path)
-        return noted is None or _is_stamped(path, noted) or _sha256(path) == noted["sha256"]
+        if path not in self.recorded or self.unchanged(path):
+            return True
+        return sha256(path) == self.recorded[path]["sha256"]  # copied or restored: another time
 
-    def facts(self, path: Path) -> dict[str, Any]:
-        """What the manifest is to say of a shard, measured unless it was noted before.
-
-        Raises UserError when it is damaged.
-        """
-        noted = self.noted.get(path)
-        if noted is not None and _is_stamped(path, noted):
-            return noted
-        size, mtime = _stamp(path)
-        is_own = path.is_relative_to(self.folder)  # by name then: the folder may be moved
+    def describe(self, path: Path) -> dict[str, Any]:
+        """The manifest's entry for a shard. Raises UserError when the shard is damaged."""
+        if shard := self.unchanged(path):
+            return shard  # hashing again would read gigabytes
+        size, mtime = _size_and_time(path)
+        is_ours = path.is_relative_to(self.folder)  # relative then: the folder may be moved
         return {
-            "path": path.name if is_own else str(path),
+            "path": path.name if is_ours else str(path),
             "rows": open_parquet(path).metadata.num_rows,
             "bytes": size,
             "mtime_ns": mtime,
-            "sha256": _sha256(path),
+            "sha256": sha256(path),
         }
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _size_and_time(path: Path) -> list[int]:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _is_stamped(path: Path, facts: dict[str, Any]) -> bool:
-    return _stamp(path) == (facts["bytes"], facts["mtime_ns"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fetch_hub(source: HubSource, num_shards: int, shards: _Shards) -> dict[str, Any]:
+def _download_shards(source: HubSource, num_shards: int, shards: _Shards) -> Manifest:
     if not 1 <= num_shards < source.num_files:
         raise UserError(f"-n {num_shards} is not between 1 and {source.num_files - 1}")
-    train = [shards.folder / source.file_name(number) for number in range(num_shards)]
-    val = shards.folder / source.val_name
-    for path in [val, *train]:
-        if path.is_file() and not shards.is_whole(path):
-            logger.warning("%s is not what it was: it is brought again", path)
+    # The validation shard is pinned by name: it is never trained on, whatever else is present.
+    numbers = [source.num_files - 1, *range(num_shards)]
+    found = [shards.folder / f"shard_{number:05d}.parquet" for number in numbers]
+    for path in found:
+        if path.is_file() and not shards.is_intact(path):
+            logger.warning("%s: checksum mismatch, downloading again", path)
             path.unlink()
-        _bring(f"datasets/{source.repo}/resolve/{source.revision}/{path.name}", path)
-    return {"train": [shards.facts(path) for path in train], "val": [shards.facts(val)]}
+    fetch([HubFile(source.repo, path.name, path) for path in found])
+    val, *train = [shards.describe(path) for path in found]
+    return {"train": train, "val": [val]}
 
 
-def _bring(url_path: str, path: Path) -> None:
-    if path.is_file():
-        return
-    if hub_offline():
-        raise UserError(
-            f"{path} is not there and HF_HUB_OFFLINE forbids to download it; unset it once, or"
-            " use --source primer"
-        )
-    logger.info("downloading %s", url_path)
-    download(f"{hub_endpoint()}/{url_path}", path)
-
-
-def _write_primer(num_shards: int, shards: _Shards) -> dict[str, Any]:
+def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
     if num_shards < 1:
         raise UserError(f"-n {num_shards} is below 1; use 1 or more")
-    val = shards.folder / "val_00000.parquet"
-    wanted: dict[Path, tuple[Split, range]] = {val: ("val", range(PRIMER_VAL_DOCUMENTS))}
+    size = PRIMER_SHARD_DOCUMENTS
+    contents: list[tuple[str, Split, range]] = [("val_00000", "val", range(PRIMER_VAL_DOCUMENTS))]
     for number in range(num_shards):
-        first = number * PRIMER_SHARD_DOCUMENTS
-        indices = range(first, first + PRIMER_SHARD_DOCUMENTS)
-        wanted[shards.folder / f"train_{number:05d}.parquet"] = ("train", indices)
-    world = primer.fingerprint()
-    is_of_this_world = shards.manifest.get("world") == world
-    for path, (split, indices) in wanted.items():
-        if not is_of_this_world or not shards.is_whole(path):
+        indices = range(number * size, (number + 1) * size)
+        contents.append((f"train_{number:05d}", "train", indices))
+    manifest: Manifest = {"train": [], "val": [], "world": primer.fingerprint()}
+    # Shards that another version of the generator wrote are intact but hold other text.
+    is_same_world = shards.manifest.get("world") == manifest["world"]
+    for name, split, indices in contents:
+        path = shards.folder / f"{name}.parquet"
+        if not is_same_world or not shards.is_intact(path):
             write_shard(path, (primer.document(PRIMER_SEED, i, split) for i in indices))
             logger.info("wrote %s", path)
-    train = [shards.facts(path) for path in wanted if path != val]
-    return {"train": train, "val": [shards.facts(val)], "world": world}
+        manifest[split].append(shards.describe(path))
+    return manifest
 
 
-# ---- anybody's own text
+# ---- importing the user's text
 
 
-def _import_path(path: Path, shards: _Shards) -> dict[str, Any]:
+def _import_path(path: Path, shards: _Shards) -> Manifest:
     files = text_files(path)
     if not files:
         raise UserError(
             f"{path} holds no .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt file; put text there"
         )
-    if len(files) > 1 and all(kind_of(file) == ".parquet" for file in files):
-        # Used where they are, the last by name for validation.
-        facts = [shards.facts(file) for file in files]
-        return {"train": facts[:-1], "val": facts[-1:]}
-    stamps = [[str(file), *_stamp(file)] for file in files]
-    is_same = shards.manifest.get("files") == stamps
-    if is_same and all(map(shards.is_whole, shards.noted)):
+    if len(files) > 1 and all(text_format(file) == ".parquet" for file in files):
+        # Already shards: used in place, the last by name for validation.
+        described = [shards.describe(file) for file in files]
+        return {"train": described[:-1], "val": described[-1:]}
+    stamps = [[str(file), *_size_and_time(file)] for file in files]
+    if shards.manifest.get("files") == stamps and all(map(shards.is_intact, shards.recorded)):
         logger.info("%s is imported already and has not changed", path)
         return shards.manifest
     return {**_write_imported(path, files, shards), "files": stamps}
 
 
-def _write_imported(path: Path, files: list[Path], shards: _Shards) -> dict[str, Any]:
-    limit, num_documents = _val_limit(texts_of(files))
-    written: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    for split in ("train", "val"):
-        texts = (t for t in texts_of(files) if (_place(t) < limit) == (split == "val"))
-        for number, some in enumerate(group_texts(texts, PATH_SHARD_CHARACTERS)):
-            # Neighbours in a file are alike, and so would be the rows of a step.
-            random.Random(number).shuffle(some)
+def _write_imported(path: Path, files: list[Path], shards: _Shards) -> Manifest:
+    # The files are read three times, so that no corpus has to fit in memory.
+    # Texts whose hash is below the limit validate: one at least, also of very few documents.
+    lowest = min(map(_hash, iter_file_texts(files)), default=1.0)
+    limit = max(VAL_SHARE, math.nextafter(lowest, 2.0))
+    manifest: Manifest = {"train": [], "val": []}
+    for split in SPLITS:
+        texts = (t for t in iter_file_texts(files) if (_hash(t) < limit) == (split == "val"))
+        for number, batch in enumerate(group_texts(texts, IMPORT_SHARD_CHARACTERS)):
+            # Neighbors in a file are alike, and so would be the rows of a step.
+            random.Random(number).shuffle(batch)
             shard = shards.folder / f"{split}_{number:05d}.parquet"
-            write_shard(shard, some)
+            write_shard(shard, batch)
             logger.info("wrote %s", shard)
-            written[split].append(shards.facts(shard))
-    if not written["train"] or not written["val"]:
+            manifest[split].append(shards.describe(shard))
+    if not manifest["train"] or not manifest["val"]:
         raise UserError(
-            f"{path} holds too little text: {num_documents} documents that are not empty; at"
-            " least two different ones are needed, to train and to validate"
+            f"{path} holds too little text: at least two different documents that are not blank"
+            " are needed, one to train and one to validate"
         )
-    return written
+    return manifest
 
 
-def _val_limit(texts: Iterable[str]) -> tuple[float, int]:
-    """The limit below which a text's place is for validation, and how many texts there are.
-
-    That is a share of all, or else the one that is placed lowest.
-    """
-    lowest, num_documents = 1.0, 0
-    for text in texts:
-        lowest = min(lowest, _place(text))
-        num_documents += 1
-    return max(VAL_SHARE, math.nextafter(lowest, 2.0)), num_documents
-
-
-def _place(text: str) -> float:
-    """A number from 0 to 1 made of a text: the same however files are named or ordered."""
+def _hash(text: str) -> float:
+    """0 to 1 by content: a text keeps its split however files are named or ordered."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -310,35 +259,32 @@ def _place(text: str) -> float:
 # ---- reading
 
 
-def _read_manifest(name: str) -> dict[str, Any]:
-    manifest = _manifest(name)
+def _load_manifest(name: str) -> Manifest | None:
+    """The manifest of a source; None when it is missing or invalid."""
+    keys = {"path", "bytes", "rows", "mtime_ns", "sha256"}
+    try:
+        manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))
+        shards = [shard for split in SPLITS for shard in manifest[split]]
+        return manifest if all(shard.keys() >= keys for shard in shards) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def shard_paths(source: str, split: Split) -> list[Path]:
+    """Shards of a split, in order. Raises UserError when one is missing or truncated."""
+    name = source_name(source)
+    manifest = _load_manifest(name)
     if manifest is None:
         raise UserError(
             f"no text of source {name}; run python -m nanochat.dataset --source {name} first"
         )
-    return manifest
-
-
-def _manifest(name: str) -> dict[str, Any] | None:
-    """What was noted of a source's shards; None when there is nothing that can be believed."""
-    try:
-        manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))
-        noted = [facts for split in ("train", "val") for facts in manifest[split]]
-        is_good = all(facts.keys() >= {"path", "bytes", "rows", "sha256"} for facts in noted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest if is_good else None
-
-
-def shard_paths(source: str, split: Split) -> list[Path]:
-    """Shards of a split, in order. Raises UserError when one is missing or was cut short."""
     found = []
-    name = source_name(source)
-    for facts in _read_manifest(name)[split]:
-        path = paths.data_dir(name) / facts["path"]
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+    for shard in manifest[split]:
+        path = paths.data_dir(name) / shard["path"]
+        # Only the size: pages have checksums, which are verified as they are read.
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise UserError(
-                f"{path} is missing or has another size than the {facts['bytes']} bytes noted;"
+                f"{path} is missing or its size is not the recorded {shard['bytes']} bytes;"
                 f" remove it and run python -m nanochat.dataset --source {source} again"
             )
         found.append(path)
@@ -359,77 +305,46 @@ def iter_texts(
 
 
 def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[str]:
-    left = max_chars
-    for text in documents:
-        text = text[:doc_cap] if doc_cap > 0 else text
+    remaining = max_chars
+    for document in documents:
+        text = document[: doc_cap if doc_cap > 0 else None]
         if max_chars > 0:
-            if left <= 0:
+            if remaining <= 0:
                 return
-            text = text[:left]
-            left -= len(text)
+            text = text[:remaining]
+            remaining -= len(text)
         yield text
 
 
-# ---- files of tasks
-
-
-def task_file(repo: str, path: str, revision: str = "main") -> Path:
-    """A file of a data set on the hub, downloaded once. Raises UserError when it cannot be had."""
-    local = paths.task_dir() / repo / path
-    try:
-        _bring(f"datasets/{repo}/resolve/{revision}/{path}", local)
-    except UserError as error:
-        stages = [name for name, files in TASK_FILES.items() if (repo, path) in files]
-        remedy = f"; where there is a network, --prefetch {stages[0]} brings it" if stages else ""
-        raise UserError(f"{error}{remedy}") from None
-    return local
-
-
-def prefetch(names: str) -> None:
-    """Bring the files of the stages named, separated by commas."""
-    for stage in _stages(names):
-        for repo, path in TASK_FILES[stage]:
-            task_file(repo, path)
-
-
-def _stages(names: str) -> list[str]:
-    stages = [name.strip() for name in names.split(",") if name.strip()]
-    for name in stages:
-        if name not in TASK_FILES:
-            raise UserError(f"--prefetch={name} is not one of {', '.join(TASK_FILES)}")
-    return stages
+# ---- the command
 
 
 @dataclass(frozen=True)
 class Options:
-    """Bring or write the text that a model is trained on."""
+    """Download or write the text that a model is trained on."""
 
-    num_shards: Annotated[int, short("-n")] = 8
+    num_shards: Annotated[int, Short("-n")] = 8
     """Training shards of a named source; about 100 MB each on the hub, 1 MB of the primer. 0 with
-    --prefetch brings only that and leaves the text in use as it is."""
+    --prefetch downloads only that and leaves the current source as it is."""
     source: str = "fineweb-edu"
     """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl(.gz|.zst) or .txt files."""
     prefetch: str = ""
-    """Files of later stages to bring as well: mid, sft, rl, eval; separated by commas."""
+    """Files of later stages to download as well: mid, sft, rl, eval; separated by commas."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the source current."""
+    """Make the source current, prefetch files, or both."""
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    only_prefetch = bool(_stages(options.prefetch)) and options.num_shards == 0
-    if not only_prefetch:
-        _make_and_say(options)
+    # Names are checked first: a typo must not cost the download of the text.
+    if not stage_names(options.prefetch) or options.num_shards != 0:
+        name = make(options.source, options.num_shards)
+        train, val = (len(Documents(shard_paths(name, split))) for split in SPLITS)
+        print(
+            f"{name}: {train:,} documents to train on, {val:,} to validate, in"
+            f" {paths.data_dir(name)}"
+        )
     prefetch(options.prefetch)
-
-
-def _make_and_say(options: Options) -> None:
-    name = make(options.source, options.num_shards)
-    documents = {split: len(Documents(shard_paths(name, split))) for split in ("train", "val")}
-    print(
-        f"{name}: {documents['train']:,} documents to train on, {documents['val']:,} to validate,"
-        f" in {paths.data_dir(name)}"
-    )
 
 
 if __name__ == "__main__":

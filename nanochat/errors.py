@@ -1,12 +1,50 @@
-"""The one exception that is meant for people, and what a log may say about all others."""
+"""The one exception that is meant for users; disk errors as such; what logs may say of others."""
 
+import errno
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake that the reader of the message can mend: it names value, bound and remedy."""
+    """An error that the user can fix: its one-line message names value, bound and remedy."""
 
 
 def where_it_failed(error: Exception) -> str:
-    """The kind and the place of an error, for a log: its words may hold what a user wrote."""
+    """The type and the location of an error for a log, without its message."""
+    # The message may quote what a user of the server wrote, which is not logged.
     return type(error).__name__ + ":\n" + "".join(traceback.format_tb(error.__traceback__)[-4:])
+
+
+@contextmanager
+def named_failures(path: Path) -> Iterator[None]:
+    """Turns disk errors that a person can fix (full, not writable) into a UserError on `path`."""
+    try:
+        yield
+    except OSError as error:
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        problem, remedy = failure
+        raise UserError(
+            f"{problem}: {path} was not written, and its previous version stays; {remedy}, then run"
+            " the command again"
+        ) from error
+
+
+def disk_failure(error: OSError) -> tuple[str, str] | None:
+    """(problem, remedy) of a disk error; None when a person cannot fix it, as a broken disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full", "free some space or set NANOCHAT_BASE_DIR to a larger disk"
+    remedy = "set NANOCHAT_BASE_DIR to a writable folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission for {error.filename}", remedy
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{error.filename} is a file, not a folder", remedy
+    if error.errno == errno.EISDIR:
+        # The target of a rename is the second name.
+        return f"{error.filename2 or error.filename} is a folder, not a file", "move it away"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name {error.filename} is too long", "use a shorter one"
+    return None

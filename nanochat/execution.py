@@ -1,4 +1,4 @@
-"""Running a program that a model wrote: not before there is a sandbox to run it in."""
+"""Execution of model-written programs: refused until there is a sandbox."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from nanochat.errors import UserError
 
 @dataclass(frozen=True)
 class ExecutionResult:
-    """What a program did."""
+    """The outcome of a program."""
 
     success: bool
     stdout: str
@@ -17,8 +17,9 @@ class ExecutionResult:
 
 
 def execute_code(program: str, timeout_seconds: float = 5.0) -> ExecutionResult:
-    """Would run `program` in a sandbox. Raises UserError: the sandbox is not built yet."""
+    """Will execute `program` in a sandbox. Raises UserError: there is no sandbox yet."""
+    # Not even in a subprocess: a model's program has all the rights of the user who runs it.
     raise UserError(
-        "programs that a model wrote are not executed before there is a sandbox, which this version"
-        " does not have; leave HumanEval out (-a without HumanEval)"
+        "programs that a model wrote are not executed without a sandbox, which this version does"
+        " not have; leave HumanEval out (-a without HumanEval)"
     )

@@ -1,11 +1,11 @@
 """The model, classic recipe: rotary, QK-norm, weightless RMSNorm, ReLU^2, grouped queries.
 
-Parameters are float32; matrices are multiplied in the compute dtype, without autocast.
+Parameters are float32; matrices are multiplied in the compute dtype. There is no autocast: every
+cast is visible in the code.
 
 B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle, islice
 from typing import Any, Protocol, Self
@@ -16,28 +16,30 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanochat.errors import UserError
-from nanochat.kernels import cpu_matmul
 from nanochat.kernels.attention import attend_causally
+from nanochat.kernels.cpu_matmul import linear
 from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
 
-CHANNELS_PER_LAYER = 64
-MAX_DEPTH = 1000
-HEAD_DIM_MULTIPLE = 8  # fused attention kernels take no other widths
+CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
+MAX_DEPTH = 1000  # beyond, it is a typing error: already 49 trillion parameters
+HEAD_DIM_MULTIPLE = 8  # fused attention kernels accept no other head dims
+
+CosSin = tuple[Tensor, Tensor]  # rotary tables at the positions of a batch, (B, 1, T, D / 2) each
 
 
 class AttentionCache(Protocol):
-    """What the model asks of a cache of keys and values; storage and masks are the cache's."""
+    """A KV cache as the model sees it; storage and masks are up to the cache."""
 
     def positions(self, num_new: int) -> Tensor:
         """(B, T) int64 positions of each row's next tokens; UserError past the context."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v (B, K, T, D); attention of q (B, H, T, D) over all kept: (B, H, T, D)."""
+        """Store k and v (B, K, T, D); attention (B, H, T, D) of q (B, H, T, D) over all stored."""
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape and constants of a model; every field goes into its checkpoints."""
+    """Shape and constants of a model; every field is saved in its checkpoints."""
 
     sequence_len: int = 2048
     vocab_size: int = 65536
@@ -46,9 +48,9 @@ class GPTConfig:
     n_kv_head: int = 10
     n_embd: int = 1280
     rope_base: float = 10_000.0
-    rms_eps: float = 1e-6
+    rms_eps: float = 1e-6  # that of stock engines' implementation of this architecture
     softcap: float = 15.0
-    """Logits are bent to +- this; Gemma 2, arXiv 2408.00118."""
+    """Logits are capped to +- this; Gemma 2, arXiv 2408.00118."""
     window_pattern: str = "L"
     """Repeated over the layers: S attends to half the context, L to all; the last is always L."""
 
@@ -57,7 +59,7 @@ class GPTConfig:
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name}={value} must be 1 or more")
-        if self.n_embd % self.n_head or self.head_dim % 2:
+        if self.n_embd % self.n_head or self.head_dim % 2:  # rotary rotates halves of the head
             raise UserError(
                 f"n_head={self.n_head} must divide n_embd={self.n_embd} into heads of even width"
             )
@@ -66,7 +68,7 @@ class GPTConfig:
         if not self.window_pattern or set(self.window_pattern) - set("LS"):
             raise UserError(
                 f"window_pattern={self.window_pattern} must be letters L (a layer that attends to"
-                " the whole context) and S (to half of it), such as L or SSSL"
+                " the full context) and S (to half of it), such as L or SSSL"
             )
 
     @property
@@ -76,26 +78,20 @@ class GPTConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many of the newest tokens each layer attends to; None: to all."""
+        """The number of latest tokens that each layer attends to; None: all."""
         half = -(-self.sequence_len // 2)
         letters = islice(cycle(self.window_pattern), self.n_layer - 1)
         return (*(half if letter == "S" else None for letter in letters), None)
 
     @classmethod
     def from_depth(
-        cls,
-        depth: int,
-        *,
-        vocab_size: int,
-        sequence_len: int,
-        head_dim: int = 128,
-        rope_base: float = 10_000.0,
-        window_pattern: str = "L",
+        cls, depth: int, *, vocab_size: int, sequence_len: int, head_dim: int = 128, **others: Any
     ) -> "GPTConfig":
-        """The model of a depth: 64 channels a layer, heads as wide as `head_dim` or nearly so.
+        """The model of a depth: 64 channels per layer, head dim `head_dim` or the nearest legal.
 
-        Legal widths divide the channels and are multiples of 8 (of 2 when `head_dim` is below 8).
-        Raises UserError when the depth is not in 1 to 1000 or `head_dim` is below 2.
+        Legal head dims divide the channels and are multiples of 8 (of 2 if `head_dim` is below 8).
+        others: rope_base, window_pattern and the other constants. Raises UserError when the depth
+        is not in 1 to 1000 or `head_dim` is below 2.
         """
         if depth < 1:
             raise UserError(f"--depth={depth} must be 1 or more; 4 suits a laptop, 20 eight GPUs")
@@ -107,24 +103,15 @@ class GPTConfig:
         multiple = HEAD_DIM_MULTIPLE if head_dim >= HEAD_DIM_MULTIPLE else 2
         legal = [n for n in range(1, n_embd // multiple + 1) if n_embd % (multiple * n) == 0]
         n_head = min(legal, key=lambda n: (abs(n_embd / n - head_dim), n))
-        return cls(
-            sequence_len=sequence_len,
-            vocab_size=vocab_size,
-            n_layer=depth,
-            n_head=n_head,
-            n_kv_head=n_head,
-            n_embd=n_embd,
-            rope_base=rope_base,
-            window_pattern=window_pattern,
-        )
+        return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, **others)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name."""
+        """All fields by name."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "GPTConfig":
-        """The config of a checkpoint; fields it lacks get their default.
+        """The config of a checkpoint; missing fields get their default.
 
         Raises UserError on a field that this version does not know.
         """
@@ -138,7 +125,7 @@ class GPTConfig:
 
 
 class Linear(nn.Linear):
-    """A matrix kept in float32 and multiplied in the dtype of what comes in; no bias."""
+    """A float32 matrix that is multiplied in the dtype of its input; no bias."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, bias=False)
@@ -147,11 +134,11 @@ class Linear(nn.Linear):
         """Nothing: weights come from `GPT.init_weights` or from a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return cpu_matmul.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype))
 
 
 class Rotary(nn.Module):
-    """Rotary embeddings, arXiv 2104.09864: halves of the head, turned by minus theta."""
+    """Rotary embeddings, arXiv 2104.09864, on the two halves of a head, rotated by minus theta."""
 
     cos: Tensor
     sin: Tensor
@@ -160,27 +147,28 @@ class Rotary(nn.Module):
         super().__init__()
         self.config = config
         shape = config.sequence_len, config.head_dim // 2
+        # Not persistent: a checkpoint holds weights only, tables are computed.
         self.register_buffer("cos", torch.empty(shape), persistent=False)
         self.register_buffer("sin", torch.empty(shape), persistent=False)
 
     def init_tables(self) -> None:
-        """Fill cos and sin, (sequence_len, D / 2) float32, one row a position."""
+        """Fill cos and sin, (sequence_len, D / 2) float32, one row per position."""
         length, half = self.cos.shape
-        # On the CPU and in this order, so that the bits are those of stock engines everywhere.
+        # On the CPU and in this order of operations: the bits are those of stock engines.
         steps = torch.arange(0, 2 * half, 2, dtype=torch.float32, device="cpu")
-        rates = 1.0 / self.config.rope_base ** (steps / (2 * half))
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), rates)
+        frequencies = 1.0 / self.config.rope_base ** (steps / (2 * half))
+        positions = torch.arange(length, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, frequencies)
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, T, D / 2) at positions (B, T) or (T,)."""
-        cos, sin = self.cos[positions], self.sin[positions]
-        return cos.unsqueeze(-3), sin.unsqueeze(-3)
+    def at(self, positions: Tensor) -> CosSin:
+        """cos and sin at positions (B, T) or (T,)."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) turned to its positions."""
+    """x (B, H, T, D) with the rotary embedding of its positions."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
@@ -203,42 +191,30 @@ class Attention(nn.Module):
         self.value = Linear(config.n_embd, kv_width)
         self.output = Linear(config.n_embd, config.n_embd)
 
-    def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], cache: AttentionCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.project(x, turn)
+        q, k, v = self.project(x, cos_sin)
         if cache is None:
             y = attend_causally(q, k, v, self.window)
         else:
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(B, T, C))
 
-    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two turned and normed."""
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two rotated, then normed.
+
+        The norm comes after rotary, which keeps lengths: both orders are equal but for rounding.
+        """
         (B, T, _), eps = x.shape, self.config.rms_eps
         q, k, v = (
-            matrix(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)
-            for matrix in (self.query, self.key, self.value)
+            projection(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
         )
-        return norm(rotate(q, *turn), eps), norm(rotate(k, *turn), eps), v
-
-
-class MLP(nn.Module):
-    """Four times as wide inside, with ReLU^2."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.up = Linear(config.n_embd, 4 * config.n_embd)
-        self.down = Linear(4 * config.n_embd, config.n_embd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.down(relu_squared(self.up(x)))
-        return mixed
+        return norm(rotate(q, *cos_sin), eps), norm(rotate(k, *cos_sin), eps), v
 
 
 class _ReluSquared(torch.autograd.Function):
-    """relu(x)^2 whose gradient is 2 relu(x): three passes over memory fewer than by parts."""
+    """relu(x)^2 with gradient 2 relu(x): three passes over memory fewer than autograd's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -249,20 +225,34 @@ class _ReluSquared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        gradient: Tensor = (upstream[0] * positive).mul_(2)
-        return gradient
+        grad_x: Tensor = (upstream[0] * positive).mul_(2)
+        return grad_x
 
 
 def relu_squared(x: Tensor) -> Tensor:
     """relu(x)^2, arXiv 2109.08668."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler fuses it
+    # The compiler fuses it; without gradients there is nothing to save.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.relu(x).square()
     squared: Tensor = _ReluSquared.apply(x)
     return squared
 
 
+class MLP(nn.Module):
+    """Two matrices with ReLU^2 between them and four times the width inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(relu_squared(self.up(x)))
+        return y
+
+
 class Block(nn.Module):
-    """Attention, then MLP, each on the normed stream and added to it."""
+    """Pre-norm residual block: attention, then MLP."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -270,15 +260,13 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], cache: AttentionCache | None
-    ) -> Tensor:
-        x = x + self.attention(norm(x, self.eps), turn, cache)
-        mixed: Tensor = x + self.mlp(norm(x, self.eps))
-        return mixed
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
+        x = x + self.attention(norm(x, self.eps), cos_sin, cache)
+        y: Tensor = x + self.mlp(norm(x, self.eps))
+        return y
 
 
-def refuse_past(length: int, limit: int) -> None:
+def check_context(length: int, limit: int) -> None:
     """Raises UserError when `length` tokens do not fit into a context of `limit`."""
     if length > limit:
         raise UserError(
@@ -294,36 +282,36 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
         self.keeps_activations = True
-        """False: a block is computed again in the backward pass; slower, with far less memory."""
-        not_yet_set = torch.empty(config.vocab_size, config.n_embd)
-        self.embedding = nn.Embedding.from_pretrained(not_yet_set, freeze=False)
+        """False: recompute each block in the backward pass; slower, with much less memory."""
+        uninitialized = torch.empty(config.vocab_size, config.n_embd)
+        self.embedding = nn.Embedding.from_pretrained(uninitialized, freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.unembedding = Linear(config.n_embd, config.vocab_size)
         self.rotary = Rotary(config)
 
     def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
-        """As that of nn.Module, whose way from the meta device imports sympy: two seconds."""
+        """As nn.Module's, which imports sympy for a model on the meta device: two seconds."""
         return self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), recurse)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Fill every parameter and table; equal seeds give equal weights on every device.
 
-        Matrices are uniform with standard deviation 1 / sqrt(fan in); what is added to the
-        stream begins at zero (arXiv 2203.03466), the unembedding nearly so.
+        Matrices are uniform with standard deviation 1 / sqrt(fan in); output projections start at
+        zero (arXiv 2203.03466), so that each block starts as the identity; the unembedding almost.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.output.weight", "mlp.down.weight")):
                 parameter.zero_()
                 continue
-            draw = torch.empty(parameter.shape, device="cpu")
+            draw = torch.empty(parameter.shape, device="cpu")  # each device has its own RNG
             if parameter is self.embedding.weight:
                 draw.normal_(0.0, 1.0, generator=generator)
             elif parameter is self.unembedding.weight:
-                draw.normal_(0.0, 0.001, generator=generator)
+                draw.normal_(0.0, 0.001, generator=generator)  # first loss: ln(vocab_size)
             else:
-                bound = (3 / parameter.size(1)) ** 0.5
+                bound = (3 / parameter.size(1)) ** 0.5  # uniform +-b has variance b^2 / 3
                 draw.uniform_(-bound, bound, generator=generator)
             parameter.copy_(draw)
         self.rotary.init_tables()
@@ -338,64 +326,55 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
 
-        With weights (B, T) as well, the sum of the weighted losses: what is trained on.
+        With weights (B, T) as well, the sum of the weighted losses, which training minimizes.
         idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
-        logits_at: (B,) or (B, S) int64, the positions whose logits are wanted: (B, 1 or S, V).
-        With a cache, idx continues what it holds. Raises UserError past `sequence_len`.
+        logits_at: (B,) or (B, S) int64, positions to compute logits of: (B, 1 or S, V).
+        With a cache, idx continues its contents. Raises UserError past `sequence_len`.
         """
-        turn = self.rotary.at(self._positions(idx, kv_cache))
+        T = idx.size(1)
+        if kv_cache is None:
+            check_context(T, self.config.sequence_len)
+            positions = torch.arange(T, device=idx.device)
+        else:
+            positions = kv_cache.positions(T)
+        cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         for block in self.blocks:
             if self.keeps_activations or not torch.is_grad_enabled():
-                x = block(x, turn, kv_cache)
+                x = block(x, cos_sin, kv_cache)
             else:
                 x = checkpoint(
-                    block, x, turn, kv_cache, use_reentrant=False, preserve_rng_state=False
-                )
+                    block, x, cos_sin, kv_cache, use_reentrant=False, preserve_rng_state=False
+                )  # there is no dropout whose RNG state would matter
         x = norm(x, self.config.rms_eps)
-        if logits_at is not None:
+        if logits_at is not None:  # before the unembedding, the largest product of a short prompt
             rows = torch.arange(x.size(0), device=x.device)[:, None]
             x = x[rows, logits_at.view(x.size(0), -1)]
+        cap = self.config.softcap
         if targets is None:
-            return self._logits(x)
-        return self._nll(x, targets, weights)
-
-    def _positions(self, idx: Tensor, kv_cache: AttentionCache | None) -> Tensor:
-        T = idx.size(1)
-        if kv_cache is None:
-            refuse_past(T, self.config.sequence_len)
-            return torch.arange(T, device=idx.device)
-        return kv_cache.positions(T)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return soft_cap(self.unembedding(x), self.config.softcap)
-
-    def _nll(self, x: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        matrix, cap, rows = self.unembedding.weight, self.config.softcap, x.flatten(0, 1)
+            return soft_cap(self.unembedding(x), cap)
+        x, matrix = x.flatten(0, 1), self.unembedding.weight
         if weights is not None:
-            return weighted_cross_entropy(rows, matrix, targets.flatten(), weights.flatten(), cap)
-        return capped_cross_entropy(rows, matrix, targets.flatten(), cap).view_as(targets)
-
-    def matrices(self) -> Iterator[nn.Parameter]:
-        """The weights of all blocks: what Muon moves."""
-        return self.blocks.parameters()
+            return weighted_cross_entropy(x, matrix, targets.flatten(), weights.flatten(), cap)
+        return capped_cross_entropy(x, matrix, targets.flatten(), cap).view_as(targets)
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters by group, and their "total"."""
         counts = {
             "embedding": self.embedding.weight.numel(),
             "unembedding": self.unembedding.weight.numel(),
-            "matrices": sum(parameter.numel() for parameter in self.matrices()),
+            "matrices": sum(parameter.numel() for parameter in self.blocks.parameters()),
         }
         return {**counts, "total": sum(counts.values())}
 
     def flops_per_token(self) -> float:
         """Model FLOPs of training on one token of a full row, forward and backward.
 
-        6 for each weight that is multiplied, and for attention 12 C for each token of a layer's
-        window: PaLM, arXiv 2204.02311, appendix B.
+        6 per weight of a product, and for attention 12 C per token of each layer's window: PaLM,
+        arXiv 2204.02311, appendix B.
         """
         counts, config = self.num_parameters(), self.config
         seen = sum(window or config.sequence_len for window in config.windows)
         attention = 12 * config.n_embd * seen
+        # The embedding is a lookup and multiplies nothing.
         return float(6 * (counts["total"] - counts["embedding"]) + attention)

@@ -1,25 +1,24 @@
-"""Muon: momentum, orthogonalised; matrices of equal shape are stacked and shared out over ranks.
+"""Muon: momentum, orthogonalized; equal shapes are stacked and the stacks sharded over ranks.
 
 Jordan et al. 2024, kellerjordan.github.io/posts/muon; polar factors by Polar Express,
-arXiv 2505.16932; variance of each neuron as in NorMuon, arXiv 2510.05491; cautious decay,
+arXiv 2505.16932; per-neuron variance as in NorMuon, arXiv 2510.05491; cautious weight decay,
 arXiv 2411.16085.
 
 N stacked matrices  R rows  C columns
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.adamw import ShardedOptimizer, gradient_of, sorted_by_rank
+from nanochat.adamw import Bucket, Named, ShardedOptimizer
 from nanochat.errors import UserError
+from nanochat.kernels.cpu_matmul import symmetric_product
 
-Named = list[tuple[str, nn.Parameter]]
-
-# Polar Express, arXiv 2505.16932, listing 1: odd polynomials (a, b, c), one for each iteration,
-# divided by a safety factor of 1.01 so that rounding cannot push a singular value out of bounds.
+# Polar Express, arXiv 2505.16932, listing 1: odd polynomials a x + b x^3 + c x^5, one for each
+# iteration. Dividing x by 1.01 keeps singular values that rounding pushed above 1 within the
+# interval in which the iteration converges.
 SAFETY = 1.01
 POLYNOMIALS = [
     (a / SAFETY, b / SAFETY**3, c / SAFETY**5)
@@ -32,20 +31,20 @@ POLYNOMIALS = [
     )
 ]
 
-LARGE, STRIPS = 512, 4  # rows from which a symmetric product is made in so many parts
-
 
 def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, R, C) -> (N, R, C) with all singular values near 1 and the same singular vectors.
 
-    Computed in `dtype`, for which bfloat16 is enough.
+    Computed in `dtype`; bfloat16 is precise enough.
     """
     is_tall = matrices.size(1) > matrices.size(2)
-    x = (matrices.mT if is_tall else matrices).to(dtype)
+    x = (matrices.mT if is_tall else matrices).to(dtype)  # the Gram matrix of the shorter side
+    # The Frobenius norm bounds the largest singular value; 1e-7 keeps a zero matrix finite.
     x = x / (x.norm(dim=(1, 2), keepdim=True) * SAFETY + 1e-7)
     if x.size(2) >= 2 * x.size(1) and dtype != torch.bfloat16:
-        for leg in (POLYNOMIALS[:2], POLYNOMIALS[2:]):
-            x = _applied_at_once(leg, symmetric_product(x, x.mT)) @ x
+        # All five at once would lose the small singular values (see below), two and three do not.
+        for polynomials in (POLYNOMIALS[:2], POLYNOMIALS[2:]):
+            x = _composition(polynomials, symmetric_product(x, x.mT)) @ x
     else:
         for a, b, c in POLYNOMIALS:
             gram = symmetric_product(x, x.mT)
@@ -54,44 +53,22 @@ def polar_factor(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return factor
 
 
-def _applied_at_once(polynomials: list[tuple[float, float, float]], gram: Tensor) -> Tensor:
-    """(N, R, R) by which x is multiplied to apply the polynomials in turn; gram is x @ x.mT.
+def _composition(polynomials: list[tuple[float, float, float]], gram: Tensor) -> Tensor:
+    """The factor (N, R, R) whose product with x applies all polynomials; gram is x @ x.mT.
 
-    A wide x is multiplied but once, by a third less work when C = 4 R. Small singular values are
-    squared in its gram and drown in rounding, so more than a few steps need a new gram, and in
-    bfloat16 nothing saves them (dev/LOG.md).
+    A wide x is multiplied only once: a third less work when C = 4 R. The Gram matrix squares the
+    singular values, so that small ones are lost in rounding errors: after a few polynomials it has
+    to be computed again, and in bfloat16 it is not precise enough at all (dev/LOG.md, 2026-11-24).
     """
     product = None
     for i, (a, b, c) in enumerate(polynomials):
         factor = symmetric_product(gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
+        factor.diagonal(dim1=1, dim2=2).add_(a)  # a I + b G + c G^2
         product = factor if product is None else symmetric_product(factor, product)
-        if i + 1 < len(polynomials):
+        if i + 1 < len(polynomials):  # the Gram matrix of factor @ x; polynomials of G commute
             gram = symmetric_product(factor, symmetric_product(factor, gram))
     assert product is not None
     return product
-
-
-def symmetric_product(a: Tensor, b: Tensor, *, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
-    """alpha * a @ b + beta * a where that is known to be symmetric, (N, R, K) by (N, K, R).
-
-    On a CPU large ones are made in strips that begin at the diagonal, and mirrored: with four
-    strips that is five eighths of the work.
-    """
-    size = a.size(1)
-    whole = a.new_empty(a.size(0), size, size)
-    addend = a if beta else whole  # which is not read
-    if a.device.type != "cpu" or a.dtype == torch.bfloat16 or size < LARGE:
-        return torch.baddbmm(addend, a, b, beta=beta, alpha=alpha)
-    width = -(-size // STRIPS)
-    for first in range(0, size, width):
-        rows, behind = slice(first, first + width), slice(first + width, size)
-        torch.baddbmm(
-            addend[:, rows, first:], a[:, rows], b[:, :, first:],
-            beta=beta, alpha=alpha, out=whole[:, rows, first:],
-        )  # fmt: skip
-        whole[:, behind, rows] = whole[:, rows, behind].mT
-    return whole
 
 
 @torch.no_grad()
@@ -104,31 +81,32 @@ def muon_updates(
     variance_decay: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What Muon subtracts at rate 1, (N, R, C); momenta and variances move on in place.
+    """The updates (N, R, C) that Muon subtracts at learning rate 1.
 
-    gradients, momenta: (N, R, C).  variances: (N, R, 1) of each neuron's update, or None to leave
-    the rows as they are. Tall matrices move by sqrt(R / C) more, so that outputs move alike.
-    dtype: what the polar factors are computed in.
+    gradients, momenta: (N, R, C).  variances: (N, R, 1) of the update of each neuron, or None for
+    no normalization of rows; momenta and variances are updated in place. dtype: what the polar
+    factors are computed in.
     """
     momenta.lerp_(gradients, 1 - momentum)
     updates = polar_factor(gradients.lerp(momenta, momentum), dtype)  # Nesterov
     if variances is not None:
         updates = normalize_rows(updates, variances, variance_decay)
+    # Tall matrices: the same change of their outputs per element as square ones.
     return updates.mul_(max(1.0, updates.size(1) / updates.size(2)) ** 0.5)
 
 
 def normalize_rows(updates: Tensor, variances: Tensor, decay: float) -> Tensor:
-    """Updates with each row divided by its running size, the norm of each matrix kept."""
+    """Updates with each row divided by its running RMS; the norm of each matrix is kept."""
     variances.lerp_(updates.square().mean(dim=2, keepdim=True), 1 - decay)
-    size = updates.norm(dim=(1, 2), keepdim=True)
-    evened = updates * variances.clamp(min=1e-10).rsqrt()
-    return evened.mul_(size / evened.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
+    norms = updates.norm(dim=(1, 2), keepdim=True)
+    normalized = updates * variances.clamp(min=1e-10).rsqrt()
+    return normalized.mul_(norms / normalized.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
 
 
 def apply_update(
     parameter: Tensor, update: Tensor, *, lr: float, weight_decay: float, cautious: bool
 ) -> None:
-    """Subtract update (R, C) and decay; cautious: decay only where the update shrinks as well."""
+    """Subtract update (R, C) and weight decay; cautious: decay only where both shrink a weight."""
     if weight_decay:
         decay = parameter * (lr * weight_decay)
         if cautious:
@@ -138,7 +116,7 @@ def apply_update(
 
 
 class Muon(ShardedOptimizer):
-    """Muon over named matrices; each rank updates its share of every stack of equal shapes."""
+    """Muon over named matrices; each rank updates its share of each stack of equal shapes."""
 
     def __init__(
         self,
@@ -170,79 +148,32 @@ class Muon(ShardedOptimizer):
             "initial_weight_decay": weight_decay,
             "cautious": cautious,
         }
-        super().__init__([{**settings, "params": named} for named in by_shape.values()])
+        groups = [{**settings, "params": named} for named in by_shape.values()]
+        super().__init__(groups, splits_tensors=False)  # a polar factor needs the whole matrix
         self.dtype = dtype
-        self.moments = {_shape(group): self._zero_moments(group) for group in self.param_groups}
+        for bucket in self.buckets:
+            matrix, num_owned = bucket.named[0][1].detach(), len(bucket.ranges)
+            bucket.stacks["momentum"] = matrix.new_zeros(num_owned, *matrix.shape)
+            if variance_decay is not None:
+                bucket.stacks["variance"] = matrix.new_zeros(num_owned, matrix.size(0), 1)
+            for i, name in enumerate(bucket.ranges):
+                self.moments[name] = {kind: stack[i] for kind, stack in bucket.stacks.items()}
 
-    def _zero_moments(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        """{"momentum": (N, R, C), "variance": (N, R, 1)} for the matrices that this rank owns."""
-        matrix, num_owned = group["params"][0][1].detach(), len(self._owned(group))
-        moments = {"momentum": matrix.new_zeros(num_owned, *matrix.shape)}
-        if group["variance_decay"] is not None:
-            moments["variance"] = matrix.new_zeros(num_owned, matrix.size(0), 1)
-        return moments
-
-    def _owned(self, group: dict[str, Any]) -> Named:
-        """The matrices of a stack that this rank updates; the last ranks may have fewer or none."""
-        share = self.padded_length(len(group["params"])) // self.world_size
-        owned: Named = group["params"][self.rank * share : (self.rank + 1) * share]
-        return owned
-
-    def _gradient_buffers(self, group: dict[str, Any]) -> list[Tensor]:
-        gradients = [gradient_of(parameter) for _, parameter in group["params"]]
-        return [_stack(gradients, group, self.padded_length(len(gradients)))]
-
-    def _update_shards(self, group: dict[str, Any], gradients: list[Tensor]) -> None:
-        owned, moments = self._owned(group), self.moments[_shape(group)]
-        if not owned:
+    def _update(self, bucket: Bucket, gradient: Tensor) -> None:
+        group, shape = bucket.group, bucket.named[0][1].shape
+        if not bucket.ranges:
             return
         updates = muon_updates(
-            gradients[0][: len(owned)], moments["momentum"], moments.get("variance"),
+            gradient.view(-1, *shape)[: len(bucket.ranges)],  # the rest is padding
+            bucket.stacks["momentum"], bucket.stacks.get("variance"),
             momentum=group["momentum"], variance_decay=group["variance_decay"],
             dtype=self.dtype,
         )  # fmt: skip
-        for (_, parameter), update in zip(owned, updates, strict=True):
+        for shard, update in zip(bucket.shards.values(), updates, strict=True):
             apply_update(
-                parameter, update, lr=group["lr"], weight_decay=group["weight_decay"],
+                shard.view(shape), update, lr=group["lr"], weight_decay=group["weight_decay"],
                 cautious=group["cautious"],
             )  # fmt: skip
 
-    def _parameter_shards(self, group: dict[str, Any]) -> list[Tensor]:
-        owned = [parameter.detach() for _, parameter in self._owned(group)]
-        share = self.padded_length(len(group["params"])) // self.world_size
-        return [_stack(owned, group, share)]
 
-    def _copy_gathered(self, group: dict[str, Any], buffers: list[Tensor]) -> None:
-        for (_, parameter), matrix in zip(group["params"], buffers[0], strict=False):
-            parameter.copy_(matrix)  # the buffer may be longer: its end is padding
-
-    def _own_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for group in self.param_groups:
-            for i, (name, _) in enumerate(self._owned(group)):
-                yield name, {kind: stack[i] for kind, stack in self.moments[_shape(group)].items()}
-
-    def _select_shard(self, full: Tensor) -> Tensor:
-        return full  # a matrix is never split
-
-    @staticmethod
-    def merge_state_dicts(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """{"tensors": {name: {"momentum": (R, C), "variance": (R, 1)}}}.
-
-        Raises UserError when a rank's state is missing.
-        """
-        by_rank = [state["tensors"] for state in sorted_by_rank(states)]
-        return {"tensors": {name: moments for each in by_rank for name, moments in each.items()}}
-
-
-DistMuon = Muon  # the name in the original nanochat; on one rank both are the same
-
-
-def _shape(group: dict[str, Any]) -> torch.Size:
-    shape: torch.Size = group["params"][0][1].shape
-    return shape
-
-
-def _stack(matrices: list[Tensor], group: dict[str, Any], length: int) -> Tensor:
-    """(length, R, C): the matrices, then zero matrices of the group's shape."""
-    zero = torch.zeros_like(group["params"][0][1])
-    return torch.stack([*matrices, *[zero] * (length - len(matrices))])
+DistMuon = Muon  # the name in the original nanochat, which has a class for one rank and another

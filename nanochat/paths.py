@@ -1,6 +1,5 @@
-"""The base directory, every folder under it, and files that are whole or absent."""
+"""The base directory, the folders under it, and atomic file writes."""
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from nanochat.errors import UserError
+from nanochat.errors import named_failures
 
 STAGE_FOLDERS = {
     "base": "base_checkpoints",
@@ -19,12 +18,13 @@ STAGE_FOLDERS = {
 
 
 def base_dir() -> Path:
-    """Where everything that is made goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    """Where all output goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    # `or`: an empty variable must not mean the current folder.
     return Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
 
 
 def data_dir(source: str) -> Path:
-    """Parquet shards of a source of text."""
+    """Parquet shards of a text source."""
     return base_dir() / "data" / source
 
 
@@ -34,7 +34,7 @@ def tokenizer_dir() -> Path:
 
 
 def checkpoints_dir(stage: str) -> Path:
-    """Folders of checkpoints, one a tag, of stage base, mid, sft or rl."""
+    """Checkpoint folders, one per tag, of stage base, mid, sft or rl."""
     return base_dir() / STAGE_FOLDERS[stage]
 
 
@@ -55,14 +55,16 @@ def task_dir() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when all of it is on the disk.
+    """A binary file that replaces `path` only when all of it is on the disk.
 
-    Raises UserError as `named_failures` does; what stood under the name before stays.
+    On an error, or when the process is killed, what was there before stays. Raises UserError as
+    `named_failures` does.
     """
     temporary: Path | None = None
     with named_failures(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # In the same folder: a rename is atomic only within a file system.
             handle, name = tempfile.mkstemp(
                 prefix=f".{path.name}.", suffix=".part", dir=path.parent
             )
@@ -70,48 +72,15 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
+                os.fsync(file.fileno())  # before the rename, or a power loss leaves an empty file
+            temporary.chmod(0o644)  # mkstemp: 0o600, which others who share the folder cannot read
             temporary.replace(path)
         finally:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def named_failures(path: Path) -> Iterator[None]:
-    """Turns what a person can mend about a disk (full, not writable) into a UserError on `path`."""
-    try:
-        yield
-    except OSError as error:
-        failure = disk_failure(error)
-        if failure is None:
-            raise
-        what, remedy = failure
-        raise UserError(
-            f"{what}: {path} was not written, and what was there stays; {remedy}, then run the"
-            " command again"
-        ) from error
-
-
-def disk_failure(error: OSError) -> tuple[str, str] | None:
-    """What is wrong with the disk and what helps; None when that is not for people to mend."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full", "free some space or set NANOCHAT_BASE_DIR to a larger disk"
-    remedy = "set NANOCHAT_BASE_DIR to a folder where you may write"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission for {error.filename}", remedy
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"a file stands in the way of the folder {error.filename}", remedy
-    if error.errno == errno.EISDIR:
-        place = error.filename2 or error.filename
-        return f"a folder stands in the way of the file {place}", "move it away"
-    if error.errno == errno.ENAMETOOLONG:
-        return f"{error.filename} is too long a name", "use a shorter one"
-    return None
-
-
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a small file that is whole or absent; text is UTF-8. Raises UserError as above."""
+    """Write a small file atomically; text is UTF-8. Raises UserError as `named_failures` does."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

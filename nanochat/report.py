@@ -1,9 +1,9 @@
-"""The report: every stage writes its section as data; `generate` renders them once.
+"""The report: every stage writes its section as data; `generate` renders them to Markdown.
 
     python -m nanochat.report generate [--price_per_hour=24]    writes report/report.md
-    python -m nanochat.report reset                             removes what earlier runs wrote
+    python -m nanochat.report reset                             removes the report and its sections
 
-A section that is written again replaces the one of the same name, so a repeated run adds nothing.
+A section replaces the earlier one of the same name, so a repeated run adds nothing.
 """
 
 import json
@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,32 +29,31 @@ from nanochat.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("BASE", "MID", "SFT", "RL")
-PANELS_ACROSS = 3
-MANY_POINTS = 40  # from here on a curve is noise around a line
-CURVE_COLOURS = ("#3465a4", "#c4562f", "#4e8a3e", "#7d5ba6")
+COLUMNS = ("BASE", "MID", "SFT", "RL")  # one per stage, in the order of training
+PANELS_PER_ROW = 3  # as many as stay readable across a page
+SMOOTHED_POINTS = 40  # a curve of this many points is drawn with its moving average
+CURVE_COLORS = ("#3465a4", "#c4562f", "#4e8a3e", "#7d5ba6")
 
 Section = dict[str, Any]
 
 
 def write_section(name: str, section: Section) -> None:
-    """Keep one stage's section: a JSON object, written whole.
+    """Write one section, a JSON object, atomically.
 
-    {"title": str, "column": "BASE" | "MID" | "SFT" | "RL" | None, "order": int,
-     "settings": {...}, "metrics": {label: value}, "table": {row: number},
+    {"title": str, "column": "BASE" | "MID" | "SFT" | "RL", "order": int, "seconds": float,
+     "settings": {...}, "metrics": {label: value}, "table": {row: number}, "rows": [[...], ...],
      "curves": {label: [[step, value], ...]}, "samples": [{"prompt": str, "answer": str}],
-     "seconds": float, "notes": [str], "rows": [[...], ...]}; all but the title may be absent.
+     "notes": [str], "results": {...}, "complete": bool}; all but the title are optional.
 
-    `table` goes into the table BASE | MID | SFT | RL under `column`: shares from 0 to 1, except
-    rows that name "bits per byte" or "CORE". `rows` is a table of its own, the head first.
+    `table` is a column of the results table: shares from 0 to 1, except rows that name "bits per
+    byte" or "CORE". `rows` is a table of its own, header first. `results` is not rendered.
     """
-    paths.write_atomic(
-        _path(name), json.dumps({"written": _now(), **section}, indent=1, ensure_ascii=False)
-    )
+    text = json.dumps({"written": _now(), **section}, indent=1, ensure_ascii=False)
+    paths.write_atomic(_path(name), text)
 
 
 def read_section(name: str, settings: dict[str, Any] | None = None) -> Section | None:
-    """A section, or None when it is not there, cannot be read, or is not of these settings."""
+    """A section, or None if it is missing, damaged, or has other settings than those given."""
     try:
         section = json.loads(_path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -64,14 +64,20 @@ def read_section(name: str, settings: dict[str, Any] | None = None) -> Section |
 
 
 def already_measured(name: str, settings: dict[str, Any], fresh: bool = False) -> Section | None:
-    """The section that an earlier run with equal settings wrote, and log that; else None."""
+    """The section that an earlier run with equal settings wrote, complete or not; else None.
+
+    That a complete one ("complete" is absent or true) is reused is logged.
+    """
     section = None if fresh else read_section(name, settings)
-    if section is not None:
-        logger.info(
-            "%s: already measured with these settings on %s; --fresh measures again",
-            section["title"], section.get("written", "an earlier day"),
-        )  # fmt: skip
+    if section is not None and section.get("complete", True):
+        log_reuse(section)
     return section
+
+
+def log_reuse(section: Section) -> None:
+    """Log that a section's results are not measured again."""
+    message = "%s: already measured with these settings on %s; --fresh measures again"
+    logger.info(message, section["title"], section.get("written", "an earlier day"))
 
 
 def _path(name: str) -> Path:
@@ -83,21 +89,23 @@ def _now() -> str:
 
 
 def reset() -> None:
-    """Remove report and sections."""
+    """Remove the report and its sections."""
     shutil.rmtree(paths.report_dir(), ignore_errors=True)
 
 
 def generate(price_per_hour: float = 0.0) -> Path:
-    """Render report.md from the sections that are there; a price adds what each stage cost.
+    """Render report.md from all sections; with a price, also the cost of each stage.
 
-    Raises UserError when there is no section.
+    Raises UserError if there is no section.
     """
-    sections = _sections()
-    if not sections:
+    files = sorted((paths.report_dir() / "sections").glob("*.json"))
+    found = {path.stem: section for path in files if (section := read_section(path.stem))}
+    if not found:
         raise UserError(f"no section in {paths.report_dir()}; run a stage first (bash speedrun.sh)")
+    sections = dict(sorted(found.items(), key=lambda item: item[1].get("order", 99)))
     parts = [
         "# nanochat report",
-        _results_table(sections),
+        _results(sections),
         _wall_clock(sections, price_per_hour),
         _machine(),
         *(_render(name, section) for name, section in sections.items()),
@@ -107,49 +115,45 @@ def generate(price_per_hour: float = 0.0) -> Path:
     return path
 
 
-def _sections() -> dict[str, Section]:
-    """Sections by name, in the order of the pipeline."""
-    found = {}
-    for path in sorted((paths.report_dir() / "sections").glob("*.json")):
-        section = read_section(path.stem)
-        if section is not None:
-            found[path.stem] = section
-    return dict(sorted(found.items(), key=lambda item: item[1].get("order", 99)))
+# ---- parts of the report
+
+
+def _table(rows: Sequence[Sequence[str]], rule: str = "--:") -> str:
+    """A Markdown table, header first; `rule` aligns all columns but the first."""
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
+    lines.insert(1, f"|---|{f'{rule}|' * (len(rows[0]) - 1)}")
+    return "\n".join(lines)
 
 
 def _machine() -> str:
-    if torch.cuda.is_available():
-        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        device = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
-    else:
-        device = "none"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = psutil.virtual_memory().total / 2**30
     facts = {
-        "written": _now(),
+        "generated": _now(),
         "code": _commit(),
         "machine": f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores,"
         f" {memory:.0f} GiB of memory",
-        "GPU": device,
+        "GPU": f"{len(gpus)} x {', '.join(sorted(set(gpus)))}" if gpus else "none",
         "software": f"Python {platform.python_version()}, torch {torch.__version__}",
         "base directory": f"`{paths.base_dir()}`",
     }
-    lines = ["## Machine", "", "| | |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {value} |" for name, value in facts.items() if value])
+    rows = [("", ""), *((name, value) for name, value in facts.items() if value)]
+    return "## Machine\n\n" + _table(rows, rule="---")
 
 
 def _commit() -> str:
-    """The commit of this checkout, marked when files were changed since; "" outside of one."""
-    command = ["git", "describe", "--always", "--dirty=, changed since"]
+    """The commit of this checkout, marked if files were changed since; "" outside of one."""
+    command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
     try:
-        folder = Path(__file__).parent
+        folder = Path(__file__).parent  # not the working directory: that may be another repository
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
-def _results_table(sections: dict[str, Section]) -> str:
-    """Rows by metric, columns BASE | MID | SFT | RL."""
+def _results(sections: dict[str, Section]) -> str:
+    """A table with a row per metric and a column per stage."""
     rows: dict[str, dict[str, float]] = {}
     for section in sections.values():
         if section.get("column") in COLUMNS:
@@ -158,54 +162,37 @@ def _results_table(sections: dict[str, Section]) -> str:
     if not rows:
         return ""
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
-    lines = [
-        "## Results",
-        "",
-        "All on text and questions that training never saw.",
-        "",
-        f"| | {' | '.join(columns)} |",
-        f"|---|{'--:|' * len(columns)}",
-    ]
-    for label, row in rows.items():
-        cells = (_cell(label, row.get(column)) for column in columns)
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    table = [[label, *(_score(label, row.get(c)) for c in columns)] for label, row in rows.items()]
+    note = "All measured on text and questions that are not trained on."
+    return f"## Results\n\n{note}\n\n{_table([['', *columns], *table])}"
 
 
-def _cell(label: str, value: float | None) -> str:
+def _score(label: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if "bits per byte" in label or "CORE" in label:
-        return f"{value:.4f}"
-    return f"{100 * value:.1f} %"
+    # Scores near 0 need digits; shares read best as percentages.
+    return f"{value:.4f}" if re.search("bits per byte|CORE", label) else f"{100 * value:.1f} %"
 
 
 def _wall_clock(sections: dict[str, Section], price_per_hour: float) -> str:
     timed = [(s["title"], s["seconds"]) for s in sections.values() if s.get("seconds")]
     if not timed:
         return ""
-    timed.append(("**all of these**", sum(seconds for _, seconds in timed)))
-    head, rule = ("| stage | minutes | cost |", "|---|--:|--:|") if price_per_hour else (
-        "| stage | minutes |", "|---|--:|")  # fmt: skip
-    lines = ["## Time", "", head, rule]
-    for title, seconds in timed:
-        cost = f" {price_per_hour * seconds / 3600:.2f} |" if price_per_hour else ""
-        lines.append(f"| {title} | {seconds / 60:.1f} |{cost}")
-    return "\n".join(lines)
+    timed.append(("**total**", sum(seconds for _, seconds in timed)))
+    rows = [["stage", "minutes", "cost"]]
+    rows += [[t, f"{s / 60:.1f}", f"{price_per_hour * s / 3600:.2f}"] for t, s in timed]
+    return "## Time\n\n" + _table(rows if price_per_hour else [row[:2] for row in rows])
 
 
 def _render(name: str, section: Section) -> str:
-    parts = [f"## {section['title']}"]
-    parts += section.get("notes") or []
+    parts = [f"## {section['title']}", *(section.get("notes") or [])]
     if section.get("metrics"):
-        lines = ["| | |", "|---|--:|"]
-        lines += [f"| {k} | {_number(v)} |" for k, v in section["metrics"].items()]
-        parts.append("\n".join(lines))
+        parts.append(_table([("", ""), *((k, _number(v)) for k, v in section["metrics"].items())]))
     if section.get("rows"):
-        parts.append(_plain_table(section["rows"]))
-    picture = _plot(name, section)
-    if picture is not None:
-        parts.append(f"![{section['title']}]({picture.name})")
+        parts.append(_table([[_number(cell) for cell in row] for row in section["rows"]]))
+    plot = _plot(name, section)
+    if plot is not None:
+        parts.append(f"![{section['title']}]({plot.name})")
     if section.get("samples"):
         parts.append("\n\n---\n\n".join(_sample(sample) for sample in section["samples"]))
     if section.get("settings"):
@@ -214,25 +201,18 @@ def _render(name: str, section: Section) -> str:
     return "\n\n".join(parts)
 
 
-def _plain_table(rows: list[list[Any]]) -> str:
-    """The first row is the head."""
-    lines = [" | ".join(_number(cell) for cell in row) for row in rows]
-    lines.insert(1, "|".join(["---"] + ["--:"] * (len(rows[0]) - 1)))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)  # no comma in a year or 4096
     if not math.isfinite(value):
         return "n/a"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _sample(sample: dict[str, str]) -> str:
-    """A blockquote; what a model wrote is shown as it is, never read as Markdown or HTML."""
+    """A blockquote, with what the model wrote escaped: it is neither Markdown nor HTML."""
     prompt, answer = (
         re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", sample[key]).strip().replace("\n", "\n> ")
         for key in ("prompt", "answer")
@@ -240,22 +220,30 @@ def _sample(sample: dict[str, str]) -> str:
     return f"> **{prompt}**\n>\n> {answer}"
 
 
+# ---- curves
+
+
 def _plot(name: str, section: Section) -> Path | None:
-    """The section's curves, one panel a label, as PNG beside the report."""
-    curves = {k: _known(points) for k, points in (section.get("curves") or {}).items()}
-    curves = {k: points for k, points in curves.items() if len(points) > 1}
+    """The section's curves as a PNG beside the report, one panel per label."""
+    curves = {
+        label: [(x, y) for x, y in points if y is not None]  # None: was not finite
+        for label, points in (section.get("curves") or {}).items()
+    }
+    curves = {label: points for label, points in curves.items() if len(points) > 1}
     if not curves:
         return None
+    # Imported here: every command imports this module, and matplotlib takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    across = 2 if len(curves) == 4 else min(len(curves), PANELS_ACROSS)
-    down = math.ceil(len(curves) / across)
-    figure = Figure(figsize=(max(5.0, 3.8 * across), 2.9 * down), dpi=120, layout="constrained")
+    # Four panels: 2 x 2 rather than 3 + 1.
+    columns = 2 if len(curves) == 4 else min(len(curves), PANELS_PER_ROW)
+    rows = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(max(5.0, 3.8 * columns), 2.9 * rows), dpi=120, layout="constrained")
     for number, (label, points) in enumerate(curves.items()):
-        axes: Any = figure.add_subplot(down, across, number + 1)
-        _draw(axes, points, CURVE_COLOURS[number % len(CURVE_COLOURS)])
+        axes: Any = figure.add_subplot(rows, columns, number + 1)
+        _draw(axes, points, CURVE_COLORS[number % len(CURVE_COLORS)])
         axes.set_title(label, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8, color="#666666")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -263,51 +251,48 @@ def _plot(name: str, section: Section) -> Path | None:
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     path = paths.report_dir() / f"{name}.png"
-    canvas: Any = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # not pyplot, which may want a display
     with paths.atomic_file(path) as file:
         canvas.print_png(file)
     return path
 
 
-def _known(points: list[list[float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if y is not None]
-
-
-def _draw(axes: Any, points: list[tuple[float, float]], colour: str) -> None:
-    """Few points as dots on a line; many as a pale line with their local mean on top."""
+def _draw(axes: Any, points: list[tuple[float, float]], color: str) -> None:
+    """A few points as dots on a line; many as a pale line with their moving average."""
     steps, values = zip(*points, strict=True)
-    if len(points) < MANY_POINTS:
-        axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3)
+    if len(points) < SMOOTHED_POINTS:
+        axes.plot(steps, values, color=color, linewidth=1.4, marker="o", markersize=3)
         return
-    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-    axes.plot(steps, _local_means(values, len(values) // MANY_POINTS), color=colour, linewidth=1.5)
+    means = _moving_average(values, len(values) // SMOOTHED_POINTS)
+    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+    axes.plot(steps, means, color=color, linewidth=1.5)
 
 
-def _local_means(values: tuple[float, ...], reach: int) -> list[float]:
-    """The mean of each value and up to `reach` neighbours on each side, as many on both."""
+def _moving_average(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and up to `reach` neighbors on each side."""
     means = []
     for i in range(len(values)):
-        near = min(reach, i, len(values) - 1 - i)
+        near = min(reach, i, len(values) - 1 - i)  # equally many on both sides: keeps slopes
         means.append(sum(values[i - near : i + near + 1]) / (2 * near + 1))
     return means
 
 
 @dataclass(frozen=True)
 class Options:
-    """Render the report, or remove what earlier runs wrote."""
+    """Render the report, or remove it and its sections."""
 
     action: Literal["generate", "reset"] = "generate"
-    """What to do; the bare word will do as well."""
+    """What to do; `python -m nanochat.report reset` is short for --action=reset."""
     price_per_hour: float = 0.0
-    """What an hour of this machine costs; adds the cost of each stage."""
+    """Price of an hour of this machine; adds the cost of each stage."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """`generate` or `reset`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    actions = ("generate", "reset")
-    arguments = [f"--action={word}" if word in actions else word for word in arguments]
-    options = parse(Options, arguments)
+    words = sys.argv[1:] if argv is None else argv
+    # Otherwise a bare word is a config file.
+    words = [f"--action={word}" if word in ("generate", "reset") else word for word in words]
+    options = parse(Options, words)
     if options.action == "reset":
         reset()
     else:

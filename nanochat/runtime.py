@@ -1,7 +1,7 @@
-"""Where a run happens: device, rank, compute dtype, collectives, seeds, environment.
+"""The environment of a process: device, ranks, compute dtype, collectives, seeds, signals.
 
-This module, `adamw` and `muon` are the only ones that name `torch.distributed`; this one and
-`paths` are the only ones that read the environment. Every collective is a no-op on one rank.
+Only this module, `adamw` and `muon` use `torch.distributed`, and only this one and `paths` read
+environment variables. Every collective is a no-op on one rank.
 """
 
 import ctypes
@@ -12,10 +12,10 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,67 +23,53 @@ from torch.distributed.rendezvous import rendezvous
 
 from nanochat.errors import UserError
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # evaluation on one rank may keep the others waiting
-STORE_TIMEOUT = timedelta(seconds=5)  # for one note on the store
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # others wait while one rank evaluates
+STORE_TIMEOUT = timedelta(seconds=5)  # for one message; a lost rank is found in less than a minute
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class KeyValueStore(Protocol):
-    """The part of torch's `Store` that is used; any call may raise RuntimeError."""
-
-    def set(self, key: str, value: str, /) -> None: ...
-
-    def get(self, key: str, /) -> bytes: ...
-
-    def check(self, keys: list[str], /) -> bool: ...
-
-    def delete_key(self, key: str, /) -> bool: ...
-
-
 class RankStore:
-    """Short messages between ranks by key, from any thread, outside of the collectives."""
+    """Short messages between ranks by key, from any thread, outside of the collectives.
 
-    def __init__(self, store: KeyValueStore | None = None) -> None:
-        """store: None for a single rank, which reads its own messages."""
-        self.store, self.own = store, dict[str, str]()
+    Every method may raise RuntimeError when the store does not answer.
+    """
+
+    def __init__(self, store: Any = None) -> None:
+        """store: a `torch.distributed.Store`; None: one for a single rank, in this process."""
+        self.store = dist.HashStore() if store is None else store  # type: ignore[attr-defined]
 
     def set(self, key: str, value: str) -> None:
         """Store a value, replacing an earlier one."""
-        if self.store is None:
-            self.own[key] = value
-        else:
-            self.store.set(key, value)
+        self.store.set(key, value)
 
     def get(self, key: str) -> str | None:
         """The value, or None when the key is not set yet."""
-        if self.store is None:
-            return self.own.get(key)
-        return self.store.get(key).decode() if self.store.check([key]) else None
+        # The store's own `get` would wait for the key until its timeout.
+        return str(self.store.get(key).decode()) if self.store.check([key]) else None
 
     def pop(self, key: str) -> str | None:
         """The value, which is deleted; None when the key is not set yet."""
         value = self.get(key)
-        if value is not None and self.store is not None:
+        if value is not None:
             self.store.delete_key(key)
-        self.own.pop(key, None)
         return value
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The place of one process in a run."""
+    """The device and the rank of one process of a run."""
 
     device: torch.device
     rank: int
     world_size: int
     compute_dtype: torch.dtype
     """What matrices are multiplied in; parameters stay float32."""
-    local_rank: int = 0
-    """Index of the process, or of the replica, on its node."""
     store: RankStore = field(default_factory=RankStore, compare=False)
-    """Notes between ranks, from any thread."""
+    """Messages between ranks, from any thread."""
+    local_rank: int = 0
+    """Index of the process (or replica) on its node; 0 verifies a model file for all of them."""
 
     @property
     def is_main(self) -> bool:
@@ -91,76 +77,104 @@ class Runtime:
         return self.rank == 0
 
     def peak_bytes(self) -> int:
-        """The most memory that this process has had: of the GPU, else resident."""
+        """The peak memory of this process: of the GPU, else resident."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) differs
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def synchronize(self) -> None:
-        """Wait until the device has finished what was asked of it."""
+        """Wait until the device has finished all work submitted to it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
 
-def init_runtime(device_type: str = "") -> Runtime:
-    """Find the device (CUDA, then Apple MPS, then CPU, unless told) and join the other ranks.
+# ---- start and end
 
-    Raises UserError when the device asked for is not there, or a launcher's number is none.
+
+def init_runtime(device_type: str = "") -> Runtime:
+    """Select the device (default: CUDA, then Apple MPS, then CPU) and join the other ranks.
+
+    Raises UserError when the requested device does not exist or a launcher's variable is invalid.
     """
-    device_type = device_type or best_device_type()
-    if device_type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device_type=cuda: there is no usable NVIDIA GPU or driver; use cpu")
-    rank, local_rank = _from_launcher("RANK", 0), _from_launcher("LOCAL_RANK", 0)
-    world_size = _from_launcher("WORLD_SIZE", 1)
-    device = torch.device(device_type, local_rank) if device_type == "cuda" else _plain(device_type)
+    rank, local_rank = _launcher_variable("RANK", 0), _launcher_variable("LOCAL_RANK", 0)
+    world_size = _launcher_variable("WORLD_SIZE", 1)
+    device = _select_device(device_type, local_rank)
+    dtype = compute_dtype(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        # "high" is TF32: who asks for float32 gets float32. In bfloat16 runs nothing large is
+        # multiplied in float32, and "high" keeps torch.compile from warning about it.
+        torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        device_id = device if device.type == "cuda" else None
-        _join(backend, device_id)
-    return Runtime(
-        device=device,
-        rank=rank,
-        world_size=world_size,
-        compute_dtype=compute_dtype(device),
-        local_rank=local_rank if world_size > 1 else 0,
-        store=_rank_store() if world_size > 1 else RankStore(),
-    )
+        _join_ranks(device)
+    store = _rank_store() if world_size > 1 else RankStore()
+    return Runtime(device, rank, world_size, dtype, store, local_rank if world_size > 1 else 0)
 
 
-def _from_launcher(name: str, alone: int) -> int:
-    """A number that the launcher leaves for each rank, or what it is without a launcher."""
-    text = os.environ.get(name, str(alone))
-    if not text.isdecimal() or int(text) < alone:
-        raise UserError(f"{name}={text} in the environment is no number from {alone}; unset it")
+def close_runtime() -> None:
+    """Leave the process group; nothing to do on one rank."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _select_device(device_type: str, local_rank: int) -> torch.device:
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    device_type = device_type or ("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    if device_type not in ("cuda", "mps", "cpu"):
+        raise UserError(f"--device_type={device_type} is not known; use cuda, mps or cpu")
+    if device_type == "cuda" and not has_cuda:
+        raise UserError("--device_type=cuda: there is no usable NVIDIA GPU or driver; use cpu")
+    if device_type == "mps" and not has_mps:
+        raise UserError("--device_type=mps: this machine has no Apple GPU; use cpu")
+    return torch.device("cuda", local_rank) if device_type == "cuda" else torch.device(device_type)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32; NANOCHAT_DTYPE overrides."""
+    name = os.environ.get("NANOCHAT_DTYPE")
+    if name:
+        if name not in DTYPES:
+            raise UserError(f"NANOCHAT_DTYPE={name} is not known; use {' or '.join(DTYPES)}")
+        return DTYPES[name]
+    # Ampere (8.0) is the first generation with bfloat16 tensor cores.
+    is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def _launcher_variable(name: str, default: int) -> int:
+    """An integer that torchrun sets for each rank; the default is also the minimum."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < default:
+        raise UserError(
+            f"{name}={text} in the environment is not an integer of at least {default}; unset it"
+        )
     return int(text)
 
 
-def _join(backend: str, device_id: torch.device | None) -> None:
-    """Meet the other ranks, under keys of this start: earlier ones lead to dead processes."""
+def _join_ranks(device: torch.device) -> None:
     store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    is_cuda = device.type == "cuda"
     dist.init_process_group(
-        backend,
+        "nccl" if is_cuda else "gloo",
         store=_of_this_start(store),
         rank=rank,
         world_size=world_size,
         timeout=COLLECTIVE_TIMEOUT,
-        device_id=device_id,
+        device_id=device if is_cuda else None,
     )
 
 
 def _of_this_start(store: Any) -> Any:
+    """The store with a key prefix per restart: keys of earlier starts lead to dead processes."""
     prefix = f"start {restart_count()}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def _rank_store() -> RankStore:
-    """A store on the store that the ranks found each other by, over a connection of its own."""
+    """Messages on the rendezvous store, over a second connection with a short timeout."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT
@@ -170,72 +184,38 @@ def _rank_store() -> RankStore:
 
 
 def replicas(runtime: Runtime, count: int) -> list[Runtime]:
-    """`count` places for copies of one model, each GPU its own; 0: as many as there are GPUs.
+    """Runtimes for `count` copies of one model, on a GPU each; 0: as many as there are GPUs.
 
     Raises UserError when there are fewer GPUs.
     """
     if runtime.device.type != "cuda":
         return [runtime] * max(1, count)
-    there = torch.cuda.device_count()
-    if count > there:
-        raise UserError(f"{count} GPUs are asked for and {there} are here; use {there} or less")
-    devices = [torch.device("cuda", number) for number in range(count or there)]
-    return [
-        replace(runtime, device=device, local_rank=number) for number, device in enumerate(devices)
-    ]
+    num_gpus = torch.cuda.device_count()
+    if count > num_gpus:
+        raise UserError(f"{count} replicas need as many GPUs, but there are {num_gpus}; use less")
+    devices = [torch.device("cuda", index) for index in range(count or num_gpus)]
+    return [replace(runtime, device=d, local_rank=index) for index, d in enumerate(devices)]
 
 
 def set_device(device: torch.device) -> None:
-    """Make this thread's GPU the one of `device`; nothing to do elsewhere."""
+    """Make a GPU this thread's current device; nothing to do on other devices."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def close_runtime() -> None:
-    """Leave the group of ranks; nothing to do on one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def best_device_type() -> str:
-    """The fastest kind of device that is here: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _plain(device_type: str) -> torch.device:
-    if device_type not in ("cpu", "mps"):
-        raise UserError(f"--device_type={device_type} is not known; use cuda, mps or cpu")
-    if device_type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device_type=mps: this machine has no Apple GPU; use cpu")
-    return torch.device(device_type)
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32; NANOCHAT_DTYPE overrides."""
-    asked = os.environ.get("NANOCHAT_DTYPE")
-    if asked:
-        if asked not in DTYPES:
-            raise UserError(f"NANOCHAT_DTYPE={asked} is not known; use {' or '.join(DTYPES)}")
-        return DTYPES[asked]
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if fast else torch.float32
-
-
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Within it Python collects no garbage by itself, and the C library keeps freed memory.
+def gc_and_trim_disabled(device: torch.device) -> Iterator[None]:
+    """Disable Python's garbage collection inside, and on a CPU the C library's memory trimming.
 
-    What it gives back at once is handed out again page by page, zeroed: up to a fifth of a step on
-    a CPU. glibc alone knows the settings (mallopt(3)), and they stay for the rest of the process.
+    Memory that malloc returns to the system comes back page by page, zeroed: up to a fifth of a
+    step on a CPU. Only glibc has these settings (mallopt(3)); they last until the process ends.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and os.name == "posix" else None
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, -1)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)  # the largest int: no block gets its own mmap
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # later collections skip the modules and the model
     gc.disable()
     try:
         yield
@@ -248,26 +228,24 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_reduce_sum(values: list[float]) -> list[float]:
     """The sum over ranks of each number, in float64, on every rank."""
-    return _all_reduce(values, "SUM")
+    return _all_reduce(values, dist.ReduceOp.SUM) if dist.is_initialized() else values
 
 
 def all_reduce_max(values: list[float]) -> list[float]:
     """The maximum over ranks of each number, in float64, on every rank."""
-    return _all_reduce(values, "MAX")
+    return _all_reduce(values, dist.ReduceOp.MAX) if dist.is_initialized() else values
 
 
-def _all_reduce(values: list[float], operation: str) -> list[float]:
-    if not dist.is_initialized():
-        return values
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+def _all_reduce(values: list[float], operation: Any) -> list[float]:
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL reduces GPU tensors only
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation))
+    dist.all_reduce(tensor, op=operation)
     result: list[float] = tensor.tolist()
     return result
 
@@ -278,22 +256,22 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather_objects(mine: Any) -> list[Any]:
-    """Every rank's object, in the order of ranks, on every rank."""
+def gather_objects(value: Any) -> list[Any]:
+    """The objects of all ranks, ordered by rank, on every rank."""
     if not dist.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def on_main_first(work: Callable[[], Any]) -> Any:
-    """What `work` returns on the main rank, on every rank; its UserError is raised everywhere."""
+    """Run `work` on the main rank; returns its result, or raises its UserError, on every rank."""
     outcome: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome[0] = work()
-        except UserError as error:
+        except UserError as error:  # a rank that raised alone would leave the others waiting
             outcome[1] = str(error)
     if dist.is_initialized():
         dist.broadcast_object_list(outcome, src=0)
@@ -302,55 +280,53 @@ def on_main_first(work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-# ---- seeds
-
-
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from (run seed, step, example ...): equal parts, equal seed, everywhere."""
+    """A 63-bit seed from (run seed, step, example ...); equal parts give equal seeds everywhere."""
+    # Not hash(), which Python salts for strings in each process.
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-# ---- environment
+# ---- environment variables
 
 
 def wandb_run_name() -> str | None:
-    """The name of the run in the tracker, or None when nothing is to be tracked."""
+    """The name of the run in the tracker, or None for no tracking."""
     name = os.environ.get("WANDB_RUN", "")
     return None if name in ("", "dummy") else name
 
 
 def api_key() -> str:
-    """What clients of the web chat must show; empty: nothing. A flag would be seen by all."""
-    return os.environ.get("NANOCHAT_API_KEY", "")
+    """The key that clients of the web server must send; empty: none is required."""
+    return os.environ.get("NANOCHAT_API_KEY", "")  # not an option: `ps` shows those to all users
 
 
 def options_from_environment(prefix: str) -> list[str]:
-    """Options that the environment sets: NANOCHAT_WEB_PORT=80 is --port=80."""
+    """Options set in the environment: NANOCHAT_WEB_PORT=80 is --port=80."""
     named = [(name, value) for name, value in os.environ.items() if name.startswith(prefix)]
     return [f"--{name.removeprefix(prefix).lower()}={value}" for name, value in sorted(named)]
 
 
 def hub_endpoint() -> str:
-    """Where data sets are downloaded from, without a trailing slash.
+    """The address to download data sets from, without a trailing slash.
 
-    Raises UserError when HF_ENDPOINT is no address.
+    Raises UserError when HF_ENDPOINT is not an address.
     """
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if not endpoint.startswith(("http://", "https://")):
         raise UserError(
-            f"HF_ENDPOINT={endpoint} must begin with http:// or https://; mend or unset it"
+            f"HF_ENDPOINT={endpoint} must start with http:// or https://; correct or unset it"
         )
     return endpoint.rstrip("/")
 
 
 def hub_offline() -> bool:
-    """True when HF_HUB_OFFLINE forbids any download."""
+    """Whether HF_HUB_OFFLINE forbids downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def restart_count() -> int:
-    """How often torchrun has started this job again after a rank had failed."""
+    """How often torchrun has restarted this job after a rank failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -358,56 +334,47 @@ def restart_count() -> int:
 
 
 class StopRequests:
-    """Which signal has asked the process to stop, if any.
+    """The signal that has requested a stop, if any.
 
-    Then it leaves with 128 + the signal's number, as shells and schedulers expect: 130, 138, 143.
+    The exit code is 128 + the number of the signal, as shells and schedulers expect.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.is_deferred = False
 
-    def note(self, number: int, _frame: object) -> None:
-        """The handler: leaves, or notes the signal where that is deferred."""
+    def handle(self, number: int, _frame: object) -> None:
+        """The signal handler: exits, or records the signal while that is deferred."""
         if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait for a save
         self.name = self.name or signal.Signals(number).name
-        if not self.is_deferred:
-            self._leave_if_told()
+        self._exit_if_requested()
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it there is something to be saved first: a signal ends the process behind it.
-
-        A second SIGINT interrupts even so.
-        """
-        self.is_deferred = True
+    def deferred(self, is_deferred: bool = True) -> Iterator[None]:
+        """Inside, a signal is only recorded: there is something to save before the exit."""
+        before, self.is_deferred = self.is_deferred, is_deferred
         try:
+            self._exit_if_requested()
             yield
         finally:
-            self.is_deferred = False
-        self._leave_if_told()
+            self.is_deferred = before
+        self._exit_if_requested()
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A piece of what is deferred where nothing is left to be saved."""
-        self.is_deferred = False
-        try:
-            self._leave_if_told()
-            yield
-        finally:
-            self.is_deferred = True
+    def immediate(self) -> AbstractContextManager[None]:
+        """Within `deferred`, a part in which nothing would be lost by an exit."""
+        return self.deferred(False)
 
-    def _leave_if_told(self) -> None:
-        if self.name is not None:
+    def _exit_if_requested(self) -> None:
+        if self.name is not None and not self.is_deferred:
             raise SystemExit(128 + signal.Signals[self.name].value)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Within it, SIGTERM, SIGINT and SIGUSR1 end the process as `StopRequests` says."""
+    """Handle SIGTERM, SIGINT and SIGUSR1 as `StopRequests` says, inside."""
     requests = StopRequests()
-    before = {number: signal.signal(number, requests.note) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, requests.handle) for number in STOP_SIGNALS}
     try:
         yield requests
     finally:

@@ -1,4 +1,4 @@
-"""What the compiled module holds; the code is in src/python.rs."""
+"""Types of the compiled module; the code is in src/python.rs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

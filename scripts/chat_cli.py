@@ -1,7 +1,7 @@
-"""Talk to a model in the terminal.
+"""Chat with a model in the terminal.
 
 python -m scripts.chat_cli
-python -m scripts.chat_cli -p "What is 347 + 588?"      just the answer, ready for a pipe
+python -m scripts.chat_cli -p "What is 347 + 588?"      only the answer, for use in a pipe
 """
 
 import difflib
@@ -10,19 +10,18 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from nanochat import checkpoint_manager, paths
+from nanochat import paths
 from nanochat.chat import Message, pieces_of, render_for_completion, trim_to_fit
-from nanochat.configurator import FolderName, at_least, between, parse, run, short
+from nanochat.configurator import Short, parse, run
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
@@ -30,367 +29,299 @@ from nanochat.inference.sampling import Sampling
 from nanochat.runtime import derive_seed
 from nanochat.training import stage
 from nanochat.web import markdown
+from scripts.inference import InferenceOptions
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
 
 COMMANDS = {
-    "/help": "these lines",
-    "/clear": "begin a new conversation",
-    "/system": "TEXT is put before the first message; without TEXT nothing is",
-    "/retry": "another answer to the last question",
-    "/save": "FILE keeps the conversation",
-    "/load": "FILE goes on with one that was kept",
-    "/stats": "how fast the last answer came",
-    "/quit": "leave (or Ctrl-D)",
+    "/help": "show this list",
+    "/clear": "start a new conversation",
+    "/system": "TEXT sets the system prompt; without TEXT it is removed",
+    "/retry": "regenerate the last answer",
+    "/save": "FILE saves the conversation",
+    "/load": "FILE continues a saved conversation",
+    "/stats": "show the speed of the last answer",
+    "/quit": "exit (or Ctrl-D)",
 }
-MIN_ANSWER_TOKENS = 64  # room that a prompt must leave in the context
-RETRY_TEMPERATURE = 0.7  # a second answer at temperature 0 would be the first again
-FRAMES_PER_SECOND = 12
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
+MIN_ANSWER_TOKENS = 64  # room in the context that a prompt must leave
+RETRY_TEMPERATURE = 0.7  # at temperature 0 a second answer would be the same again
+FRAMES_PER_SECOND = 12  # smooth to read, few enough for slow terminals over SSH
+# Escape sequences in an answer could retitle the window or write to the clipboard.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Talk to a model in the terminal."""
+class Options(InferenceOptions):
+    """Chat with a model in the terminal."""
 
-    prompt: Annotated[str, short("-p")] = ""
-    """Answer this one question and leave."""
-    source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], short("-i")] = "latest"
-    """Stage whose model answers; latest is the furthest that there is."""
-    model_tag: Annotated[str, FolderName()] = ""
-    """Folder of the checkpoint; empty means the newest."""
-    step: Annotated[int, at_least(0, besides=-1)] = -1
-    """Step of the checkpoint; -1 means the newest."""
-    temperature: Annotated[float, between(0, 2)] = 0.0
-    """0 takes the most likely token; 1 draws as the model was trained."""
-    top_k: Annotated[int, at_least(0)] = 50
-    """Likeliest tokens that are drawn from; 0 means all."""
-    max_tokens: Annotated[int, at_least(1)] = 512
-    """Tokens of an answer at most."""
+    prompt: Annotated[str, Short("-p")] = ""
+    """Answer this one question and exit."""
     seed: int = 42
-    """Of the draws; each answer of a conversation draws anew."""
-    device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest that is there."""
+    """Seed of the sampling; each answer of a conversation derives its own."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load the model, then answer. Leaves with 2 when a message of a pipe could not be answered."""
+    """Load the model and chat; exit with 2 when a line of a pipe could not be answered."""
     options = parse(Options, argv)
-    with stage.opened(options.device_type) as runtime:
-        source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
-        model, tokenizer, meta = checkpoint_manager.load_model(
-            source, runtime, options.model_tag, options.step
-        )
-        face: Face = Terminal() if sys.stdout.isatty() else Pipe()
-        chat = Chat(Engine(model, tokenizer), options, face)
+    with stage.command_runtime(options.device_type) as runtime:
+        [engine], meta = options.load_engines([runtime])
+        chat = Chat(engine, options, TerminalDisplay() if sys.stdout.isatty() else PlainDisplay())
         if options.prompt:
             if not chat.answer(options.prompt):
                 raise KeyboardInterrupt
             return
-        name = f"{meta['settings']['model_tag']} {source}, step {meta['step']}"
-        if not converse(chat, f"nanochat ({name}). /help lists the commands."):
+        name = f"{meta['settings']['model_tag']} {meta['stage']}, step {meta['step']}"
+        if not chat_loop(chat, f"nanochat ({name}). /help lists the commands."):
             sys.exit(2)
 
 
-# ---- how an answer is shown
-
-
-class Face(Protocol):
-    """Where answers and notes appear."""
-
-    def answering(self) -> AbstractContextManager[object]:
-        """Around one answer."""
-
-    def show_text(self, text: str) -> None:
-        """More of the answer."""
-
-    def show_tool(self, call: ToolCall) -> None:
-        """What was computed, and what came out."""
-
-    def note(self, text: str) -> None:
-        """Something that is not the model's."""
-
-
-def tool_line(call: ToolCall) -> str:
-    """A tool call in one line."""
-    return f"{call.expression} = {'no result' if call.result is None else call.result}"
+# ---- display
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Text without characters that control a terminal."""
+    return CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def set_markdown(text: str) -> Markdown:
-    """Markdown for a terminal: HTML is text, and a line ends where it does in the answer."""
-    shown = Markdown("")
-    shown.parsed = markdown.tokens_of(printable(text))
-    return shown
+def render_markdown(text: str) -> Markdown:
+    """Markdown for a terminal: HTML is shown as text, and line breaks are kept."""
+    rendered = Markdown("")
+    rendered.parsed = markdown.parse(printable(text))
+    return rendered
 
 
-class Pipe:
-    """The answer alone on stdout, one line more at its end; the rest on stderr."""
-
-    def answering(self) -> AbstractContextManager[object]:
-        """A line that is ended, also when the answer is stopped."""
-        return _Line()
+class PlainDisplay:
+    """Answers on stdout, one line break after each; notes on stderr."""
 
     def show_text(self, text: str) -> None:
-        """As it comes."""
+        """Append to the answer."""
         print(text, end="", flush=True)
 
-    def show_tool(self, call: ToolCall) -> None:
-        """On stderr."""
-        self.note(f"[{tool_line(call)}]")
-
-    def note(self, text: str) -> None:
-        """On stderr."""
+    def note(self, text: str, style: str = "dim") -> None:
+        """Show a tool call, or a message that is not the model's."""
         print(printable(text), file=sys.stderr, flush=True)
 
-
-class _Line(nullcontext[None]):
-    def __exit__(self, *_: object) -> None:
+    def end_answer(self) -> None:
+        """Called once after each answer, also after an interrupted one."""
         print(flush=True)
 
 
-class Terminal:
-    """Markdown that grows in place; tool calls and notes between, dim."""
+class TerminalDisplay(PlainDisplay):
+    """Markdown that is redrawn while it grows, with dim lines for notes."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         self.text = ""
         self.live: Live | None = None
 
-    def answering(self) -> AbstractContextManager[object]:
-        """What is left of the text is set when it ends."""
-        return _Setting(self)
-
     def show_text(self, text: str) -> None:
-        """The end of it in place, as far as the screen is high."""
         self.text += text
         if self.live is None:
             self.live = Live(
                 console=self.console, refresh_per_second=FRAMES_PER_SECOND, transient=True
             )
             self.live.start()
+        # Only the last screenful: what has scrolled off the screen cannot be redrawn.
         tail = "\n".join(self.text.splitlines()[-max(1, self.console.height - 2) :])
-        self.live.update(set_markdown(tail))
+        self.live.update(render_markdown(tail))
 
-    def show_tool(self, call: ToolCall) -> None:
-        """In one dim line."""
-        self.set_text()
-        self.console.print(Text(printable(f"  {tool_line(call)}"), style="cyan dim"))
+    def note(self, text: str, style: str = "dim") -> None:
+        self.end_answer()  # it continues below the note
+        self.console.print(Text(printable(text), style=style))
 
-    def note(self, text: str) -> None:
-        """In one dim line."""
-        self.set_text()
-        self.console.print(Text(printable(text), style="dim"))
-
-    def set_text(self) -> None:
-        """What has grown in place stays where it is."""
+    def end_answer(self) -> None:
         if self.live is not None:
-            self.live.stop()
-            self.console.print(set_markdown(self.text))
+            self.live.stop()  # erases the redrawn part, in whose place the complete text goes
+            self.console.print(render_markdown(self.text))
         self.live, self.text = None, ""
-
-
-class _Setting(nullcontext[None]):
-    def __init__(self, terminal: Terminal) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def __exit__(self, *_: object) -> None:
-        self.terminal.set_text()
 
 
 # ---- the conversation
 
 
 class Chat:
-    """One conversation: its messages, and answers shown as they come."""
+    """One conversation and its settings."""
 
-    def __init__(self, engine: Engine, options: Options, face: Face) -> None:
-        self.engine, self.options, self.face = engine, options, face
+    def __init__(self, engine: Engine, options: Options, display: PlainDisplay) -> None:
+        self.engine, self.options, self.display = engine, options, display
         self.system = ""
         self.messages: list[Message] = []
         self.num_answers = 0
         self.stats = "no answer yet"
+        self.started = self.first_seconds = 0.0
 
     def answer(self, text: str, temperature: float | None = None) -> bool:
-        """Answer one message of the user, and keep both; False when Ctrl-C has ended it.
+        """Answer a message and keep both; False when Ctrl-C interrupted the answer.
 
         Raises UserError, and keeps nothing, when the message is too long for the model.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        prompt = self._prompt(asked)
-        content: list[dict[str, str]] = []
-        events = self._events(prompt, temperature)
-        is_whole = True
-        with self.face.answering():
-            try:
-                for event in events:
-                    self._show(event, content)
-            except KeyboardInterrupt:
-                is_whole = False
-        if not is_whole:
-            self.face.note("(stopped)")
-        elif not content:
-            self.face.note("(no answer)")
-        self.messages = [*asked, {"role": "assistant", "content": content}]
-        return is_whole
-
-    def _prompt(self, asked: list[Message]) -> list[int]:
-        """The conversation as tokens; its oldest turns are left out when it has grown too long."""
-        if self.system:
-            asked = [{"role": "system", "content": self.system}, *asked]
-        limit = self.engine.model.config.sequence_len
-        room = limit - min(MIN_ANSWER_TOKENS, limit // 4)
-        kept, num_dropped = trim_to_fit(asked, self.engine.tokenizer, room)
-        if num_dropped:
-            self.face.note(f"(the first {num_dropped} messages no longer fit and are left out)")
-        return render_for_completion({"messages": kept}, self.engine.tokenizer)
-
-    def _events(self, prompt: list[int], temperature: float | None) -> Iterator[Event]:
-        sampling = Sampling(self.options.temperature, self.options.top_k)
-        if temperature is not None:
-            sampling = replace(sampling, temperature=temperature)
-        # A prompt that is repeated draws anew: the seed counts the answers.
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._prompt(messages)
+        temperature = self.options.temperature if temperature is None else temperature
+        sampling = Sampling(temperature, self.options.top_k)
+        # Another seed for each answer: a repeated question may be answered differently.
         seed = derive_seed(self.options.seed, self.num_answers)
         self.num_answers += 1
-        began = time.monotonic()
-        first = 0.0
-        for event in self.engine.stream_text(prompt, self.options.max_tokens, sampling, seed):
-            seconds = time.monotonic() - began
-            first = first or seconds
-            if isinstance(event, Finished):
-                self.stats = (
-                    f"{event.num_prompt_tokens} tokens read, {event.num_tokens} written in"
-                    f" {seconds:.2f} s (the first words after {first:.2f} s),"
-                    f" {event.num_tokens / max(seconds, 1e-9):.0f} a second"
-                )
-            yield event
+        parts: list[dict[str, str]] = []
+        is_complete = True
+        self.started, self.first_seconds = time.monotonic(), 0.0
+        try:
+            for event in self.engine.stream_text(prompt, self.options.max_tokens, sampling, seed):
+                self._show(event, parts)
+        except KeyboardInterrupt:
+            is_complete = False
+        finally:
+            self.display.end_answer()
+        if not is_complete or not parts:
+            self.display.note("(no answer)" if is_complete else "(stopped)")
+        self.messages = [*messages, {"role": "assistant", "content": parts}]
+        return is_complete
 
-    def _show(self, event: Event, content: list[dict[str, str]]) -> None:
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        """The conversation as tokens, without the oldest turns if it has become too long."""
+        if self.system:
+            messages = [{"role": "system", "content": self.system}, *messages]
+        limit = self.engine.model.config.sequence_len
+        room = limit - min(MIN_ANSWER_TOKENS, limit // 4)  # tiny models have tiny contexts
+        kept, num_dropped = trim_to_fit(messages, self.engine.tokenizer, room)
+        if num_dropped:  # whole turns, so at least two messages
+            self.display.note(f"(the oldest {num_dropped} messages no longer fit the context)")
+        return render_for_completion({"messages": kept}, self.engine.tokenizer)
+
+    def _show(self, event: Event, parts: list[dict[str, str]]) -> None:
+        """Display an event and add it to the parts of the answer."""
+        seconds = time.monotonic() - self.started
+        self.first_seconds = self.first_seconds or seconds
         if isinstance(event, TextPiece):
-            self.face.show_text(event.text)
-            if not content or content[-1]["type"] != "text":
-                content.append({"type": "text", "text": ""})
-            content[-1]["text"] += event.text
+            self.display.show_text(event.text)
+            if not parts or parts[-1]["type"] != "text":
+                parts.append({"type": "text", "text": ""})
+            parts[-1]["text"] += event.text
         elif isinstance(event, ToolCall):
-            self.face.show_tool(event)
-            content.append({"type": "python", "text": event.expression})
+            result = "no result" if event.result is None else event.result
+            self.display.note(f"[{event.expression} = {result}]", style="cyan dim")
+            parts.append({"type": "python", "text": event.expression})
             if event.result is not None:
-                content.append({"type": "python_output", "text": event.result})
-        elif isinstance(event, Finished) and event.reason == "length":
-            self.face.note("(cut: --max_tokens or the context is used up)")
+                parts.append({"type": "python_output", "text": event.result})
+        elif isinstance(event, Finished):
+            self.stats = (
+                f"{event.num_prompt_tokens} prompt tokens, {event.num_tokens} generated in"
+                f" {seconds:.2f} s (first text after {self.first_seconds:.2f} s),"
+                f" {event.num_tokens / max(seconds, 1e-9):.0f} tok/s"
+            )
+            if event.reason == "length":
+                self.display.note("(cut off at --max_tokens or the end of the context)")
 
     def retry(self) -> None:
-        """Answer the last question again, in other words."""
-        if len(self.messages) < 2:
-            self.face.note("there is no question yet")
+        """Replace the last answer by another one."""
+        if not self.messages:
+            self.display.note("nothing to retry yet")
             return
         question = self.messages[-2]["content"]
         self.messages = self.messages[:-2]
         self.answer(question, max(self.options.temperature, RETRY_TEMPERATURE))
 
     def save(self, path: Path) -> None:
-        """Keep the conversation. Raises UserError when another file is there, or it cannot be."""
+        """Raises UserError when the file cannot be written, or exists and is not a conversation."""
         if path.exists():
-            read_kept(path)
-        kept = {"system": self.system, "messages": self.messages}
+            read_conversation(path)  # other files are not overwritten by a typing error
+        content = {"system": self.system, "messages": self.messages}
         try:
-            paths.write_atomic(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+            paths.write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
-        self.face.note(f"{len(self.messages)} messages are in {path}")
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        self.display.note(f"saved {len(self.messages)} messages in {path}")
 
     def load(self, path: Path) -> None:
-        """Go on with a kept conversation. Raises UserError when it cannot be read as one."""
-        system, messages = read_kept(path)
-        self.system, self.messages = system, messages
-        self.face.note(f"{len(messages)} messages from {path}")
+        """Raises UserError when the file is not a saved conversation."""
+        self.system, self.messages = read_conversation(path)
+        self.display.note(f"loaded {len(self.messages)} messages from {path}")
 
 
-def read_kept(path: Path) -> tuple[str, list[Message]]:
-    """System text and messages of a file. Raises UserError on one that /save has not written."""
+def read_conversation(path: Path) -> tuple[str, list[Message]]:
+    """System prompt and messages of a file. Raises UserError when /save has not written it."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        system, messages = kept["system"], kept["messages"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        system, messages = content["system"], content["messages"]
         texts = [text for _, text, _ in pieces_of(messages)] if messages else []
-        in_turns = ["user", "assistant"] * (len(messages) // 2)
-        is_kept = [message["role"] for message in messages] == in_turns
-        is_kept = is_kept and all(isinstance(text, str) for text in [system, *texts])
+        roles = [message["role"] for message in messages]
+        # Complete turns only: /retry expects an answer after each question.
+        if roles != ["user", "assistant"] * (len(messages) // 2):
+            raise ValueError
+        if not all(isinstance(text, str) for text in [system, *texts]):
+            raise TypeError
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
-        is_kept = False
-    if not is_kept:
-        raise UserError(f"{path} is no conversation that /save has written")
+        raise UserError(f"{path} is not a conversation saved by /save") from None
     return system, messages
 
 
 # ---- the prompt
 
 
-def converse(chat: Chat, greeting: str) -> bool:
-    """Questions from a person at a prompt, or from the lines of a pipe, until they end.
+def chat_loop(chat: Chat, greeting: str) -> bool:
+    """Answer the lines typed by a user, or those of a pipe, until they end.
 
-    False when one of a pipe could not be answered.
+    False when a line of a pipe could not be answered.
     """
-    is_person = sys.stdin.isatty()
-    if is_person:
-        chat.face.note(greeting)
-    is_well = True
-    for line in typed_lines() if is_person else sys.stdin:
+    is_interactive = sys.stdin.isatty()
+    if is_interactive:
+        chat.display.note(greeting)
+    has_failed = False
+    for line in typed_lines() if is_interactive else sys.stdin:
         text = line.rstrip("\n")
         if text.strip() in ("/quit", "/exit"):
             break
         try:
             if text.startswith("/"):
-                obey(chat, text)
-            elif text.strip() and not chat.answer(text.strip()) and not is_person:
+                handle_command(chat, text)
+            elif text.strip() and not chat.answer(text.strip()) and not is_interactive:
                 raise KeyboardInterrupt
-        except UserError as error:  # the conversation goes on
+        except UserError as error:  # the conversation continues
             print(error, file=sys.stderr)
-            is_well = False
+            has_failed = True
         except KeyboardInterrupt:
-            if not is_person:
+            if not is_interactive:  # Ctrl-C ends a whole pipe
                 raise
-            chat.face.note("(stopped)")
-    return is_well or is_person
+            chat.display.note("(stopped)")
+    return is_interactive or not has_failed
 
 
-def obey(chat: Chat, text: str) -> None:
-    """Do what a line that begins with / says. Raises UserError when it says nothing known."""
-    command, _, rest = text.partition(" ")
-    rest = rest.strip()
+def handle_command(chat: Chat, text: str) -> None:
+    """Execute a line that begins with /. Raises UserError when it is not a known command."""
+    command, _, argument = text.partition(" ")
+    argument = argument.strip()
     if command == "/help":
-        chat.face.note("\n".join(f"{name:8} {words}" for name, words in COMMANDS.items()))
-        chat.face.note("Ctrl-C stops an answer; Alt-Enter begins a new line.")
+        chat.display.note("\n".join(f"{name:8} {help_}" for name, help_ in COMMANDS.items()))
+        chat.display.note("Ctrl-C stops an answer; Alt-Enter starts a new line.")
     elif command == "/clear":
         chat.messages = []
-        chat.face.note("a new conversation")
+        chat.display.note("started a new conversation")
     elif command == "/system":
-        chat.system = rest
-        chat.face.note(f"system text: {rest or 'none'}")
+        chat.system = argument
+        chat.display.note(f"system prompt: {argument or 'none'}")
     elif command == "/retry":
         chat.retry()
     elif command == "/stats":
-        chat.face.note(chat.stats)
+        chat.display.note(chat.stats)
     elif command in ("/save", "/load"):
-        if not rest:
-            raise UserError(f"{command} needs the name of a file")
-        path = Path(rest).expanduser()
+        if not argument:
+            raise UserError(f"{command} needs a file name")
+        path = Path(argument).expanduser()
         chat.save(path) if command == "/save" else chat.load(path)
     else:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "/help lists what there is"
-        raise UserError(f"{command} is no command; {remedy} (a space before / makes it a message)")
+        similar = difflib.get_close_matches(command, COMMANDS, n=1)
+        remedy = f"did you mean {similar[0]}?" if similar else "see /help"
+        raise UserError(
+            f"unknown command {command}; {remedy} (put a space before / to send it as a message)"
+        )
 
 
 def typed_lines() -> Iterator[str]:
-    """What a person types, with history and editing, until Ctrl-D."""
+    """Lines that the user types, with history and editing, until Ctrl-D."""
+    # Imported here: it takes 0.4 s, which -p and pipes need not wait for.
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.key_binding import KeyBindings
@@ -399,28 +330,28 @@ def typed_lines() -> Iterator[str]:
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     session: PromptSession[str] = PromptSession(
-        history=typed_before(paths.base_dir() / "chat_history.txt"),
+        history=open_history(paths.base_dir() / "chat_history.txt"),
         completer=WordCompleter([*COMMANDS], sentence=True),
         complete_while_typing=False,
         key_bindings=keys,
-        output=create_output(always_prefer_tty=True),  # answers may go into a pipe
+        output=create_output(always_prefer_tty=True),  # stdout may be redirected
     )
     while True:
         try:
             yield session.prompt("> ", prompt_continuation="  ")
         except KeyboardInterrupt:
-            print("(Ctrl-D or /quit to leave)")
+            print("(Ctrl-D or /quit to exit)")
         except EOFError:
             return
 
 
-def typed_before(path: Path) -> "History":
-    """The history in a file that only its owner reads; in memory where it cannot be written."""
+def open_history(path: Path) -> "History":
+    """A history in a file that only its owner can read; in memory if it cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     try:
         path.touch(mode=0o600)
-        path.open("ab").close()
+        path.open("ab").close()  # may exist and be read-only
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))

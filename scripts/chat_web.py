@@ -1,101 +1,79 @@
-"""Talk to a model in the browser, or from any program that speaks the OpenAI protocol.
+"""Chat with a model in the browser, or with any client of the OpenAI protocol.
 
 python -m scripts.chat_web                    http://localhost:8000
 python -m scripts.chat_web --source=sft --port=8080
 NANOCHAT_WEB_PORT=8080 python -m scripts.chat_web
 
-Every option may stand in the environment as NANOCHAT_WEB_ and its name; the command line wins.
+The environment variable NANOCHAT_WEB_<OPTION> sets an option; the command line overrides it.
 """
 
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
-from nanochat import checkpoint_manager
-from nanochat.configurator import FolderName, at_least, between, parse, run, short
-from nanochat.engine import Engine
+from nanochat.configurator import at_least, between, parse, run
+from nanochat.inference.sampling import Sampling
 from nanochat.runtime import api_key, options_from_environment, replicas
 from nanochat.training import stage
 from nanochat.web import http_server
-from nanochat.web.openai_api import Defaults
+from nanochat.web.inference_service import Settings
 from nanochat.web.server import create_app
-from nanochat.web.service import Settings
+from scripts.inference import InferenceOptions
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "NANOCHAT_WEB_"  # before the name of an option
-
 
 @dataclass(frozen=True)
-class Options:
-    """Talk to a model in the browser, or from any program that speaks the OpenAI protocol."""
+class Options(InferenceOptions):
+    """Chat with a model in the browser, or with any client of the OpenAI protocol.
 
-    source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], short("-i")] = "latest"
-    """Stage whose model answers; latest is the furthest that there is."""
-    model_tag: Annotated[str, FolderName()] = ""
-    """Folder of the checkpoint; empty means the newest."""
-    step: Annotated[int, at_least(0, besides=-1)] = -1
-    """Step of the checkpoint; -1 means the newest."""
+    temperature, top_k and max_tokens are defaults for requests that do not set them.
+    """
+
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in (then set a key as well)."""
+    """Address to listen on; 0.0.0.0 accepts other machines (set --api_key, too)."""
     port: Annotated[int, between(0, 65535)] = 8000
-    """Port to listen on; 0 means any that is free."""
-    temperature: Annotated[float, between(0, 2)] = 0.0
-    """Default of a request: 0 takes the most likely token, 1 draws as the model was trained."""
-    top_k: Annotated[int, at_least(0)] = 50
-    """Default of a request: only sample from the k most likely tokens; 0 means all."""
-    max_tokens: Annotated[int, at_least(1)] = 512
-    """Where a request names none: tokens of an answer at most."""
+    """Port to listen on; 0 means any free one."""
     num_engines: Annotated[int, at_least(0)] = 0
-    """Copies of the model that answer side by side; 0 means one for each GPU, one without."""
+    """Copies of the model that answer in parallel; 0 means one per GPU, or one on the CPU."""
     num_slots: Annotated[int, at_least(1)] = 32
-    """Answers that each copy writes at once."""
+    """Answers that each copy generates at once."""
     max_waiting: Annotated[int, at_least(0)] = 256
-    """Answers that may wait for a slot of each copy; more are refused with 429."""
+    """Answers per copy that may wait for a slot; more are refused with status 429."""
     deadline: Annotated[float, at_least(1)] = 300.0
-    """Seconds that one request may take, its waiting included."""
+    """Maximum seconds per request, including the time in the queue."""
     api_key: str = ""
-    """Key that clients must show as a Bearer token; empty means NANOCHAT_API_KEY, or none."""
+    """Bearer token that clients must send; empty means that of NANOCHAT_API_KEY, or none."""
     cors_origins: str = ""
-    """Other sites whose pages may ask, with commas between; empty means none."""
-    device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest that is there."""
+    """Comma-separated origins of other sites that may send requests; empty means none."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Take the port, load the model, serve until told to stop."""
+    """Bind the port, load the model, serve until stopped."""
     arguments = sys.argv[1:] if argv is None else argv
-    options = parse(Options, [*options_from_environment(ENVIRONMENT), *arguments])
+    options = parse(Options, [*options_from_environment("NANOCHAT_WEB_"), *arguments])
     with (
-        stage.opened(options.device_type) as runtime,
-        http_server.bind(options.host, options.port) as sock,
+        stage.command_runtime(options.device_type) as runtime,
+        http_server.bind(options.host, options.port) as listener,
     ):
-        source = checkpoint_manager.find_stage() if options.source == "latest" else options.source
-        copies = [
-            checkpoint_manager.load_model(source, one, options.model_tag, options.step)
-            for one in replicas(runtime, options.num_engines)
-        ]
-        meta = copies[0][-1]
+        engines, meta = options.load_engines(replicas(runtime, options.num_engines))
         settings = Settings(
-            model_name=f"nanochat-{meta['settings']['model_tag']}-{source}",
-            defaults=Defaults(options.temperature, options.top_k, options.max_tokens),
+            model_name=f"nanochat-{meta['settings']['model_tag']}-{meta['stage']}",
+            sampling=Sampling(options.temperature, options.top_k),
+            max_tokens=options.max_tokens,
             api_key=options.api_key or api_key(),
             cors_origins=tuple(filter(None, options.cors_origins.split(","))),
             num_slots=options.num_slots,
             max_waiting=options.max_waiting,
             deadline_seconds=options.deadline,
         )
-        host, port = sock.getsockname()[:2]
+        host, port = listener.getsockname()[:2]
+        if host in ("127.0.0.1", "::1", "0.0.0.0", "::"):  # what works in a browser here
+            host = "localhost"
         logger.info("%s, step %d, on %s", settings.model_name, meta["step"], runtime.device)
-        logger.info("open http://%s:%d in a browser; Ctrl-C ends", name_of(host), port)
-        engines = [Engine(model, tokenizer) for model, tokenizer, _ in copies]
-        http_server.serve(create_app(engines, settings), sock)
-
-
-def name_of(host: str) -> str:
-    """What a person types to get there."""
-    return "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
+        logger.info("open http://%s:%d in a browser; Ctrl-C stops the server", host, port)
+        http_server.serve(create_app(engines, settings), listener)
 
 
 if __name__ == "__main__":

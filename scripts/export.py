@@ -1,4 +1,4 @@
-"""A trained model as a folder for other engines.
+"""Export a trained model as a folder for other engines.
 
 python -m scripts.export --source=sft --format=hf --out=my_model
 """
@@ -14,45 +14,38 @@ from nanochat import checkpoint_manager, export
 from nanochat.configurator import parse, run
 from nanochat.errors import UserError
 from nanochat.training import stage
+from scripts.inference import CheckpointOptions
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
-class Options:
-    """A trained model as a folder for other engines."""
+class Options(CheckpointOptions):
+    """Export a trained model as a folder for other engines."""
 
     source: Literal["base", "mid", "sft", "rl"] = "sft"
     """Stage whose model is exported."""
-    format: Literal["hf", "mlx"] = "hf"
-    """hf: Hugging Face transformers, and engines that build on it."""
+    format: Literal["hf"] = "hf"
+    """hf: Hugging Face transformers, and engines that read its format."""
     out: str = ""
-    """Folder to write; it must not be there yet."""
+    """Folder to write; it must not exist yet."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights; float32 gives the logits of this package to the last bits."""
-    model_tag: str = ""
-    """Folder of the checkpoint; empty means the newest."""
-    step: int = -1
-    """Step of the checkpoint; -1 means the newest."""
+    """Type of the weights; with float32 the logits equal those of this package."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the folder and say where it is."""
+    """Write the folder and print its path."""
     options = parse(Options, argv)
     if not options.out:
-        raise UserError("--out=DIR is needed: the folder to write")
-    if options.format == "mlx":
-        raise UserError("--format=mlx is not there yet; --format=hf is")
-    with stage.opened("cpu") as runtime:
+        raise UserError("--out=DIR is required: the folder to write")
+    out = Path(options.out).expanduser()
+    with stage.command_runtime("cpu") as runtime:  # no forward pass, and no limit of GPU memory
         model, tokenizer, meta = checkpoint_manager.load_model(
             options.source, runtime, options.model_tag, options.step
         )
-        out = Path(options.out).expanduser()
-        export.export_hf(model, tokenizer, out, DTYPES[options.dtype])
-        logger.info("%s model of step %d is in %s", options.source, meta["step"], out)
-        print(out)
+        export.export_hf(model, tokenizer, out, getattr(torch, options.dtype))
+        logger.info("exported the %s model of step %d to %s", options.source, meta["step"], out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -34,66 +34,53 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and save, or say that it is done."""
+    """Train and save, unless that is done already."""
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = {"source": dataset.current_source(), **asdict(options), "fresh": False}
-    done = report.read_section(SECTION) or {}
-    is_done = done.get("settings") == settings
-    if is_done and not options.fresh and _current_hash() == done["metrics"]["sha256"]:
-        logger.info("the tokenizer is trained already: %s", paths.tokenizer_dir())
+    # The section alone does not suffice: the tokenizer may be missing, damaged or another one.
+    is_stale = not _is_reported(report.read_section(SECTION))
+    if report.already_measured(SECTION, settings, options.fresh or is_stale):
         return
-    began = time.perf_counter()
-    texts = dataset.iter_texts("train", max_chars=options.max_chars, doc_cap=options.doc_cap)
-    counted = _Counted(texts)
-    tokenizer = RustBPETokenizer.train_from_iterator(counted, options.vocab_size)
-    seconds = time.perf_counter() - began
+    start = time.perf_counter()
+    num_characters = 0
+
+    def counted_texts() -> Iterator[str]:
+        nonlocal num_characters
+        for text in dataset.iter_texts("train", "", options.max_chars, options.doc_cap):
+            num_characters += len(text)
+            yield text
+
+    tokenizer = RustBPETokenizer.train_from_iterator(counted_texts(), options.vocab_size)
+    seconds = time.perf_counter() - start
     tokenizer.save(paths.tokenizer_dir())
     logger.info(
-        "%d tokens from %s characters in %.1f s (%.1f million a second): %s",
-        tokenizer.get_vocab_size(), f"{counted.characters:,}", seconds,
-        counted.characters / seconds / 1e6, paths.tokenizer_dir(),
+        "%d tokens from %s characters in %.1f s (%.1f million/s): %s",
+        tokenizer.get_vocab_size(), f"{num_characters:,}", seconds,
+        num_characters / seconds / 1e6, paths.tokenizer_dir(),
     )  # fmt: skip
     if tokenizer.get_vocab_size() < options.vocab_size:
-        logger.info("the text has no more pairs to merge: fewer tokens than were asked for")
-    metrics = {
-        "characters": counted.characters,
-        "vocabulary": tokenizer.get_vocab_size(),
-        "sha256": tokenizer.content_hash,
-    }
-    report.write_section(
-        SECTION,
-        {
-            "title": "Tokenizer",
-            "order": -2,
-            "settings": settings,
-            "metrics": metrics,
-            "seconds": seconds,
+        logger.info("the text has no more pairs to merge: fewer tokens than --vocab_size")
+    section = {
+        "title": "Tokenizer",
+        "order": -2,  # before tok_eval and all stages
+        "settings": settings,
+        "metrics": {
+            "characters": num_characters,
+            "vocabulary": tokenizer.get_vocab_size(),
+            "sha256": tokenizer.content_hash,
         },
-    )
+        "seconds": seconds,
+    }
+    report.write_section(SECTION, section)
 
 
-def _current_hash() -> str:
-    """Of the tokenizer that is there; "" when there is none that can be read."""
+def _is_reported(section: report.Section | None) -> bool:
+    """True when the section reports the tokenizer that is there."""
     try:
-        return get_tokenizer().content_hash
-    except UserError:
-        return ""
-
-
-class _Counted:
-    """An iterator of texts that knows how many characters went through."""
-
-    def __init__(self, texts: Iterator[str]) -> None:
-        self.texts, self.characters = texts, 0
-
-    def __iter__(self) -> "_Counted":
-        return self
-
-    def __next__(self) -> str:
-        text = next(self.texts)
-        self.characters += len(text)
-        return text
+        return section is not None and section["metrics"]["sha256"] == get_tokenizer().content_hash
+    except (UserError, KeyError):
+        return False
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Grade-school science questions with choices: allenai/ai2_arc (arXiv 1803.05457)."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from nanochat import dataset
-from nanochat.data import shards
-from tasks.common import Conversation, Task, final_text, render_choices, shuffled
-
-REPO = "allenai/ai2_arc"
+from nanochat.data.hub_files import split_files
+from tasks.common import Conversation, HubTask, one_turn, render_choices
 
 
-class ARC(Task):
-    """Letters are the item's own labels, which are sometimes 1 to 4."""
+class ARC(HubTask):
+    """Letters are the row's own labels, which are sometimes 1 to 4."""
 
     eval_type = "categorical"
 
@@ -21,25 +18,9 @@ class ARC(Task):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(start, stop)
-        file = dataset.task_file(REPO, f"{subset}/{split}-00000-of-00001.parquet")
-        self.rows = shuffled(shards.read_rows(file))
+        super().__init__(split_files("allenai/ai2_arc", f"{subset}/{split}"), start, stop)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
-
-    def get_example(self, index: int) -> Conversation:
-        row = self.rows[index]
-        letters = row["choices"]["label"]
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
+        letters, answer = row["choices"]["label"], row["answerKey"]
         prompt = render_choices(row["question"], row["choices"]["text"], letters)
-        return {
-            "messages": [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": row["answerKey"]},
-            ],
-            "letters": letters,
-            "answer": row["answerKey"],
-        }
-
-    def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return final_text(completion) == conversation["answer"]
+        return one_turn(prompt, answer, letters=letters, answer=answer)

@@ -1,4 +1,16 @@
-"""Tasks: indexable conversations with answers that can be checked."""
+"""Tasks: indexable conversations whose answers can be checked.
+
+To add a task, subclass `Task` (or `HubTask` for the rows of a data set on the hub):
+
+    class Doubling(Task):
+        def num_examples(self) -> int:
+            return 1000
+        def get_example(self, index: int) -> Conversation:
+            return one_turn(f"What is twice {index}?", str(2 * index), answer=str(2 * index))
+
+and list it in the script that uses it: `scripts/mid_train.py` and `chat_sft.py` for training,
+`chat_eval.py` for evaluation. `evaluate` accepts exactly `answer` unless it is overridden.
+"""
 
 import random
 from collections.abc import Sequence
@@ -6,32 +18,35 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-Conversation = dict[str, Any]
+from nanochat.data import hub_files
+
+Conversation = dict[str, Any]  # {"messages": [...]} and what `evaluate` needs
 Row = TypeVar("Row")
 
 
 class Task:
-    """Conversations start, start + step, ... below stop of a set; subclasses give the set."""
+    """Conversations start, start + step, ... below stop of a set that subclasses define."""
 
+    # Categorical: the most likely of "letters" is the answer. Generative: an answer is sampled.
     eval_type: Literal["generative", "categorical"] = "generative"
 
     def __init__(self, start: int = 0, stop: int | None = None, step: int = 1) -> None:
         self.start, self.stop, self.step = start, stop, step
 
     def num_examples(self) -> int:
-        """Size of the whole set."""
+        """Size of the complete set."""
         raise NotImplementedError
 
     def get_example(self, index: int) -> Conversation:
-        """Conversation `index` of the whole set."""
+        """Conversation `index` of the complete set."""
         raise NotImplementedError
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
         """True when the completion answers the conversation's last question."""
-        raise NotImplementedError
+        return final_text(completion) == conversation["answer"]
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """What reinforcement gives for a completion: 1 for a right one, else 0."""
+        """The reward of a completion in reinforcement learning: 1 if it is right, else 0."""
         return float(self.evaluate(conversation, completion))
 
     def _indices(self) -> range:
@@ -45,21 +60,25 @@ class Task:
         return self.get_example(self._indices()[index])
 
 
-class TaskMixture(Task):
-    """Several tasks as one, shuffled once; a task that is named twice is seen twice."""
+class HubTask(Task):
+    """The rows of `hub_files.split_files` in shuffled order; subclasses make them conversations."""
 
-    def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
-        super().__init__()
-        self.tasks = list(tasks)
-        self.places = [(t, i) for t, task in enumerate(self.tasks) for i in range(len(task))]
-        random.Random(seed).shuffle(self.places)
+    def __init__(
+        self, files: list[tuple[str, str]], start: int = 0, stop: int | None = None
+    ) -> None:
+        """Raises UserError when the files cannot be downloaded."""
+        super().__init__(start, stop)
+        self.rows = shuffled(hub_files.task_rows(files))
 
     def num_examples(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     def get_example(self, index: int) -> Conversation:
-        task, place = self.places[index]
-        return self.tasks[task][place]
+        return self.to_conversation(self.rows[index])
+
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
+        """A row as a conversation."""
+        raise NotImplementedError
 
 
 class TaskSequence(Task):
@@ -68,30 +87,39 @@ class TaskSequence(Task):
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = list(tasks)
+        self.order = [(task, i) for task in self.tasks for i in range(len(task))]
 
     def num_examples(self) -> int:
-        return sum(len(task) for task in self.tasks)
+        return len(self.order)
 
     def get_example(self, index: int) -> Conversation:
-        for task in self.tasks:
-            if index < len(task):
-                return task[index]
-            index -= len(task)
-        raise IndexError(index)
+        task, i = self.order[index]
+        return task[i]
 
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+class TaskMixture(TaskSequence):
+    """Several tasks as one, shuffled once; a task that is listed twice is seen twice."""
+
+    def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
+        super().__init__(tasks)
+        random.Random(seed).shuffle(self.order)
 
 
 def shuffled(rows: Sequence[Row]) -> list[Row]:
-    """Rows in the order of the `datasets` library's shuffle(seed=42), as public numbers have it."""
+    """Rows in the order of the `datasets` library's shuffle(seed=42), as in published results."""
     return [rows[i] for i in np.random.default_rng(42).permutation(len(rows))]
 
 
+def one_turn(user: str, assistant: str | list[dict[str, Any]], **evaluation: Any) -> Conversation:
+    """A question, its answer (a text or parts), and what `evaluate` needs."""
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": messages, **evaluation}
+
+
 def render_choices(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    """A multiple-choice prompt. The letter stands behind its choice and without a space before it,
-    so that the answer is one bare-letter token that the prompt has shown.
-    """
+    """A multiple-choice prompt."""
+    # The letter follows its choice without a space: so the answer, a bare letter, is the same
+    # single token that the prompt has shown (" A" and "A" are different tokens).
     lines = "".join(f"- {c}={letter}\n" for c, letter in zip(choices, letters, strict=True))
     return (
         f"Multiple Choice question: {question}\n{lines}"
@@ -100,6 +128,6 @@ def render_choices(question: str, choices: Sequence[str], letters: Sequence[str]
 
 
 def final_text(completion: str) -> str:
-    """What a person reads at the end of a completion: behind the last tool output, no end token."""
+    """The text after the last tool call, without the end token."""
     text = completion.rsplit("<|output_end|>", 1)[-1].rsplit("<|python_end|>", 1)[-1]
     return text.removesuffix("<|assistant_end|>").strip()

@@ -1,4 +1,4 @@
-"""Conversations of one's own: a file with one JSON list of messages on each line."""
+"""The user's own conversations: a file with one JSON list of messages per line."""
 
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class CustomJSON(Task):
 
 
 def _messages(file: Path, number: int, row: Any) -> list[dict[str, Any]]:
+    # Two forms are in use: the bare list and {"messages": list}.
     messages: Any = row.get("messages") if isinstance(row, dict) else row
     try:
         if not all(isinstance(text, str) for _, text, _ in pieces_of(messages)):

@@ -1,21 +1,19 @@
 """Grade-school word problems: openai/gsm8k (arXiv 2110.14168).
 
-`<<12*3=36>>` in an answer becomes a call of the calculator and its output.
+`<<12*3=36>>` in an answer becomes a calculator call and its output.
 """
 
 import re
 from typing import Any, Literal
 
-from nanochat import dataset
-from nanochat.data import shards
-from tasks.common import Conversation, Task, shuffled
+from nanochat.data.hub_files import split_files
+from tasks.common import Conversation, HubTask, one_turn
 
-REPO = "openai/gsm8k"
-FINAL = re.compile(r"#### (\-?[0-9\.\,]+)")
+FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")
 CALL = re.compile(r"(<<[^>]*>>)")
 
 
-class GSM8K(Task):
+class GSM8K(HubTask):
     """Answers end in `#### number`, compared as text without commas."""
 
     def __init__(
@@ -25,42 +23,32 @@ class GSM8K(Task):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(start, stop)
-        file = dataset.task_file(REPO, f"{subset}/{split}-00000-of-00001.parquet")
-        self.rows = shuffled(shards.read_rows(file))
+        super().__init__(split_files("openai/gsm8k", f"{subset}/{split}"), start, stop)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
-
-    def get_example(self, index: int) -> Conversation:
-        row = self.rows[index]
-        return {
-            "messages": [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": parts(row["answer"])},
-            ],
-            "answer": final_number(row["answer"]),
-        }
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
+        answer = row["answer"]
+        return one_turn(row["question"], answer_parts(answer), answer=final_number(answer))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        found = final_number(completion)
-        return found is not None and found == conversation["answer"]
+        number = final_number(completion)
+        return number is not None and number == conversation["answer"]
 
 
-def parts(answer: str) -> list[dict[str, Any]]:
-    """An answer as text, calls and outputs."""
-    found = []
+def answer_parts(answer: str) -> list[dict[str, Any]]:
+    """An answer as parts: text, tool calls and their outputs."""
+    parts = []
     for piece in filter(None, CALL.split(answer)):
         if piece.startswith("<<"):
+            # The last "=": an expression such as 1=1 may have its own.
             expression, _, result = piece[2:-2].rpartition("=")
-            found.append({"type": "python", "text": expression})
-            found.append({"type": "python_output", "text": result})
+            parts.append({"type": "python", "text": expression})
+            parts.append({"type": "python_output", "text": result})
         else:
-            found.append({"type": "text", "text": piece})
-    return found
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def final_number(text: str) -> str | None:
-    """The number behind `####`, commas taken out; None when there is none."""
-    found = FINAL.search(text)
-    return found[1].replace(",", "") if found else None
+    """The number after `####` without commas; None when there is none."""
+    match = FINAL_NUMBER.search(text)
+    return match[1].replace(",", "") if match else None

@@ -1,56 +1,41 @@
 """Programs to be written from a docstring: openai/openai_humaneval (arXiv 2107.03374)."""
 
+import itertools
 import re
+from typing import Any
 
-from nanochat import dataset
-from nanochat.data import shards
+from nanochat.data.hub_files import split_files
 from nanochat.execution import execute_code
-from tasks.common import Conversation, Task, final_text, shuffled
+from tasks.common import Conversation, HubTask, final_text, one_turn
 
-REPO = "openai/openai_humaneval"
-FILE = "openai_humaneval/test-00000-of-00001.parquet"
-FENCED = re.compile(r"```(?:python)?\s*\n(.*?)```", re.DOTALL)
+CODE_BLOCK = re.compile(r"```(?:python)?\s*\n(.*?)```", re.DOTALL)
 
 
-class HumanEval(Task):
-    """164 problems; an answer is judged by running it, which needs the sandbox."""
+class HumanEval(HubTask):
+    """164 problems; an answer is judged by executing it, which needs the sandbox."""
 
     def __init__(self, start: int = 0, stop: int | None = None) -> None:
-        super().__init__(start, stop)
-        self.rows = shuffled(shards.read_rows(dataset.task_file(REPO, FILE)))
+        files = split_files("openai/openai_humaneval", "openai_humaneval/test")
+        super().__init__(files, start, stop)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
-
-    def get_example(self, index: int) -> Conversation:
-        row = self.rows[index]
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
         solution = f"{row['prompt']}\n{row['canonical_solution']}"
-        return {
-            "messages": [
-                {"role": "user", "content": row["prompt"]},
-                {"role": "assistant", "content": solution},
-            ],
-            "entry_point": row["entry_point"],
-            "test": row["test"],
-        }
+        return one_turn(row["prompt"], solution, entry_point=row["entry_point"], test=row["test"])
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """Raises UserError as long as there is no sandbox to run the program in."""
+        """Raises UserError as long as there is no sandbox to execute the program in."""
         text = final_text(completion)
-        fenced = FENCED.search(text)
+        block = CODE_BLOCK.search(text)
+        # Models often repeat the function of the prompt but not the imports above it.
         imports = leading_imports(conversation["messages"][0]["content"])
-        body = fenced[1] if fenced else text
         check = f"check({conversation['entry_point']})"
-        program = "\n\n".join([imports, body, conversation["test"], check])
-        return execute_code(program).success
+        body = block[1] if block else text
+        return execute_code("\n\n".join([imports, body, conversation["test"], check])).success
 
 
 def leading_imports(prompt: str) -> str:
-    """Import lines at the top of a prompt."""
-    lines = []
-    for line in prompt.splitlines():
-        if line.startswith(("import ", "from ")):
-            lines.append(line)
-        elif line.strip():
-            break
-    return "\n".join(lines)
+    """The import lines at the top of a prompt, blank lines skipped."""
+    lines = itertools.takewhile(
+        lambda line: line.startswith(("import ", "from ")) or not line.strip(), prompt.splitlines()
+    )
+    return "\n".join(filter(str.strip, lines))

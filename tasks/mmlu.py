@@ -1,16 +1,14 @@
 """Questions of 57 subjects with four choices: cais/mmlu (arXiv 2009.03300)."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from nanochat import dataset
-from nanochat.data import shards
-from tasks.common import Conversation, Task, final_text, render_choices, shuffled
+from nanochat.data.hub_files import split_files
+from tasks.common import Conversation, HubTask, one_turn, render_choices
 
-REPO = "cais/mmlu"
 LETTERS = ("A", "B", "C", "D")
 
 
-class MMLU(Task):
+class MMLU(HubTask):
     """`auxiliary_train` is the training set, `all` has dev, validation and test."""
 
     eval_type = "categorical"
@@ -22,29 +20,14 @@ class MMLU(Task):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(start, stop)
+        # The training set is stored in the folder of the others, under the name of its subset.
         name = "auxiliary_train" if subset == "auxiliary_train" else split
-        file = dataset.task_file(REPO, f"all/{name}-00000-of-00001.parquet")
-        rows = shards.read_rows(file)
-        # Some copies of the training file wrap each row in a column of its own.
-        self.rows = shuffled([row.get("train") or row for row in rows])
+        super().__init__(split_files("cais/mmlu", f"all/{name}"), start, stop)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
-
-    def get_example(self, index: int) -> Conversation:
-        row = self.rows[index]
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
+        row = row.get("train") or row  # some copies wrap each row of the training set
         letter = LETTERS[row["answer"]]
         prompt = render_choices(row["question"], row["choices"], LETTERS)
-        return {
-            "messages": [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": letter},
-            ],
-            "letters": list(LETTERS),
-            "answer": letter,
-            "subject": row.get("subject", ""),
-        }
-
-    def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return final_text(completion) == conversation["answer"]
+        return one_turn(
+            prompt, letter, letters=list(LETTERS), answer=letter, subject=row.get("subject", "")
+        )

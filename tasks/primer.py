@@ -1,19 +1,23 @@
-"""The primer world as a task: one family of questions, or a stage's mixture of them."""
+"""The primer world as a task: one family of questions or a stage's mixture of families."""
 
+import random
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat import primer
 from nanochat.errors import UserError
 from nanochat.primer import FAMILIES, Stage
+from nanochat.primer.world import a
 from tasks.common import Conversation, Task, final_text
 
-MIN_WORDS = 3  # of a whole short sentence
-MAX_EXTRA_CHARACTERS = 80  # beyond the known answer's length
+MIN_WORDS = 3  # of a sentence: a bare "5" is no answer
+MAX_EXTRA_CHARACTERS = 80  # beyond the reference answer: no credit for rambling until it is right
 
 
 class Primer(Task):
     """Conversation i of a split is the same on every machine; train and test share no question."""
+
+    families = FAMILIES
 
     def __init__(
         self,
@@ -23,7 +27,7 @@ class Primer(Task):
         size: int = 1000,
         seed: int = 0,
     ) -> None:
-        """family: one of primer.FAMILIES, or None for the stage's mixture of them."""
+        """family: one of primer.FAMILIES, or None for the stage's mixture."""
         super().__init__()
         if family is not None and family not in FAMILIES:
             raise UserError(f"no family {family} in the primer; use one of {', '.join(FAMILIES)}")
@@ -37,27 +41,56 @@ class Primer(Task):
         return primer.conversation(self.seed, index, self.split, self.family, self.stage)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        """True for a whole short sentence that holds the answer and none of its rivals."""
+        """True for a short complete sentence with the answer and none of its rivals."""
         text, answer = final_text(completion), str(conversation["answer"])
-        known = conversation["messages"][-1]["content"]
-        known = known if isinstance(known, str) else known[-1]["text"]
-        if len(text) > len(known) + MAX_EXTRA_CHARACTERS:
+        reference = conversation["messages"][-1]["content"]
+        # The last part is what follows a tool call.
+        reference = reference if isinstance(reference, str) else reference[-1]["text"]
+        if len(text) > len(reference) + MAX_EXTRA_CHARACTERS:
             return False
-        if len(text.split()) < min(MIN_WORDS, len(known.split())):
+        if len(text.split()) < min(MIN_WORDS, len(reference.split())):
             return False
         if conversation["kind"] == "choice":
             return re.findall(r"\b[A-D]\b", text)[-1:] == [answer]
         if conversation["kind"] == "number":
             return last_number(text) == answer
-        return holds(text, answer) and not any(holds(text, r) for r in conversation["rivals"])
+        # Listing everything is no answer: a rival in the sentence makes it wrong.
+        return contains_phrase(text, answer) and not any(
+            contains_phrase(text, rival) for rival in conversation["rivals"]
+        )
 
 
-def holds(text: str, words: str) -> bool:
-    """True when `words` stand in the text as whole words; capitals do not matter."""
-    return re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", text, re.IGNORECASE) is not None
+def contains_phrase(text: str, phrase: str) -> bool:
+    """True when the phrase occurs between word boundaries, in any case."""
+    # A hyphen joins words: "blue-berries" does not contain "berries".
+    return re.search(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", text, re.IGNORECASE) is not None
 
 
 def last_number(text: str) -> str:
-    """The last whole number of a text, thousands commas taken out; "" when there is none."""
+    """The last integer of a text without thousands commas; "" when there is none."""
     numbers = re.findall(r"-?\d[\d,]*", text)
     return numbers[-1].replace(",", "") if numbers else ""
+
+
+def plain_choices(size: int) -> list[dict[str, Any]]:
+    """Facts, each with one true and three false sentences, in the format of CORE's tasks."""
+    task, items = Primer("test", family="facts", size=size), []
+    for index in range(size):
+        conversation = task[index]
+        question, sentence = (message["content"] for message in conversation["messages"])
+        answer, rng = str(conversation["answer"]), random.Random(index)  # equal on all ranks
+        rivals = [rival for rival in conversation["rivals"] if rival != answer]
+        if answer not in sentence or len(rivals) < 3:
+            continue  # such as "yes", or a fact with few alternatives
+        choices = [answer, *rng.sample(rivals, 3)]
+        rng.shuffle(choices)
+        sentences = [with_answer(sentence, answer, choice) for choice in choices]
+        query = f"Question: {question} Answer:"  # the form of the base text
+        items.append({"query": query, "choices": sentences, "gold": choices.index(answer)})
+    return items
+
+
+def with_answer(sentence: str, answer: str, other: str) -> str:
+    """The sentence with another answer in place of its own, and the article that it takes."""
+    with_article = re.sub(rf"\ban? {re.escape(answer)}\b", lambda _: a(other), sentence)
+    return with_article if with_article != sentence else sentence.replace(answer, other)

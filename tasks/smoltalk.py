@@ -1,30 +1,22 @@
-"""Everyday conversations: HuggingFaceTB/smol-smoltalk, 460K to train on and 24K to test."""
+"""Everyday conversations: HuggingFaceTB/smol-smoltalk, 460K for training and 24K for testing."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from nanochat import dataset
-from nanochat.data import shards
-from tasks.common import Conversation, Task, shuffled
+from nanochat.data.hub_files import split_files
+from tasks.common import Conversation, HubTask
 
-REPO = "HuggingFaceTB/smol-smoltalk"
-FILES = {
-    "train": [f"data/train-0000{i}-of-00004.parquet" for i in range(4)],
-    "test": ["data/test-00000-of-00001.parquet"],
-}
+# Parquet files of each split on the hub.
+NUM_FILES = {"train": 4, "test": 1}
 
 
-class SmolTalk(Task):
-    """Conversations with an optional system text."""
+class SmolTalk(HubTask):
+    """Conversations, some with a system message."""
 
     def __init__(
         self, split: Literal["train", "test"], start: int = 0, stop: int | None = None
     ) -> None:
-        super().__init__(start, stop)
-        files = [dataset.task_file(REPO, name) for name in FILES[split]]
-        self.rows = shuffled([row for file in files for row in shards.read_rows(file)])
+        repo = "HuggingFaceTB/smol-smoltalk"
+        super().__init__(split_files(repo, f"data/{split}", NUM_FILES[split]), start, stop)
 
-    def num_examples(self) -> int:
-        return len(self.rows)
-
-    def get_example(self, index: int) -> Conversation:
-        return {"messages": self.rows[index]["messages"]}
+    def to_conversation(self, row: dict[str, Any]) -> Conversation:
+        return {"messages": row["messages"]}

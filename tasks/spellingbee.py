@@ -1,21 +1,21 @@
-"""Counting letters by hand and by the tool, and plain spelling.
+"""Counting letters step by step and with the tool, and spelling.
 
-The words come from a list: one of the machine's (Debian's wamerican), else those of the primer.
-One in ten is held out, by a hash of it, and is never asked in training.
+The words come from the machine's list (Debian's wamerican) or, without one, from the primer. One
+word in ten is held out for the test split, by a hash of the word.
 """
 
 import random
 from functools import cache
 from pathlib import Path
 
-from nanochat.primer.question import Split, side
-from nanochat.primer.world import words_to_spell
-from tasks.common import Conversation, Task, final_text
+from nanochat.primer.question import Split, split_of
+from nanochat.primer.words import WORDS
+from tasks.common import Conversation, Task, final_text, one_turn
 
 WORD_LIST = Path("/usr/share/dict/words")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-ASK_COUNT = (
+QUESTIONS = (
     "How many {letter} are in {word}?",
     "How many {letter} are in the word {word}?",
     "Count the letter {letter} in {word}.",
@@ -30,16 +30,16 @@ def word_list() -> tuple[str, ...]:
     if WORD_LIST.is_file():
         lines = WORD_LIST.read_text(encoding="utf-8", errors="replace").split()
         return tuple(sorted({w for w in lines if w.isascii() and w.isalpha() and w.islower()}))
-    return words_to_spell()
+    return WORDS
 
 
 @cache
 def words_of(split: Split) -> tuple[str, ...]:
-    """The words of one side; no word is on both."""
-    return tuple(word for word in word_list() if side(word) == split)
+    """The words of a split; the splits share no word."""
+    return tuple(word for word in word_list() if split_of(word) == split)
 
 
-class _Words(Task):
+class _WordTask(Task):
     def __init__(self, split: Split, size: int = 1000) -> None:
         super().__init__()
         self.size, self.words = size, words_of(split)
@@ -48,51 +48,38 @@ class _Words(Task):
         return self.size
 
 
-class SpellingBee(_Words):
-    """How many of a letter are in a word: spelled out by hand, then counted by the tool."""
+class SpellingBee(_WordTask):
+    """How often a letter occurs in a word: counted letter by letter, then with the tool."""
 
     def get_example(self, index: int) -> Conversation:
         rng = random.Random(index)
         word = rng.choice(self.words)
+        # Mostly letters that occur: a uniform choice would make 0 the usual answer.
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice(LETTERS)
-        number = word.count(letter)
-        by_hand, seen = "", 0
-        for place, each in enumerate(word, start=1):
-            seen += each == letter
-            by_hand += f"{place}:{each}" + (f" hit! count={seen}\n" if each == letter else "\n")
+        answer = word.count(letter)
+        steps, count = "", 0
+        for position, character in enumerate(word, start=1):
+            count += character == letter
+            hit = f" hit! count={count}" if character == letter else ""
+            steps += f"{position}:{character}{hit}\n"
         parts = [
-            {"type": "text", "text": f"The word {word} letter by letter:\n{by_hand}By the tool:\n"},
+            {"type": "text", "text": f"The word {word} letter by letter:\n{steps}By the tool:\n"},
             {"type": "python", "text": f"'{word}'.count('{letter}')"},
-            {"type": "python_output", "text": str(number)},
-            {"type": "text", "text": f"\n\nBoth ways give {number}.\n\n#### {number}"},
+            {"type": "python_output", "text": str(answer)},
+            {"type": "text", "text": f"\n\nBoth ways give {answer}.\n\n#### {answer}"},
         ]
-        question = rng.choice(ASK_COUNT).format(letter=letter, word=word)
-        return {
-            "messages": [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": parts},
-            ],
-            "answer": str(number),
-        }
+        question = rng.choice(QUESTIONS).format(letter=letter, word=word)
+        return one_turn(question, parts, answer=str(answer))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        found = final_text(completion).rsplit("####", 1)
-        return len(found) == 2 and found[1].strip() == conversation["answer"]
+        _, marker, number = final_text(completion).rpartition("####")
+        return bool(marker) and number.strip() == conversation["answer"]
 
 
-class SimpleSpelling(_Words):
+class SimpleSpelling(_WordTask):
     """A word letter by letter."""
 
     def get_example(self, index: int) -> Conversation:
         word = random.Random(index).choice(self.words)
-        spelled = f"{word}:{','.join(word)}"
-        return {
-            "messages": [
-                {"role": "user", "content": f"Spell the word: {word}"},
-                {"role": "assistant", "content": spelled},
-            ],
-            "answer": spelled,
-        }
-
-    def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        return final_text(completion) == conversation["answer"]
+        spelling = f"{word}:{','.join(word)}"
+        return one_turn(f"Spell the word: {word}", spelling, answer=spelling)

@@ -38,9 +38,9 @@ def console() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine() -> "Engine":
-    """One that knows a few conversations by heart."""
+    """An engine with a model that has memorized a few conversations."""
     from nanochat.engine import Engine
-    from tests.learned_by_heart import model_and_tokenizer
+    from tests.memorized_model import model_and_tokenizer
 
     return Engine(*model_and_tokenizer())
 
@@ -48,8 +48,7 @@ def engine() -> "Engine":
 @pytest.fixture(scope="module")
 def address(engine: "Engine") -> Iterator[str]:
     """Of a server around that engine."""
-    from nanochat.web.openai_api import Defaults
     from tests.served import serving
 
-    with serving(engine, defaults=Defaults(max_tokens=100)) as url:
+    with serving(engine, max_tokens=100) as url:
         yield url

@@ -1,4 +1,4 @@
-"""A hub on loopback for tests: states size and sha256 as the real one does, and fails as told."""
+"""A hub on loopback for tests: states size and checksum as the real one, and fails on request."""
 
 import hashlib
 import threading
@@ -12,31 +12,42 @@ Fault = Literal["page", "page as data", "flip", "half", "half, no length", "stal
 
 
 class Hub:
-    """Files by path below the root, and what was asked for."""
+    """Files by path below the root, and the requests for their content."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.faults: list[Fault] = []
-        """What goes wrong with the coming requests for content, one each; then all is well."""
+        """What goes wrong with the next requests for content, one each; then all is well."""
         self.requests: list[str] = []
-        """Of content: `path` or `path from byte`."""
+        """For content: `path` or `path from byte`."""
         self.states_checksums = True
         self.is_small_file_store = False
         """Files are kept in the repository itself, under git's own checksum, without a redirect."""
-        self.continues = True
-        """Whether it answers a Range."""
-        self.url = ""
+        self.supports_ranges = True
+        self.meeting: threading.Barrier | None = None
+        """Requests for content are answered when so many are in progress."""
+        self.port = 0
 
-    def headers(self, path: str) -> dict[str, str]:
-        """What the hub states of a file before it redirects."""
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def storage_url(self) -> str:
+        """Another host, so that clients take the metadata from the redirect, as on the real hub."""
+        return f"http://localhost:{self.port}/storage"
+
+    def metadata(self, path: str) -> dict[str, str]:
+        """The headers in which the hub states what a file is."""
         content = self.files[path]
         if not self.states_checksums:
             return {}
+        commit = {"X-Repo-Commit": "0" * 40}
         if self.is_small_file_store:
             blob = b"blob %d\0" % len(content) + content
-            return {"ETag": f'"{hashlib.sha1(blob).hexdigest()}"', "X-Repo-Commit": "0" * 40}
+            return {"ETag": f'"{hashlib.sha1(blob).hexdigest()}"', **commit}
         digest = hashlib.sha256(content).hexdigest()
-        return {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"'}
+        return {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"', **commit}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,22 +68,23 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in self.hub.files:
             self._send(404, b"no such file", {}, is_head)
         elif self.path == path and not self.hub.is_small_file_store:
-            # As the hub does: what it knows stands on the redirect, the content is elsewhere.
-            facts = {**self.hub.headers(path), "Location": f"{self.hub.url}/storage{path}"}
-            self._send(302, b"", facts, is_head)
+            headers = {**self.hub.metadata(path), "Location": f"{self.hub.storage_url}{path}"}
+            self._send(302, b"", headers, is_head)
         elif is_head:
-            self._send(200, self.hub.files[path], self.hub.headers(path), is_head)
+            self._send(200, self.hub.files[path], self.hub.metadata(path), is_head)
         else:
-            self._content(path)
+            self._send_content(path)
 
-    def _content(self, path: str) -> None:
+    def _send_content(self, path: str) -> None:
         content, start = self.hub.files[path], 0
-        asked = self.headers.get("Range")
-        if asked and self.hub.continues:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        self.hub.requests.append(f"{path} from {start}" if asked else path)
+        byte_range = self.headers.get("Range")
+        if byte_range and self.hub.supports_ranges:
+            start = int(byte_range.removeprefix("bytes=").removesuffix("-"))
+        self.hub.requests.append(f"{path} from {start}" if byte_range else path)
+        if self.hub.meeting:
+            self.hub.meeting.wait(timeout=20)
         fault = self.hub.faults.pop(0) if self.hub.faults else None
-        facts = (
+        headers = (
             {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         )
         status, content = (206 if start else 200), content[start:]
@@ -85,18 +97,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "flip":
             middle = len(content) // 2
             flipped = bytes([content[middle] ^ 1])
-            self._send(status, content[:middle] + flipped + content[middle + 1 :], facts)
+            self._send(status, content[:middle] + flipped + content[middle + 1 :], headers)
         elif fault in ("half", "half, no length", "stall"):
-            self._half(status, content, facts, fault)
+            self._send_half(status, content, headers, fault)
         else:
-            self._send(status, content, facts)
+            self._send(status, content, headers)
 
-    def _half(self, status: int, content: bytes, facts: dict[str, str], fault: str) -> None:
+    def _send_half(self, status: int, content: bytes, headers: dict[str, str], fault: str) -> None:
         self.send_response(status)
         if fault != "half, no length":
             self.send_header("Content-Length", str(len(content)))
         self.send_header("Connection", "close")
-        for name, value in facts.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content[: len(content) // 2])
@@ -106,10 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _send(
-        self, status: int, content: bytes, facts: dict[str, str], is_head: bool = False
+        self, status: int, content: bytes, headers: dict[str, str], is_head: bool = False
     ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **facts}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if not is_head:
@@ -123,7 +135,7 @@ def running_hub() -> Iterator[Hub]:
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        hub.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

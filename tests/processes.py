@@ -1,8 +1,6 @@
-"""Commands as processes of their own, forked from one that has imported torch: a start is cheap.
+"""Commands in processes of their own, forked from one that has imported torch: they start quickly.
 
-What is killed or told to stop here is a real process with a real signal; only the seconds that
-Python takes to import torch are saved; the primer world is small, and what a command would measure
-of the machine is given.
+Processes and signals are real. The primer world is small, and the peak FLOP/s are not measured.
 """
 
 import importlib
@@ -26,47 +24,47 @@ LIMIT_SECONDS = 200.0
 
 
 def context() -> ForkServerContext:
-    """Starts processes that have imported the commands already."""
+    """Starts processes that have already imported the commands."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
     return server
 
 
 class Running:
-    """A command that runs, on one rank or several."""
+    """A running command, on one rank or several."""
 
-    def __init__(self, ranks: list[ForkServerProcess], output: Path) -> None:
-        self.ranks, self.output = ranks, output
+    def __init__(self, ranks: list[ForkServerProcess], path: Path) -> None:
+        self.ranks, self.path = ranks, path
 
     def is_alive(self) -> bool:
-        """True while any rank runs."""
+        """True while any rank is running."""
         return any(process.is_alive() for process in self.ranks)
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to every rank that still runs, as a launcher does it."""
+        """Send a signal to every rank that is running, as a launcher does."""
         for process in self.ranks:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
-        """The ranks' exit codes; -N for one that signal N has ended."""
+        """The ranks' exit codes; -N for a rank ended by signal N."""
         until = time.monotonic() + seconds
         for process in self.ranks:
             process.join(max(0.0, until - time.monotonic()))
         if self.is_alive():
             self.send(signal.SIGKILL)
-            raise TimeoutError(f"still running after {seconds} s: {self.said()}")
+            raise TimeoutError(f"still running after {seconds} s: {self.output()}")
         return [process.exitcode or 0 for process in self.ranks]
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What the ranks have printed so far."""
-        return self.output.read_text(encoding="utf-8", errors="replace")
+        return self.path.read_text(encoding="utf-8", errors="replace")
 
 
 def start(
     base: Path, line: str, ranks: int = 1, before: Callable[[], object] | None = None
 ) -> Running:
-    """Start `module --option=...` below the base directory; `before` is called in each rank."""
+    """Start `module --option=...` with this base directory; `before` is called in each rank."""
     output = base / "output" / f"{time.monotonic_ns()}.txt"
     module, *argv = shlex.split(line)
     port = _free_port()
@@ -85,11 +83,11 @@ def start(
 
 
 def run(base: Path, line: str, ranks: int = 1, ok: bool = True) -> str:
-    """What a command has printed when it has ended, well or not as `ok` says."""
+    """Run a command to its end; returns what it printed. ok: whether it must succeed."""
     running = start(base, line, ranks)
     codes = running.wait()
-    assert (set(codes) == {0}) == ok, f"{line}: {codes}\n{running.said()[-3000:]}"
-    return running.said()
+    assert (set(codes) == {0}) == ok, f"{line}: {codes}\n{running.output()[-3000:]}"
+    return running.output()
 
 
 def _free_port() -> int:
@@ -106,7 +104,7 @@ def _main(
     output: Path,
     before: Callable[[], object] | None,
 ) -> None:
-    """The process: a rank of the command, ended as the command line ends it."""
+    """The process: one rank of the command, with the exit codes of the command line."""
     from nanochat import configurator, dataset, metrics
 
     os.environ.clear()
@@ -125,7 +123,7 @@ def _main(
 
 
 def die_when_saved() -> None:
-    """In the process of a command: be killed when the first checkpoint is there."""
+    """In the process of a command: kill it when the first checkpoint is complete."""
     from nanochat import checkpoint_manager
 
     original = checkpoint_manager.save
@@ -137,20 +135,20 @@ def die_when_saved() -> None:
     checkpoint_manager.save = save
 
 
-def be_told_within(function: str, number: signal.Signals) -> None:
-    """In the process of a command: get a signal when `module.function` of ours is called."""
+def signal_within(function: str, number: signal.Signals) -> None:
+    """In the process of a command: send it a signal when `nanochat.{function}` is called."""
     module_name, name = function.rsplit(".", 1)
     module = importlib.import_module(f"nanochat.{module_name}")
     original = getattr(module, name)
 
-    def told(*arguments: Any, **more: Any) -> Any:
+    def signaled(*arguments: Any, **more: Any) -> Any:
         os.kill(os.getpid(), number)
         return original(*arguments, **more)
 
-    setattr(module, name, told)
+    setattr(module, name, signaled)
 
 
 def make_world(base: Path) -> None:
-    """Text of the primer world and a tokenizer of it."""
+    """Create text of the primer world and a tokenizer of it."""
     run(base, "nanochat.dataset --source=primer -n 1")
     run(base, "scripts.tok_train --vocab_size=600 --max_chars=200000")

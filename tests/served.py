@@ -1,4 +1,4 @@
-"""A server on loopback for tests, around an engine of this process, and how it is asked."""
+"""A server on loopback around an engine of the test process, and a client for it."""
 
 import json
 import socket
@@ -13,15 +13,15 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from nanochat.engine import Engine
 from nanochat.web import http_server
+from nanochat.web.inference_service import Settings
 from nanochat.web.server import create_app
-from nanochat.web.service import Settings
 
 MODEL = "nanochat-d2-sft"
 
 
 @contextmanager
 def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
-    """The address of a server in a thread of its own; port 0 is any that is free."""
+    """The address of a server that runs in a thread; port 0 is any free one."""
     app = create_app(engines, Settings(model_name=MODEL, **settings))
     listener = http_server.bind("127.0.0.1", port)
     server = http_server.make_server(app)
@@ -36,23 +36,23 @@ def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
 
 
 def user(text: str) -> list[ChatCompletionMessageParam]:
-    """A conversation that begins."""
+    """Messages of a new conversation."""
     return [{"role": "user", "content": text}]
 
 
 def chat(address: str, **body: Any) -> httpx.Response:
-    """A chat's answer; without messages it is asked who it is."""
+    """The response to a chat; the default question is "Who are you?"."""
     body.setdefault("messages", user("Who are you?"))
     return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
 
 
 def complete(address: str, **body: Any) -> dict[str, Any]:
-    """A completion's body."""
+    """The body of a completion."""
     return dict(httpx.post(f"{address}/v1/completions", json=body, timeout=60).json())
 
 
 def events(address: str, path: str = "chat/completions", **body: Any) -> list[dict[str, Any]]:
-    """The events of a stream, [DONE] checked and left out."""
+    """The events of a stream without the final [DONE], which must be there."""
     if path == "chat/completions":
         body.setdefault("messages", user("Who are you?"))
     response = httpx.post(f"{address}/v1/{path}", json={**body, "stream": True}, timeout=60)
@@ -64,27 +64,27 @@ def events(address: str, path: str = "chat/completions", **body: Any) -> list[di
 
 
 def last_event(address: str, **body: Any) -> dict[str, Any]:
-    """What a chat's stream ends with, [DONE] or not."""
+    """The last event of a chat's stream, which is not [DONE]."""
     body = {"messages": user("Count"), **body, "stream": True}
     response = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
     return dict(json.loads(response.text.strip().split("\n\n")[-1][6:]))
 
 
 def connected(address: str) -> socket.socket:
-    """A bare connection to a server."""
+    """A TCP connection to a server."""
     host, port = address.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=30)
 
 
 def posted(body: bytes, path: str = "/v1/chat/completions") -> bytes:
-    """A request as it goes over the wire."""
+    """The bytes of a POST request."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 @contextmanager
 def slowed(engine: Engine, seconds: float) -> Iterator[None]:
-    """Every token takes its time, so that something can happen meanwhile."""
+    """Delay each token, so that a test can act during an answer."""
     hook = engine.model.embedding.register_forward_pre_hook(lambda *_: time.sleep(seconds))
     try:
         yield
@@ -93,13 +93,13 @@ def slowed(engine: Engine, seconds: float) -> Iterator[None]:
 
 
 def num_at_work(address: str) -> int:
-    """Answers that run or wait on a server."""
+    """Running and waiting answers of a server."""
     counts = httpx.get(f"{address}/health").json()
     return int(counts["running"] + counts["waiting"])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Fails when it does not come true within half a minute."""
+    """Fail unless the condition becomes true within half a minute."""
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end

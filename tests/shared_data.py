@@ -1,4 +1,4 @@
-"""Real evaluation data beside the repository, for tests that can use it, as the hub's files."""
+"""Real evaluation data next to the repository, if present, stored like files of the hub."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ needs_eval_data = pytest.mark.skipif(not EVAL_DATA.is_dir(), reason="needs ../sh
 
 
 def json_lines(name: str) -> list[Any]:
-    """The values of a file with one JSON value a line."""
+    """The values of a file with one JSON value per line."""
     text = (EVAL_DATA / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
@@ -37,7 +37,7 @@ def mmlu_rows(split: str) -> list[dict[str, Any]]:
 
 
 def put_on_hub(repo: str, path: str, rows: list[dict[str, Any]]) -> None:
-    """Rows as a file of this base directory, as a download would have left it."""
+    """Store rows in this base directory as a download would."""
     file = paths.task_dir() / repo / path
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), file)

@@ -14,13 +14,13 @@ from nanochat.tokenizer import RustBPETokenizer
 
 @cache
 def small_tokenizer() -> RustBPETokenizer:
-    """Some merges, so that words are several tokens and tokens several letters."""
+    """With some merges: words have several tokens, and tokens several letters."""
     texts = [primer.document(seed=0, index=i) for i in range(40)]
     return RustBPETokenizer.train_from_iterator(texts, vocab_size=400)
 
 
 def ids(text: str) -> list[int]:
-    """Token ids of a text in which special tokens are meant as such."""
+    """Token ids of a text whose special tokens are encoded as such."""
     tokenizer, found = small_tokenizer(), []
     names = {name: tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
     while text:
@@ -34,7 +34,7 @@ def ids(text: str) -> list[int]:
 
 
 def small_model(seed: int = 0, **changes: object) -> GPT:
-    """A model in which nothing is zero, so that no part can hide; grouped queries, two layers."""
+    """Two layers with grouped queries; no weight is zero, so that every part has an effect."""
     shape = {
         "sequence_len": 64, "vocab_size": small_tokenizer().get_vocab_size(), "n_layer": 2,
         "n_head": 4, "n_kv_head": 2, "n_embd": 32,
@@ -49,7 +49,7 @@ def small_model(seed: int = 0, **changes: object) -> GPT:
 
 
 def save_small_run(stage: str, **changes: object) -> GPT:
-    """A model of this base directory, its tokenizer, and the primer as the text it is from."""
+    """Save a model and its tokenizer in this base directory, with the primer as its source."""
     model, tokenizer = small_model(**changes), small_tokenizer()  # type: ignore[arg-type]
     tokenizer.save(paths.tokenizer_dir())
     paths.write_atomic(paths.base_dir() / "data" / "source.json", '{"source": "primer"}')
@@ -63,10 +63,10 @@ def save_small_run(stage: str, **changes: object) -> GPT:
 
 
 class ScriptedModel(torch.nn.Module):
-    """Stands for a GPT: what comes next is a function of all tokens of the row so far.
+    """A stand-in for a GPT whose next token is a function of all tokens of the row so far.
 
-    The tokens are kept in the cache as if they were keys, so that a cache that mixes up its rows
-    or loses a position makes the script go wrong.
+    The tokens are stored in the KV cache as keys: a cache that mixes up rows or loses a position
+    leads to other tokens.
     """
 
     compute_dtype = torch.float32
@@ -82,7 +82,7 @@ class ScriptedModel(torch.nn.Module):
         self.num_forwards = 0
 
     def __deepcopy__(self, _: object) -> "ScriptedModel":
-        return self  # so that its passes are counted
+        return self  # counts the passes of all copies
 
     def forward(self, tokens: Tensor, kv_cache: KVCache, logits_at: Tensor | None = None) -> Tensor:
         self.num_forwards += 1
@@ -92,15 +92,15 @@ class ScriptedModel(torch.nn.Module):
         logits = torch.zeros(len(tokens), 1, self.config.vocab_size)
         for row, last in enumerate([0] * len(tokens) if logits_at is None else logits_at.tolist()):
             end = int(positions[row, last]) + 1
-            seen = kv_cache.keys[0][kv_cache.rows][row, :end, 0, 0].int().tolist()
+            seen = kv_cache.keys[0][row, :end, 0, 0].int().tolist()
             logits[row, 0, self.next_token(seen)] = 1.0
         return logits
 
 
 def follows(*scripts: Sequence[int]) -> Callable[[list[int]], int]:
-    """Goes on as the script that begins like the tokens so far; 0 behind its end.
+    """Continues like the script that begins with the tokens so far; 0 after its end.
 
-    A script holds a prompt and the whole answer, forced tokens included.
+    A script is a prompt and the complete answer, including forced tokens.
     """
 
     def next_token(seen: list[int]) -> int:

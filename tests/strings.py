@@ -1,4 +1,4 @@
-"""Strings on which split patterns and encoders have differed."""
+"""Generated strings that tell split patterns and encoders apart."""
 
 import random
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ PIECES = [
 
 
 def generated_strings(number: int, seed: int = 20261124) -> Iterator[str]:
-    """Strings of such pieces, of characters of all planes, and of both; the same for a seed.
+    """Strings of these pieces and of characters of all planes, reproducible by seed.
 
-    One in a hundred has a surrogate that stands alone.
+    One in a hundred contains a lone surrogate.
     """
     rng = random.Random(seed)
 

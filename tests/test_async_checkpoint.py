@@ -10,15 +10,14 @@ from nanochat import checkpoint_manager as checkpoints
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import STOP_SIGNALS, RankStore, Runtime, StopRequests
 from nanochat.training import async_checkpoint
-from nanochat.training.async_checkpoint import Saver
-from nanochat.training.trainer import State
+from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 
-ALONE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
-FACTS = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "model": {}}
+ONE_RANK = Runtime(torch.device("cpu"), 0, 1, torch.float32)
+RUN_META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "model": {}}
 
 
 class Moments:
-    """Stands for an optimizer: the value that it has now."""
+    """Stands in for an optimizer whose only state is one tensor."""
 
     def __init__(self) -> None:
         self.tensor = torch.zeros(3)
@@ -27,23 +26,25 @@ class Moments:
         return {"moment": self.tensor}
 
 
-def state(step: int, lane: int = 0) -> State:
+def state(step: int, lane: int = 0) -> TrainState:
     resume = {"step": step, "lanes": {str(lane): [step, 0]}}
-    return State(step, 0.5, 1.0, 2.0, 3, resume, is_last=False)
+    return TrainState(step, 0.5, 1.0, 2.0, 3, resume)
 
 
 class Run:
-    """One rank with a small model whose every value is the number of the step."""
+    """One rank with a small model whose every value is the step number."""
 
-    def __init__(self, directory: Path, runtime: Runtime = ALONE, minutes: float = 0) -> None:
+    def __init__(self, directory: Path, runtime: Runtime = ONE_RANK, minutes: float = 0) -> None:
         self.model = GPT(GPTConfig.from_depth(1, vocab_size=32, sequence_len=8))
         self.moments = Moments()
-        self.saver = Saver(directory, self.model, [self.moments], runtime, keep=2, minutes=minutes)
-        self.saver.start_from(-1, FACTS)
+        self.saver = CheckpointSaver(
+            directory, self.model, [self.moments], runtime, keep=2, minutes=minutes
+        )
+        self.saver.start_from(-1, RUN_META)
         self.lane = runtime.rank
 
     @torch.no_grad()
-    def move_to(self, step: int) -> State:
+    def set_to(self, step: int) -> TrainState:
         for parameter in self.model.parameters():
             parameter.fill_(step)
         self.moments.tensor.fill_(step)
@@ -61,7 +62,7 @@ def content(directory: Path) -> tuple[int, set[float]]:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Nothing is written before it is set."""
+    """Blocks writing until it is set."""
     event, write = threading.Event(), torch.save
 
     def slow(*arguments: Any, **more: Any) -> None:
@@ -72,12 +73,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return event
 
 
-def test_the_run_goes_on_while_the_state_of_the_step_is_written(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_training_continues_while_a_step_is_written(tmp_path: Path, gate: threading.Event) -> None:
     run = Run(tmp_path)
-    run.saver.begin(run.move_to(1))
-    run.move_to(2)
+    run.saver.begin(run.set_to(1))
+    run.set_to(2)
     assert not list(tmp_path.glob("meta_*")) and run.saver.last == "none"
     gate.set()
     assert run.saver.wait() == ""
@@ -85,11 +84,9 @@ def test_the_run_goes_on_while_the_state_of_the_step_is_written(
     assert run.saver.last == f"step 1 in {tmp_path}"
 
 
-def test_a_save_that_is_under_way_is_awaited_at_the_end(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_closing_waits_for_a_save_in_progress(tmp_path: Path, gate: threading.Event) -> None:
     run = Run(tmp_path)
-    run.saver.begin(run.move_to(1))
+    run.saver.begin(run.set_to(1))
     threading.Timer(0.05, gate.set).start()
     run.saver.close()
     assert content(tmp_path) == (1, {1.0})
@@ -97,31 +94,31 @@ def test_a_save_that_is_under_way_is_awaited_at_the_end(
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    now = run.move_to(3)
+    now = run.set_to(3)
     run.saver.complete(now)
     before = (tmp_path / "model_000003.pt").stat().st_mtime_ns
     assert run.saver.begin(now) == {} and run.saver.complete(now) == ""
     assert (tmp_path / "model_000003.pt").stat().st_mtime_ns == before
 
 
-def test_a_save_that_fails_is_said_and_the_next_one_succeeds(
+def test_a_failed_save_is_logged_and_the_next_one_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(tmp_path)
-    run.saver.complete(run.move_to(1))
+    run.saver.complete(run.set_to(1))
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
-        assert "step 2 was not saved" in run.saver.complete(run.move_to(2))
-    assert f"the run goes on, the last good one: step 1 in {tmp_path}" in caplog.text
+        assert "step 2 was not saved" in run.saver.complete(run.set_to(2))
+    assert f"training continues, last checkpoint: step 1 in {tmp_path}" in caplog.text
     assert content(tmp_path) == (1, {1.0})
-    assert run.saver.complete(run.move_to(3)) == ""
+    assert run.saver.complete(run.set_to(3)) == ""
     assert content(tmp_path) == (3, {3.0})
 
 
 @pytest.mark.parametrize("where", ["model", "optim"])
-def test_a_value_that_is_not_finite_is_never_written(tmp_path: Path, where: str) -> None:
+def test_a_value_that_is_not_finite_is_never_saved(tmp_path: Path, where: str) -> None:
     run = Run(tmp_path)
-    now = run.move_to(1)
+    now = run.set_to(1)
     tensor = run.moments.tensor if where == "optim" else run.model.unembedding.weight.data
     tensor.view(-1)[-1] = torch.inf
     assert "values that are not finite" in run.saver.complete(now)
@@ -131,21 +128,21 @@ def test_a_value_that_is_not_finite_is_never_written(tmp_path: Path, where: str)
     assert run.saver.complete(now) == ""
 
 
-def test_a_copy_that_finds_no_memory_fails_the_save_and_the_next_one_succeeds(
+def test_without_memory_for_the_copy_the_save_fails_and_the_next_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path)
-    run.saver.complete(run.move_to(1))
+    run.saver.complete(run.set_to(1))
     with monkeypatch.context() as patched:
         full = RuntimeError("you tried to allocate 9 bytes")
         patched.setattr(checkpoints, "snapshot", lambda *_: (_ for _ in ()).throw(full))
-        assert "step 2 was not saved: no memory" in run.saver.complete(run.move_to(2))
+        assert "step 2 was not saved: no memory" in run.saver.complete(run.set_to(2))
     assert content(tmp_path) == (1, {1.0}) and list(tmp_path.glob("*_000002*")) == []
-    assert run.saver.complete(run.move_to(3)) == ""
+    assert run.saver.complete(run.set_to(3)) == ""
     assert content(tmp_path) == (3, {3.0})
 
 
-def test_the_clock_asks_for_a_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_is_due_after_some_minutes(tmp_path: Path) -> None:
     assert not Run(tmp_path, minutes=0).saver.is_due()
     assert not Run(tmp_path, minutes=10).saver.is_due()
     hurried = Run(tmp_path, minutes=1e-9)
@@ -155,18 +152,18 @@ def test_the_clock_asks_for_a_checkpoint(tmp_path: Path) -> None:
 def two_ranks(directory: Path) -> list[Run]:
     store = RankStore()
     return [
-        Run(directory, dataclasses.replace(ALONE, rank=rank, world_size=2, store=store))
+        Run(directory, dataclasses.replace(ONE_RANK, rank=rank, world_size=2, store=store))
         for rank in range(2)
     ]
 
 
-def test_a_checkpoint_of_two_ranks_is_there_when_both_have_written(tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_ranks_is_complete_when_both_have_written(tmp_path: Path) -> None:
     main, other = two_ranks(tmp_path)
-    main.saver.begin(main.move_to(4))
+    main.saver.begin(main.set_to(4))
     assert main.saver.thread is not None
     main.saver.thread.join(timeout=0.1)
     assert list(tmp_path.glob("meta_*")) == []
-    other.saver.begin(other.move_to(4))
+    other.saver.begin(other.set_to(4))
     assert main.saver.wait() == ""
     found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.meta["loader"]["lanes"] == {"0": [4, 0], "1": [4, 0]}
@@ -175,30 +172,30 @@ def test_a_checkpoint_of_two_ranks_is_there_when_both_have_written(tmp_path: Pat
     }  # fmt: skip
 
 
-def test_a_rank_that_cannot_write_fails_the_checkpoint_of_all(tmp_path: Path) -> None:
+def test_a_rank_that_cannot_write_fails_the_checkpoint_of_all_ranks(tmp_path: Path) -> None:
     main, other = two_ranks(tmp_path)
-    now = other.move_to(4)
+    now = other.set_to(4)
     other.moments.tensor.fill_(torch.nan)
     other.saver.begin(now)
-    assert "not finite" in main.saver.complete(main.move_to(4))
+    assert "not finite" in main.saver.complete(main.set_to(4))
     assert list(tmp_path.glob("*_000004*")) == []
 
 
-def test_a_rank_that_is_gone_is_not_waited_for_at_the_end(
+def test_closing_does_not_wait_for_a_lost_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_checkpoint, "NOTE_SECONDS_WHEN_LEAVING", 0.01)
+    monkeypatch.setattr(async_checkpoint, "SHARE_SECONDS_WHEN_LEAVING", 0.01)
     main, _ = two_ranks(tmp_path)
-    main.saver.begin(main.move_to(4))
+    main.saver.begin(main.set_to(4))
     main.saver.close()
     assert "rank 1 has not written its share" in main.saver.failure
     assert list(tmp_path.glob("*_000004*")) == []
 
 
-def test_signals_leave_with_128_and_their_number() -> None:
+def test_signals_exit_with_128_plus_their_number() -> None:
     codes = []
     for number in STOP_SIGNALS:
         with pytest.raises(SystemExit) as left:
-            StopRequests().note(number, None)
+            StopRequests().handle(number, None)
         codes.append(left.value.code)
     assert codes == [143, 130, 138]

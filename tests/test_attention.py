@@ -18,7 +18,7 @@ BFLOAT16 = torch.bfloat16
 def rows_of(
     length: int, num_heads: int = 4, num_kv_heads: int = 2, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, laid out as the model's."""
+    """Queries, keys and values in the memory layout of the model."""
     generator = torch.Generator().manual_seed(length)
     return tuple(  # type: ignore[return-value]
         torch.randn(2, length, heads, 16, generator=generator).to(dtype).transpose(1, 2)
@@ -27,14 +27,14 @@ def rows_of(
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """By scores that stand whole, in what autograd knows."""
+    """With all scores materialized, in plain autograd."""
     T = q.size(2)
     k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-    seen = torch.ones(T, T, dtype=torch.bool).tril()
+    visible = torch.ones(T, T, dtype=torch.bool).tril()
     if window is not None:
-        seen = seen.triu(1 - window)
+        visible = visible.triu(1 - window)
     scores = (q @ k.mT) * q.size(-1) ** -0.5
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 10])
@@ -51,7 +51,7 @@ def test_attention_equals_the_slow_reference(
 
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is installed, and whether one can be imported is asked anew each time."""
+    """None is installed, and imports are tried again in each test."""
     for name in ("flash_attn", "flash_attn_interface"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(attention, "_can_import", attention._can_import.__wrapped__)
@@ -59,7 +59,7 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def flash_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Stands for an installed package: its documented function, with plain attention within."""
+    """A fake of an installed package: its documented function by plain attention."""
 
     def flash_attn_func(
         q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window_size: tuple[int, int]
@@ -103,34 +103,34 @@ def test_every_kernel_gives_plain_attention_and_its_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK", 8)
-    given = [x.requires_grad_() for x in rows_of(40, 4, num_kv_heads, dtype)]
-    near = 1e-5 if dtype == torch.float32 else 0.03
-    ours, plain = KERNELS[kernel](*given, window), plain_attention(*given, window)
-    torch.testing.assert_close(ours, plain, atol=near, rtol=near)
+    inputs = [x.requires_grad_() for x in rows_of(40, 4, num_kv_heads, dtype)]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    ours, plain = KERNELS[kernel](*inputs, window), plain_attention(*inputs, window)
+    torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
     for mine, theirs in zip(
-        torch.autograd.grad(ours.square().sum(), given),
-        torch.autograd.grad(plain.square().sum(), given),
+        torch.autograd.grad(ours.square().sum(), inputs),
+        torch.autograd.grad(plain.square().sum(), inputs),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs, atol=10 * near, rtol=10 * near)
+        torch.testing.assert_close(mine, theirs, atol=10 * tolerance, rtol=10 * tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@torch.no_grad()  # on a CPU it has no backward pass
+@torch.no_grad()  # on a CPU FlexAttention has no backward pass
 def test_flex_attention_gives_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_compiled", lambda function: function)
     q, k, v = rows_of(256)
-    for attend in (attention.attend_by_flex, followed_by_the_compiler(attention.attend_by_flex)):
+    for attend in (attention.attend_by_flex, traced_in_one_graph(attention.attend_by_flex)):
         torch.testing.assert_close(attend(q, k, v, 100), plain_attention(q, k, v, 100))
 
 
-def followed_by_the_compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same in one graph, or an error; nothing is compiled, which would take minutes."""
-    followed: Callable[..., Tensor] = torch.compile(function, backend="eager", fullgraph=True)
-    return followed
+def traced_in_one_graph(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function traced by dynamo, an error on a graph break; compiling would take minutes."""
+    traced: Callable[..., Tensor] = torch.compile(function, backend="eager", fullgraph=True)
+    return traced
 
 
-# ---- the choice
+# ---- choice of the kernel
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def followed_by_the_compiler(function: Callable[..., Tensor]) -> Callable[..., T
         (("flash_attn",), 9, BFLOAT16, 12, ""),
     ],
 )
-def test_an_installed_flash_package_takes_what_it_can(
+def test_an_installed_flash_package_is_used_where_it_works(
     installed: tuple[str, ...],
     generation: int,
     dtype: torch.dtype,
@@ -180,7 +180,7 @@ def test_an_installed_flash_package_takes_what_it_can(
         (CPU, 512, 256, True, "products"),
     ],
 )
-def test_without_such_a_package_windows_go_by_flex_attention_or_in_blocks(
+def test_without_a_flash_package_windows_use_flex_attention_or_blocks(
     device: torch.device,
     length: int,
     window: int | None,
@@ -194,15 +194,15 @@ def test_without_such_a_package_windows_go_by_flex_attention_or_in_blocks(
     assert chosen_kernel(rows, is_training) == expected
     monkeypatch.setattr(attention, "_has_triton", lambda: False)
     assert chosen_kernel(rows) != "flex"
-    if device is CPU:  # of one that is not there, torch says nothing
-        words = {"products": "two batched products", "blocks": "in blocks of 256 tokens"}
-        assert words.get(expected, "flash attention") in attention.attention_kernel(rows)
+    if device is CPU:  # torch cannot be asked about a device that does not exist
+        descriptions = {"products": "two batched products", "blocks": "in blocks of 256 tokens"}
+        assert descriptions.get(expected, "flash attention") in attention.attention_kernel(rows)
 
 
 @pytest.mark.usefixtures("flash_package")
-def test_the_compiler_can_follow_the_choice_and_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_and_call_of_a_kernel_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_flash_package", lambda rows: "flash_attn")
     q, k, v = rows_of(40)
-    attend = followed_by_the_compiler(attend_causally)
+    attend = traced_in_one_graph(attend_causally)
     for window in (None, 7):
         torch.testing.assert_close(attend(q, k, v, window), plain_attention(q, k, v, window))

@@ -1,4 +1,4 @@
-"""Mistakes that people make: each ends in one line with the remedy, and nothing is lost."""
+"""Mistakes of users: each is an error of one line with the remedy, and nothing is lost."""
 
 import hashlib
 import importlib
@@ -17,7 +17,7 @@ import torch
 from nanochat import checkpoint_manager, dataset, metrics, paths
 from nanochat.configurator import run
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import samples
+from nanochat.training import stage
 from tests.small_model import small_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +29,10 @@ TRAIN = (
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
-    """Little text, short samples, no measuring of the machine: nothing of that is tested here."""
+    """Little text, short samples, a given matmul peak: none of these is tested here."""
     patch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 200)
     patch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 50)
-    patch.setattr(samples, "SAMPLE_TOKENS", 2)
+    patch.setattr(stage, "SAMPLE_TOKENS", 2)
     patch.setattr(metrics, "measure_matmul_peak", lambda *_: 1e11)
 
 
@@ -55,13 +55,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(template: Path, base_dir: Path) -> Path:
-    """A base directory of this test's own, with text and a tokenizer."""
+    """The base directory of this test, with text and a tokenizer."""
     shutil.copytree(template, base_dir)
     return base_dir
 
 
 def outcome(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    """Exit code and lines on stderr of a command, run in this process as its guard runs it."""
+    """Exit code and lines on stderr of a command, run in this process with its guard."""
     module, *argv = shlex.split(line)
     main: Callable[[list[str]], None] = importlib.import_module(module).main
     capsys.readouterr()
@@ -71,11 +71,11 @@ def outcome(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[st
     return caught.value.code, capsys.readouterr().err.splitlines()
 
 
-def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command ends with."""
-    code, said = outcome(line, capsys)
-    errors = [words for words in said if words.startswith("error: ")]
-    assert code != 0 and errors == said[-1:], said
+def error_of(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The error of a rejected command, its last line."""
+    code, lines = outcome(line, capsys)
+    errors = [words for words in lines if words.startswith("error: ")]
+    assert code != 0 and errors == lines[-1:], lines
     return errors[0]
 
 
@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-# ---- something is missing
+# ---- missing files
 
 
 @pytest.mark.parametrize(
@@ -122,21 +122,21 @@ def contents(folder: Path) -> dict[str, str]:
         ("nanochat.report generate", "no section in {base}/report; run a stage first"),
     ],
 )
-def test_what_is_missing_is_named_with_the_command_that_makes_it(
+def test_a_missing_file_is_named_with_the_command_that_creates_it(
     base_dir: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
 ) -> None:
-    assert words.replace("{base}", str(base_dir)) in refusal(line, capsys)
+    assert words.replace("{base}", str(base_dir)) in error_of(line, capsys)
     assert not base_dir.exists() or contents(base_dir) == {}
 
 
-def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
+def test_training_needs_both_text_and_a_tokenizer(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (ready / "tokenizer" / "tokenizer.json").unlink()
-    assert "no tokenizer" in refusal(TRAIN, capsys)
+    assert "no tokenizer" in error_of(TRAIN, capsys)
     small_tokenizer().save(paths.tokenizer_dir())
     (ready / "data" / "source.json").unlink()
-    assert "no text in" in refusal(TRAIN, capsys)
+    assert "no text in" in error_of(TRAIN, capsys)
 
 
 # ---- options
@@ -175,12 +175,12 @@ def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
         (f"{TRAIN} --model_tag=a/b", "--model_tag=a/b is not the plain name of a folder"),
         (f"{TRAIN} --model_tag=..", "--model_tag=.. is not the plain name of a folder"),
         (f"{TRAIN} --model_tag={'a' * 101}", "use up to 100 letters"),
-        (f"{TRAIN} --model_tag=replaced", "is the name of a folder that is there for"),
+        (f"{TRAIN} --model_tag=replaced", "is the name of a folder with another purpose"),
         (f"{TRAIN} --device_type=tpu", "--device_type=tpu is not known; use cuda, mps or cpu"),
         (f"{TRAIN} --source=primmer", "did you mean primer?"),
         (f"{TRAIN} --source=fineweb-edu", "no text of source fineweb-edu; run python -m nanochat"),
         (f"{TRAIN} nowhere.conf", "nowhere.conf is neither an option"),
-        ("scripts.tok_train --vocab_size=100", "--vocab_size=100 is below 265"),
+        ("scripts.tok_train --vocab_size=100", "--vocab_size=100 is not between 265"),
         ("scripts.tok_train --max_chars=0", "--max_chars=0 must be 1 or more, or -1"),
         ("scripts.mid_train --num_conversations=0", "--num_conversations=0 must be 1 or more"),
         ("scripts.chat_sft --rows_per_step=0", "--rows_per_step=0 must be 1 or more"),
@@ -194,34 +194,32 @@ def test_text_without_a_tokenizer_and_a_tokenizer_without_text(
         ("nanochat.dataset -n 2000000", "-n 2000000 is not between 1 and 1822"),
     ],
 )
-def test_an_impossible_option_is_named_with_its_bound_and_nothing_changes(
+def test_an_invalid_option_is_named_with_its_bounds_and_nothing_changes(
     ready: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
 ) -> None:
     before = contents(ready)
-    assert words in refusal(line, capsys)
+    assert words in error_of(line, capsys)
     assert contents(ready) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_not_used(
-    ready: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_gpu_is_an_error(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = TRAIN.replace("--device_type=cpu", "--device_type=cuda")
-    assert "--device_type=cuda: there is no usable NVIDIA GPU" in refusal(line, capsys)
+    assert "--device_type=cuda: there is no usable NVIDIA GPU" in error_of(line, capsys)
 
 
 @pytest.mark.parametrize(
     "name", ["NANOCHAT_DTYPE", "HF_ENDPOINT", "RANK", "LOCAL_RANK", "WORLD_SIZE"]
 )
-def test_a_variable_of_the_environment_that_makes_no_sense_is_named(
+def test_an_invalid_environment_variable_is_named(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "float17")
     line = "nanochat.dataset -n 1" if name == "HF_ENDPOINT" else TRAIN
-    assert f"{name}=float17" in refusal(line, capsys)
+    assert f"{name}=float17" in error_of(line, capsys)
 
 
-def test_a_context_too_short_for_the_samples_of_the_report_still_trains(
+def test_a_context_too_short_for_the_samples_still_trains(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"{TRAIN} --max_seq_len=2 --total_batch_size=8 --num_iterations=2 --eval_tokens=64"
@@ -231,20 +229,20 @@ def test_a_context_too_short_for_the_samples_of_the_report_still_trains(
 # ---- text
 
 
-def test_text_that_cannot_be_used_is_refused_and_the_source_in_use_stays(
+def test_unusable_text_is_rejected_and_the_current_source_stays(
     ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(ready)
     folder = tmp_path / "texts"
     folder.mkdir()
-    assert "holds no .parquet" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    assert "holds no .parquet" in error_of(f"nanochat.dataset --source {folder}", capsys)
     (folder / "a.parquet").write_bytes(b"PAR1 and then nothing")
-    assert "a.parquet is damaged" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    assert "a.parquet is damaged" in error_of(f"nanochat.dataset --source {folder}", capsys)
     (folder / "a.parquet").unlink()
     (folder / "a.txt").write_bytes(b"gr\xfcn")
-    assert "a.txt is not UTF-8" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    assert "a.txt is not UTF-8" in error_of(f"nanochat.dataset --source {folder}", capsys)
     (folder / "a.txt").write_bytes(b"")
-    assert "holds too little text" in refusal(f"nanochat.dataset --source {folder}", capsys)
+    assert "holds too little text" in error_of(f"nanochat.dataset --source {folder}", capsys)
     assert contents(ready) == before
 
 
@@ -255,7 +253,7 @@ TOKENIZE = "scripts.tok_train --vocab_size=300 --max_chars=20000 --fresh"
     ("line", "damage"),
     [(TRAIN, "cut"), (TRAIN, "flipped"), (TOKENIZE, "flipped"), (TOKENIZE, "gone")],
 )
-def test_a_damaged_shard_is_named_and_made_anew_by_the_command_that_is_named(
+def test_a_damaged_shard_is_named_and_restored_by_the_named_command(
     ready: Path, capsys: pytest.CaptureFixture[str], line: str, damage: str
 ) -> None:
     shard = ready / "data" / "primer" / "train_00000.parquet"
@@ -264,41 +262,41 @@ def test_a_damaged_shard_is_named_and_made_anew_by_the_command_that_is_named(
     shard.unlink()
     if damage != "gone":
         shard.write_bytes(content if damage == "flipped" else content[:1000])
-    said = refusal(line, capsys)
-    assert "train_00000.parquet is" in said and "nanochat.dataset" in said
+    error = error_of(line, capsys)
+    assert "train_00000.parquet is" in error and "nanochat.dataset" in error
     assert outcome("nanochat.dataset --source primer -n 1", capsys)[0] == 0
     assert outcome(TOKENIZE, capsys)[0] == 0
 
 
-def test_a_hub_that_cannot_be_reached_is_said_with_the_way_to_work_without(
+def test_an_unreachable_hub_is_an_error_that_suggests_offline_text(
     ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    said = refusal("nanochat.dataset -n 1", capsys)
-    assert "Connection refused" in said and "--source primer" in said
+    error = error_of("nanochat.dataset -n 1", capsys)
+    assert "Connection refused" in error and "--source primer" in error
     assert dataset.current_source() == "primer"
 
 
 # ---- the disk
 
 
-def test_a_base_directory_that_is_a_file_is_named(
+def test_a_file_in_place_of_the_base_directory_is_named(
     base_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base_dir.write_text("not a folder")
-    said = refusal("nanochat.dataset --source primer -n 1", capsys)
-    assert str(base_dir) in said and "set NANOCHAT_BASE_DIR" in said
+    error = error_of("nanochat.dataset --source primer -n 1", capsys)
+    assert str(base_dir) in error and "set NANOCHAT_BASE_DIR" in error
     assert base_dir.read_text() == "not a folder"
 
 
 class Disk:
-    """A small disk of its own."""
+    """A small mounted disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.filler = folder, folder / "filler"
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Use all space."""
         with self.filler.open("wb", buffering=0) as file:
             try:
                 while file.write(b"x" * 4096) == 4096:
@@ -307,11 +305,11 @@ class Disk:
                 pass
 
     def free(self) -> None:
-        """Leave room again."""
+        """Free the space again."""
         self.filler.unlink()
 
     def forbid_writing(self) -> None:
-        """Until it is unmounted."""
+        """Remount it read-only."""
         subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
 
 
@@ -322,7 +320,7 @@ def disk(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
+        pytest.skip("needs permission to mount a disk")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder))
     try:
         shutil.copytree(template, folder, dirs_exist_ok=True)
@@ -331,24 +329,24 @@ def disk(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_while_text_is_made_loses_nothing_and_is_gone_on_from(
+def test_a_disk_that_fills_while_text_is_generated_loses_nothing(
     disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(disk.folder)
     disk.fill()
-    said = refusal("nanochat.dataset --source primer -n 3", capsys)
-    assert "the disk is full" in said and "train_00001.parquet" in said
+    error = error_of("nanochat.dataset --source primer -n 3", capsys)
+    assert "the disk is full" in error and "train_00001.parquet" in error
     disk.free()
     assert contents(disk.folder) == before
     assert outcome("nanochat.dataset --source primer -n 3", capsys)[0] == 0
 
 
-def test_a_disk_that_is_full_keeps_the_tokenizer_that_was_there(
+def test_a_full_disk_keeps_the_existing_tokenizer(
     disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk.fill()
-    said = refusal("scripts.tok_train --vocab_size=500 --max_chars=20000", capsys)
-    assert "the disk is full" in said and "tokenizer.json" in said
+    error = error_of("scripts.tok_train --vocab_size=500 --max_chars=20000", capsys)
+    assert "the disk is full" in error and "tokenizer.json" in error
     assert get_tokenizer().content_hash == small_tokenizer().content_hash
     disk.free()
     assert outcome("scripts.tok_train --vocab_size=500 --max_chars=20000", capsys)[0] == 0
@@ -364,7 +362,7 @@ def weights(tag: str) -> dict[str, Any]:
 def fill_while_saving(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, step: int, freed_at: int
 ) -> None:
-    """The disk is full while the checkpoint of a step is written, and has room again later."""
+    """The disk is full while the checkpoint of `step` is written, until that of `freed_at`."""
     original = checkpoint_manager.save
 
     def filling(directory: Path, at: int, *arguments: Any, **more: Any) -> None:
@@ -378,28 +376,28 @@ def fill_while_saving(
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_disk_that_fills_for_a_while_costs_a_checkpoint_and_not_the_run(
+def test_a_temporarily_full_disk_costs_a_checkpoint_but_not_the_run(
     disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
     fill_while_saving(disk, monkeypatch, step, freed_at=step + 2)
-    code, said = outcome(f"{TRAIN} --model_tag=full", capsys)
+    code, lines = outcome(f"{TRAIN} --model_tag=full", capsys)
     assert code == 0
-    [failure] = [line for line in said if f"checkpoint of step {step} was not saved" in line]
-    assert "the disk is full" in failure and "the run goes on" in failure
+    [failure] = [line for line in lines if f"checkpoint of step {step} was not saved" in line]
+    assert "the disk is full" in failure and "last checkpoint: " in failure
     straight, full = weights("straight"), weights("full")
     assert all(torch.equal(straight[name], full[name]) for name in straight)
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_disk_that_stays_full_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(
+def test_a_run_resumes_from_the_last_checkpoint_before_the_disk_was_full(
     disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
     with monkeypatch.context() as patched:
         fill_while_saving(disk, patched, step, freed_at=-1)
-        said = refusal(f"{TRAIN} --model_tag=full", capsys)
-    assert "checkpoint of step 6 was not saved" in said and "the disk is full" in said
+        error = error_of(f"{TRAIN} --model_tag=full", capsys)
+    assert "checkpoint of step 6 was not saved" in error and "the disk is full" in error
     left = checkpoint_manager.newest_complete(paths.checkpoints_dir("base") / "full")
     assert (left.step if left else 0) == step - 2
     disk.free()
@@ -412,20 +410,20 @@ def test_a_disk_that_stays_full_keeps_the_last_checkpoint_and_the_run_goes_on_fr
     "line",
     ["nanochat.dataset --source primer -n 2", TOKENIZE, TRAIN],
 )
-def test_a_disk_that_cannot_be_written_is_named_with_the_variable_that_chooses_another(
+def test_a_read_only_disk_is_named_with_the_variable_for_another(
     disk: Disk, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
     before = contents(disk.folder)
     disk.forbid_writing()
-    said = refusal(line, capsys)
-    assert "no permission" in said and "NANOCHAT_BASE_DIR" in said
+    error = error_of(line, capsys)
+    assert "no permission" in error and "NANOCHAT_BASE_DIR" in error
     assert contents(disk.folder) == before
 
 
-# ---- as a person starts it
+# ---- as processes
 
 
-def started(base: Path, line: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def run_command(base: Path, line: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m"]
     if ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
@@ -448,8 +446,8 @@ def started(base: Path, line: str, ranks: int = 1) -> subprocess.CompletedProces
         ("nanochat.dataset --source=nowhere", "error: --source=nowhere is neither a known source"),
     ],
 )
-def test_a_person_sees_one_line_and_no_traceback(base_dir: Path, line: str, words: str) -> None:
-    done = started(base_dir, line)
+def test_an_error_is_one_line_without_traceback(base_dir: Path, line: str, words: str) -> None:
+    done = run_command(base_dir, line)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(words) and done.stderr.count("\n") == 1
 
@@ -462,10 +460,10 @@ def test_a_person_sees_one_line_and_no_traceback(base_dir: Path, line: str, word
         (TRAIN.replace("_train", "_train --", 1), "error: no tokenizer in "),
     ],
 )
-def test_under_torchrun_the_line_is_there_and_no_traceback_of_ours(
+def test_under_torchrun_the_error_has_no_traceback_of_this_code(
     base_dir: Path, line: str, words: str
 ) -> None:
-    done = started(base_dir, line, ranks=2)
+    done = run_command(base_dir, line, ranks=2)
     assert done.returncode != 0
     assert words in done.stderr
     ours = [f'File "{ROOT / package}' for package in ("nanochat", "scripts")]

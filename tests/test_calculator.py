@@ -38,7 +38,7 @@ from nanochat.calculator import evaluate
         ("'naïve café'.count('é')", "1"),
     ],
 )
-def test_what_is_allowed_has_this_value(expression: str, value: str | None) -> None:
+def test_allowed_expressions_have_their_value(expression: str, value: str | None) -> None:
     assert evaluate(expression) == value
 
 
@@ -56,7 +56,7 @@ def test_what_is_allowed_has_this_value(expression: str, value: str | None) -> N
         ("2 ** 0.5", "1.41421356237"),
     ],
 )
-def test_fractions_are_shown_as_a_person_would_write_them(expression: str, value: str) -> None:
+def test_fractions_are_rounded_to_twelve_digits(expression: str, value: str) -> None:
     assert evaluate(expression) == value
 
 
@@ -86,7 +86,7 @@ def test_fractions_are_shown_as_a_person_would_write_them(expression: str, value
         "１+１", "٣+٤", "1²", "½", "1\u00a0+1x", "\x00", "1\x00", "\ud800", "'\ud800'.count",
     ],
 )  # fmt: skip
-def test_what_is_not_allowed_or_has_no_value_gives_nothing(expression: str) -> None:
+def test_other_expressions_have_no_value(expression: str) -> None:
     assert evaluate(expression) is None
 
 
@@ -94,12 +94,12 @@ def test_what_is_not_allowed_or_has_no_value_gives_nothing(expression: str) -> N
     "expression", ["10**60", "2**255", "1**256", "(-2)**255", "2**200 - 2**200", "2.0**256"]
 )
 def test_large_numbers_within_the_bound_have_a_value(expression: str) -> None:
-    found = evaluate(expression)
-    assert found is not None
-    assert float(found) == pytest.approx(float(eval(expression)), rel=1e-11)
+    value = evaluate(expression)
+    assert value is not None
+    assert float(value) == pytest.approx(float(eval(expression)), rel=1e-11)
 
 
-def test_whole_numbers_are_exact_at_any_allowed_size() -> None:
+def test_integers_are_exact_at_any_allowed_size() -> None:
     assert evaluate("12345678901234567890 * 98765432109876543210") == str(
         12345678901234567890 * 98765432109876543210
     )
@@ -107,16 +107,16 @@ def test_whole_numbers_are_exact_at_any_allowed_size() -> None:
 
 @settings(deadline=None, max_examples=400)
 @given(st.text(max_size=300))
-def test_any_text_gives_a_text_or_nothing(text: str) -> None:
-    found = evaluate(text)
-    assert found is None or isinstance(found, str)
+def test_any_text_evaluates_to_text_or_none(text: str) -> None:
+    value = evaluate(text)
+    assert value is None or isinstance(value, str)
 
 
 @settings(deadline=None, max_examples=600)
 @given(st.text("0123456789eE.,_+-*/%() '\"acount", max_size=calculator.MAX_CHARACTERS + 5))
-def test_any_text_of_the_alphabet_gives_a_text_or_nothing(text: str) -> None:
-    found = evaluate(text)
-    assert found is None or len(found) <= calculator.MAX_CHARACTERS
+def test_any_text_of_the_alphabet_evaluates_to_text_or_none(text: str) -> None:
+    value = evaluate(text)
+    assert value is None or len(value) <= calculator.MAX_CHARACTERS
 
 
 numbers = st.one_of(
@@ -136,41 +136,43 @@ expressions = st.recursive(
 
 @settings(deadline=None, max_examples=300)
 @given(expressions)
-def test_safe_arithmetic_has_the_value_that_python_gives(expression: str) -> None:
+def test_arithmetic_has_the_value_of_python(expression: str) -> None:
     try:
         expected = eval(expression, {"__builtins__": {}})
     except ZeroDivisionError:
         assert evaluate(expression) is None
         return
-    found = evaluate(expression)
+    value = evaluate(expression)
     if len(expression) > calculator.MAX_CHARACTERS:
-        assert found is None
+        assert value is None
     elif isinstance(expected, int) and abs(expected) < 2**256:
-        assert found == str(expected)
+        assert value == str(expected)
     else:
-        assert found is not None
-        assert float(Fraction(found)) == pytest.approx(expected, rel=1e-11, abs=1e-300)
+        assert value is not None
+        assert float(Fraction(value)) == pytest.approx(expected, rel=1e-11, abs=1e-300)
 
 
 @given(st.text("abc ,", max_size=20), st.text("abc ,", max_size=2))
-def test_counting_is_pythons(text: str, part: str) -> None:
+def test_counting_agrees_with_python(text: str, part: str) -> None:
     assert evaluate(f"'{text}'.count('{part}')") == str(text.count(part))
 
 
-def test_a_sum_of_as_many_terms_as_fit_has_a_value() -> None:
+def test_the_longest_sum_has_a_value() -> None:
     terms = calculator.MAX_CHARACTERS // 2
     assert evaluate("+".join("1" * terms)) == str(terms)
 
 
 def test_it_works_in_any_thread() -> None:
-    found: list[str | None] = []
-    thread = threading.Thread(target=lambda: found.append(evaluate("6 * 7")))
+    values: list[str | None] = []
+    thread = threading.Thread(target=lambda: values.append(evaluate("6 * 7")))
     thread.start()
     thread.join()
-    assert found == ["42"]
+    assert values == ["42"]
 
 
-def test_the_work_is_bounded_before_anything_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_and_foreign_expressions_are_rejected_before_parsing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("parsed")
 
@@ -180,7 +182,7 @@ def test_the_work_is_bounded_before_anything_is_parsed(monkeypatch: pytest.Monke
     assert evaluate("'x'.count('x')") == "1"
 
 
-def test_no_number_on_the_way_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intermediate_integers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def watched(function: object) -> object:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from nanochat.chat import (
     Message,
-    ToolCalls,
+    ToolCallState,
     merge_system,
     render_conversation,
     render_for_completion,
-    render_to_go_on,
+    render_for_continuation,
     text_of,
     trim_to_fit,
 )
@@ -38,7 +38,7 @@ def system(content: Any) -> Message:
 
 
 def shown(messages: list[Message], max_tokens: int | None = None) -> str:
-    """A rendered conversation with what is sampled in square brackets."""
+    """A rendered conversation with sampled tokens in square brackets."""
     tokenizer = small_tokenizer()
     ids, mask = render_conversation({"messages": messages}, tokenizer, max_tokens)
     assert len(ids) == len(mask)
@@ -87,13 +87,13 @@ CALL = [
         ),
     ],
 )  # fmt: skip
-def test_a_conversation_is_rendered_with_what_is_sampled_marked(
+def test_a_rendered_conversation_marks_sampled_tokens(
     messages: list[Message], expected: str
 ) -> None:
     assert shown(messages) == expected
 
 
-def test_a_conversation_is_cut_at_the_length_asked_for() -> None:
+def test_a_conversation_is_truncated_to_max_tokens() -> None:
     messages = [user("Hi"), assistant("Hello.")]
     ids, mask = render_conversation({"messages": messages}, small_tokenizer())
     for length in range(len(ids) + 2):
@@ -101,7 +101,7 @@ def test_a_conversation_is_cut_at_the_length_asked_for() -> None:
         assert cut == (ids[:length], mask[:length])
 
 
-def test_a_prompt_ends_where_the_assistant_is_to_speak() -> None:
+def test_a_prompt_ends_where_the_assistant_starts() -> None:
     tokenizer = small_tokenizer()
     asked = [user("Hi"), assistant("Hello."), user("Who are you?")]
     prompt = render_for_completion({"messages": asked}, tokenizer)
@@ -109,7 +109,7 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak() -> None:
     answered = {"messages": [*asked, assistant("A model.")]}
     assert render_for_completion(answered, tokenizer) == prompt
     whole, mask = render_conversation(answered, tokenizer)
-    assert whole[: len(prompt)] == prompt  # so training and asking agree
+    assert whole[: len(prompt)] == prompt  # so training and inference agree
     assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
 
 
@@ -121,8 +121,10 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak() -> None:
     ),
     st.text(max_size=20),
 )
-def test_what_looks_like_a_special_token_stays_text(before: str, spelling: str, after: str) -> None:
-    tokenizer, text = small_tokenizer(), before + spelling + after
+def test_text_that_looks_like_a_special_token_stays_text(
+    before: str, name: str, after: str
+) -> None:
+    tokenizer, text = small_tokenizer(), before + name + after
     special = {tokenizer.encode_special(name) for name in tokenizer.get_special_tokens()}
     for messages in ([user(text)], [system(text), user("Hi")], [user("Hi"), assistant(text)]):
         ids, _ = render_conversation({"messages": messages}, tokenizer)
@@ -144,27 +146,27 @@ def test_what_looks_like_a_special_token_stays_text(before: str, spelling: str, 
         ([user("U"), assistant([{"type": "image", "text": "A"}])], "a part of type 'image'"),
     ],
 )
-def test_what_is_no_conversation_is_refused_by_its_place(
+def test_a_malformed_conversation_is_refused_naming_the_message(
     messages: list[Message], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         render_conversation({"messages": messages}, small_tokenizer())
 
 
-def test_merging_the_system_text_leaves_the_messages_as_they_were() -> None:
+def test_merging_the_system_text_does_not_modify_the_messages() -> None:
     messages = [system("S"), user("U"), assistant("A")]
     before = json.dumps(messages)
     assert merge_system(messages) == [user("S\n\nU"), assistant("A")]
     assert json.dumps(messages) == before
 
 
-def test_the_text_that_a_person_reads_has_no_tools_in_it() -> None:
+def test_the_text_of_a_message_has_no_tool_calls() -> None:
     assert text_of(CALL) == "Let me see. It is 7."
     assert text_of("plain") == "plain"
 
 
 @pytest.mark.skipif(not IDENTITIES.is_file(), reason="needs ../shared/data")
-def test_a_file_of_conversations_is_rendered_with_every_answer_supervised() -> None:
+def test_every_answer_of_a_file_of_conversations_is_supervised() -> None:
     tokenizer = small_tokenizer()
     end = tokenizer.encode_special("<|assistant_end|>")
     for line in IDENTITIES.read_text(encoding="utf-8").splitlines()[:100]:
@@ -183,16 +185,16 @@ def conversation(turns: int, with_system: bool) -> list[Message]:
     return [*([system("Be brief.")] if with_system else []), *spoken, user("And now?")]
 
 
-@pytest.mark.parametrize("begun", [[], [assistant("Now I")]], ids=["to answer", "to go on"])
+@pytest.mark.parametrize("begun", [[], [assistant("Now I")]], ids=["to answer", "to continue"])
 @pytest.mark.parametrize("with_system", [False, True])
-def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
+def test_trimming_keeps_as_many_complete_turns_as_fit_and_the_system_text(
     with_system: bool, begun: list[Message]
 ) -> None:
     tokenizer, messages = small_tokenizer(), conversation(5, with_system) + begun
     head = messages[:1] if with_system else []
 
     def length(kept: list[Message]) -> int:
-        return len(render_to_go_on({"messages": kept}, tokenizer))
+        return len(render_for_continuation({"messages": kept}, tokenizer))
 
     options = [[*head, *messages[len(head) + dropped :]] for dropped in range(0, 11, 2)]
     for limit in range(length(options[-1]), length(messages) + 2):
@@ -203,15 +205,15 @@ def test_trimming_keeps_the_most_whole_turns_that_fit_and_the_system_text(
         trim_to_fit(messages, tokenizer, length(options[-1]) - 1)
 
 
-def test_an_answer_is_gone_on_with_where_it_has_stopped() -> None:
+def test_a_last_assistant_message_is_continued_where_it_ends() -> None:
     tokenizer, messages = small_tokenizer(), conversation(2, with_system=True)
-    ids = render_to_go_on({"messages": messages}, tokenizer)
+    ids = render_for_continuation({"messages": messages}, tokenizer)
     assert ids == render_for_completion({"messages": messages}, tokenizer)
     begun = {"messages": [*messages, assistant("Now I")]}
-    assert render_to_go_on(begun, tokenizer) == [*ids, *tokenizer.encode("Now I")]
+    assert render_for_continuation(begun, tokenizer) == [*ids, *tokenizer.encode("Now I")]
 
 
-def test_trimming_refuses_what_is_no_conversation() -> None:
+def test_trimming_refuses_an_empty_conversation() -> None:
     with pytest.raises(UserError, match="at least one message"):
         trim_to_fit([], small_tokenizer(), 100)
 
@@ -223,84 +225,84 @@ def special(name: str) -> int:
     return small_tokenizer().encode_special(f"<|{name}|>")
 
 
-class Calls:
-    """A watcher whose tool shouts, and refuses what has a question mark."""
+class UppercaseTool:
+    """A tool that answers in capitals, and has no output for questions."""
 
     def __init__(self, max_output_tokens: int = 50) -> None:
-        self.asked: list[str] = []
-        self.watcher = ToolCalls(small_tokenizer(), self.ask, max_output_tokens)
+        self.inputs: list[str] = []
+        self.state = ToolCallState(small_tokenizer(), self.submit, max_output_tokens)
 
-    def ask(self, expression: str) -> Future[str | None]:
-        self.asked.append(expression)
+    def submit(self, expression: str) -> Future[str | None]:
+        self.inputs.append(expression)
         call: Future[str | None] = Future()
         call.set_result(None if "?" in expression else expression.upper())
         return call
 
     def feed(self, *parts: str) -> list[str]:
-        """What is forced, as text, after each token of text or special tokens."""
+        """Outputs forced after each token, as text; parts are text or names of special tokens."""
         tokenizer, forced = small_tokenizer(), []
         for part in parts:
             name = f"<|{part}|>"
             is_special = name in tokenizer.get_special_tokens()
             for token in [special(part)] if is_special else tokenizer.encode(part):
-                self.watcher.feed(token)
-                forced.append(tokenizer.decode(self.watcher.forced()))
+                self.state.feed(token)
+                forced.append(tokenizer.decode(self.state.take_output()))
         return [text for text in forced if text]
 
 
-def test_a_call_that_ends_forces_its_output() -> None:
-    calls = Calls()
+def test_the_end_of_a_call_forces_its_output() -> None:
+    calls = UppercaseTool()
     assert calls.feed("text ", "python_start", "abc") == []
     assert calls.feed("python_end") == ["<|output_start|>ABC<|output_end|>"]
     assert calls.feed("more", "python_start", "d", "python_end") == [
         "<|output_start|>D<|output_end|>"
     ]
-    assert calls.asked == ["abc", "d"]
+    assert calls.inputs == ["abc", "d"]
 
 
-def test_a_refused_call_forces_nothing_and_the_next_one_works() -> None:
-    calls = Calls()
+def test_a_call_without_output_forces_nothing_and_the_next_one_works() -> None:
+    calls = UppercaseTool()
     assert calls.feed("python_start", "what?", "python_end") == []
     assert calls.feed("python_start", "x", "python_end") == ["<|output_start|>X<|output_end|>"]
 
 
-def test_an_end_without_a_beginning_calls_nothing() -> None:
-    calls = Calls()
+def test_an_end_without_a_start_calls_nothing() -> None:
+    calls = UppercaseTool()
     assert calls.feed("abc", "python_end", "python_end") == []
     assert calls.feed("python_start", "x", "python_end", "y", "python_end") == [
         "<|output_start|>X<|output_end|>"
     ]
-    assert calls.asked == ["x"]
+    assert calls.inputs == ["x"]
 
 
-def test_a_second_beginning_starts_the_expression_anew() -> None:
-    calls = Calls()
+def test_a_second_start_discards_the_expression() -> None:
+    calls = UppercaseTool()
     calls.feed("python_start", "abc", "python_start", "x", "python_end")
-    assert calls.asked == ["x"]
+    assert calls.inputs == ["x"]
 
 
 def test_text_that_spells_a_special_token_calls_nothing() -> None:
-    calls = Calls()
+    calls = UppercaseTool()
     assert calls.feed("<|python_start|>1<|python_end|> ") == []
-    assert calls.asked == []
+    assert calls.inputs == []
 
 
-def test_a_long_output_is_cut_and_still_closed() -> None:
-    calls = Calls(max_output_tokens=3)
+def test_a_truncated_output_is_still_closed() -> None:
+    calls = UppercaseTool(max_output_tokens=3)
     calls.feed("python_start", "qxqxqxqxqxqx")
-    calls.watcher.feed(special("python_end"))
-    forced = calls.watcher.forced()
+    calls.state.feed(special("python_end"))
+    forced = calls.state.take_output()
     assert len(forced) == 5 and forced[-1] == special("output_end")
 
 
-def test_what_a_tool_says_later_is_forced_then_and_once() -> None:
+def test_a_late_output_is_forced_when_it_arrives_and_once() -> None:
     call: Future[str | None] = Future()
-    watcher = ToolCalls(small_tokenizer(), lambda _: call, 50)
+    state = ToolCallState(small_tokenizer(), lambda _: call, 50)
     for token in (special("python_start"), special("python_end")):
-        assert not watcher.is_waiting and watcher.forced() == []
-        watcher.feed(token)
-    assert watcher.is_waiting
+        assert not state.is_pending and state.take_output() == []
+        state.feed(token)
+    assert state.is_pending
     call.set_result("x")
-    assert not watcher.is_waiting
+    assert not state.is_pending
     output = [special("output_start"), *small_tokenizer().encode("x"), special("output_end")]
-    assert watcher.forced() == output and watcher.forced() == []
+    assert state.take_output() == output and state.take_output() == []

@@ -1,4 +1,4 @@
-"""The chat in the terminal: piped, in one question, and typed by a person at a terminal."""
+"""chat_cli with one question, with a pipe, and at a pseudo-terminal."""
 
 import fcntl
 import io
@@ -20,13 +20,12 @@ from rich.console import Console
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import ToolCall
 from scripts import chat_cli
-from tests import learned_by_heart
-from tests.learned_by_heart import LONG
+from tests import memorized_model
+from tests.memorized_model import LONG
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 250  # seconds; machines are busy
+TIMEOUT_SECONDS = 250  # generous: test machines are busy
 SLOW_CHAT = """
 import time, torch
 from nanochat.gpt import GPT
@@ -42,23 +41,23 @@ chat_cli.run(chat_cli.main)
 
 @pytest.fixture
 def saved(base_dir: Path) -> Path:
-    """A base directory with the model that knows its conversations by heart."""
-    learned_by_heart.save(base_dir)
+    """A base directory with the model that has memorized its conversations."""
+    memorized_model.save(base_dir)
     return base_dir
 
 
 @pytest.fixture
 def chat() -> chat_cli.Chat:
-    engine = Engine(*learned_by_heart.model_and_tokenizer())
-    return chat_cli.Chat(engine, chat_cli.Options(), chat_cli.Pipe())
+    engine = Engine(*memorized_model.model_and_tokenizer())
+    return chat_cli.Chat(engine, chat_cli.Options(), chat_cli.PlainDisplay())
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """What is on standard input."""
+    """Put lines on standard input."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
 
 
-def test_one_question_prints_just_the_answer_and_the_tool_call_beside_it(
+def test_one_question_prints_the_answer_on_stdout_and_the_tool_call_on_stderr(
     saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat_cli.main(["-p", "What is 347 + 588?", "--device_type=cpu"])
@@ -67,7 +66,7 @@ def test_one_question_prints_just_the_answer_and_the_tool_call_beside_it(
     assert "[347 + 588 = 935]" in shown.err
 
 
-def test_lines_of_a_pipe_are_one_conversation(
+def test_the_lines_of_a_pipe_are_one_conversation(
     saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, "My name is Ann.", "", "What is my name?")
@@ -75,7 +74,7 @@ def test_lines_of_a_pipe_are_one_conversation(
     assert capsys.readouterr().out == "Hello Ann.\nYou are Ann.\n"
 
 
-def test_a_message_that_does_not_fit_is_told_and_the_next_one_is_answered(
+def test_after_a_message_that_does_not_fit_the_next_one_is_answered(
     saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, "x" * 5000, "/hlep", "Smile")
@@ -87,21 +86,21 @@ def test_a_message_that_does_not_fit_is_told_and_the_next_one_is_answered(
     assert "shorten it" in shown.err and "did you mean /help?" in shown.err
 
 
-def test_a_conversation_is_kept_in_a_file_and_gone_on_with(
+def test_a_conversation_is_saved_loaded_and_continued(
     chat: chat_cli.Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "kept é.json"
+    path = tmp_path / "saved é.json"
     chat.answer("My name is Ann.")
-    chat_cli.obey(chat, f"/save {path}")
-    chat_cli.obey(chat, "/clear")
+    chat_cli.handle_command(chat, f"/save {path}")
+    chat_cli.handle_command(chat, "/clear")
     assert chat.messages == []
-    chat_cli.obey(chat, f"/load {path}")
+    chat_cli.handle_command(chat, f"/load {path}")
     chat.answer("What is my name?")
     assert capsys.readouterr().out == "Hello Ann.\nYou are Ann.\n"
-    chat_cli.obey(chat, "/system Be kind.")
-    chat_cli.obey(chat, f"/save {path}")
+    chat_cli.handle_command(chat, "/system Be kind.")
+    chat_cli.handle_command(chat, f"/save {path}")
     chat.system = ""
-    chat_cli.obey(chat, f"/load {path}")
+    chat_cli.handle_command(chat, f"/load {path}")
     assert chat.system == "Be kind." and len(chat.messages) == 4
 
 
@@ -116,32 +115,32 @@ def test_a_conversation_is_kept_in_a_file_and_gone_on_with(
     ],
     ids=range(10),
 )  # fmt: skip
-def test_a_file_that_is_no_conversation_is_refused_and_nothing_changes(
+def test_a_file_that_is_not_a_conversation_is_neither_loaded_nor_overwritten(
     chat: chat_cli.Chat, tmp_path: Path, content: str
 ) -> None:
     path = tmp_path / "other.json"
     path.write_text(content, encoding="latin-1")
     chat.messages = [{"role": "user", "content": "Hi"}]
-    with pytest.raises(UserError, match="is no conversation"):
-        chat_cli.obey(chat, f"/load {path}")
-    with pytest.raises(UserError, match="is no conversation"):
-        chat_cli.obey(chat, f"/save {path}")
+    with pytest.raises(UserError, match="is not a conversation"):
+        chat_cli.handle_command(chat, f"/load {path}")
+    with pytest.raises(UserError, match="is not a conversation"):
+        chat_cli.handle_command(chat, f"/save {path}")
     assert path.read_text(encoding="latin-1") == content
-    with pytest.raises(UserError, match="cannot be read"):
-        chat_cli.obey(chat, f"/load {tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="cannot read"):
+        chat_cli.handle_command(chat, f"/load {tmp_path / 'nothing'}")
     assert chat.messages == [{"role": "user", "content": "Hi"}]
 
 
-def test_another_answer_takes_the_place_of_the_last(chat: chat_cli.Chat) -> None:
-    chat_cli.obey(chat, "/retry")
+def test_retry_replaces_the_last_answer(chat: chat_cli.Chat) -> None:
+    chat_cli.handle_command(chat, "/retry")
     assert chat.messages == []
     chat.answer("Who are you?")
-    chat_cli.obey(chat, "/retry")
+    chat_cli.handle_command(chat, "/retry")
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
     assert chat.messages[0]["content"] == "Who are you?"
 
 
-def test_a_long_conversation_is_trimmed_for_the_model_and_kept_for_the_person(
+def test_a_long_conversation_is_trimmed_for_the_model_only(
     chat: chat_cli.Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat.messages = [
@@ -149,35 +148,35 @@ def test_a_long_conversation_is_trimmed_for_the_model_and_kept_for_the_person(
         {"role": "assistant", "content": LONG},
     ] * 12
     chat.answer("Who are you?")
-    assert "messages no longer fit and are left out" in capsys.readouterr().err
+    assert "messages no longer fit the context" in capsys.readouterr().err
     assert len(chat.messages) == 26
 
 
-def test_the_speed_of_the_last_answer_is_told(
+def test_stats_shows_the_speed_of_the_last_answer(
     chat: chat_cli.Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat.answer("Who are you?")
-    chat_cli.obey(chat, "/stats")
-    assert "tokens read" in capsys.readouterr().err
+    chat_cli.handle_command(chat, "/stats")
+    assert " tok/s" in capsys.readouterr().err
 
 
-def test_a_stopped_answer_keeps_what_was_said(
+def test_an_interrupted_answer_keeps_its_text(
     chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = chat.face.show_text
+    show = chat.display.show_text
 
     def interrupt(text: str) -> None:
         show(text)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat.face, "show_text", interrupt)
+    monkeypatch.setattr(chat.display, "show_text", interrupt)
     assert not chat.answer("Count")
     assert capsys.readouterr().err.endswith("(stopped)\n")
-    monkeypatch.setattr(chat.face, "show_text", show)
+    monkeypatch.setattr(chat.display, "show_text", show)
     assert len(chat.messages) == 2 and chat.answer("Who are you?")
 
 
-def test_an_interrupt_ends_a_pipe_and_not_a_conversation(
+def test_an_interrupt_ends_a_pipe_but_not_an_interactive_conversation(
     chat: chat_cli.Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object) -> list[int]:
@@ -186,63 +185,60 @@ def test_an_interrupt_ends_a_pipe_and_not_a_conversation(
     monkeypatch.setattr(chat, "_prompt", interrupt)
     piped(monkeypatch, "Smile", "Smile")
     with pytest.raises(KeyboardInterrupt):
-        chat_cli.converse(chat, "")
+        chat_cli.chat_loop(chat, "")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(chat_cli, "typed_lines", lambda: iter(["Smile", "Smile"]))
-    assert chat_cli.converse(chat, "")
+    assert chat_cli.chat_loop(chat, "")
     assert capsys.readouterr().err.count("(stopped)") == 2
 
 
-def test_a_terminal_shows_markup_and_control_characters_and_does_not_obey_them(
+def test_a_terminal_shows_markup_and_control_characters_without_executing_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = io.StringIO()
-    terminal = chat_cli.Terminal()
+    terminal = chat_cli.TerminalDisplay()
     terminal.console = Console(file=shown, force_terminal=True, color_system=None, width=60)
     attack = "\x1b]0;owned\x07\x9b31m"
-    with terminal.answering():
-        for piece in ("<b>bold</b> **word**\n", "second line #include <stdio>\n\n", attack):
-            terminal.show_text(piece)
-        terminal.show_tool(ToolCall(attack, attack))
-        terminal.note(attack)
-    _, _, text = shown.getvalue().rpartition("\x1b[2K")  # what grew in place is wiped
+    for piece in ("<b>bold</b> **word**\n", "second line #include <stdio>\n\n", attack):
+        terminal.show_text(piece)
+    terminal.note(f"[{attack}]")
+    terminal.end_answer()
+    _, _, text = shown.getvalue().rpartition("\x1b[2K")  # the redrawn part is erased
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     assert lines[:2] == ["<b>bold</b> word", "second line #include <stdio>"]
-    assert [line.strip() for line in lines[2:]] == [
-        "�]0;owned��31m", "�]0;owned��31m = �]0;owned��31m", "�]0;owned��31m",
-    ]  # fmt: skip
+    assert [line.strip() for line in lines[2:]] == ["�]0;owned��31m", "[�]0;owned��31m]"]
 
 
-def test_what_was_typed_is_kept_for_its_owner_alone_or_not_at_all(tmp_path: Path) -> None:
+def test_the_history_is_readable_by_its_owner_only_or_kept_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "history.txt"
-    assert isinstance(chat_cli.typed_before(path), FileHistory)
+    assert isinstance(chat_cli.open_history(path), FileHistory)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert isinstance(chat_cli.typed_before(tmp_path), InMemoryHistory)
+    assert isinstance(chat_cli.open_history(tmp_path), InMemoryHistory)
 
 
-class Typist:
-    """A program at a pseudo-terminal, and who sits there; its stdout may go elsewhere."""
+class TypingUser:
+    """A user who types at a program on a pseudo-terminal; its stdout may be redirected."""
 
-    prompt = "\x1b[?2004h"  # the terminal is told to expect pasting
+    prompt = "\x1b[?2004h"  # enables bracketed paste: prompt_toolkit is ready for input
 
     def __init__(self, code: str, *options: str, stdout: int | None = None) -> None:
-        self.terminal, theirs = pty.openpty()
+        self.terminal, child_side = pty.openpty()
         environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "COLUMNS": "90"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *options], cwd=ROOT, env=environment, stdin=theirs,
-            stdout=theirs if stdout is None else stdout, stderr=theirs, close_fds=True,
-            start_new_session=True, preexec_fn=lambda: self._sit_down(theirs),
+            [sys.executable, "-c", code, *options], cwd=ROOT, env=environment, stdin=child_side,
+            stdout=child_side if stdout is None else stdout, stderr=child_side, close_fds=True,
+            start_new_session=True, preexec_fn=lambda: self._take_terminal(child_side),
         )  # fmt: skip
-        os.close(theirs)
+        os.close(child_side)
 
     @staticmethod
-    def _sit_down(terminal: int) -> None:
-        """In the new process: the terminal is its own, and Ctrl-C counts also where it did not."""
+    def _take_terminal(terminal: int) -> None:
+        """In the child: make it the controlling terminal, and Ctrl-C effective even under nohup."""
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def __enter__(self) -> "Typist":
+    def __enter__(self) -> "TypingUser":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,65 +247,62 @@ class Typist:
         os.close(self.terminal)
 
     def types(self, text: str) -> None:
-        """Keys pressed."""
         os.write(self.terminal, text.encode())
 
-    def reads_until(self, words: str) -> str:
-        """What has appeared, `words` at its end."""
-        seen, end = "", time.monotonic() + PATIENCE
-        while words not in seen:
-            assert time.monotonic() < end, f"no {words!r} in {seen!r}"
+    def reads_until(self, expected: str) -> str:
+        """New output up to `expected`."""
+        output, deadline = "", time.monotonic() + TIMEOUT_SECONDS
+        while expected not in output:
+            assert time.monotonic() < deadline, f"no {expected!r} in {output!r}"
             if select.select([self.terminal], [], [], 0.2)[0]:
-                seen += os.read(self.terminal, 65536).decode(errors="replace")
-        return seen
+                output += os.read(self.terminal, 65536).decode(errors="replace")
+        return output
 
 
 @pytest.mark.slow
-def test_a_person_at_a_terminal_asks_interrupts_and_leaves(saved: Path) -> None:
-    """Ctrl-C stops an answer, and not the program."""
-    with Typist(SLOW_CHAT, "--device_type=cpu") as person:
-        assert "/help lists the commands" in person.reads_until(person.prompt)
+def test_a_user_at_a_terminal_asks_interrupts_and_exits(saved: Path) -> None:
+    """Ctrl-C stops an answer but not the program."""
+    with TypingUser(SLOW_CHAT, "--device_type=cpu") as user:
+        assert "/help lists the commands" in user.reads_until(user.prompt)
         for typed, shown in (
             ("/stats\r", "no answer yet"),
             ("What is 347 + 588?\r", "347 + 588 = 935."),
-            ("/clear\r", "a new conversation"),
+            ("/clear\r", "started a new conversation"),
         ):
-            person.types(typed)
-            assert shown in person.reads_until(person.prompt)
-        person.types("Count\r")
-        person.reads_until("tick 10")
+            user.types(typed)
+            assert shown in user.reads_until(user.prompt)
+        user.types("Count\r")
+        user.reads_until("tick 10")
         for typed, shown in (
             ("\x03", "(stopped)"),
-            ("\x03", "/quit to leave"),
-            ("/stats\r", "tokens read"),
+            ("\x03", "/quit to exit"),
+            ("/stats\r", " tok/s"),
         ):
-            person.types(typed)
-            assert shown in person.reads_until(person.prompt)
-        person.types("/quit\r")
-        assert person.process.wait(timeout=PATIENCE) == 0
+            user.types(typed)
+            assert shown in user.reads_until(user.prompt)
+        user.types("/quit\r")
+        assert user.process.wait(timeout=TIMEOUT_SECONDS) == 0
     history = (saved / "chat_history.txt").read_text(encoding="utf-8")
     assert "What is 347 + 588?" in history
 
 
 @pytest.mark.slow
-def test_the_prompt_stays_on_the_terminal_when_answers_go_elsewhere(base_dir: Path) -> None:
+def test_the_prompt_stays_on_the_terminal_when_stdout_is_redirected(base_dir: Path) -> None:
     code = "from scripts.chat_cli import typed_lines; print(*typed_lines())"
-    with Typist(code, stdout=subprocess.PIPE) as person:
-        assert ">" in person.reads_until(person.prompt)
-        person.types("Smile\r")
-        person.reads_until(person.prompt)
-        person.types("\x04")
-        assert person.process.stdout is not None
-        assert person.process.stdout.read() == b"Smile\n"
+    with TypingUser(code, stdout=subprocess.PIPE) as user:
+        assert ">" in user.reads_until(user.prompt)
+        user.types("Smile\r")
+        user.reads_until(user.prompt)
+        user.types("\x04")
+        assert user.process.stdout is not None
+        assert user.process.stdout.read() == b"Smile\n"
 
 
-def test_a_kept_conversation_is_a_file_that_people_can_read(
-    chat: chat_cli.Chat, tmp_path: Path
-) -> None:
+def test_a_saved_conversation_is_readable_json(chat: chat_cli.Chat, tmp_path: Path) -> None:
     chat.answer("What is 347 + 588?")
-    chat.save(tmp_path / "kept.json")
-    kept = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
-    assert kept["messages"][1]["content"] == [
+    chat.save(tmp_path / "saved.json")
+    saved = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert saved["messages"][1]["content"] == [
         {"type": "python", "text": "347 + 588"},
         {"type": "python_output", "text": "935"},
         {"type": "text", "text": "347 + 588 = 935."},

@@ -1,4 +1,4 @@
-"""The stages behind pretraining on a tiny model, one after another, on one rank and on two."""
+"""The stages after pretraining of a tiny model, one after another, on one rank and on two."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import processes
-from tests.test_stages import BASE, TINY, losses, weights
+from tests.test_stages import BASE, TINY, metrics, weights
 
 CHAT_STAGES = {
     "mid_train": "--total_batch_size=1024 --num_iterations=4",
@@ -26,7 +26,7 @@ def train_all(base: Path, ranks: int) -> None:
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """For one rank and for two, a base directory in which all stages are done."""
+    """Base directories by number of ranks, 1 and 2, in which all stages are finished."""
     bases = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
     for ranks, base in bases.items():
         train_all(base, ranks)
@@ -35,17 +35,17 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("script", CHAT_STAGES)
-def test_a_stage_that_is_done_says_so(on_ranks: dict[int, Path], script: str, ranks: int) -> None:
+def test_a_finished_stage_is_reported(on_ranks: dict[int, Path], script: str, ranks: int) -> None:
     line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]}"
-    assert "done already" in processes.run(on_ranks[ranks], line, ranks)
+    assert "is finished" in processes.run(on_ranks[ranks], line, ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_stage_is_evaluated_and_reported(on_ranks: dict[int, Path], ranks: int) -> None:
+def test_every_stage_is_evaluated_and_in_the_report(on_ranks: dict[int, Path], ranks: int) -> None:
     base = on_ranks[ranks]
     for source in ("mid", "sft", "rl"):
-        asked = f"-i {source} --primer_problems=4 --max_new_tokens=12 --model_tag=chat"
-        assert "all families" in processes.run(base, f"scripts.chat_eval {asked}", ranks)
+        options = f"-i {source} --primer_problems=4 --max_new_tokens=12 --model_tag=chat"
+        assert "all families" in processes.run(base, f"scripts.chat_eval {options}", ranks)
     processes.run(base, "nanochat.report generate")
     report = (base / "report" / "report.md").read_text()
     assert "| | BASE | MID | SFT | RL |" in report
@@ -54,32 +54,31 @@ def test_every_stage_is_evaluated_and_reported(on_ranks: dict[int, Path], ranks:
 
 
 @pytest.mark.parametrize("script", CHAT_STAGES)
-def test_a_stage_that_was_killed_ends_with_the_same_weights(
+def test_a_killed_stage_resumes_to_the_same_weights(
     on_ranks: dict[int, Path], tmp_path: Path, script: str
 ) -> None:
     stage = {"mid_train": "mid", "chat_sft": "chatsft", "chat_rl": "chatrl"}[script]
     base = tmp_path / "base"
     shutil.copytree(on_ranks[1], base)
-    straight = weights(base, stage, "chat")
+    expected = weights(base, stage, "chat")
     line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]} --save_every=1"
     assert processes.start(base, f"{line} --fresh", before=processes.die_when_saved).wait() == [-9]
-    assert "going on from step" in processes.run(base, line)
+    assert "resuming from step" in processes.run(base, line)
     resumed = weights(base, stage, "chat")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_more_ranks_than_rows_finetune_too(on_ranks: dict[int, Path], tmp_path: Path) -> None:
+def test_finetuning_accepts_more_ranks_than_rows(on_ranks: dict[int, Path], tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(on_ranks[1], base)
     options = "--fresh --num_conversations=3 --rows_per_step=1 --device_batch_size=4"
-    said = processes.run(base, f"scripts.chat_sft {SMALL} {options}", ranks=2)
-    assert "micro-batches of 1 rows" in said
+    output = processes.run(base, f"scripts.chat_sft {SMALL} {options}", ranks=2)
+    assert "micro-batches of 1 rows" in output
 
 
 @pytest.mark.parametrize("stage", ["mid", "chatsft"])
-def test_a_stage_does_not_depend_on_the_number_of_ranks(
-    on_ranks: dict[int, Path], stage: str
-) -> None:
-    one, two = (losses(on_ranks[ranks], stage, "chat") for ranks in (1, 2))
-    assert one.keys() == two.keys()
-    assert max(abs(one[step] - two[step]) for step in one) < 2e-3
+def test_losses_do_not_depend_on_the_number_of_ranks(on_ranks: dict[int, Path], stage: str) -> None:
+    one, two = (metrics(on_ranks[ranks], stage, "chat") for ranks in (1, 2))
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=2e-2)

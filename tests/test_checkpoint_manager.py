@@ -21,7 +21,7 @@ META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False, "l
 
 
 class PlainOptimizer:
-    """Stands for any optimizer: the checkpoint only asks for its state."""
+    """A stand-in for any optimizer: a checkpoint only needs its state."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -38,13 +38,15 @@ def model() -> GPT:
     return model
 
 
-def save(directory: Path, step: int, model: GPT, keep: int = 5, **meta: object) -> None:
-    whole = {**META, "model": model.config.to_dict(), **meta}
+def save(directory: Path, step: int, model: GPT, keep: int = 5, **changes: object) -> None:
+    meta = {**META, "model": model.config.to_dict(), **changes}
     content = checkpoints.snapshot(model, [PlainOptimizer(float(step))])
-    checkpoints.save(directory, step, content, whole, keep=keep)
+    checkpoints.save(directory, step, content, meta, keep=keep)
 
 
-def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
+def test_weights_optimizer_state_and_config_survive_a_round_trip(
+    tmp_path: Path, model: GPT
+) -> None:
     save(tmp_path, 7, model)
     found = checkpoints.newest_complete(tmp_path)
     assert found is not None and found.step == 7
@@ -60,7 +62,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, model: GPT) -> None:
     assert torch.equal(rebuilt(tokens), model(tokens))
 
 
-def test_a_model_that_is_loaded_or_begun_wakes_no_compiler(model: GPT) -> None:
+def test_creating_a_model_does_not_import_the_compiler(model: GPT) -> None:
     program = (
         "import json, sys, torch; from nanochat import checkpoint_manager as checkpoints;"
         "meta = {'model': json.loads(sys.argv[1])};"
@@ -73,12 +75,12 @@ def test_a_model_that_is_loaded_or_begun_wakes_no_compiler(model: GPT) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_prefixes_of_compiled_modules_are_taken_off_as_prefixes() -> None:
+def test_the_prefix_of_compiled_modules_is_removed_at_the_start_of_a_name_only() -> None:
     name = "_orig_mod.blocks.0._orig_mod.weight"
     assert name.removeprefix(checkpoints.COMPILE_PREFIX) == "blocks.0._orig_mod.weight"
 
 
-def test_foreign_files_do_not_disturb_the_look_up(tmp_path: Path, model: GPT) -> None:
+def test_other_files_in_the_folder_are_ignored(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 3, model)
     for name in ("meta_latest.json", "meta_12.json", "model_000999.pt", "notes.txt", "meta_x.json"):
         (tmp_path / name).write_text("{}")
@@ -94,7 +96,7 @@ def test_tags_need_not_look_like_a_depth(
     assert checkpoints.find_stage() == "base"
 
 
-def test_a_missing_checkpoint_names_the_command_that_makes_one(
+def test_a_missing_checkpoint_names_the_command_that_creates_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
@@ -102,14 +104,14 @@ def test_a_missing_checkpoint_names_the_command_that_makes_one(
         checkpoints.find_directory("sft")
 
 
-def test_only_the_newest_are_kept(tmp_path: Path, model: GPT) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path, model: GPT) -> None:
     for step in (1, 2, 3, 10):
         save(tmp_path, step, model, keep=2)
     assert checkpoints.saved_steps(tmp_path) == [10, 3]
     assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new_one(
+def test_failing_to_remove_an_old_checkpoint_does_not_undo_the_new_one(
     tmp_path: Path, model: GPT, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1, model)
@@ -121,7 +123,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new_one(
     assert "step 1 could not be removed" in caplog.text
 
 
-def test_a_meta_of_another_shape_is_passed_over(tmp_path: Path, model: GPT) -> None:
+def test_a_meta_that_is_not_an_object_is_skipped(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 1, model)
     for step, text in ((2, "[]"), (3, '{"version": 1, "files": null}')):
         (tmp_path / f"meta_00000{step}.json").write_text(text)
@@ -139,7 +141,7 @@ def test_a_checkpoint_without_meta_does_not_exist(tmp_path: Path, model: GPT) ->
 
 @pytest.mark.parametrize("name", ["model_000002.pt", "optim_000002_rank0.pt"])
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove", "unreadable"])
-def test_damage_is_found_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     tmp_path: Path, model: GPT, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1, model)
@@ -160,15 +162,15 @@ def test_damage_is_found_and_the_one_before_is_taken(
     assert name in caplog.text
 
 
-def test_a_failed_save_leaves_the_last_good_one(
+def test_a_failed_save_keeps_the_last_good_checkpoint_and_leaves_no_files(
     tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, model)
 
-    def full(*args: object, **kwargs: object) -> None:
+    def disk_full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", disk_full)
     with pytest.raises(UserError, match="step 2 was not saved"):
         save(tmp_path, 2, model)
     found = checkpoints.newest_complete(tmp_path)
@@ -185,7 +187,7 @@ def test_the_meta_is_readable_and_can_be_updated(tmp_path: Path, model: GPT) -> 
     assert meta["finished"] is True and meta["step"] == 4 and meta["loader"] == {"step": 1}
 
 
-def test_a_flipped_bit_in_the_meta_is_found(tmp_path: Path, model: GPT) -> None:
+def test_a_changed_digit_in_the_meta_is_detected(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 1, model)
     save(tmp_path, 2, model, loader={"step": 2, "lanes": {"0": [17, 4]}})
     path = tmp_path / "meta_000002.json"
@@ -194,19 +196,18 @@ def test_a_flipped_bit_in_the_meta_is_found(tmp_path: Path, model: GPT) -> None:
     assert found is not None and found.step == 1
 
 
-def test_a_meta_without_a_digest_of_its_own_is_an_older_one(tmp_path: Path, model: GPT) -> None:
+def test_a_meta_without_checksum_or_of_another_format_is_skipped(
+    tmp_path: Path, model: GPT
+) -> None:
     save(tmp_path, 1, model)
     path = tmp_path / "meta_000001.json"
-    meta = {**json.loads(path.read_text()), "version": 1}
-    del meta["sha256"]
-    path.write_text(json.dumps(meta))
-    found = checkpoints.newest_complete(tmp_path)
-    assert found is not None and found.step == 1
-    path.write_text(json.dumps({**meta, "version": 2}))
-    assert checkpoints.newest_complete(tmp_path) is None
+    meta = json.loads(path.read_text())
+    for changes in ({"sha256": None}, {"version": 3}):
+        path.write_text(json.dumps({**meta, **changes}))
+        assert checkpoints.newest_complete(tmp_path) is None
 
 
-def test_a_damaged_later_checkpoint_does_not_push_a_good_one_out(
+def test_a_damaged_later_checkpoint_does_not_displace_a_good_one(
     tmp_path: Path, model: GPT
 ) -> None:
     save(tmp_path, 8, model)
@@ -216,34 +217,32 @@ def test_a_damaged_later_checkpoint_does_not_push_a_good_one_out(
     assert found is not None and found.step == 6
 
 
-def test_what_killed_saves_have_left_is_removed_and_nothing_else(
-    tmp_path: Path, model: GPT
-) -> None:
+def test_leftovers_of_killed_saves_are_removed_and_nothing_else(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 1, model)
-    own = {path.name for path in tmp_path.iterdir()} | {"notes.pt", ".other.part", "model_x.pt"}
+    kept = {path.name for path in tmp_path.iterdir()} | {"notes.pt", ".other.part", "model_x.pt"}
     leftovers = [".model_000002.pt.ab12.part", "model_000002.pt", "optim_000002_rank1.pt"]
     for name in [*leftovers, "notes.pt", ".other.part", "model_x.pt"]:
         (tmp_path / name).write_bytes(b"x")
     checkpoints.remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == own
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
-def test_a_run_that_is_set_aside_is_whole_and_out_of_the_way(
+def test_a_replaced_run_stays_loadable_and_is_no_longer_found(
     tmp_path: Path, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     folder = paths.checkpoints_dir("base") / "d1"
     save(folder, 3, model)
-    checkpoints.set_aside(folder)
-    [aside] = (folder.parent / "replaced").iterdir()
-    found = checkpoints.newest_complete(aside)
+    checkpoints.move_to_replaced(folder)
+    [replaced] = (folder.parent / "replaced").iterdir()
+    found = checkpoints.newest_complete(replaced)
     assert found is not None and found.step == 3
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.find_directory("base")
-    checkpoints.set_aside(folder)  # nothing there: nothing to do
+    checkpoints.move_to_replaced(folder)  # nothing there: does nothing
 
 
-def test_lanes_of_all_ranks_are_united() -> None:
+def test_loader_states_of_all_ranks_are_merged() -> None:
     merged = checkpoints.merge_loader_states(
         [{"step": 3, "lanes": {"0": [1, 2]}}, {"step": 3, "lanes": {"1": [5, 6]}}]
     )
@@ -255,7 +254,7 @@ def test_another_tokenizer_is_refused(model: GPT) -> None:
         content_hash = "another"
 
     with pytest.raises(UserError, match="trained with tokenizer"):
-        checkpoints.refuse_other_tokenizer({"tokenizer": "first"}, Other())  # type: ignore[arg-type]
+        checkpoints.check_tokenizer({"tokenizer": "first"}, Other())  # type: ignore[arg-type]
 
 
 # ---- loading only the model

@@ -1,19 +1,21 @@
-"""Freezes the commands: their names and the names of their options.
+"""Freezes the commands: their names and the names of their options, in tests/command_line.txt.
 
-tests/command_line.txt holds them. A change of an option's name breaks what people have typed into
-their notes and scripts; when it is meant, `python tests/test_command_line.py` writes the file anew.
+Renaming an option breaks the notes and scripts of users. After an intended change,
+`python tests/test_command_line.py` writes the file.
 """
 
 import importlib
+import re
 import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from nanochat.configurator import Short, parse
 from nanochat.errors import UserError
 
 FROZEN = Path(__file__).with_name("command_line.txt")
@@ -33,7 +35,7 @@ COMMANDS = (
     "scripts.chat_web",
     "scripts.export",
 )
-# Lines that readers of DESIGN know; each must parse.
+# Documented commands; each must parse.
 KNOWN_LINES = """
 nanochat.dataset -n 8
 nanochat.dataset -n 4 --source=climbmix --prefetch=sft,eval
@@ -65,25 +67,25 @@ def names(command: str) -> list[str]:
     hints = get_type_hints(options_class(command), include_extras=True)
     found = []
     for field in fields(options_class(command)):
-        extras = getattr(hints[field.name], "__metadata__", ())
-        short = [alias for extra in extras for alias in getattr(extra, "aliases", None) or ()]
+        extras = get_args(hints[field.name])
+        short = [extra.name for extra in extras if isinstance(extra, Short)]
         found.append("/".join([f"--{field.name}", *short]))
     return sorted(found)
 
 
-def present() -> str:
+def current() -> str:
     blocks = ("\n    ".join([command, *names(command)]) for command in COMMANDS)
     return "\n".join(blocks) + "\n"
 
 
-def test_the_commands_and_their_options_are_those_of_the_frozen_list() -> None:
-    assert present() == FROZEN.read_text(encoding="utf-8"), (
-        "a command line has changed; if that is meant, run python tests/test_command_line.py"
+def test_commands_and_options_match_the_frozen_list() -> None:
+    assert current() == FROZEN.read_text(encoding="utf-8"), (
+        "a command line has changed; if intended, run python tests/test_command_line.py"
     )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_that_names_each_option_and_says_what_it_does(
+def test_every_command_has_help_that_names_each_option(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -92,7 +94,7 @@ def test_every_command_has_help_that_names_each_option_and_says_what_it_does(
     shown = capsys.readouterr().out
     assert [field.name for field in fields(options_class(command)) if field.name not in shown] == []
     source = Path(importlib.import_module(command).__file__ or "").read_text(encoding="utf-8")
-    assert "run(main)" in source, "the guard that turns errors into one line"
+    assert "run(main)" in source, "the guard that prints an error as one line"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,18 +104,15 @@ def test_every_option_has_a_line_of_help(
     monkeypatch.setenv("COLUMNS", "250")
     with pytest.raises(SystemExit):
         importlib.import_module(command).main(["--help"])
-    shown = capsys.readouterr().out.replace("-", "_")
+    entries = re.split(r"\n  (?=--)", capsys.readouterr().out)
     for field in fields(options_class(command)):
-        mentions = shown.split(f"__{field.name}")[
-            1:
-        ]  # its own line, and perhaps in those of others
-        lines = [after.split("(default")[0].split("│")[0] for after in mentions]
-        has_help = any(len(line.split()) >= 3 for line in lines)
-        assert has_help, f"{command} --{field.name} has no docstring"
+        [entry] = [entry for entry in entries if entry.split()[0] == f"--{field.name}"]
+        words = entry.split("(default")[0].split()[2:]  # after the name and the type
+        assert len(words) >= 2, f"{command} --{field.name} has no docstring"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_key_is_refused_with_the_nearest_name(command: str) -> None:
+def test_an_unknown_key_is_rejected_with_the_closest_name(command: str) -> None:
     known = fields(options_class(command))[0].name
     wrong = known[:-2] + known[-1] + known[-2] if known[-1] != known[-2] else known + "x"
     with pytest.raises(UserError, match=rf"^--{wrong} is not .*did you mean --{known}\?$"):
@@ -121,7 +120,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_type_is_refused_with_key_value_and_what_was_expected(command: str) -> None:
+def test_a_wrong_type_is_rejected_with_key_value_and_what_was_expected(command: str) -> None:
     hints = get_type_hints(options_class(command))
     numbers = [name for name, hint in hints.items() if hint in (int, float)]
     for name in numbers:
@@ -130,9 +129,7 @@ def test_a_wrong_type_is_refused_with_key_value_and_what_was_expected(command: s
 
 
 @pytest.mark.parametrize("line", KNOWN_LINES.strip().splitlines())
-def test_the_lines_that_people_know_are_understood(line: str) -> None:
-    from nanochat.configurator import parse
-
+def test_documented_commands_parse(line: str) -> None:
     command, *argv = shlex.split(line)
     parse(options_class(command), argv)
 
@@ -148,11 +145,11 @@ def test_the_lines_that_people_know_are_understood(line: str) -> None:
         ),
     ],
 )
-def test_a_mistake_ends_in_one_line_without_traceback(argv: list[str], words: str) -> None:
+def test_an_error_is_one_line_without_traceback(argv: list[str], words: str) -> None:
     command = [sys.executable, "-m", "scripts.base_train", *argv]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", words + "\n")
 
 
 if __name__ == "__main__":
-    FROZEN.write_text(present(), encoding="utf-8")
+    FROZEN.write_text(current(), encoding="utf-8")

@@ -1,27 +1,17 @@
-from dataclasses import fields
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from nanochat import primer
+from nanochat import checkpoint_manager, paths, primer
 from nanochat.data import chat_batches
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
-from nanochat.runtime import Runtime
-from nanochat.training import autotune
-from nanochat.training.config import LoopOptions, Plan, refuse_other_settings
-from nanochat.training.schedule import Schedule
-from nanochat.training.trainer import Speed
+from nanochat.training.config import LoopOptions, Plan, default_eval_tokens, is_finished
 from tasks.primer import Primer
-from tests.small_model import small_model, small_tokenizer
-
-
-def plan_of(rows: int, **options: Any) -> Plan:
-    given: dict[str, Any] = {field.name: None for field in fields(Plan)}
-    given |= {"options": LoopOptions(**options), "model": small_model(), "rows": rows}
-    return Plan(**{**given, "schedule": Schedule(1), "has_fixed_shape": True})
+from tests.small_model import small_tokenizer
 
 
 @pytest.mark.parametrize(("rows", "world_size"), [(8, 1), (8, 3), (8, 8), (32, 24), (43, 6)])
@@ -37,25 +27,59 @@ def test_a_rank_has_at_most_as_many_rows_as_the_plan_says(rows: int, world_size:
             Primer("train", stage="sft", size=rows), small_tokenizer(), num_epochs=1, seed=0,
             rank=rank, **shape,
         )  # fmt: skip
-    most = plan_of(rows).rank_rows(world_size)
+    values: dict[str, Any] = {field.name: None for field in dataclasses.fields(Plan)}
+    most = Plan(**{**values, "rows": rows}).rank_rows(world_size)
     assert max(len(batch.inputs) for batch in packed) == most
     assert {len(batch.inputs) for batch in masked} == {most}
 
 
-@pytest.mark.parametrize("device_batch_size", [-1, 1, 4])
-@pytest.mark.parametrize(("rows", "world_size"), [(8, 3), (32, 24), (2, 4)])
-def test_micro_batches_are_of_a_row_at_least_on_any_number_of_ranks(
-    rows: int, world_size: int, device_batch_size: int
+def save_run(settings: dict[str, Any], finished: bool) -> None:
+    meta = {"settings": settings, "finished": finished, "loader": {"step": 1}}
+    checkpoint_manager.save(paths.checkpoints_dir("base") / "d1", 1, {}, meta, keep=1)
+
+
+def test_a_run_is_finished_resumable_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = plan_of(rows, device_batch_size=device_batch_size)
-    place = Runtime(torch.device("cpu"), 0, world_size, torch.float32)
-    found = autotune.micro_rows(plan, Speed(1.0, 1e12), place, {})
-    most = -(-rows // world_size)
-    assert found == (most if device_batch_size < 0 else min(device_batch_size, most))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    caplog.set_level("INFO")
+    settings, options = {"total_batch_size": 4096, "seed": 1}, LoopOptions()
+    assert not is_finished("base", "d1", settings, options)  # nothing there
+    save_run(settings, finished=False)
+    assert not is_finished("base", "d1", settings, options)
+    save_run(settings, finished=True)
+    assert is_finished("base", "d1", settings, options)
+    assert "Pretraining is finished: step 1 in" in caplog.text
+    with pytest.raises(UserError, match=r"\(total_batch_size: saved 4096, now 2048\)"):
+        is_finished("base", "d1", {**settings, "total_batch_size": 2048}, options)
 
 
-def test_what_a_size_became_that_was_not_noted_is_no_other_setting() -> None:
-    asked = {"total_batch_size": 4096, "seed": 1}
-    refuse_other_settings(Path("d1"), {"total_batch_size": -1, "seed": 1}, asked, LoopOptions())
-    with pytest.raises(UserError, match=r"\(total_batch_size: 2048 there, 4096 asked\)"):
-        refuse_other_settings(Path("d1"), {**asked, "total_batch_size": 2048}, asked, LoopOptions())
+def test_a_run_from_before_an_option_existed_had_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    save_run({"eval_conversations": 16}, finished=True)  # which once defined a run
+    assert is_finished("base", "d1", {"seed": 42}, LoopOptions())
+    with pytest.raises(UserError, match=r"\(seed: saved 42, now 1\)"):
+        is_finished("base", "d1", {"seed": 1}, LoopOptions())
+
+
+def test_settings_survive_json() -> None:
+    settings = vars(LoopOptions())
+    assert json.loads(json.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("device_type", "train_tokens", "eval_tokens"),
+    [
+        ("cpu", 10**10, 65_536),
+        ("mps", 10**10, 65_536),
+        ("cuda", 10**10, 10_485_760),
+        ("cuda", 100_000_000, 1_000_000),  # a hundredth
+        ("cuda", 10_000, 65_536),
+    ],
+)
+def test_validation_reads_more_text_on_a_gpu_but_a_small_share_of_the_training_tokens(
+    device_type: str, train_tokens: int, eval_tokens: int
+) -> None:
+    assert default_eval_tokens(device_type, train_tokens) == eval_tokens

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from nanochat.configurator import as_dict, parse, run, short
+from nanochat.configurator import Short, parse, run
 from nanochat.errors import UserError
 
 
@@ -20,19 +20,19 @@ class Options:
     """Layers of the model."""
     matrix_lr: float = 0.02
     """Learning rate of the matrices."""
-    source: Annotated[Literal["base", "mid", "sft"], short("-i")] = "sft"
+    source: Annotated[Literal["base", "mid", "sft"], Short("-i")] = "sft"
     """Stage of the model."""
     resume: bool = False
-    """Go on."""
-    prompt: Annotated[str, short("-p")] = ""
-    """What to ask."""
+    """Resume the run."""
+    prompt: Annotated[str, Short("-p")] = ""
+    """Question to answer."""
     limit: int | None = None
-    """At most so many."""
+    """At most so many items."""
     out: Path = Path("here")
-    """Where to."""
+    """Folder to write."""
 
 
-def refused(*argv: str) -> str:
+def rejected(*argv: str) -> str:
     with pytest.raises(UserError) as caught:
         parse(Options, list(argv))
     message = str(caught.value)
@@ -40,7 +40,7 @@ def refused(*argv: str) -> str:
     return message
 
 
-def test_without_arguments_the_defaults_hold() -> None:
+def test_without_arguments_options_have_their_defaults() -> None:
     assert parse(Options, []) == Options()
 
 
@@ -55,7 +55,7 @@ def test_without_arguments_the_defaults_hold() -> None:
         ["--depth=6", "--", "--matrix-lr=0.1"],
     ],
 )
-def test_equals_sign_or_blank_dash_or_underscore_and_a_bare_double_dash_are_alike(
+def test_spaces_equals_signs_dashes_underscores_and_a_bare_double_dash_are_equivalent(
     argv: list[str],
 ) -> None:
     assert parse(Options, argv) == Options(depth=6, matrix_lr=0.1)
@@ -74,20 +74,22 @@ def test_equals_sign_or_blank_dash_or_underscore_and_a_bare_double_dash_are_alik
         (["--resume", "--no-resume"], False),
     ],
 )
-def test_a_switch_can_be_set_in_every_usual_way(argv: list[str], value: bool) -> None:
+def test_a_switch_accepts_every_usual_form(argv: list[str], value: bool) -> None:
     assert parse(Options, argv).resume is value
 
 
-def test_a_switch_does_not_swallow_the_option_after_it() -> None:
+def test_a_switch_does_not_consume_the_option_or_config_file_after_it(tmp_path: Path) -> None:
     assert parse(Options, ["--resume", "--depth=2"]) == Options(resume=True, depth=2)
+    (tmp_path / "run.py").write_text("depth = 2")
+    assert parse(Options, ["--resume", str(tmp_path / "run.py")]) == Options(resume=True, depth=2)
 
 
-def test_short_names_work_with_blank_and_equals_sign() -> None:
+def test_short_names_work_with_a_space_and_with_an_equals_sign() -> None:
     assert parse(Options, ["-i", "mid", "-p", "Why?"]) == Options(source="mid", prompt="Why?")
     assert parse(Options, ["-i=mid"]) == Options(source="mid")
 
 
-def test_negative_numbers_signs_in_values_and_none_are_read() -> None:
+def test_negative_numbers_special_characters_in_values_and_none_are_accepted() -> None:
     assert parse(Options, ["--depth", "-1"]).depth == -1
     assert parse(Options, ["--prompt=a=b --depth=7"]).prompt == "a=b --depth=7"
     assert parse(Options, ["-p", "- what?"]).prompt == "- what?"
@@ -96,13 +98,13 @@ def test_negative_numbers_signs_in_values_and_none_are_read() -> None:
     assert parse(Options, ["--out=/x/y"]).out == Path("/x/y")
 
 
-def test_an_unknown_key_is_refused_with_the_nearest_name() -> None:
-    message = refused("--depht=4")
+def test_an_unknown_key_is_rejected_with_the_closest_name() -> None:
+    message = rejected("--depht=4")
     assert message == "--depht is not an option of this command; did you mean --depth?"
-    assert "--matrix_lr" in refused("--matrix-rl", "3")
-    assert "--resume" in refused("--no-resumed")
-    assert "--help" in refused("--zzzz=1")
-    assert "--help" in refused("-z", "1")
+    assert "--matrix_lr" in rejected("--matrix-rl", "3")
+    assert "--resume" in rejected("--no-resumed")
+    assert "--help" in rejected("--zzzz=1")
+    assert "--help" in rejected("-z", "1")
 
 
 @pytest.mark.parametrize(
@@ -120,15 +122,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_name() -> None:
         ("--limit=x", "--limit=x is not a whole number"),
     ],
 )
-def test_a_wrong_type_is_refused_with_key_value_and_what_was_expected(
+def test_a_wrong_type_is_rejected_with_key_value_and_what_was_expected(
     argument: str, words: str
 ) -> None:
-    assert refused(argument).startswith(words)
+    assert rejected(argument).startswith(words)
 
 
 @pytest.mark.parametrize("argv", [["--depth"], ["--depth", "--resume"]])
-def test_an_option_without_its_value_is_refused(argv: list[str]) -> None:
-    assert refused(*argv).startswith("--depth needs a value")
+def test_an_option_without_its_value_is_rejected(argv: list[str]) -> None:
+    assert rejected(*argv).startswith("--depth needs a value")
 
 
 CONFIG = """
@@ -170,29 +172,26 @@ def test_a_config_file_is_parsed_and_never_executed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.py").write_text(text)
-    assert words in refused("run.py")
+    assert words in rejected("run.py")
     assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
 
 
-def test_a_word_that_is_neither_option_nor_file_is_refused() -> None:
-    assert "nowhere.py" in refused("nowhere.py")
+def test_an_argument_that_is_neither_option_nor_file_is_rejected() -> None:
+    assert "nowhere.py" in rejected("nowhere.py")
 
 
-def test_options_become_plain_data() -> None:
-    assert as_dict(Options(out=Path("/a"))) == {
-        "depth": 4, "matrix_lr": 0.02, "source": "sft", "resume": False, "prompt": "",
-        "limit": None, "out": "/a",
-    }  # fmt: skip
-
-
-def test_help_names_options_with_their_words_and_leaves_with_0(
+def test_help_shows_each_option_with_its_docstring_type_and_default_and_exits_with_0(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(Options, ["--depth=3", "--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("Train something.", "--depth", "Layers of the model.", "-i", "name = literal"):
+    for words in (
+        "Train something.", "--depth INT", "Layers of the model. (default: 4)", "name = literal",
+        "--source {base,mid,sft}, -i", "--resume {true,false}", "--limit INT",
+        "At most so many items.",
+    ):  # fmt: skip
         assert words in shown
 
 
@@ -212,7 +211,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (BrokenPipeError(), 0, ""),
     ],
 )
-def test_what_a_person_can_mend_ends_in_one_line_and_a_code(
+def test_an_error_that_the_user_can_fix_is_one_line_and_an_exit_code(
     error: BaseException, code: int, line: str
 ) -> None:
     program = (
@@ -228,7 +227,7 @@ def test_what_a_person_can_mend_ends_in_one_line_and_a_code(
     assert done.stderr.count("\n") == (1 if line else 0)
 
 
-def test_a_defect_of_ours_keeps_its_traceback() -> None:
+def test_an_unexpected_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
     with pytest.raises(OSError, match="gone"):

@@ -1,3 +1,4 @@
+import csv
 import itertools
 import json
 import logging
@@ -16,7 +17,8 @@ from nanochat.core_eval import CoreTask, Counts, Item, Problem
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from scripts import base_eval
-from tests.reference import core as slow
+from tasks.primer import plain_choices, with_answer
+from tests.reference import core as plain
 from tests.shared_data import EVAL_DATA, needs_eval_data
 from tests.small_model import save_small_run, small_model, small_tokenizer
 
@@ -26,20 +28,24 @@ SCHEMA = CoreTask("schema", "schema", num_shots=0, delimiter=" ", baseline=0.5)
 LANGUAGE = CoreTask("language", "language_modeling", num_shots=0, delimiter=" ")
 
 
-def evaluated(task: CoreTask, items: Sequence[Item], model: GPT, **how: Any) -> Counts:
+def encode(texts: list[str]) -> list[list[int]]:
+    return small_tokenizer().encode(texts, prepend="<|bos|>")
+
+
+def counts_of(task: CoreTask, items: Sequence[Item], model: GPT, **how: Any) -> Counts:
     def logits_at(tokens: Tensor, at: Tensor) -> Tensor:
         return model(tokens, logits_at=at)
 
-    how = {"limit": model.config.sequence_len, "device": CPU, **how}
-    return core_eval.evaluate_task(task, items, small_tokenizer(), logits_at, **how)
+    how = {"indices": range(len(items)), "limit": model.config.sequence_len, "device": CPU, **how}
+    return core_eval.evaluate_task(task, items, encode=encode, logits_at=logits_at, **how)
 
 
 def rows_of(task: CoreTask, item: Item, shots: Sequence[Item] = ()) -> list[list[int]]:
-    return small_tokenizer().encode(core_eval.prompts_of(task, item, shots), prepend="<|bos|>")
+    return encode(core_eval.make_prompts(task, item, shots))
 
 
 def problem(task: CoreTask, item: Item, limit: int = 10**6) -> Problem:
-    return core_eval.problem_of(task, item, rows_of(task, item), limit)
+    return core_eval.make_problem(task, item, rows_of(task, item), limit)
 
 
 def spans(found: Problem) -> list[str]:
@@ -51,7 +57,7 @@ def spans(found: Problem) -> list[str]:
 
 
 @needs_eval_data
-def test_the_22_tasks_are_read_as_published() -> None:
+def test_the_22_tasks_are_as_published() -> None:
     tasks = core_eval.read_tasks(EVAL_DATA)
     assert len(tasks) == core_eval.NUM_TASKS == 22
     assert [task.label for task in tasks if task.kind == "schema"] == ["winograd", "winogrande"]
@@ -68,31 +74,31 @@ def test_the_22_tasks_are_read_as_published() -> None:
 
 
 @needs_eval_data
-def test_the_corrected_baselines_are_those_of_dclm() -> None:
+def test_v2_baselines_are_those_of_dclm() -> None:
     v1, v2 = core_eval.read_tasks(EVAL_DATA, "v1"), core_eval.read_tasks(EVAL_DATA, "v2")
-    theirs = core_eval._read_baselines(EVAL_DATA / "dclm" / "eval_meta_data_v2.csv", "v1")
-    assert {task.label: task.baseline for task in v2} == {
-        task.label: pytest.approx(theirs[task.label]) for task in v2
-    }
+    with (EVAL_DATA / "dclm" / "eval_meta_data_v2.csv").open(encoding="utf-8") as file:
+        theirs = {row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(file)}
+    for task in v2:
+        assert 100 * task.baseline == pytest.approx(theirs[task.label]), task.label
     assert sum(a.baseline != b.baseline for a, b in zip(v1, v2, strict=True)) == 3
 
 
 @needs_eval_data
 def test_files_that_are_not_the_published_ones_are_named() -> None:
     tasks = core_eval.read_tasks(EVAL_DATA)
-    assert set(core_eval.unlike_published(EVAL_DATA, tasks)) == {
+    assert set(core_eval.unpublished_files(EVAL_DATA, tasks)) == {
         "hellaswag_zeroshot", "hellaswag", "squad", "coqa",
     }  # fmt: skip
 
 
 @needs_eval_data
-def test_what_is_missing_of_a_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"core\.yaml is missing"):
+def test_missing_files_of_a_bundle_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"core\.yaml is missing"):
         core_eval.read_tasks(tmp_path)
     for name in (core_eval.TASKS_FILE, core_eval.BASELINES_FILE):
         shutil.copy(EVAL_DATA / name, tmp_path / name)
     (tmp_path / "eval_data").mkdir()
-    with pytest.raises(UserError, match=r"eval_data lacks .*copa\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"eval_data lacks .*copa\.jsonl"):
         core_eval.read_tasks(tmp_path)
 
 
@@ -103,13 +109,13 @@ def test_published_accuracies_of_gpt2_give_the_published_core() -> None:
                            ("-xl", 0.256525)]:  # fmt: skip
         lines = (EVAL_DATA / f"openai-community-gpt2{name}.csv").read_text().splitlines()[1:]
         rows = [[cell.strip() for cell in line.split(",")] for line in lines]
-        centred = []
+        centered = []
         for label, accuracy, *_ in rows:
             if label in chance:
                 counts = Counts(num_items=10**6, num_right=round(10**6 * float(accuracy)))
-                centred.append(core_eval.centred_accuracy(chance[label], counts))
-        assert len(centred) == 22
-        assert sum(centred) / 22 == pytest.approx(expected, abs=2e-6)
+                centered.append(core_eval.centered(counts.accuracy, chance[label].baseline))
+        assert len(centered) == 22
+        assert sum(centered) / 22 == pytest.approx(expected, abs=2e-6)
 
 
 # ---- items and shots
@@ -123,56 +129,56 @@ def written(folder: Path, items: Sequence[Item]) -> CoreTask:
 
 
 @pytest.mark.parametrize("max_items", [-1, 0, 1, 7, 99])
-def test_items_are_shuffled_whole_and_then_cropped(tmp_path: Path, max_items: int) -> None:
+def test_items_are_shuffled_before_they_are_cropped(tmp_path: Path, max_items: int) -> None:
     items = [{"query": str(i)} for i in range(30)]
     task = written(tmp_path, items)
     found = core_eval.read_items(tmp_path, task, max_items)
-    assert found == slow.items_of(tmp_path / "eval_data" / "some.jsonl", max_items)
+    assert found == plain.items_of(tmp_path / "eval_data" / "some.jsonl", max_items)
     assert len(found) == (30 if max_items < 1 else min(30, max_items))
     if max_items == 7:
         assert found == core_eval.read_items(tmp_path, task)[:7]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 9, 10, 50])
-def test_shots_are_other_items_and_all_of_them_when_there_are_too_few(count: int) -> None:
+def test_few_shot_examples_are_other_items_at_most_all(count: int) -> None:
     items = [{"query": str(i)} for i in range(10)]
     for index in range(10):
-        shots = core_eval.shots_of(items, index, count)
+        shots = core_eval.few_shot_examples(items, index, count)
         assert len(shots) == min(count, 9) == len({shot["query"] for shot in shots})
         assert items[index] not in shots
-        assert shots == core_eval.shots_of(items, index, count)
-    assert core_eval.shots_of(items[:1], 0, count) == []
+        assert shots == core_eval.few_shot_examples(items, index, count)
+    assert core_eval.few_shot_examples(items[:1], 0, count) == []
 
 
-def test_cropping_changes_the_shots() -> None:
+def test_cropping_changes_the_few_shot_examples() -> None:
     items = [{"query": str(i)} for i in range(50)]
-    assert core_eval.shots_of(items, 3, 5) != core_eval.shots_of(items[:25], 3, 5)
+    assert core_eval.few_shot_examples(items, 3, 5) != core_eval.few_shot_examples(items[:25], 3, 5)
 
 
 # ---- prompts
 
 
-def test_a_choice_prompt_takes_question_and_choices_as_they_are() -> None:
+def test_a_choice_prompt_does_not_strip_question_and_choices() -> None:
     task = CoreTask("t", "multiple_choice", 1, "\nAnswer: ")
     item = {"query": "How?\n", "choices": [" so ", "no"], "gold": 1}
     shot = {"query": "Q ", "choices": ["x", "y "], "gold": 1}
-    assert core_eval.prompts_of(task, item, [shot]) == [
+    assert core_eval.make_prompts(task, item, [shot]) == [
         "Q \nAnswer: y \n\nHow?\n\nAnswer:  so ",
         "Q \nAnswer: y \n\nHow?\n\nAnswer: no",
     ]
 
 
-def test_a_schema_prompt_has_one_end_for_all_options() -> None:
+def test_a_schema_prompt_has_the_same_ending_for_all_options() -> None:
     item = {"context_options": ["The cup", "The box"], "continuation": "is big. ", "gold": 0}
-    assert core_eval.prompts_of(SCHEMA, item, [item]) == [
+    assert core_eval.make_prompts(SCHEMA, item, [item]) == [
         "The cup is big. \n\nThe cup is big. ",
         "The cup is big. \n\nThe box is big. ",
     ]
 
 
-def test_a_language_prompt_strips_the_context_and_never_the_continuation() -> None:
+def test_a_language_prompt_strips_the_context_but_not_the_continuation() -> None:
     item = {"context": " One two ", "continuation": "three "}
-    assert core_eval.prompts_of(LANGUAGE, item, [item]) == [
+    assert core_eval.make_prompts(LANGUAGE, item, [item]) == [
         "One two three \n\nOne two",
         "One two three \n\nOne two three ",
     ]
@@ -181,7 +187,7 @@ def test_a_language_prompt_strips_the_context_and_never_the_continuation() -> No
 # ---- spans
 
 
-def test_choices_are_scored_after_their_common_tokens() -> None:
+def test_choices_are_scored_after_their_common_prefix() -> None:
     found = problem(CHOICE, {"query": "The sky is", "choices": ["blue", "green"], "gold": 0})
     assert all(span in ("blue", " blue", "lue", "green", " green", "reen") for span in spans(found))
     starts = {sequence.start for sequence in found.sequences}
@@ -191,7 +197,7 @@ def test_choices_are_scored_after_their_common_tokens() -> None:
     assert first[:start] == second[:start] and first[start] != second[start]
 
 
-def test_options_are_scored_over_their_common_end() -> None:
+def test_schema_options_are_scored_over_their_common_ending() -> None:
     found = problem(
         SCHEMA, {"context_options": ["He saw", "They all saw"], "continuation": "me.", "gold": 1}
     )
@@ -207,37 +213,38 @@ def test_a_continuation_that_changes_earlier_tokens_is_scored_from_the_first_tha
     task = CoreTask("t", "language_modeling", 0, "")
     item = {"context": joined[:1], "continuation": joined[1:]}
     found = problem(task, item)
-    assert not found.is_extension and spans(found) == [joined]
-    assert problem(LANGUAGE, {"context": "One", "continuation": "two"}).is_extension
-    counts = evaluated(task, [item], small_model())
+    assert found.counts.num_not_extension and spans(found) == [joined]
+    joined_later = {"context": "One", "continuation": "two"}
+    assert not problem(LANGUAGE, joined_later).counts.num_not_extension
+    counts = counts_of(task, [item], small_model())
     assert (counts.num_items, counts.num_not_extension) == (1, 1)
 
 
-def test_a_choice_without_a_token_of_its_own_lets_the_first_win_and_is_counted() -> None:
+def test_with_a_choice_without_a_token_of_its_own_the_first_wins_and_it_is_counted() -> None:
     items = [
         {"query": "One", "choices": ["two", "two "], "gold": 0},
         {"query": "One", "choices": ["two", "two "], "gold": 1},
     ]
-    items = [i for i in items if problem(CHOICE, i).has_empty_span]
+    items = [i for i in items if problem(CHOICE, i).counts.num_empty]
     assert len(items) == 2
-    counts = evaluated(CHOICE, items, small_model())
+    counts = counts_of(CHOICE, items, small_model())
     assert (counts.num_right, counts.num_empty) == (1, 2)
     empty = {"context": "One two", "continuation": ""}
     task = CoreTask("t", "language_modeling", 0, "")
-    assert evaluated(task, [empty], small_model()) == Counts(1, 0, 1, 0, 0)
+    assert counts_of(task, [empty], small_model()) == Counts(1, 0, 1, 0, 0)
 
 
-def test_a_prompt_over_the_limit_keeps_its_last_tokens_and_is_counted() -> None:
+def test_a_prompt_longer_than_the_limit_keeps_its_end_and_is_counted() -> None:
     item = {"query": "far away " * 40, "choices": ["blue", "a very dark green"], "gold": 0}
     whole, cut = problem(CHOICE, item), problem(CHOICE, item, limit=20)
-    assert not whole.was_cropped and cut.was_cropped
+    assert not whole.counts.num_cropped and cut.counts.num_cropped
     for before, after in zip(whole.sequences, cut.sequences, strict=True):
         assert after.tokens == before.tokens[-20:]
         assert after.tokens[after.start :] == before.tokens[before.start :]
     tiny = problem(CHOICE, item, limit=3)  # the span itself is too long
     assert len(whole.sequences[1].tokens) - whole.sequences[1].start > 3
     assert (tiny.sequences[1].start, len(tiny.sequences[1].tokens)) == (1, 3)
-    counts = evaluated(CHOICE, [item], small_model())
+    counts = counts_of(CHOICE, [item], small_model())
     assert counts.num_cropped == 1
 
 
@@ -245,7 +252,7 @@ def test_a_prompt_over_the_limit_keeps_its_last_tokens_and_is_counted() -> None:
 
 
 class Fixed:
-    """A model whose logits depend on the last token alone: a table, so that ties can be made."""
+    """A model whose logits depend only on the last token: a table, which can have ties."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -254,31 +261,31 @@ class Fixed:
         return self.table[tokens.gather(1, at)]
 
 
-def test_of_equal_scores_the_first_counts() -> None:
+def test_of_equal_losses_the_first_choice_counts() -> None:
     vocab = small_tokenizer().get_vocab_size()
     flat = Fixed(torch.zeros(vocab, vocab))
     item = {"query": "One", "choices": ["abc", "xyz", "qrs", "xyz"]}
     problems = [problem(CHOICE, {**item, "gold": gold}) for gold in range(4)]
-    right = core_eval.judge(problems, flat, CPU, 64)
+    right = core_eval.solve(problems, flat, CPU, 64)
     assert right == [True, False, False, False]
 
 
-def test_a_choice_that_stands_twice_is_a_tie_that_the_first_wins() -> None:
+def test_a_repeated_choice_is_a_tie_that_the_first_wins() -> None:
     model = small_model(seed=3)
     item = {"query": "One", "choices": ["two", "six", "two"]}
     problems = [problem(CHOICE, {**item, "gold": gold}) for gold in range(3)]
-    right = core_eval.judge(problems, lambda t, at: model(t, logits_at=at), CPU, 64)
+    right = core_eval.solve(problems, lambda t, at: model(t, logits_at=at), CPU, 64)
     assert sum(right) == 1 and not right[2]
 
 
-def test_the_loss_is_the_mean_over_the_span_and_not_its_sum() -> None:
+def test_the_loss_is_the_mean_over_the_span_not_the_sum() -> None:
     vocab = small_tokenizer().get_vocab_size()
-    some = [core_eval.Scored((1, 2, 3, 4), start) for start in (1, 2, 3)]
-    losses, _ = core_eval._score_batch(some, Fixed(torch.zeros(vocab, vocab)), CPU)
-    assert losses == [pytest.approx(math.log(vocab))] * 3
+    some = [core_eval.ScoredSequence((1, 2, 3, 4), start) for start in (1, 2, 3)]
+    scores = core_eval._score_batch(some, Fixed(torch.zeros(vocab, vocab)), CPU)
+    assert [loss for loss, _ in scores] == [pytest.approx(math.log(vocab))] * 3
 
 
-def test_language_modeling_wants_every_token_right() -> None:
+def test_language_modeling_requires_every_token() -> None:
     vocab = small_tokenizer().get_vocab_size()
     item = {"context": "One two", "continuation": "three four"}
     rows = rows_of(LANGUAGE, item)
@@ -292,10 +299,10 @@ def test_language_modeling_wants_every_token_right() -> None:
         def logits_at(_: Tensor, at: Tensor, logits: Tensor = logits) -> Tensor:
             return logits[at]
 
-        assert core_eval.judge([problem(LANGUAGE, item)], logits_at, CPU, 64) == [wrong is None]
+        assert core_eval.solve([problem(LANGUAGE, item)], logits_at, CPU, 64) == [wrong is None]
 
 
-def test_the_longest_go_first_and_no_batch_is_over_its_tokens() -> None:
+def test_longest_sequences_come_first_and_batches_respect_their_token_limit() -> None:
     model, shapes = small_model(), []
 
     def logits_at(tokens: Tensor, at: Tensor) -> Tensor:
@@ -307,7 +314,7 @@ def test_the_longest_go_first_and_no_batch_is_over_its_tokens() -> None:
         for i in range(40)
     ]
     core_eval.evaluate_task(
-        CHOICE, items, small_tokenizer(), logits_at, limit=64, device=CPU, tokens_per_batch=96
+        CHOICE, items, range(40), encode, logits_at, limit=64, device=CPU, tokens_per_batch=96
     )
     lengths = [length for _, length in shapes]
     assert lengths == sorted(lengths, reverse=True)
@@ -327,49 +334,50 @@ def test_the_longest_go_first_and_no_batch_is_over_its_tokens() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("sequence_len", [64, 1024])
-def test_real_items_are_judged_as_one_at_a_time(label: str, count: int, sequence_len: int) -> None:
+def test_real_items_are_scored_as_by_the_reference(
+    label: str, count: int, sequence_len: int
+) -> None:
     [task] = [task for task in core_eval.read_tasks(EVAL_DATA) if task.label == label]
     items = core_eval.read_items(EVAL_DATA, task, count)
-    assert items == slow.items_of(EVAL_DATA / "eval_data" / task.file, count)
+    assert items == plain.items_of(EVAL_DATA / "eval_data" / task.file, count)
     model = small_model(sequence_len=sequence_len, n_layer=1, n_embd=16, n_head=2, n_kv_head=1)
     if sequence_len > 64:
         items = [item for item in items if longest(task, items, item) <= sequence_len] or items[:2]
-    expected = [slow.is_right(task, items, i, model, small_tokenizer()) for i in range(len(items))]
-    counts = evaluated(task, items, model)
+    expected = [plain.is_right(task, items, i, model, small_tokenizer()) for i in range(len(items))]
+    counts = counts_of(task, items, model)
     assert (counts.num_items, counts.num_right) == (len(items), sum(expected))
     assert (counts.num_cropped > 0) == any(longest(task, items, i) > sequence_len for i in items)
-    one_by_one = [
-        evaluated(task, items, model, rank=r, world_size=len(items)) for r in range(len(items))
-    ]
+    one_by_one = [counts_of(task, items, model, indices=[i]) for i in range(len(items))]
     assert [bool(one.num_right) for one in one_by_one] == expected
     for world_size in (2, 3):
-        shares = [evaluated(task, items, model, rank=r, world_size=world_size)
-                  for r in range(world_size)]  # fmt: skip
+        shares = [counts_of(task, items, model, indices=range(rank, len(items), world_size))
+                  for rank in range(world_size)]  # fmt: skip
         assert sum(shares, Counts()) == counts
 
 
 def longest(task: CoreTask, items: list[Item], item: Item) -> int:
-    shots = core_eval.shots_of(items, items.index(item), task.num_shots)
+    shots = core_eval.few_shot_examples(items, items.index(item), task.num_shots)
     return max(map(len, rows_of(task, item, shots)))
 
 
-def test_counts_add_up_field_by_field_and_centre_on_chance() -> None:
+def test_counts_add_up_by_field_and_chance_is_centered_at_0() -> None:
     assert Counts(1, 2, 3, 4, 5) + Counts(10, 20, 30, 40, 50) == Counts(11, 22, 33, 44, 55)
-    assert core_eval.centred_accuracy(CHOICE, Counts(8, 2)) == 0.0
-    assert core_eval.centred_accuracy(CHOICE, Counts(8, 8)) == 1.0
-    assert core_eval.centred_accuracy(LANGUAGE, Counts()) == 0.0
-    assert core_eval.centred(0.0, 0.25) == pytest.approx(-1 / 3)
+    assert (Counts(8, 2).accuracy, Counts(8, 8).accuracy, Counts().accuracy) == (0.25, 1.0, 0.0)
+    assert (core_eval.centered(0.25, 0.25), core_eval.centered(1.0, 0.25)) == (0.0, 1.0)
+    assert core_eval.centered(0.0, 0.25) == pytest.approx(-1 / 3)
 
 
-def test_progress_is_told_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_for_any_chunk_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     items = [
         {"query": f"{i} and", "choices": ["red", "blue", "green"], "gold": i % 3} for i in range(25)
     ]
-    model, told = small_model(), []
-    whole = evaluated(CHOICE, items, model)
+    model, progress = small_model(), []
+    whole = counts_of(CHOICE, items, model)
     monkeypatch.setattr(core_eval, "CHUNK_ITEMS", 4)
-    assert evaluated(CHOICE, items, model, on_progress=told.append) == whole
-    assert told == [4, 8, 12, 16, 20, 24, 25]
+    assert counts_of(CHOICE, items, model, on_progress=progress.append) == whole
+    assert progress == [4, 8, 12, 16, 20, 24, 25]
 
 
 # ---- scripts.base_eval
@@ -377,7 +385,7 @@ def test_progress_is_told_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPat
 QUICK = ["--device_type=cpu", "--primer_problems=6"]
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
+def log_text(caplog: pytest.LogCaptureFixture) -> str:
     found = "\n".join(record.getMessage() for record in caplog.records)
     caplog.clear()
     return found
@@ -387,7 +395,7 @@ def said(caplog: pytest.LogCaptureFixture) -> str:
 def log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.LogCaptureFixture:
-    """What a command says; it may not replace the handlers."""
+    """The log of a command, which must not replace the handlers."""
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     caplog.set_level(logging.INFO)
     return caplog
@@ -405,46 +413,47 @@ def small_bundle(folder: Path, items_per_task: int) -> None:
 
 
 @needs_eval_data
-def test_a_cropped_run_measures_every_task_and_says_that_it_is_not_core(
+def test_a_cropped_run_measures_every_task_and_is_not_called_core(
     base_dir: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_small_run("base")
     (base_dir / "eval_bundle").symlink_to(EVAL_DATA)
     base_eval.main(["--max_per_task=1", *QUICK])
-    words = said(log)
-    assert "which is not CORE: cropped to 1 items a task; other files than the published" in words
-    assert "CORE is" not in words and "Odd items: " in words
+    words = log_text(log)
+    assert "not CORE: at most 1 items per task; other files than the published" in words
+    assert "CORE is" not in words and "Irregular items: " in words
     section = report.read_section("base_eval")
     assert section is not None and section["complete"]
     assert len(section["rows"]) == 1 + 22 + 1 and len(section["samples"]) == 4
     assert [row[1] for row in section["rows"][1:23]] == [1] * 22
     assert "CORE" not in section["table"]
 
-    monkeypatch.setattr(core_eval, "evaluate_task", None)  # asked again, it asks nobody
+    monkeypatch.setattr(core_eval, "evaluate_task", None)  # must not be called
     base_eval.main(["--max_per_task=1", *QUICK])
-    again = said(log)
-    assert "measured already" in again and "hellaswag_zeroshot" in again and "not CORE" in again
+    again = log_text(log)
+    assert "already measured" in again and "hellaswag_zeroshot" in again and "not CORE" in again
 
 
 @needs_eval_data
-def test_a_whole_run_on_the_published_files_is_core(
+def test_a_full_run_on_the_published_files_is_core(
     base_dir: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_small_run("base")
     small_bundle(base_dir / "eval_bundle", 2)
-    monkeypatch.setattr(core_eval, "unlike_published", lambda *_: [])
+    monkeypatch.setattr(core_eval, "unpublished_files", lambda *_: [])
     base_eval.main(QUICK)
     section = report.read_section("base_eval")
     assert section is not None
     results = section["results"]
     tasks = core_eval.read_tasks(EVAL_DATA)
-    centred = [core_eval.centred_accuracy(t, Counts(**results[t.label])) for t in tasks]
-    assert section["table"]["CORE"] == pytest.approx(sum(centred) / 22)
-    assert f"CORE is {sum(centred) / 22:.4f} (baselines v1)." in said(log)
+    accuracies = [Counts(**results[task.label]).accuracy for task in tasks]
+    centered = [core_eval.centered(a, t.baseline) for a, t in zip(accuracies, tasks, strict=True)]
+    assert section["table"]["CORE"] == pytest.approx(sum(centered) / 22)
+    assert f"CORE is {sum(centered) / 22:.4f} (baselines v1)." in log_text(log)
 
 
 @needs_eval_data
-def test_a_run_that_was_killed_goes_on_with_the_tasks_that_are_left(
+def test_a_killed_run_resumes_with_the_remaining_tasks(
     base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_small_run("base")
@@ -471,12 +480,12 @@ def test_a_run_that_was_killed_goes_on_with_the_tasks_that_are_left(
     assert [row[0] for row in section["rows"][1:]] == labels[:10]
 
 
-def test_without_the_bundle_it_says_what_is_missing_and_measures_the_rest(
+def test_without_the_bundle_the_rest_is_measured_and_the_download_is_explained(
     base_dir: Path, log: pytest.LogCaptureFixture
 ) -> None:
     save_small_run("base")
     base_eval.main(QUICK)
-    words = said(log)
+    words = log_text(log)
     assert f"CORE is not measured: {base_dir}/eval_bundle/core.yaml is missing" in words
     assert "unzip eval_bundle.zip -d" in words
     section = report.read_section("base_eval")
@@ -485,13 +494,13 @@ def test_without_the_bundle_it_says_what_is_missing_and_measures_the_rest(
     assert "CORE is not measured" in section["notes"][0]
 
 
-def test_without_a_model_it_names_the_command_that_makes_one() -> None:
+def test_without_a_model_the_training_command_is_named() -> None:
     with pytest.raises(UserError, match=r"no checkpoint in .*; run python -m scripts\.base_train"):
         base_eval.main(QUICK)
 
 
-def test_plain_choices_hold_the_right_sentence_once_and_three_wrong_ones() -> None:
-    items = base_eval.plain_choices(150)
+def test_plain_choices_are_four_different_sentences() -> None:
+    items = plain_choices(150)
     assert len(items) > 100
     for item in items:
         assert len(set(item["choices"])) == 4 and item["query"].endswith(" Answer:")
@@ -500,14 +509,14 @@ def test_plain_choices_hold_the_right_sentence_once_and_three_wrong_ones() -> No
 
 
 @pytest.mark.parametrize(
-    ("sentence", "answer", "other", "told"),
+    ("sentence", "answer", "other", "expected"),
     [
         ("It is an apple.", "apple", "pear", "It is a pear."),
         ("It is a pear.", "pear", "apple", "It is an apple."),
         ("The fox is red.", "red", "old", "The fox is old."),
     ],
 )
-def test_another_answer_is_told_with_its_own_article(
-    sentence: str, answer: str, other: str, told: str
+def test_another_answer_gets_its_own_article(
+    sentence: str, answer: str, other: str, expected: str
 ) -> None:
-    assert base_eval.told_otherwise(sentence, answer, other) == told
+    assert with_answer(sentence, answer, other) == expected

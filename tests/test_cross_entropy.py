@@ -1,4 +1,4 @@
-"""The rest, with the model around it, is in test_gpt.py."""
+"""The loss alone; test_gpt.py tests it within the model."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ def inputs(
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups and parts that do not divide the rows."""
-    monkeypatch.setattr(cross_entropy, "CACHE_ELEMENTS", 4 * VOCAB)
+    monkeypatch.setattr(cpu_matmul, "CACHE_ELEMENTS", 4 * VOCAB)
     monkeypatch.setattr(cross_entropy, "CPU_GROUP_ELEMENTS", 9 * VOCAB)
 
 
@@ -62,7 +62,7 @@ def exact(
 def test_loss_and_gradients_equal_those_of_float64_row_by_row(
     cap: float, scale: float, count: int, is_amd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_matmul, "IS_AMD", is_amd)
+    monkeypatch.setattr(cpu_matmul, "is_amd", lambda: is_amd)
     x, weight, targets = inputs(count, scale)
     targets[1::3] = -1
     weights = torch.linspace(-1, 2, count)
@@ -71,14 +71,14 @@ def test_loss_and_gradients_equal_those_of_float64_row_by_row(
         found = capped_cross_entropy(x, weight, targets, cap)
     torch.testing.assert_close(found.double(), nll, atol=2e-5, rtol=2e-4)
     total = weighted_cross_entropy(x, weight, targets, weights, cap)
-    (3 * total).backward()  # whoever scales the loss scales its gradients
+    (3 * total).backward()  # scaling the loss scales its gradients
     expected = (nll * weights).sum(), 3 * grad_x, 3 * grad_weight
     for ours, one in zip((total.detach(), x.grad, weight.grad), expected, strict=True):
         assert ours is not None
         torch.testing.assert_close(ours.double(), one, atol=6e-5, rtol=2e-4)
 
 
-def test_losses_of_single_targets_can_be_learned_from_as_well() -> None:
+def test_single_losses_have_gradients_as_well() -> None:
     x, weight, targets = inputs(10)
     targets[3] = -1
     weights = torch.linspace(-1, 2, 10)
@@ -89,7 +89,7 @@ def test_losses_of_single_targets_can_be_learned_from_as_well() -> None:
         torch.testing.assert_close(ours.double(), one, atol=2e-5, rtol=2e-4)
 
 
-def test_ignored_targets_cost_nothing_and_leave_no_gradient() -> None:
+def test_masked_targets_have_no_loss_and_no_gradient() -> None:
     x, weight, targets = inputs(12)
     targets[[0, 5, 11]] = -1
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_without_targets_the_gradient_is_zero_and_not_nan(count: int) -> None:
     assert weight.grad is not None and not weight.grad.any()
 
 
-def test_bfloat16_activations_give_float32_losses_and_gradients_as_the_plain_way_does() -> None:
+def test_bfloat16_activations_give_the_losses_and_gradients_of_plain_autograd() -> None:
     found = []
     weights = torch.linspace(0.5, 1.5, 30) / 30
     for is_ours in (True, False):
@@ -131,8 +131,8 @@ def test_bfloat16_activations_give_float32_losses_and_gradients_as_the_plain_way
         torch.testing.assert_close(ours, plain, atol=2e-3, rtol=2e-2)
 
 
-def test_the_way_of_a_gpu_takes_ignored_targets_in_its_stride() -> None:
-    """There the rows are not picked out first, since asking for them would make the GPU wait."""
+def test_masked_targets_may_be_kept_as_on_a_gpu() -> None:
+    """There the rows are not selected first: their count would make the CPU wait for the GPU."""
     x, weight, targets = inputs(20)
     targets[[0, 7]] = -1
     weights = torch.linspace(-1, 1, 20)
@@ -146,7 +146,7 @@ def test_the_way_of_a_gpu_takes_ignored_targets_in_its_stride() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same() -> None:
+def test_the_compiled_loss_has_the_same_gradients() -> None:
     x, weight, targets = inputs(20)
     targets[[0, 7]] = -1
     weights = torch.linspace(-1, 1, 20)
@@ -158,7 +158,7 @@ def test_compiled_it_is_the_same() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches how many elements the largest result within it has."""
+    """Records the number of elements of the largest result."""
 
     num_elements = 0
 
@@ -169,7 +169,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_is_larger_than_a_group_of_logits_and_none_is_kept() -> None:
+def test_no_tensor_exceeds_one_group_and_no_logits_are_kept() -> None:
     count, kept = 50, []
     x, weight, targets = inputs(count)
 
@@ -192,7 +192,7 @@ def test_no_tensor_is_larger_than_a_group_of_logits_and_none_is_kept() -> None:
     assert plain.num_elements == count * VOCAB
 
 
-def test_a_frozen_weight_and_frozen_activations_leave_the_others_gradient() -> None:
+def test_with_one_input_frozen_the_other_gets_the_same_gradient() -> None:
     for frozen in (0, 1):
         both, one = inputs(10), inputs(10)
         weighted_cross_entropy(*both, torch.ones(10), 15.0).backward()
@@ -204,7 +204,7 @@ def test_a_frozen_weight_and_frozen_activations_leave_the_others_gradient() -> N
         torch.testing.assert_close(one[1 - frozen].grad, expected)
 
 
-def test_the_cap_bends_in_float32_and_leaves_small_logits_alone() -> None:
+def test_the_soft_cap_is_computed_in_float32_and_keeps_small_logits() -> None:
     logits = torch.tensor([-1e4, -15.0, 0.0, 0.01, 15.0, 1e4]).to(torch.bfloat16)
     capped = soft_cap(logits, 15.0)
     assert capped.dtype == torch.float32

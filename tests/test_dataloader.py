@@ -16,7 +16,6 @@ from nanochat.data.batch import Batch
 from nanochat.dataloader import (
     Ids,
     block_order,
-    epoch,
     packed_batches,
     tokenizing_distributed_data_loader,
 )
@@ -185,7 +184,7 @@ def test_the_state_is_the_position_of_the_block_and_the_row_in_it() -> None:
     states = [(batch.resume["document"], batch.resume["row"]) for batch in made]
     assert states == [(0, 10), (0, 20), (0, 30), (32, 8), (32, 18), (32, 28), (64, 6)]
     assert {batch.resume["offset"] for batch in made} == {0}
-    assert [epoch(batch.resume) for batch in made] == [1, 2, 3, 4, 5, 6, 7]
+    assert [batch.metrics["epoch"] for batch in made] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_the_order_of_a_block_changes_with_the_seed_and_the_block() -> None:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset, paths, primer
-from nanochat.data import shards, text_import
+from nanochat.data import hub_files, text_import
 from nanochat.data.shards import Documents
-from nanochat.data.text_import import cut_at_paragraphs
+from nanochat.data.text_import import split_at_paragraphs
 from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
 from tests.hub import Hub, running_hub
@@ -27,17 +27,17 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_primer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 50)
     monkeypatch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 20)
 
 
-def texts_of(source: str) -> dict[str, list[str]]:
+def split_texts(source: str) -> dict[str, list[str]]:
     return {"train": list(iter_texts("train", source)), "val": list(iter_texts("val", source))}
 
 
-def everything(source: str) -> Counter[str]:
-    return Counter(text for texts in texts_of(source).values() for text in texts)
+def all_texts(source: str) -> Counter[str]:
+    return Counter(text for texts in split_texts(source).values() for text in texts)
 
 
 def write_parquet(path: Path, texts: Any, name: str = "text", **options: Any) -> None:
@@ -49,18 +49,18 @@ def as_lines(texts: list[str], name: str = "text") -> bytes:
     return "".join(json.dumps({name: text}) + "\n" for text in texts).encode()
 
 
-# ---- the built-in world
+# ---- the built-in synthetic world
 
 
-def test_primer_shards_hold_the_documents_of_the_world_in_order() -> None:
+def test_primer_shards_hold_the_generated_documents_in_order() -> None:
     assert make("primer", 2) == "primer"
-    found = texts_of("primer")
-    assert found["train"] == [primer.document(dataset.PRIMER_SEED, i, "train") for i in range(100)]
-    assert found["val"] == [primer.document(dataset.PRIMER_SEED, i, "val") for i in range(20)]
+    texts = split_texts("primer")
+    assert texts["train"] == [primer.document(dataset.PRIMER_SEED, i, "train") for i in range(100)]
+    assert texts["val"] == [primer.document(dataset.PRIMER_SEED, i, "val") for i in range(20)]
     assert dataset.current_source() == "primer"
 
 
-def test_making_a_source_again_writes_nothing_anew(base_dir: Path) -> None:
+def test_making_a_source_again_writes_nothing(base_dir: Path) -> None:
     def stamps() -> dict[str, int]:
         return {p.name: p.stat().st_mtime_ns for p in (base_dir / "data/primer").glob("*.parquet")}
 
@@ -70,18 +70,18 @@ def test_making_a_source_again_writes_nothing_anew(base_dir: Path) -> None:
     assert stamps() == before
 
 
-def test_shards_of_an_older_world_are_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_an_older_primer_are_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     make("primer", 1)
-    older = texts_of("primer")["train"]
+    older = split_texts("primer")["train"]
     monkeypatch.setattr(dataset, "PRIMER_SEED", 77)
     make("primer", 1)
-    assert texts_of("primer")["train"] == older
+    assert split_texts("primer")["train"] == older
     monkeypatch.setattr(primer, "fingerprint", lambda: "another")
     make("primer", 1)
-    assert texts_of("primer")["train"] != older
+    assert split_texts("primer")["train"] != older
 
 
-def test_more_shards_are_added_and_fewer_are_taken_as_asked() -> None:
+def test_the_number_of_shards_in_use_is_the_one_requested_last() -> None:
     lengths = []
     for num_shards in (1, 3, 2):
         make("primer", num_shards)
@@ -89,39 +89,39 @@ def test_more_shards_are_added_and_fewer_are_taken_as_asked() -> None:
     assert lengths == [50, 150, 100]
 
 
-def test_a_shard_that_was_cut_short_is_found_before_it_is_read_and_made_anew() -> None:
+def test_a_truncated_shard_is_detected_before_it_is_read_and_written_again() -> None:
     make("primer", 2)
-    right = texts_of("primer")
+    right = split_texts("primer")
     path = shard_paths("primer", "train")[1]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"{path.name}.*remove.*nanochat.dataset"):
         shard_paths("primer", "train")
     make("primer", 2)
-    assert texts_of("primer") == right
+    assert split_texts("primer") == right
 
 
 @pytest.mark.parametrize("text", ["", "null", '{"train": 3}', '{"train": [{}], "val": []}'])
-def test_a_damaged_manifest_is_made_anew_by_the_command_that_is_named(
+def test_a_damaged_manifest_is_rebuilt_by_the_command_that_the_error_names(
     base_dir: Path, text: str
 ) -> None:
     make("primer", 1)
-    before = texts_of("primer")
+    before = split_texts("primer")
     (base_dir / "data/primer/manifest.json").write_text(text)
     with pytest.raises(UserError, match="dataset --source primer first"):
         shard_paths("primer", "train")
     make("primer", 1)
-    assert texts_of("primer") == before
+    assert split_texts("primer") == before
 
 
-def test_a_shard_that_was_changed_in_place_is_made_anew_when_it_is_asked_for() -> None:
+def test_a_shard_with_a_flipped_bit_is_written_again_by_the_next_make() -> None:
     make("primer", 1)
-    right = texts_of("primer")
+    right = split_texts("primer")
     path = shard_paths("primer", "train")[0]
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 16
     path.write_bytes(content)
     make("primer", 1)
-    assert texts_of("primer") == right
+    assert split_texts("primer") == right
 
 
 # ---- the hub
@@ -144,32 +144,30 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.mark.parametrize("source", ["fineweb-edu", "climbmix"])
-def test_the_validation_shard_is_the_same_whatever_has_been_downloaded(
-    hub: Hub, source: str
-) -> None:
+def test_the_validation_shard_is_the_same_for_any_number_of_shards(hub: Hub, source: str) -> None:
     for num_shards in (1, 5, 2):
         make(source, num_shards)
-        found = texts_of(source)
-        assert {text[0] for text in found["val"]} == {"5"}
-        assert {text[0] for text in found["train"]} == {str(n) for n in range(num_shards)}
+        texts = split_texts(source)
+        assert {text[0] for text in texts["val"]} == {"5"}
+        assert {text[0] for text in texts["train"]} == {str(n) for n in range(num_shards)}
     assert len(hub.requests) == 6
 
 
-def test_after_one_download_nothing_touches_the_network(
+def test_after_one_download_everything_works_offline(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("fineweb-edu", 2)
     num_requests = len(hub.requests)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "not an address")
     make("fineweb-edu", 2)
-    assert len(everything("fineweb-edu")) == 60
+    assert len(all_texts("fineweb-edu")) == 60
     with pytest.raises(UserError, match=r"shard_00002.*HF_HUB_OFFLINE.*--source primer"):
         make("fineweb-edu", 3)
     assert len(hub.requests) == num_requests
 
 
-def test_a_failed_download_leaves_the_source_in_use_as_it_was(hub: Hub) -> None:
+def test_a_failed_download_leaves_the_current_source_unchanged(hub: Hub) -> None:
     make("primer", 1)
     del hub.files["/datasets/someone/texts/resolve/main/shard_00001.parquet"]
     with pytest.raises(UserError, match="404"):
@@ -179,44 +177,43 @@ def test_a_failed_download_leaves_the_source_in_use_as_it_was(hub: Hub) -> None:
     assert len(hub.requests) == 2
 
 
-def test_a_shard_on_the_disk_that_shrank_is_downloaded_again(hub: Hub) -> None:
+def test_a_truncated_shard_is_downloaded_again(hub: Hub) -> None:
     make("fineweb-edu", 1)
-    right = everything("fineweb-edu")
+    right = all_texts("fineweb-edu")
     path = shard_paths("fineweb-edu", "train")[0]
     path.write_bytes(path.read_bytes()[:100])
     make("fineweb-edu", 1)
-    assert everything("fineweb-edu") == right
+    assert all_texts("fineweb-edu") == right
 
 
-def test_files_of_tasks_are_brought_once_and_then_stages_work_offline(
+def test_prefetched_task_files_are_downloaded_once_and_used_offline(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = io.BytesIO()
     pq.write_table(pa.table({"question": ["Why?"]}), raw)
     hub.files = {
         f"/datasets/{repo}/resolve/main/{path}": raw.getvalue()
-        for files in dataset.TASK_FILES.values()
+        for files in hub_files.TASK_FILES.values()
         for repo, path in files
     }
-    dataset.prefetch("mid,sft,rl,eval")
-    assert sorted(hub.requests) == sorted(hub.files)
+    hub_files.prefetch("mid,sft,rl,eval")
+    assert sorted(hub.requests) == sorted(hub.files)  # each once, though stages share files
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for files in dataset.TASK_FILES.values():
+    for files in hub_files.TASK_FILES.values():
         for repo, path in files:
-            assert shards.read_rows(dataset.task_file(repo, path)) == [{"question": "Why?"}]
+            assert hub_files.task_rows([(repo, path)]) == [{"question": "Why?"}]
 
 
-def test_a_file_of_a_task_that_is_not_there_offline_names_its_prefetch(
+def test_a_missing_task_file_names_its_prefetch_when_offline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    repo, path = dataset.TASK_FILES["eval"][0]
     with pytest.raises(UserError, match="--prefetch eval"):
-        dataset.task_file(repo, path)
+        hub_files.task_rows(hub_files.TASK_FILES["eval"][:1])
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
         (["-n", "0"], "-n 0"),
         (["-n", "6"], "-n 6 is not between 1 and 5"),
@@ -226,48 +223,48 @@ def test_a_file_of_a_task_that_is_not_there_offline_names_its_prefetch(
         (["--source="], "--source"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_brought(
-    hub: Hub, base_dir: Path, argv: list[str], words: str
+def test_invalid_options_are_refused_before_any_download(
+    hub: Hub, base_dir: Path, argv: list[str], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         dataset.main(argv)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert hub.requests == []
     assert not list(base_dir.rglob("*.parquet"))
 
 
-def test_files_of_tasks_alone_can_be_brought_and_the_text_in_use_stays(hub: Hub) -> None:
+def test_prefetch_alone_leaves_the_current_source_unchanged(hub: Hub) -> None:
     make("primer", 1)
     hub.files = {
-        f"/datasets/{repo}/resolve/main/{path}": b"x" for repo, path in dataset.TASK_FILES["rl"]
+        f"/datasets/{repo}/resolve/main/{path}": b"x" for repo, path in hub_files.TASK_FILES["rl"]
     }
     dataset.main(["-n", "0", "--prefetch=rl"])
-    assert hub.requests == list(hub.files)
+    assert sorted(hub.requests) == sorted(hub.files)
     assert dataset.current_source() == "primer"
 
 
-# ---- anybody's own text
+# ---- importing the user's text
 
 
-def compressed(kind: str, content: bytes) -> bytes:
-    if kind == "gz":
+def compressed(suffix: str, content: bytes) -> bytes:
+    if suffix == "gz":
         return gzip.compress(content)
-    return pa.compress(content, codec="zstd", asbytes=True) if kind == "zst" else content
+    return pa.compress(content, codec="zstd", asbytes=True) if suffix == "zst" else content
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_file_of_documents_is_imported_to_the_last_one(tmp_path: Path, name: str) -> None:
+def test_every_document_of_a_file_is_imported(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith("parquet"):
         write_parquet(path, TEXTS, row_group_size=70)
     else:
         path.write_bytes(compressed(name.rpartition(".")[2], as_lines(TEXTS)))
     source = make(str(path), 1)
-    assert everything(source) == Counter(TEXTS)
+    assert all_texts(source) == Counter(TEXTS)
     assert dataset.current_source() == source
 
 
-def test_text_files_are_cut_at_paragraphs_and_nothing_is_lost(
+def test_text_files_are_split_at_paragraphs_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_import, "MAX_DOCUMENT_CHARACTERS", 500)
@@ -275,46 +272,46 @@ def test_text_files_are_cut_at_paragraphs_and_nothing_is_lost(
         f"Paragraph {number}.\nIts second line." * (1 + number % 5) for number in range(400)
     ]
     (tmp_path / "book.txt").write_text("\n \n\n".join(paragraphs) + "\n\n\n", encoding="utf-8-sig")
-    found = everything(make(str(tmp_path), 1))
-    assert max(map(len, found)) <= 600
-    assert Counter(part for text in found for part in text.split("\n\n")) == Counter(paragraphs)
+    texts = all_texts(make(str(tmp_path), 1))
+    assert max(map(len, texts)) <= 600
+    assert Counter(part for text in texts for part in text.split("\n\n")) == Counter(paragraphs)
 
 
-def test_a_paragraph_beyond_the_limit_stays_whole() -> None:
-    assert list(cut_at_paragraphs(["a" * 50 + "\n", "\n", "b\n", "\n", "c"], 10)) == [
+def test_a_paragraph_beyond_the_limit_is_not_split() -> None:
+    assert list(split_at_paragraphs(["a" * 50 + "\n", "\n", "b\n", "\n", "c"], 10)) == [
         "a" * 50,
         "b\n\nc",
     ]
-    assert list(cut_at_paragraphs(["\n", " \n"], 10)) == []
+    assert list(split_at_paragraphs(["\n", " \n"], 10)) == []
 
 
-def test_a_folder_of_mixed_kinds_and_depths_is_read_as_a_whole(tmp_path: Path) -> None:
+def test_a_folder_of_mixed_formats_and_depths_is_imported_completely(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b" / "a.parquet", TEXTS[:100])
     (tmp_path / "c.jsonl").write_bytes(as_lines(TEXTS[100:150]))
     (tmp_path / "b" / "d.jsonl.zst").write_bytes(compressed("zst", as_lines(TEXTS[150:250])))
     for number, text in enumerate(TEXTS[250:]):
         (tmp_path / "b" / f"{number}.TXT").write_text(text, encoding="utf-8")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    (tmp_path / ".hidden.txt").write_text("not meant")
+    (tmp_path / ".hidden.txt").write_text("not to be imported")
     (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "x.txt").write_text("not meant")
+    (tmp_path / ".cache" / "x.txt").write_text("not to be imported")
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "lost.txt").symlink_to(tmp_path / "nowhere")
-    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+    assert all_texts(make(str(tmp_path), 1)) == Counter(TEXTS)
 
 
-def test_shards_of_parquet_are_used_where_they_are_and_the_last_by_name_validates(
+def test_parquet_shards_are_used_in_place_and_the_last_by_name_validates(
     tmp_path: Path, base_dir: Path
 ) -> None:
     for number in (2, 0, 1):
         write_parquet(tmp_path / f"s{number}.parquet", [f"{number} {text}" for text in TEXTS[:10]])
-    found = texts_of(make(str(tmp_path), 1))
-    assert [text[0] for text in found["train"]] == ["0"] * 10 + ["1"] * 10
-    assert {text[0] for text in found["val"]} == {"2"}
+    texts = split_texts(make(str(tmp_path), 1))
+    assert [text[0] for text in texts["train"]] == ["0"] * 10 + ["1"] * 10
+    assert {text[0] for text in texts["val"]} == {"2"}
     assert not list(base_dir.rglob("*.parquet"))
 
 
-def test_the_same_text_is_imported_once_and_changed_text_anew(
+def test_unchanged_text_is_imported_once_and_changed_text_again(
     tmp_path: Path, base_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -327,13 +324,11 @@ def test_the_same_text_is_imported_once_and_changed_text_anew(
     assert "imported already" in caplog.text
     assert {p: p.stat().st_mtime_ns for p in base_dir.rglob("*.parquet")} == stamps
     path.write_bytes(as_lines([*TEXTS, "And one more."]))
-    assert everything(make(str(path), 1)) == Counter([*TEXTS, "And one more."])
+    assert all_texts(make(str(path), 1)) == Counter([*TEXTS, "And one more."])
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "changed"])
-def test_an_import_whose_shard_is_gone_or_damaged_is_done_again(
-    tmp_path: Path, damage: str
-) -> None:
+def test_an_import_with_a_missing_or_damaged_shard_is_repeated(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(as_lines(TEXTS))
     source = make(str(path), 1)
@@ -343,79 +338,78 @@ def test_an_import_whose_shard_is_gone_or_damaged_is_done_again(
     if damage != "removed":
         content[len(content) // 2] ^= 1
         shard.write_bytes(content[:-7] if damage == "cut" else content)
-    assert everything(make(str(path), 1)) == Counter(TEXTS)
+    assert all_texts(make(str(path), 1)) == Counter(TEXTS)
 
 
-def test_an_import_can_be_used_by_its_name_after_the_text_itself_is_gone(tmp_path: Path) -> None:
+def test_an_import_can_be_used_by_name_after_its_files_are_gone(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(as_lines(TEXTS))
     source = make(str(path), 1)
     make("primer", 1)
     path.unlink()
     assert make(source, 1) == source == dataset.current_source()
-    assert everything(source) == Counter(TEXTS)
+    assert all_texts(source) == Counter(TEXTS)
 
 
 def test_a_base_directory_can_be_moved(
     tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("primer", 1)
-    right = texts_of("primer")
+    right = split_texts("primer")
     base_dir.rename(tmp_path / "moved")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "moved"))
-    assert texts_of("primer") == right
+    assert split_texts("primer") == right
 
 
 @pytest.mark.parametrize("num_documents", [2, 3, 20])
-def test_any_two_documents_are_enough_to_train_and_to_validate(
-    tmp_path: Path, num_documents: int
-) -> None:
+def test_two_different_documents_are_enough(tmp_path: Path, num_documents: int) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS[:num_documents]))
-    found = texts_of(make(str(tmp_path), 1))
-    assert found["train"] and found["val"]
-    assert Counter(found["train"] + found["val"]) == Counter(TEXTS[:num_documents])
+    texts = split_texts(make(str(tmp_path), 1))
+    assert texts["train"] and texts["val"]
+    assert Counter(texts["train"] + texts["val"]) == Counter(TEXTS[:num_documents])
 
 
-def test_what_validates_is_chosen_by_content_and_no_text_is_on_both_sides(tmp_path: Path) -> None:
+def test_the_split_depends_on_content_only_and_no_text_is_in_both(tmp_path: Path) -> None:
     for name, texts in {"a": TEXTS * 2, "b": TEXTS[::-1]}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jsonl").write_bytes(as_lines(texts))
-    one, other = texts_of(make(str(tmp_path / "a"), 1)), texts_of(make(str(tmp_path / "b"), 1))
-    assert set(one["val"]) == set(other["val"])
-    assert not set(one["val"]) & set(one["train"])
-    assert 0.01 < len(other["val"]) / len(TEXTS) < 0.12
+    first, second = (
+        split_texts(make(str(tmp_path / "a"), 1)),
+        split_texts(make(str(tmp_path / "b"), 1)),
+    )
+    assert set(first["val"]) == set(second["val"])
+    assert not set(first["val"]) & set(first["train"])
+    assert 0.01 < len(second["val"]) / len(TEXTS) < 0.12
 
 
-def test_documents_are_mixed_so_that_a_batch_is_not_all_of_one_book(tmp_path: Path) -> None:
+def test_imported_documents_are_shuffled_reproducibly(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
-    order = [TEXTS.index(text) for text in texts_of(make(str(tmp_path), 1))["train"]]
+    order = [TEXTS.index(text) for text in split_texts(make(str(tmp_path), 1))["train"]]
     assert order != sorted(order)
-    assert order == [TEXTS.index(text) for text in texts_of(make(str(tmp_path), 1))["train"]]
+    assert order == [TEXTS.index(text) for text in split_texts(make(str(tmp_path), 1))["train"]]
 
 
 def test_several_shards_are_written_and_read_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "PATH_SHARD_CHARACTERS", 2000)
+    monkeypatch.setattr(dataset, "IMPORT_SHARD_CHARACTERS", 2000)
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
     source = make(str(tmp_path), 1)
     assert len(shard_paths(source, "train")) > 5
-    assert everything(source) == Counter(TEXTS)
+    assert all_texts(source) == Counter(TEXTS)
 
 
-def test_a_compressed_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
+def test_a_compressed_file_of_several_frames_is_read_completely(tmp_path: Path) -> None:
     halves = as_lines(TEXTS[:150]), as_lines(TEXTS[150:])
     for kind in ("gz", "zst"):
         path = tmp_path / f"a.jsonl.{kind}"
         path.write_bytes(b"".join(compressed(kind, half) for half in halves))
-        assert everything(make(str(path), 1)) == Counter(TEXTS)
+        assert all_texts(make(str(path), 1)) == Counter(TEXTS)
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
-def test_a_compressed_file_that_was_cut_short_is_refused(
-    tmp_path: Path, kind: str, share: float
-) -> None:
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path, kind: str, share: float) -> None:
     noise = random.Random(2)
     texts = [noise.randbytes(300).hex() for _ in range(300)]
     whole = compressed(kind, as_lines(texts))
@@ -427,43 +421,43 @@ def test_a_compressed_file_that_was_cut_short_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b'{"text": "a"}\n\n{"text": 3}\n', 'a.jsonl:3 is not an object with a "text"'),
         (b'{"text": "a"}\n["b"]\n', "a.jsonl:2 is not an object"),
         (b'{"content": "a"}\n', 'a.jsonl:1 is not an object with a "text"'),
         (b'{"text": "a"}\n{"text": \n', "a.jsonl:2: "),
         (b'{"text": "caf\xe9"}\n', "a.jsonl:1: "),
-        (b"", "holds too little text: 0 documents"),
-        (b'{"text": "only one"}\n', "holds too little text: 1 documents"),
-        (b'{"text": "twin"}\n{"text": "twin"}\n', "holds too little text"),
-        (b'{"text": ""}\n{"text": " "}\n', "holds too little text: 0 documents"),
+        (b"", "holds too little text"),
+        (b'{"text": "only one"}\n', "holds too little text"),
+        (b'{"text": "same"}\n{"text": "same"}\n', "holds too little text"),
+        (b'{"text": ""}\n{"text": " "}\n', "holds too little text"),
         (b"[" * 100_000 + b"\n", "a.jsonl:1: "),
     ],
 )
-def test_lines_that_are_not_documents_are_refused_with_file_and_line(
-    tmp_path: Path, content: bytes, words: str
+def test_invalid_lines_are_refused_with_file_and_line(
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     make("primer", 1)
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError) as caught:
         make(str(tmp_path), 1)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert dataset.current_source() == "primer"
 
 
-def test_empty_documents_are_left_out_of_an_import(tmp_path: Path) -> None:
+def test_blank_documents_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(["", *TEXTS, " \n", ""]))
-    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+    assert all_texts(make(str(tmp_path), 1)) == Counter(TEXTS)
 
 
-def test_a_byte_order_mark_and_other_line_ends_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
     lines = as_lines(TEXTS).replace(b"\n", b"\r\n")
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
-    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+    assert all_texts(make(str(tmp_path), 1)) == Counter(TEXTS)
 
 
-def test_text_that_is_not_utf_8_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_refused_with_the_command_to_convert_it(tmp_path: Path) -> None:
     for number, text in enumerate(TEXTS[:50]):
         (tmp_path / f"{number:02d}.txt").write_text(text, encoding="utf-8")
     (tmp_path / "10.txt").write_bytes("Ein grüner Fuchs".encode("latin-1"))
@@ -473,39 +467,39 @@ def test_text_that_is_not_utf_8_is_refused_with_the_way_to_convert_it(tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_surrogate_pair_in_a_text_becomes_the_replacement_character(tmp_path: Path) -> None:
+def test_a_lone_surrogate_becomes_the_replacement_character(tmp_path: Path) -> None:
     lines = as_lines(TEXTS) + b'{"text": "broken \\ud83d emoji"}\n'
     (tmp_path / "a.jsonl").write_bytes(lines)
-    found = everything(make(str(tmp_path), 1))
-    assert found == Counter([*TEXTS, "broken \N{REPLACEMENT CHARACTER} emoji"])
+    texts = all_texts(make(str(tmp_path), 1))
+    assert texts == Counter([*TEXTS, "broken \N{REPLACEMENT CHARACTER} emoji"])
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "words"),
+    ("column", "values", "message"),
     [
         ("content", ["a", "b"], 'none named "text"'),
         ("text", [1, 2], "int64"),
         ("text", [["a"], ["b"]], "list"),
     ],
 )
-def test_parquet_without_a_column_of_text_is_refused(
-    tmp_path: Path, column: str, values: list[Any], words: str
+def test_parquet_without_a_string_column_text_is_refused(
+    tmp_path: Path, column: str, values: list[Any], message: str
 ) -> None:
     write_parquet(tmp_path / "a.parquet", values, column)
     with pytest.raises(UserError) as caught:
         make(str(tmp_path), 1)
-    assert words in str(caught.value) and "a.parquet" in str(caught.value)
+    assert message in str(caught.value) and "a.parquet" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_every_kind_of_string_column_is_read_and_null_is_no_text(
+def test_every_type_of_string_column_is_read_and_null_is_skipped(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
     write_parquet(tmp_path / "a.parquet", pa.array([*TEXTS, None]).cast(kind))
-    assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+    assert all_texts(make(str(tmp_path), 1)) == Counter(TEXTS)
 
 
-def test_a_damaged_parquet_file_among_ones_own_is_named(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", TEXTS)
     whole = (tmp_path / "a.parquet").read_bytes()
     for content in (whole[:-50], b"", b"PAR1", whole[: len(whole) // 2]):
@@ -515,7 +509,7 @@ def test_a_damaged_parquet_file_among_ones_own_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing here", "."])
-def test_a_folder_without_text_says_what_it_looks_for(
+def test_a_folder_without_text_lists_the_supported_formats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     make("primer", 1)
@@ -533,21 +527,21 @@ def test_the_current_folder_can_be_a_source(
     (tmp_path / "my texts").mkdir()
     (tmp_path / "my texts" / "a.jsonl").write_bytes(as_lines(TEXTS))
     monkeypatch.chdir(tmp_path / "my texts")
-    assert everything(make(".", 1)) == Counter(TEXTS)
+    assert all_texts(make(".", 1)) == Counter(TEXTS)
 
 
-def test_a_folder_that_holds_the_base_directory_does_not_feed_on_it(
+def test_a_folder_above_the_base_directory_does_not_import_its_shards(
     tmp_path: Path, base_dir: Path
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
     assert base_dir.is_relative_to(tmp_path)
     for _ in range(2):
         make("primer", 1)
-        assert everything(make(str(tmp_path), 1)) == Counter(TEXTS)
+        assert all_texts(make(str(tmp_path), 1)) == Counter(TEXTS)
     assert make(str(base_dir / "data" / "primer"), 1).startswith("primer-")
 
 
-def test_without_any_source_the_way_to_one_is_named() -> None:
+def test_without_a_source_the_command_that_makes_one_is_named() -> None:
     with pytest.raises(UserError, match=r"nanochat\.dataset.*primer"):
         dataset.current_source()
     with pytest.raises(UserError, match=r"no text of source primer.*--source primer"):
@@ -557,7 +551,7 @@ def test_without_any_source_the_way_to_one_is_named() -> None:
 # ---- reading
 
 
-def test_texts_are_cut_as_asked() -> None:
+def test_texts_are_cut_at_doc_cap_and_max_chars() -> None:
     make("primer", 1)
     whole = list(iter_texts("train"))
     assert [len(text) for text in iter_texts("train", doc_cap=5)] == [5] * len(whole)
@@ -569,7 +563,7 @@ def test_texts_are_cut_as_asked() -> None:
             iter_texts("train", max_chars=max_chars, doc_cap=doc_cap)
 
 
-def test_the_command_says_what_is_there_and_takes_the_source_into_use(
+def test_the_command_prints_the_number_of_documents_and_sets_the_current_source(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dataset.main(["--source=primer", "-n", "2"])

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,50 +12,77 @@ from pathlib import Path
 import pytest
 
 from nanochat.data import download as download_module
-from nanochat.data.download import download
+from nanochat.data.download import HubFile, download
 from nanochat.errors import UserError
 from tests.hub import Fault, Hub, running_hub
 
 CONTENT = random.Random(1).randbytes(300_000)
-NAME = "/datasets/x/y/resolve/main/shard.bin"
+FOLDER = "/datasets/x/y/resolve/main"
+NAME = f"{FOLDER}/shard.bin"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(download_module, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.5)
     with running_hub() as running:
         running.files[NAME] = CONTENT
         yield running
 
 
-def bring(hub: Hub, path: Path, name: str = NAME) -> None:
-    download(f"{hub.url}{name}", path, first_wait_seconds=0.01, timeout_seconds=0.5)
+def fetch(hub: Hub, path: Path, name: str = "shard.bin") -> None:
+    download([HubFile("x/y", name, path)], hub.url)
 
 
 def names(folder: Path) -> set[str]:
-    """What stands in a folder, lock files aside."""
+    """Files of a folder without lock files."""
     return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
 
 
-def test_a_file_arrives_through_the_redirect_and_is_not_asked_for_twice(
-    hub: Hub, tmp_path: Path
-) -> None:
+def test_a_file_is_downloaded_through_the_redirect_and_only_once(hub: Hub, tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "shard.bin"
-    bring(hub, path)
-    bring(hub, path)
+    fetch(hub, path)
+    fetch(hub, path)
     assert path.read_bytes() == CONTENT
     assert hub.requests == [NAME]
     assert names(path.parent) == {"shard.bin"}
 
 
+def test_several_files_are_downloaded_at_the_same_time(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {f"{FOLDER}/{i}": b"%d" % i * 1000 for i in range(4)}
+    hub.meeting = threading.Barrier(4)
+    download([HubFile("x/y", str(i), tmp_path / str(i)) for i in range(4)], hub.url)
+    assert [(tmp_path / str(i)).read_bytes() for i in range(4)] == list(hub.files.values())
+
+
+def test_one_file_that_is_missing_does_not_cost_the_others(hub: Hub, tmp_path: Path) -> None:
+    files = [HubFile("x/y", name, tmp_path / name) for name in ("missing", "shard.bin")]
+    with pytest.raises(UserError, match="/missing could not be downloaded: HTTP 404"):
+        download(files, hub.url)
+    assert (tmp_path / "shard.bin").read_bytes() == CONTENT
+
+
+def test_an_interrupt_stops_every_transfer_and_keeps_what_was_received(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.faults = ["stall"] * 100
+    process = started(hub, tmp_path / "shard.bin")
+    partial = tmp_path / "shard.bin.partial"
+    wait_until_larger(partial, 0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) != 0
+    assert names(tmp_path) == {"shard.bin.partial"}
+    assert CONTENT.startswith(partial.read_bytes())
+
+
 @pytest.mark.parametrize(
     "fault", ["page", "page as data", "flip", "half", "half, no length", "stall", "503"]
 )
-def test_after_one_fault_the_next_try_brings_the_right_bytes(
+def test_after_one_fault_the_next_attempt_receives_the_right_bytes(
     hub: Hub, tmp_path: Path, fault: Fault
 ) -> None:
     hub.faults = [fault]
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
     assert names(tmp_path) == {"shard.bin"}
     if fault in ("half", "half, no length", "stall"):
@@ -62,100 +90,103 @@ def test_after_one_fault_the_next_try_brings_the_right_bytes(
 
 
 @pytest.mark.parametrize("fault", ["page", "page as data", "flip", "503"])
-def test_a_fault_that_stays_ends_in_one_line_and_no_file(
+def test_a_permanent_fault_ends_in_one_line_and_no_file(
     hub: Hub, tmp_path: Path, fault: Fault
 ) -> None:
     hub.faults = [fault] * 100
     with pytest.raises(UserError, match="could not be downloaded") as caught:
-        bring(hub, tmp_path / "shard.bin")
+        fetch(hub, tmp_path / "shard.bin")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "shard.bin").exists()
-    assert len(hub.requests) == download_module.NUM_TRIES
+    assert len(hub.requests) == download_module.MAX_ATTEMPTS
 
 
-def test_a_connection_that_breaks_again_and_again_but_moves_is_not_given_up(
+def test_a_connection_that_breaks_repeatedly_but_makes_progress_is_not_given_up(
     hub: Hub, tmp_path: Path
 ) -> None:
-    hub.faults = ["half"] * (download_module.NUM_TRIES + 3)
-    bring(hub, tmp_path / "shard.bin")
+    hub.faults = ["half"] * (download_module.MAX_ATTEMPTS + 3)
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
 
 
-def test_a_server_that_states_no_checksum_is_not_believed(hub: Hub, tmp_path: Path) -> None:
+def test_a_server_that_states_no_checksum_is_not_trusted(hub: Hub, tmp_path: Path) -> None:
     hub.states_checksums = False
     with pytest.raises(UserError, match="states no checksum"):
-        bring(hub, tmp_path / "shard.bin")
+        fetch(hub, tmp_path / "shard.bin")
     assert names(tmp_path) == set()
 
 
-def test_a_small_file_is_checked_against_the_checksum_of_git(hub: Hub, tmp_path: Path) -> None:
+def test_a_small_file_is_verified_with_the_checksum_of_git(hub: Hub, tmp_path: Path) -> None:
     hub.is_small_file_store = True
     hub.faults = ["flip"]
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
     assert hub.requests == [NAME, NAME]
 
 
-def test_a_server_that_does_not_continue_sends_the_whole(hub: Hub, tmp_path: Path) -> None:
-    hub.continues = False
+def test_a_server_without_range_support_sends_the_complete_file(hub: Hub, tmp_path: Path) -> None:
+    hub.supports_ranges = False
     (tmp_path / "shard.bin.partial").write_bytes(CONTENT[:1000])
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
 
 
 def test_an_empty_file_is_a_file(hub: Hub, tmp_path: Path) -> None:
-    hub.files["/empty"] = b""
-    bring(hub, tmp_path / "empty", "/empty")
+    hub.files[f"{FOLDER}/empty"] = b""
+    fetch(hub, tmp_path / "empty", "empty")
     assert (tmp_path / "empty").read_bytes() == b""
 
 
-def test_what_an_earlier_process_brought_is_continued(hub: Hub, tmp_path: Path) -> None:
+def test_a_partial_file_of_an_earlier_process_is_resumed(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "shard.bin.partial").write_bytes(CONTENT[:1000])
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
     assert hub.requests == [f"{NAME} from 1000"]
 
 
-@pytest.mark.parametrize("rest", [b"something else", CONTENT[:-1] + b"\0", CONTENT + b"more"])
-def test_a_rest_of_something_else_is_found_and_replaced(
-    hub: Hub, tmp_path: Path, rest: bytes
+@pytest.mark.parametrize("partial", [b"something else", CONTENT[:-1] + b"\0", CONTENT + b"more"])
+def test_a_partial_file_with_other_content_is_detected_and_replaced(
+    hub: Hub, tmp_path: Path, partial: bytes
 ) -> None:
-    (tmp_path / "shard.bin.partial").write_bytes(rest)
-    bring(hub, tmp_path / "shard.bin")
+    (tmp_path / "shard.bin.partial").write_bytes(partial)
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("fault", ["page", "page as data", "503"])
-def test_a_page_in_place_of_the_rest_does_not_cost_what_is_there(
+def test_an_error_page_does_not_overwrite_the_partial_file(
     hub: Hub, tmp_path: Path, fault: Fault
 ) -> None:
     (tmp_path / "shard.bin.partial").write_bytes(CONTENT[:1000])
     hub.faults = [fault]
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
     assert hub.requests == [f"{NAME} from 1000"] * 2
 
 
-def test_a_file_killed_between_the_last_byte_and_the_name_is_not_fetched_again(
+def test_a_complete_partial_file_is_renamed_without_another_download(
     hub: Hub, tmp_path: Path
 ) -> None:
     (tmp_path / "shard.bin.partial").write_bytes(CONTENT)
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
     assert hub.requests == []
 
 
-def test_a_file_that_is_not_there_is_said_at_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_without_retries(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 60)
     with pytest.raises(UserError, match="404"):
-        download(f"{hub.url}/nothing", tmp_path / "x", first_wait_seconds=60)
+        fetch(hub, tmp_path / "x", "nothing")
 
 
-def test_a_hub_that_cannot_be_reached_is_said_soon_with_the_way_out(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_soon_with_the_remedy(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"refused.*HF_ENDPOINT.*--source primer"):
-        download("http://127.0.0.1:9/x", tmp_path / "x", first_wait_seconds=0.01)
+        download([HubFile("x/y", "shard.bin", tmp_path / "x")], "http://127.0.0.1:9")
 
 
-def test_a_full_disk_is_said_and_what_came_is_kept_for_the_next_time(
+def test_a_full_disk_is_reported_and_the_partial_file_kept(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -163,26 +194,53 @@ def test_a_full_disk_is_said_and_what_came_is_kept_for_the_next_time(
 
     with monkeypatch.context() as patched, pytest.raises(UserError, match="disk is full"):
         patched.setattr(os, "fsync", full)
-        bring(hub, tmp_path / "shard.bin")
+        fetch(hub, tmp_path / "shard.bin")
     assert names(tmp_path) == {"shard.bin.partial"}
-    bring(hub, tmp_path / "shard.bin")
+    fetch(hub, tmp_path / "shard.bin")
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
+
+
+def test_no_other_host_is_asked_and_no_token_is_sent(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import _http  # type: ignore[attr-defined]
+
+    sent = []
+    original = _http.hf_request_event_hook
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(
+        _http, "hf_request_event_hook", lambda request: sent.append(request) or original(request)
+    )
+    _http.close_session()  # the next session has the hook
+    fetch(hub, tmp_path / "shard.bin")
+    _http.close_session()
+    assert [(request.method, request.url.host) for request in sent] == [
+        ("HEAD", "127.0.0.1"),
+        ("GET", "localhost"),
+    ]
+    assert not any("authorization" in request.headers for request in sent)
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from nanochat.data import download
-download.CHUNK_BYTES = 1024
-download.download(sys.argv[1], Path(sys.argv[2]), first_wait_seconds=0.01)
+download.FIRST_WAIT_SECONDS = 0.01
+download.download([download.HubFile("x/y", "shard.bin", Path(sys.argv[1]))], sys.argv[2])
 """
 
 
 def started(hub: Hub, path: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, f"{hub.url}{NAME}", str(path)])
+    command = [sys.executable, "-c", PROGRAM, str(path), hub.url]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def test_four_processes_at_once_bring_a_file_once(hub: Hub, tmp_path: Path) -> None:
+def wait_until_larger(path: Path, size: int) -> None:
+    while not path.is_file() or path.stat().st_size <= size:
+        time.sleep(0.005)
+
+
+def test_four_processes_at_once_download_a_file_once(hub: Hub, tmp_path: Path) -> None:
     path = tmp_path / "shard.bin"
     processes = [started(hub, path) for _ in range(4)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0, 0]
@@ -190,22 +248,21 @@ def test_four_processes_at_once_bring_a_file_once(hub: Hub, tmp_path: Path) -> N
     assert hub.requests == [NAME]
 
 
-def test_kill_9_in_the_middle_leaves_no_bad_file_and_the_next_process_goes_on(
+def test_kill_9_during_a_transfer_leaves_no_bad_file_and_the_next_process_resumes(
     hub: Hub, tmp_path: Path
 ) -> None:
     path, partial = tmp_path / "shard.bin", tmp_path / "shard.bin.partial"
-    have = 0
+    size = 0
     for _ in range(3):
         hub.faults = ["stall"]
         process = started(hub, path)
-        while not partial.is_file() or partial.stat().st_size <= have:
-            time.sleep(0.005)
+        wait_until_larger(partial, size)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not path.exists()
-        have = partial.stat().st_size
+        size = partial.stat().st_size
         assert CONTENT.startswith(partial.read_bytes())
     hub.faults = []
-    bring(hub, path)
+    fetch(hub, path)
     assert path.read_bytes() == CONTENT
-    assert hub.requests[-1] == f"{NAME} from {have}"
+    assert hub.requests[-1] == f"{NAME} from {size}"

@@ -11,18 +11,17 @@ from torch import Tensor
 
 from nanochat import engine as engine_module
 from nanochat.chat import render_conversation, render_for_completion
-from nanochat.engine import Completion, Engine, Request
+from nanochat.engine import Completion, Engine, Request, RowState
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.inference import kv_cache
+from nanochat.inference import kv_cache, sequence
 from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.sampling import GREEDY, Sampling
-from nanochat.inference.tools import Immediate, Tool
+from nanochat.inference.tools import InlineTool, Tool
 from nanochat.runtime import derive_seed
 from nanochat.training import autotune
-from nanochat.training.trainer import Speed
-from tests import learned_by_heart
+from tests import memorized_model
 from tests.reference import generation
 from tests.reference import sampling as slow_sampling
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
@@ -42,13 +41,13 @@ def scripted(*scripts: list[int], tool: Tool = engine_module.CALCULATOR) -> Engi
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """One of its two layers sees 32 tokens, the other one all 64."""
+    """Its first layer has a window of 32 tokens, its second sees all 64."""
     return Engine(small_model(window_pattern="SL"), small_tokenizer())
 
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache grows often."""
+    """Lets caches grow often."""
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 4)
 
 
@@ -56,14 +55,14 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def windowed(pattern: str) -> dict[str, Any]:
-    """Three layers, of which those with a window see 20 tokens."""
+    """Changes for a model of three layers; a layer with a window sees 20 tokens."""
     return {"window_pattern": pattern, "n_layer": 3, "sequence_len": 40}
 
 
-def cached_logits(model: GPT, rows: Tensor, pieces: Sequence[int], cache: KVCache) -> Tensor:
-    """(B, T, V) logits of rows read in pieces of these lengths."""
+def cached_logits(model: GPT, rows: Tensor, chunks: Sequence[int], cache: KVCache) -> Tensor:
+    """(B, T, V) logits of rows processed in chunks of these lengths."""
     found, first = [], 0
-    for length in pieces:
+    for length in chunks:
         found.append(model(rows[:, first : first + length], kv_cache=cache))
         cache.advance([length] * len(rows))
         first += length
@@ -72,27 +71,27 @@ def cached_logits(model: GPT, rows: Tensor, pieces: Sequence[int], cache: KVCach
 
 @pytest.mark.parametrize("pattern", ["L", "SSL"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("pieces", [[40], [1] * 40, [9, *[1] * 31], [9, 12, 1, 1, 5, 12]])
+@pytest.mark.parametrize("chunks", [[40], [1] * 40, [9, *[1] * 31], [9, 12, 1, 1, 5, 12]])
 @torch.inference_mode()
-def test_reading_in_pieces_gives_the_logits_of_one_forward(
-    kv_heads: int, pieces: list[int], pattern: str
+def test_chunked_prefill_gives_the_logits_of_one_forward(
+    kv_heads: int, chunks: list[int], pattern: str
 ) -> None:
     model = small_model(n_kv_head=kv_heads, **windowed(pattern))
     rows = torch.tensor([random_ids(40, seed) for seed in range(3)])
     whole = model(rows)
-    by_pieces = cached_logits(model, rows, pieces, KVCache(model.config, 3, CPU, torch.float32))
-    torch.testing.assert_close(by_pieces, whole, atol=1e-4, rtol=0)
-    assert torch.equal(by_pieces.argmax(-1), whole.argmax(-1))
+    by_chunks = cached_logits(model, rows, chunks, KVCache(model.config, 3, CPU, torch.float32))
+    torch.testing.assert_close(by_chunks, whole, atol=1e-4, rtol=0)
+    assert torch.equal(by_chunks.argmax(-1), whole.argmax(-1))
 
 
 @pytest.mark.parametrize("pattern", ["L", "SSL"])
 @torch.inference_mode()
-def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone(pattern: str) -> None:
+def test_rows_of_different_lengths_continue_in_chunks_as_each_does_alone(pattern: str) -> None:
     model = small_model(**windowed(pattern))
     rows, lengths = [random_ids(40, seed) for seed in range(4)], [3, 17, 1, 8]
     cache = KVCache(model.config, 4, CPU, torch.float32)
     model(torch.tensor([row[:17] for row in rows]), kv_cache=cache)
-    cache.advance(lengths)  # what is behind a row's own length was padding
+    cache.advance(lengths)  # positions behind a row's length are padding
     for step in (5, 1, 1, 7):
         parts = [row[n : n + step] for row, n in zip(rows, lengths, strict=True)]
         logits = model(torch.tensor(parts), kv_cache=cache)
@@ -104,7 +103,7 @@ def test_rows_of_different_lengths_go_on_in_chunks_as_each_alone(pattern: str) -
 
 
 @torch.inference_mode()
-def test_one_more_token_of_level_rows_reads_no_key_before_its_window() -> None:
+def test_decode_of_rows_of_equal_length_reads_no_key_before_the_window() -> None:
     model = small_model(**windowed("SSL"))
     rows = torch.tensor([random_ids(36, seed) for seed in range(3)])
     cache = KVCache(model.config, 3, CPU, torch.float32)
@@ -120,7 +119,7 @@ def test_one_more_token_of_level_rows_reads_no_key_before_its_window() -> None:
 
 @pytest.mark.usefixtures("small_steps")
 @torch.inference_mode()
-def test_a_cache_that_grows_holds_what_one_of_full_size_holds() -> None:
+def test_a_growing_cache_holds_the_same_as_one_of_full_size() -> None:
     model = small_model()
     rows = torch.tensor([random_ids(40, seed) for seed in range(3)])
     growing, full = (KVCache(model.config, 3, CPU, torch.float32) for _ in range(2))
@@ -147,23 +146,23 @@ def test_a_cache_grows_to_the_context_and_not_beyond() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cache_is_kept_in_the_compute_dtype(
+def test_the_cache_has_the_compute_dtype(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, seen = small_model(), []
+    model, dtypes = small_model(), []
     model.compute_dtype = dtype
     attend = KVCache.attend
 
     def watched(cache: KVCache, *arguments: object) -> Tensor:
-        seen.append((cache.keys[0].dtype, cache.values[-1].dtype))
+        dtypes.append((cache.keys[0].dtype, cache.values[-1].dtype))
         return attend(cache, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(KVCache, "attend", watched)
     Engine(model, small_tokenizer()).complete([random_ids(5)], max_tokens=3)
-    assert set(seen) == {(dtype, dtype)}
+    assert set(dtypes) == {(dtype, dtype)}
 
 
-def test_bfloat16_answers_in_a_batch_and_alone_are_both_there() -> None:
+def test_bfloat16_models_answer_in_a_batch() -> None:
     model = small_model()
     model.compute_dtype = torch.bfloat16
     done = Engine(model, small_tokenizer()).complete(
@@ -172,23 +171,23 @@ def test_bfloat16_answers_in_a_batch_and_alone_are_both_there() -> None:
     assert all(one.tokens for one in done)
 
 
-def test_a_trained_model_reads_and_answers_with_a_cache_as_without() -> None:
-    model, tokenizer = learned_by_heart.model_and_tokenizer()
+def test_a_trained_model_has_the_same_logits_and_answers_with_a_cache_as_without() -> None:
+    model, tokenizer = memorized_model.model_and_tokenizer()
     engine, prompts = Engine(model, tokenizer), []
-    for messages in learned_by_heart.conversations():
+    for messages in memorized_model.conversations():
         conversation = {"messages": messages}
         tokens, _ = render_conversation(conversation, tokenizer)
         prompts.append(render_for_completion(conversation, tokenizer))
         idx, num_prompt = torch.tensor([tokens]), len(prompts[-1])
-        pieces = [num_prompt, *[1] * (len(tokens) - num_prompt)]
+        chunks = [num_prompt, *[1] * (len(tokens) - num_prompt)]
         cache = KVCache(model.config, 1, CPU, torch.float32)
         with torch.no_grad():
             whole = model(idx)
-            found = cached_logits(engine.model, idx, pieces, cache)
+            found = cached_logits(engine.model, idx, chunks, cache)
         torch.testing.assert_close(found, whole, atol=1e-4, rtol=0)
         assert torch.equal(found.argmax(-1), whole.argmax(-1))
     for prompt, one in zip(prompts, engine.complete(prompts, max_tokens=60), strict=True):
-        if all(one.mask):  # the reference calls no tools
+        if all(one.mask):  # the reference implementation calls no tools
             expected = generation.answer(model, prompt, GREEDY, 0, 60, engine.end_tokens)
             assert one.tokens == expected
 
@@ -198,7 +197,7 @@ def test_a_trained_model_reads_and_answers_with_a_cache_as_without() -> None:
 
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("how", [Sampling(), Sampling(1.0, top_k=40, top_p=0.95, min_p=0.01)])
-def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
+def test_each_row_of_a_batch_gets_what_the_reference_gives_it_alone(
     engine: Engine, how: Sampling
 ) -> None:
     prompts = [random_ids(length, seed=length) for length in range(1, 25)]
@@ -211,7 +210,7 @@ def test_each_row_of_a_batch_gets_what_the_slow_reference_gives_it_alone(
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(1.0, top_k=40, top_p=0.95, min_p=0.01)])
-def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
+def test_64_prompts_of_1_to_500_tokens_get_what_the_reference_gives_each(
     how: Sampling,
 ) -> None:
     model = small_model(sequence_len=510, window_pattern="SL")
@@ -228,9 +227,9 @@ def test_64_prompts_of_1_to_500_tokens_get_what_the_slow_reference_gives_each(
 
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
-def test_slots_that_are_refilled_give_the_same_answers(batch_size: int) -> None:
+def test_refilled_slots_give_the_same_answers(batch_size: int) -> None:
     engine = Engine(small_model(window_pattern="SL"), small_tokenizer())
-    engine.end_tokens = frozenset(range(0, 400, 12))  # rows end at different times
+    engine.end_tokens = frozenset(range(0, 400, 12))  # so that rows finish at different times
     prompts = [random_ids(1 + 7 * n % 30, seed=n) for n in range(17)]
     how = {"max_tokens": 25, "temperature": 1.0}
     alone = [engine.complete([p], seed=[n], **how)[0] for n, p in enumerate(prompts)]  # type: ignore[arg-type]
@@ -239,14 +238,14 @@ def test_slots_that_are_refilled_give_the_same_answers(batch_size: int) -> None:
     assert len({len(one.tokens) for one in alone}) > 5
 
 
-def test_a_free_slot_is_used_while_others_still_run() -> None:
+def test_a_free_slot_is_refilled_while_other_rows_run() -> None:
     end = small_tokenizer().encode_special("<|assistant_end|>")
     long = [1, *[7] * 40, end]
     short = [[2 + n, 7, end] for n in range(6)]
     engine = scripted(long, *short)
     done = engine.complete([[script[0]] for script in (long, *short)], batch_size=2)
     assert [one.tokens for one in done] == [script[1:] for script in (long, *short)]
-    # 41 tokens of the long one, and a pass to read each new prompt that comes in beside it
+    # 41 tokens of the long answer, and one prefill pass for each prompt that joins it
     assert engine.model.num_forwards <= 41 + len(short)  # type: ignore[attr-defined]
 
 
@@ -264,7 +263,7 @@ def test_samples_of_one_prompt_draw_their_own_first_tokens(engine: Engine) -> No
     assert other != done
 
 
-def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
+def test_eight_samples_are_the_same_beside_any_other_rows(engine: Engine) -> None:
     prompt, others = random_ids(28), [random_ids(2 + 5 * n, n) for n in range(6)]
     how = {"max_tokens": 10, "temperature": 1.2, "num_samples": 8}
     alone = engine.complete([prompt], seed=[7], **how)  # type: ignore[arg-type]
@@ -272,24 +271,24 @@ def test_eight_samples_are_the_same_in_any_company(engine: Engine) -> None:
     assert among[-8:] == alone
     assert len({tuple(one.tokens) for one in alone}) == 8
     batch = engine.open(20)
-    batch.admit([Request(other, 10, Sampling(1.2)) for other in others])
+    batch.add([engine.new_row(Request(other, 10, Sampling(1.2))) for other in others])
     batch.step()
     seeds = [derive_seed(7, sample) for sample in range(8)]
-    answers = batch.admit([Request(prompt, 10, Sampling(1.2), seed=seed) for seed in seeds])
-    while batch.num_answers:
+    rows = [engine.new_row(Request(prompt, 10, Sampling(1.2), seed=seed)) for seed in seeds]
+    batch.add(rows)
+    while batch.num_rows:
         batch.step()
-    assert [answer.row.tokens for answer in answers] == [one.tokens for one in alone]
+    assert [row.tokens for row in rows] == [one.tokens for one in alone]
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.8)])
-def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling) -> None:
+def test_logprobs_are_those_of_the_reference(engine: Engine, how: Sampling) -> None:
     prompt, number = random_ids(7), 4
     batch = engine.open(2)
-    [_, answer] = batch.admit(
-        [Request(random_ids(30), 8), Request(prompt, 8, how, seed=1, num_top_logprobs=number)]
-    )
-    found = [answer.row.choice for _ in range(8) if batch.step() and answer.row.choice]
-    tokens = [*prompt, *answer.row.tokens]
+    row = engine.new_row(Request(prompt, 8, how, seed=1, num_top_logprobs=number))
+    batch.add([engine.new_row(Request(random_ids(30), 8)), row])
+    found = [row.logprob for _ in range(8) if batch.step() and row.logprob]
+    tokens = [*prompt, *row.tokens]
     for place, choice in enumerate(found, start=len(prompt)):
         with torch.no_grad():
             logits = engine.model(torch.tensor([tokens[:place]]))[0, -1].tolist()
@@ -299,33 +298,35 @@ def test_logprobs_are_those_of_the_plain_reference(engine: Engine, how: Sampling
         assert [token for token, _ in choice.top_logprobs] == [token for token, _ in top_logprobs]
         values = [value for _, value in top_logprobs]
         assert [value for _, value in choice.top_logprobs] == pytest.approx(values, abs=1e-4)
-    assert len(found) == len(answer.row.tokens)
+    assert len(found) == len(row.tokens)
 
 
-def test_equal_prompts_of_one_call_are_not_pinned_to_one_seed(engine: Engine) -> None:
+def test_equal_prompts_draw_independently_unless_seeds_are_given(
+    engine: Engine,
+) -> None:
     done = engine.complete([random_ids(9)] * 12, max_tokens=6, temperature=1.5, seed=0)
     assert len({tuple(one.tokens) for one in done}) > 6
     pinned = engine.complete([random_ids(9)] * 3, max_tokens=6, temperature=1.5, seed=[5] * 3)
     assert pinned[0] == pinned[1] == pinned[2]
 
 
-def test_a_prompt_is_read_once_for_all_its_samples(engine: Engine) -> None:
+def test_a_prompt_is_prefilled_once_for_all_its_samples(engine: Engine) -> None:
     shapes = forward_shapes(engine.model)
     engine.complete([random_ids(9), random_ids(4)], max_tokens=2, temperature=1.0, num_samples=6)
     assert shapes == [(2, 9), (12, 1)]
 
 
-def test_answers_follow_weights_that_move() -> None:
+def test_answers_follow_updated_weights() -> None:
     model, prompts = small_model(), [random_ids(n, n) for n in (3, 9)]
     engine = Engine(model, small_tokenizer())
-    before, twin = engine.complete(prompts, max_tokens=8), engine.model
-    assert engine.model is twin
-    moved = small_model(seed=1)
+    before, packed = engine.complete(prompts, max_tokens=8), engine.model
+    assert engine.model is packed
+    updated = small_model(seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    for parameter, target in zip(model.parameters(), moved.parameters(), strict=True):
+    for parameter, target in zip(model.parameters(), updated.parameters(), strict=True):
         parameter.grad = parameter.detach() - target.detach()
     optimizer.step()
-    expected = Engine(moved, small_tokenizer()).complete(prompts, max_tokens=8)
+    expected = Engine(updated, small_tokenizer()).complete(prompts, max_tokens=8)
     assert engine.complete(prompts, max_tokens=8) == expected != before
 
 
@@ -333,7 +334,7 @@ def test_answers_follow_weights_that_move() -> None:
 
 
 def forward_shapes(model: GPT) -> list[tuple[int, ...]]:
-    """Grows by the shape of the tokens of each forward pass from now on."""
+    """A list that collects the shape of the tokens of each forward pass from now on."""
     shapes: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
@@ -345,43 +346,45 @@ def test_no_forward_pass_runs_after_the_last_token(max_tokens: int) -> None:
     shapes = forward_shapes(model)
     [one] = Engine(model, small_tokenizer()).complete([random_ids(5)], max_tokens=max_tokens)
     assert len(one.tokens) == len(shapes) == max_tokens
-    assert one.stop == "length"
+    assert one.finish_reason == "length"
 
 
 def test_no_forward_pass_runs_after_the_end_token() -> None:
     script = ids("<|bos|>a<|assistant_start|>bc<|assistant_end|>")
     engine = scripted(script)
     [one] = engine.complete([script[:3]])
-    assert one == Completion(script[3:], [1] * len(script[3:]), "end")
+    assert one == Completion(script[3:], [1] * len(script[3:]), "stop")
     assert engine.model.num_forwards == len(script[3:])  # type: ignore[attr-defined]
 
 
-def test_a_finished_row_draws_no_more_and_calls_no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    class CountedDice(random.Random):
+def test_a_finished_row_draws_no_number_and_calls_no_tool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class CountingRandom(random.Random):
         count = 0
 
         def random(self) -> float:
             self.count += 1
             return super().random()
 
-    rng: list[CountedDice] = []
+    rngs: list[CountingRandom] = []
 
-    def make(seed: int) -> CountedDice:
-        rng.append(CountedDice(seed))
-        return rng[-1]
+    def make(seed: int) -> CountingRandom:
+        rngs.append(CountingRandom(seed))
+        return rngs[-1]
 
     calls: list[str] = []
-    monkeypatch.setattr(engine_module.random, "Random", make)
+    monkeypatch.setattr(sequence.random, "Random", make)
     call = "<|python_start|>1+1<|python_end|>"
     scripts = [ids(f"a<|assistant_end|>{call}{call}"), ids(f"b{'c' * 20}<|assistant_end|>")]
-    engine = scripted(*scripts, tool=Immediate(lambda text: calls.append(text)))
+    engine = scripted(*scripts, tool=InlineTool(lambda text: calls.append(text)))
     done = engine.complete([script[:1] for script in scripts])
-    assert [one.stop for one in done] == ["end", "end"]
-    assert [one.count for one in rng] == [len(one.tokens) for one in done]
+    assert [one.finish_reason for one in done] == ["stop", "stop"]
+    assert [one.count for one in rngs] == [len(one.tokens) for one in done]
     assert calls == []
 
 
-def test_a_prompt_without_room_for_an_answer_is_refused_with_both_numbers(engine: Engine) -> None:
+def test_a_prompt_without_room_for_an_answer_is_refused_naming_both_lengths(engine: Engine) -> None:
     limit = engine.model.config.sequence_len
     for length in (limit, limit + 9):
         with pytest.raises(UserError, match=f"prompt of {length} tokens .* context of {limit}"):
@@ -393,12 +396,12 @@ def test_a_prompt_without_room_for_an_answer_is_refused_with_both_numbers(engine
 def test_the_context_can_be_filled_to_its_last_position() -> None:
     model = small_model(sequence_len=12)
     for length in range(1, 12):
-        row = scripted_endless(model).complete([random_ids(length)])[0]
-        assert (len(row.tokens), row.stop) == (12 - length, "length")
+        row = endless_engine(model).complete([random_ids(length)])[0]
+        assert (len(row.tokens), row.finish_reason) == (12 - length, "length")
 
 
-def scripted_endless(model: GPT) -> Engine:
-    """An engine for which no token ends an answer."""
+def endless_engine(model: GPT) -> Engine:
+    """An engine without end tokens."""
     engine = Engine(model, small_tokenizer())
     engine.end_tokens = frozenset()
     return engine
@@ -412,7 +415,7 @@ def test_no_prompts_give_no_answers(engine: Engine) -> None:
 # ---- tools
 
 
-def test_tools_work_for_each_row_of_a_batch_on_its_own() -> None:
+def test_each_row_of_a_batch_calls_tools_independently() -> None:
     answers = [
         "<|python_start|>12*3<|python_end|><|output_start|>36<|output_end|>It is 36.",
         "No tool here.",
@@ -440,7 +443,7 @@ def expected_mask(tokens: list[int]) -> list[int]:
     return mask
 
 
-def test_the_calculators_output_is_forced_whatever_the_model_would_say() -> None:
+def test_the_calculators_output_is_forced_whatever_the_model_would_sample() -> None:
     call, output = ids("<|python_start|>7*6<|python_end|>"), ids("<|output_start|>42<|output_end|>")
 
     def next_token(seen: list[int]) -> int:
@@ -452,23 +455,23 @@ def test_the_calculators_output_is_forced_whatever_the_model_would_say() -> None
     assert one.mask == [*[1] * len(call), *[0] * len(output), 1, 1]
 
 
-def test_a_long_output_is_cut_and_an_answer_may_end_within_one() -> None:
+def test_a_long_output_is_truncated_and_an_answer_may_end_within_one() -> None:
     call = ids("<|python_start|>10**70<|python_end|>")
     engine = Engine(
         ScriptedModel(lambda seen: [1, *call, *[0] * 500][len(seen)]), small_tokenizer()
     )  # type: ignore[arg-type]
     [one] = engine.complete([[1]], max_tokens=len(call) + 500)
-    assert one.mask.count(0) == engine_module.MAX_OUTPUT_TOKENS + 2
+    assert one.mask.count(0) == sequence.MAX_TOOL_OUTPUT_TOKENS + 2
     [cut] = engine.complete([[1]], max_tokens=len(call) + 3)
-    assert (cut.stop, cut.mask[-3:]) == ("length", [0, 0, 0])
+    assert (cut.finish_reason, cut.mask[-3:]) == ("length", [0, 0, 0])
 
 
-def test_a_call_that_the_limit_ends_is_not_asked() -> None:
+def test_a_call_that_max_tokens_ends_does_not_run_the_tool() -> None:
     call = ids("<|python_start|>1+1<|python_end|>")
-    asked: list[str] = []
-    engine = scripted([1, *call, *[0] * 9], tool=Immediate(asked.append))
+    inputs: list[str] = []
+    engine = scripted([1, *call, *[0] * 9], tool=InlineTool(inputs.append))
     [one] = engine.complete([[1]], max_tokens=len(call))
-    assert (one.tokens, one.stop, asked) == (call, "length", [])
+    assert (one.tokens, one.finish_reason, inputs) == (call, "length", [])
 
 
 # ---- generate
@@ -489,7 +492,7 @@ def test_generate_and_generate_batch_agree(engine: Engine) -> None:
     assert len({len(result) for result in results}) > 1
 
 
-def test_answers_in_training_come_from_the_model_that_is_not_compiled(
+def test_answers_during_training_come_from_the_model_that_is_not_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Compiled(torch.nn.Module):
@@ -498,25 +501,24 @@ def test_answers_in_training_come_from_the_model_that_is_not_compiled(
             self.module = module
 
         def forward(self, *_: object, **__: object) -> Tensor:
-            raise AssertionError("a compiler would begin anew with each length of a prompt")
+            raise AssertionError("each length of a prompt would be compiled again")
 
     def compile_it(what: object, **_: object) -> object:
         return Compiled(what) if isinstance(what, torch.nn.Module) else what
 
     monkeypatch.setattr(torch, "compile", compile_it)
     model = small_model()
-    plan = SimpleNamespace(model=model, options=SimpleNamespace(compile="on"))
-    place = SimpleNamespace(device=CPU)
-    trained = autotune.compiled(plan, Speed(1.0, None), place)  # type: ignore[arg-type]
+    plan, runtime = SimpleNamespace(model=model, compile="on"), SimpleNamespace(device=CPU)
+    trained = autotune.compiled(plan, 1.0, runtime)  # type: ignore[arg-type]
     assert isinstance(trained, Compiled) and trained.module is model
     done = Engine(plan.model, small_tokenizer()).complete([[1] * n for n in (3, 8)], max_tokens=4)
     assert [len(one.tokens) for one in done] == [4, 4]
 
 
-# ---- a batch that lives
+# ---- an open batch
 
 
-def test_answers_that_come_and_go_are_each_what_they_are_alone(engine: Engine) -> None:
+def test_sequences_that_join_and_leave_a_batch_are_each_what_they_are_alone(engine: Engine) -> None:
     requests = [
         Request(random_ids(3 + 5 * n % 17, n), 4 + 3 * n % 11, Sampling(1.0), seed=n)
         for n in range(9)
@@ -524,37 +526,39 @@ def test_answers_that_come_and_go_are_each_what_they_are_alone(engine: Engine) -
     alone = [list(engine.stream_text(r.prompt, r.max_tokens, r.sampling, r.seed)) for r in requests]
     batch, waiting = engine.open(3), list(enumerate(requests))
     found: dict[int, list[Event]] = {}
-    numbers: dict[int, int] = {}
+    numbers: dict[RowState, int] = {}
     while waiting or numbers:
         while waiting and len(numbers) < 3:
             number, request = waiting.pop(0)
-            [answer] = batch.admit([request])
-            numbers[id(answer)], found[number] = number, []
-        for answer, events in batch.step():
-            found[numbers[id(answer)]] += events
+            row = engine.new_row(request)
+            batch.add([row])
+            numbers[row], found[number] = number, []
+        for row, events in batch.step():
+            found[numbers[row]] += events
             if isinstance(events[-1] if events else None, Finished):
-                del numbers[id(answer)]
+                del numbers[row]
     assert [found[number] for number in range(9)] == alone
 
 
-def test_a_cancelled_answer_leaves_the_others_as_they_are(engine: Engine) -> None:
+def test_canceling_a_sequence_does_not_change_the_others(engine: Engine) -> None:
     requests = [Request(random_ids(4 + n, n), 12, Sampling(1.0), seed=n) for n in range(4)]
     alone = [list(engine.stream_text(r.prompt, 12, r.sampling, r.seed)) for r in requests]
-    for cancelled in range(4):
+    for canceled in range(4):
         batch = engine.open(4)
-        answers = batch.admit(requests)
-        found: dict[int, list[Event]] = {id(answer): [] for answer in answers}
+        rows = [engine.new_row(request) for request in requests]
+        batch.add(rows)
+        found: dict[RowState, list[Event]] = {row: [] for row in rows}
         for step in range(12):
             if step == 3:
-                batch.cancel(answers[cancelled])
-            for answer, events in batch.step():
-                assert step < 3 or answer is not answers[cancelled]
-                found[id(answer)] += events
-        others = [n for n in range(4) if n != cancelled]
-        assert [found[id(answers[n])] for n in others] == [alone[n] for n in others]
+                batch.cancel(rows[canceled])
+            for row, events in batch.step():
+                assert step < 3 or row is not rows[canceled]
+                found[row] += events
+        others = [n for n in range(4) if n != canceled]
+        assert [found[rows[n]] for n in others] == [alone[n] for n in others]
 
 
-def test_a_scored_text_has_the_logprobs_of_a_plain_forward(engine: Engine) -> None:
+def test_scores_are_the_logprobs_of_a_full_forward(engine: Engine) -> None:
     tokens = random_ids(15)
     with torch.no_grad():
         logprobs = engine.model(torch.tensor([tokens]))[0].log_softmax(dim=-1)
@@ -582,7 +586,7 @@ def bytes_as_tokens(text: str) -> list[int]:
     return [ranks[bytes([byte])] for byte in text.encode()]
 
 
-def test_a_stream_releases_whole_code_points_only() -> None:
+def test_a_stream_has_complete_code_points_only() -> None:
     text = "a\u00e9\u20ac\U0001f642z"
     script = [1, *bytes_as_tokens(text), *ids("<|assistant_end|>")]
     events = stream(script)
@@ -590,12 +594,12 @@ def test_a_stream_releases_whole_code_points_only() -> None:
     assert events[-1] == Finished("stop", 1, len(script) - 1)
 
 
-def test_half_a_code_point_at_the_end_becomes_one_replacement_character() -> None:
+def test_an_incomplete_code_point_at_the_end_becomes_one_replacement_character() -> None:
     script = [1, *bytes_as_tokens("a\U0001f642")[:-1], *ids("<|assistant_end|>")]
     assert "".join(texts(stream(script))) == "a\ufffd"
 
 
-def test_a_stream_is_what_complete_gives_without_special_tokens(engine: Engine) -> None:
+def test_a_stream_is_the_text_of_complete_without_special_tokens(engine: Engine) -> None:
     for seed in range(6):
         prompt = random_ids(5, seed)
         sampling = Sampling(1.0, top_k=200)
@@ -612,18 +616,18 @@ def test_a_stream_is_what_complete_gives_without_special_tokens(engine: Engine) 
             elif not until:
                 plain.append(token)
         assert "".join(texts(events)) == engine.tokenizer.decode(plain)
-        reason = "stop" if one.stop == "end" else "length"
+        reason = one.finish_reason
         assert events[-1] == Finished(reason, len(prompt), len(one.tokens))
 
 
-def test_a_stop_string_is_never_released_nor_half_of_it() -> None:
+def test_a_stop_string_is_not_streamed_in_whole_or_in_part() -> None:
     script = [1, *bytes_as_tokens("one STop STOP two"), *ids("<|assistant_end|>")]
     events = stream(script, stop=["STOP", ""])
     assert "".join(texts(events)) == "one STop "
     assert events[-1] == Finished("stop", 1, len("one STop STOP"))
 
 
-def test_what_could_have_become_a_stop_string_comes_at_the_end() -> None:
+def test_an_unfinished_stop_string_is_streamed_at_the_end() -> None:
     script = [1, *bytes_as_tokens("a ST"), *ids("<|assistant_end|>")]
     assert texts(stream(script, stop=["STOP"])) == ["a", " ", "ST"]
 
@@ -636,7 +640,7 @@ def test_what_could_have_become_a_stop_string_comes_at_the_end() -> None:
 def test_a_stream_is_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     script = [1, *bytes_as_tokens(text), *ids("<|assistant_end|>")]
     expected = text
-    for end in range(len(text) + 1):  # the first place at which a stop string is complete
+    for end in range(len(text) + 1):  # the first position at which a stop string is complete
         found = [text[:end].find(string) for string in stop if string in text[:end]]
         if found:
             expected = text[: min(found)]
@@ -644,7 +648,7 @@ def test_a_stream_is_the_text_before_the_first_stop_string(text: str, stop: list
     assert "".join(texts(stream(script, stop=stop))) == expected
 
 
-def test_a_tool_call_is_one_event_and_none_of_it_is_text() -> None:
+def test_a_tool_call_is_one_event_and_not_part_of_the_text() -> None:
     answer = (
         "So: <|python_start|>7*6<|python_end|><|output_start|>42<|output_end|> is it."
         "<|assistant_end|>"
@@ -656,7 +660,7 @@ def test_a_tool_call_is_one_event_and_none_of_it_is_text() -> None:
     assert "".join(texts(before)) == "So: "
 
 
-def test_a_refused_call_is_an_event_without_a_result() -> None:
+def test_a_call_without_output_is_an_event_without_a_result() -> None:
     call = "<|python_start|>hello<|python_end|>"
     for behind in (" text<|assistant_end|>", "<|assistant_end|>", f"{call}<|assistant_end|>"):
         events = stream([1, *ids(call + behind)])
@@ -664,31 +668,31 @@ def test_a_refused_call_is_an_event_without_a_result() -> None:
         assert calls == [ToolCall("hello", None)] * (1 + behind.count("hello"))
 
 
-def test_an_output_that_the_model_made_up_is_no_result() -> None:
-    made_up = "<|output_start|>99<|output_end|>"
-    refused = f"<|python_start|>hello<|python_end|>{made_up} so<|assistant_end|>"
+def test_an_output_that_the_model_invents_is_not_a_result() -> None:
+    invented = "<|output_start|>99<|output_end|>"
+    refused = f"<|python_start|>hello<|python_end|>{invented} so<|assistant_end|>"
     events = stream([1, *ids(refused)])
     assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("hello", None)]
-    events = stream([1, *ids(f"x{made_up} so<|assistant_end|>")])
+    events = stream([1, *ids(f"x{invented} so<|assistant_end|>")])
     assert not [event for event in events if isinstance(event, ToolCall)]
     assert "99" not in "".join(texts(events))
 
 
-def test_an_end_of_a_call_that_never_began_is_nothing() -> None:
+def test_the_end_of_a_call_that_never_began_is_ignored() -> None:
     done = "<|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>"
     events = stream([1, *ids(f"{done}<|python_end|> x<|assistant_end|>")])
     assert [event for event in events if isinstance(event, ToolCall)] == [ToolCall("1+1", "2")]
 
 
-def test_a_stream_that_is_closed_stops_the_work() -> None:
-    engine = scripted([1, *ids("a long answer that nobody waits for<|assistant_end|>")])
+def test_closing_a_stream_stops_the_work() -> None:
+    engine = scripted([1, *ids("a long answer that the client does not read<|assistant_end|>")])
     events = engine.stream_text([1])
     next(events)
     events.close()  # type: ignore[attr-defined]
     assert engine.model.num_forwards <= 2  # type: ignore[attr-defined]
 
 
-def test_equal_seeds_give_equal_streams_and_others_differ(engine: Engine) -> None:
+def test_equal_seeds_give_equal_streams_and_different_ones_do_not(engine: Engine) -> None:
     def once(seed: int) -> list[Event]:
         return list(engine.stream_text(random_ids(5), 20, Sampling(1.5), seed))
 

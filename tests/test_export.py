@@ -31,7 +31,7 @@ def folder(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def peer_tokenizer(folder: Path) -> Any:
+def hf_tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -51,37 +51,37 @@ def read(folder: Path, name: str) -> dict[str, Any]:
         {"n_layer": 3, "rope_base": 200_000.0, "rms_eps": 1e-3},
     ],
 )
-def test_transformers_gives_the_same_logits_to_the_last_bit(
+def test_transformers_computes_bitwise_equal_logits(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     model, out = small_model(**changes), tmp_path / "model"
     export.export_hf(model, small_tokenizer(), out, torch.float32)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(out)
-    assert type(peer).__name__ == "NanoChatForCausalLM" and peer.dtype == torch.float32
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert type(hf_model).__name__ == "NanoChatForCausalLM" and hf_model.dtype == torch.float32
     idx = torch.randint(400, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(peer(input_ids=idx).logits, model(idx))
+        assert torch.equal(hf_model(input_ids=idx).logits, model(idx))
 
 
-def test_bfloat16_weights_are_ours_rounded(model: GPT, tmp_path: Path) -> None:
+def test_bfloat16_weights_are_the_float32_weights_rounded(model: GPT, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export.export_hf(model, small_tokenizer(), out, torch.bfloat16)
     assert read(out, "config.json")["dtype"] == "bfloat16"
-    names = export.hf_tensors(model.state_dict())
+    names = export.hf_tensors(model.state_dict(), model.config)
     with safe_open(out / export.WEIGHTS_FILE, "pt") as file:
         for name, tensor in names.items():
             assert torch.equal(file.get_tensor(name), tensor.to(torch.bfloat16))
 
 
-def test_every_tensor_is_there_once_in_its_shape(model: GPT, folder: Path) -> None:
+def test_every_tensor_is_written_once_in_its_shape(model: GPT, folder: Path) -> None:
     with safe_open(folder / export.WEIGHTS_FILE, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         assert file.metadata() == {"format": "pt"}
-    assert shapes == export.hf_shapes(model.config)
+    assert shapes == dict(export.hf_layout(model.config).values())
     assert len(shapes) == 6 * model.config.n_layer + 2
 
 
-def test_no_key_of_the_config_is_left_to_a_default(model: GPT, folder: Path) -> None:
+def test_every_key_of_the_config_is_written(model: GPT, folder: Path) -> None:
     written, shape = read(folder, "config.json"), model.config
     loaded = transformers.AutoConfig.from_pretrained(folder)
     expected = {
@@ -98,7 +98,7 @@ def test_no_key_of_the_config_is_left_to_a_default(model: GPT, folder: Path) -> 
         assert written[name] == getattr(loaded, name) == value, name
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == shape.rope_base
     assert loaded.rope_parameters["rope_theta"] == shape.rope_base
-    # What transformers would write is what we wrote.
+    # Every key that transformers would write for this type of model.
     theirs = transformers.NanoChatConfig().to_dict().keys()
     about_the_model = theirs - transformers.PretrainedConfig().to_dict().keys()
     assert about_the_model <= written.keys()
@@ -111,10 +111,10 @@ def test_generation_stops_at_the_end_of_an_answer(folder: Path) -> None:
     assert config.bos_token_id == small_tokenizer().get_bos_token_id()
 
 
-# ---- what cannot be mapped
+# ---- models that cannot be exported
 
 
-def test_a_tensor_without_a_place_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_rejected_and_nothing_is_written(tmp_path: Path) -> None:
     model, out = small_model(), tmp_path / "model"
     model.blocks[1].attention.gate = torch.nn.Linear(4, 4)
     with pytest.raises(UserError, match=r"blocks\.1\.attention\.gate"):
@@ -122,28 +122,28 @@ def test_a_tensor_without_a_place_is_refused_and_nothing_is_written(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_with_windows_is_refused_and_a_pattern_that_leaves_none_is_not(
+def test_a_model_with_windows_is_rejected_but_not_a_pattern_without_effect(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "model"
-    with pytest.raises(UserError, match=r"window_pattern=SL.*no place for; only --window"):
+    with pytest.raises(UserError, match=r"window_pattern=SL.*not support; only --window"):
         export.export_hf(small_model(window_pattern="SL"), small_tokenizer(), out, torch.float32)
     assert list(tmp_path.iterdir()) == []
     export.export_hf(small_model(window_pattern="LS"), small_tokenizer(), out, torch.float32)
 
 
-def test_a_tensor_that_is_missing_or_misshapen_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_misshapen_tensor_is_rejected(tmp_path: Path) -> None:
     model = small_model()
     model.blocks[0].mlp.up.weight = torch.nn.Parameter(torch.zeros(96, 32))
-    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: \(96, 32\) and not \(128, 32\)"):
+    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: \(96, 32\), expected \(128, 32\)"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     del model.blocks[0].mlp.up
-    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: None and not"):
+    with pytest.raises(UserError, match=r"mlp\.fc1\.weight: None, expected"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_config_with_a_switch_of_its_own_is_refused(
+def test_an_unknown_field_of_the_config_is_rejected(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = model.config.to_dict()
@@ -154,26 +154,26 @@ def test_a_config_with_a_switch_of_its_own_is_refused(
         export.hf_config(model.config, small_tokenizer(), torch.float32)
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_size_is_rejected(tmp_path: Path) -> None:
     model = small_model(vocab_size=500)
     with pytest.raises(UserError, match="the model has 500 tokens and the tokenizer 400"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
 
 
-def test_a_folder_that_is_there_is_left_alone(model: GPT, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_touched(model: GPT, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     assert list((tmp_path / "model").iterdir()) == []
 
 
-def test_a_write_that_fails_leaves_nothing(
+def test_a_failed_write_leaves_nothing(
     model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: str) -> None:
+    def disk_full(path: Path, content: str) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(paths, "write_atomic", full)
+    monkeypatch.setattr(paths, "write_atomic", disk_full)
     with pytest.raises(UserError, match="full"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     assert list(tmp_path.iterdir()) == []
@@ -190,31 +190,31 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_tokenizer_gives_our_ids_and_our_text_back(peer_tokenizer: Any, text: str) -> None:
+def test_the_exported_tokenizer_round_trips_with_our_ids(hf_tokenizer: Any, text: str) -> None:
     ids = small_tokenizer().encode(text)
-    assert peer_tokenizer.encode(text, add_special_tokens=False) == ids
-    assert peer_tokenizer.encode(text) == ids  # nothing is put before it
-    assert peer_tokenizer.decode(ids) == text
+    assert hf_tokenizer.encode(text, add_special_tokens=False) == ids
+    assert hf_tokenizer.encode(text) == ids  # no <|bos|> is added
+    assert hf_tokenizer.decode(ids) == text
 
 
 @needs_eval_data
-def test_real_text_gets_our_ids(peer_tokenizer: Any) -> None:
+def test_real_text_gets_the_same_ids(hf_tokenizer: Any) -> None:
     texts = [row["question"] + row["answer"] for row in json_lines("gsm8k/test.jsonl")[:100]]
     texts += [
         str(row)
         for row in json_lines("eval_data/language_understanding/lambada_openai.jsonl")[:100]
     ]
-    assert peer_tokenizer(texts)["input_ids"] == small_tokenizer().encode(texts)
+    assert hf_tokenizer(texts)["input_ids"] == small_tokenizer().encode(texts)
 
 
-def test_the_special_tokens_have_our_ids_and_roles(peer_tokenizer: Any) -> None:
+def test_special_tokens_have_the_same_ids_and_their_roles(hf_tokenizer: Any) -> None:
     for name in SPECIAL_TOKENS:
-        assert peer_tokenizer.convert_tokens_to_ids(name) == small_tokenizer().encode_special(name)
-        assert name in peer_tokenizer.all_special_tokens
-    assert peer_tokenizer.bos_token == "<|bos|>"
-    assert peer_tokenizer.eos_token == peer_tokenizer.pad_token == "<|assistant_end|>"
-    assert len(peer_tokenizer) == small_tokenizer().get_vocab_size()
-    assert peer_tokenizer.model_max_length == 64
+        assert hf_tokenizer.convert_tokens_to_ids(name) == small_tokenizer().encode_special(name)
+        assert name in hf_tokenizer.all_special_tokens
+    assert hf_tokenizer.bos_token == "<|bos|>"
+    assert hf_tokenizer.eos_token == hf_tokenizer.pad_token == "<|assistant_end|>"
+    assert len(hf_tokenizer) == small_tokenizer().get_vocab_size()
+    assert hf_tokenizer.model_max_length == 64
 
 
 # ---- the chat template
@@ -251,19 +251,19 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_the_chat_template_renders_our_prompt(
-    peer_tokenizer: Any, messages: list[dict[str, Any]]
+def test_the_chat_template_renders_the_same_prompt(
+    hf_tokenizer: Any, messages: list[dict[str, Any]]
 ) -> None:
-    rendered = peer_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    rendered = hf_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     ours = render_for_completion({"messages": messages}, small_tokenizer())
     assert rendered["input_ids"] == ours
 
 
 @pytest.mark.parametrize("messages", [[*c, ANSWER] for c in CONVERSATIONS])
-def test_the_chat_template_renders_our_conversation_and_mask(
-    peer_tokenizer: Any, messages: list[dict[str, Any]]
+def test_the_chat_template_renders_the_same_conversation_and_mask(
+    hf_tokenizer: Any, messages: list[dict[str, Any]]
 ) -> None:
-    rendered = peer_tokenizer.apply_chat_template(
+    rendered = hf_tokenizer.apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, mask = render_conversation({"messages": messages}, small_tokenizer())
@@ -284,18 +284,18 @@ def test_the_chat_template_renders_our_conversation_and_mask(
         [USER, {"role": "assistant", "content": [{"type": "image", "text": "x"}]}, USER],
     ],
 )
-def test_the_chat_template_refuses_what_we_refuse(
-    peer_tokenizer: Any, messages: list[dict[str, Any]]
+def test_the_chat_template_rejects_invalid_conversations_too(
+    hf_tokenizer: Any, messages: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(UserError):
         render_conversation({"messages": messages}, small_tokenizer())
     with pytest.raises(Exception, match=r"take turns|a user message|parts are|empty"):
-        peer_tokenizer.apply_chat_template(messages)
+        hf_tokenizer.apply_chat_template(messages)
 
 
-def test_a_developers_text_is_merged_like_a_systems(peer_tokenizer: Any) -> None:
+def test_a_developer_message_is_merged_like_a_system_message(hf_tokenizer: Any) -> None:
     texts = [
-        peer_tokenizer.apply_chat_template([{"role": role, "content": "S"}, USER], tokenize=False)
+        hf_tokenizer.apply_chat_template([{"role": role, "content": "S"}, USER], tokenize=False)
         for role in ("system", "developer")
     ]
     merged = merge_system([{"role": "system", "content": "S"}, USER])[0]["content"]
@@ -305,7 +305,7 @@ def test_a_developers_text_is_merged_like_a_systems(peer_tokenizer: Any) -> None
 # ---- scripts.export
 
 
-def test_the_command_writes_the_model_of_a_stage(
+def test_the_command_exports_the_model_of_a_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_small_run("sft")
@@ -315,20 +315,20 @@ def test_the_command_writes_the_model_of_a_stage(
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja",
     }  # fmt: skip
-    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     idx = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        assert torch.equal(peer(input_ids=idx).logits, model(idx))
+        assert torch.equal(hf_model(input_ids=idx).logits, model(idx))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--out=DIR is needed"),
-        (["--format=mlx", "--out=x"], "--format=mlx is not there yet; --format=hf is"),
+        ([], "--out=DIR is required"),
+        (["--format=mlx", "--out=x"], "--format=mlx is not one of hf"),
         (["--source=rl", "--out=x"], r"no checkpoint in .*; run python -m scripts\.chat_rl first"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(arguments: list[str], message: str) -> None:
+def test_the_command_rejects_what_it_cannot_export(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         script.main(arguments)

@@ -1,4 +1,4 @@
-"""The faults of `python -m dev.faults` with small counts; that command has the full ones."""
+"""The faults of `python -m dev.faults` with small counts."""
 
 import signal
 import subprocess
@@ -19,11 +19,11 @@ def assert_harmless(outcome: Outcome, at_least: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["flip", "cut"])
-def test_a_damaged_checkpoint_is_never_believed(tmp_path: Path, how: str) -> None:
+def test_a_damaged_checkpoint_is_never_loaded(tmp_path: Path, how: str) -> None:
     assert_harmless(files.damaged_checkpoints(tmp_path, 12, SEED, how), 12)
 
 
-def test_a_damaged_shard_is_never_believed(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_never_read(tmp_path: Path) -> None:
     assert_harmless(files.damaged_shards(tmp_path, 12, SEED), 12)
 
 
@@ -32,7 +32,7 @@ def test_no_hostile_file_is_executed(tmp_path: Path) -> None:
     assert_harmless(files.hostile_files(tmp_path), 100)
 
 
-def test_the_hostile_files_do_execute_where_pickles_are_read(tmp_path: Path) -> None:
+def test_the_hostile_files_do_execute_where_they_are_unpickled(tmp_path: Path) -> None:
     canary = tmp_path / "executed"
     corpus = files.hostile_pickles(canary)
     assert len(corpus) == 42
@@ -43,7 +43,7 @@ def test_the_hostile_files_do_execute_where_pickles_are_read(tmp_path: Path) -> 
         canary.unlink()
 
 
-def test_a_kill_in_a_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_during_a_save_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     outcome = runs.killed_saves(tmp_path / "saves", 6, SEED)
     assert_harmless(outcome, 6)
     assert outcome.facts["killed in a save"] > 0
@@ -52,50 +52,52 @@ def test_a_kill_in_a_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    trial.make_world(folder)
+    trial.make_data(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def straight(base: Path) -> dict[int, Trial]:
-    return {ranks: trial.straight(base, ranks) for ranks in (1, 2)}
+def uninterrupted(base: Path) -> dict[int, Trial]:
+    return {ranks: trial.uninterrupted(base, ranks) for ranks in (1, 2)}
 
 
 @pytest.mark.parametrize(("ranks", "tolerance"), [([1], 0.0), ([2], 0.0), ([1, 2], 1e-5)])
-def test_a_killed_run_ends_as_a_straight_one_and_sees_each_document_once(
-    base: Path, straight: dict[int, Trial], ranks: list[int], tolerance: float
+def test_a_killed_run_ends_like_an_uninterrupted_one_and_trains_once_on_each_document(
+    base: Path, uninterrupted: dict[int, Trial], ranks: list[int], tolerance: float
 ) -> None:
-    outcome, trials = runs.killed_runs(base, straight[ranks[0]], ranks, 2, SEED, tolerance)
+    outcome, trials = runs.killed_runs(base, uninterrupted[ranks[0]], ranks, 2, SEED, tolerance)
     assert_harmless(outcome, 2)
-    assert_harmless(runs.documents_seen(base, [*straight.values(), *trials]), 600)
+    assert_harmless(runs.documents_seen(base, [*uninterrupted.values(), *trials]), 600)
 
 
-def test_a_run_that_is_told_to_stop_is_saved_and_ends_as_a_straight_one(
-    base: Path, straight: dict[int, Trial]
+def test_a_signaled_run_is_saved_and_ends_like_an_uninterrupted_one(
+    base: Path, uninterrupted: dict[int, Trial]
 ) -> None:
-    assert_harmless(runs.signals(base, straight[1], 3, SEED), 3)
+    assert_harmless(runs.signals(base, uninterrupted[1], 3, SEED), 3)
 
 
-def test_a_loss_or_gradient_that_is_not_finite_stops_or_is_skipped(base: Path) -> None:
+def test_a_non_finite_loss_or_gradient_stops_the_run_or_is_skipped(base: Path) -> None:
     assert_harmless(runs.poisoned_runs(base, 3, SEED), 3)
 
 
-def test_a_full_disk_does_not_end_the_run(base: Path, straight: dict[int, Trial]) -> None:
-    outcome = runs.full_disk(base, straight[1], 1, SEED)
+def test_a_full_disk_does_not_end_the_run(base: Path, uninterrupted: dict[int, Trial]) -> None:
+    outcome = runs.full_disk(base, uninterrupted[1], 1, SEED)
     if "not tried" in outcome.facts:
-        pytest.skip("needs the right to mount a small disk")
+        pytest.skip("needs the right to mount a file system")
     assert_harmless(outcome, 1)
-    assert outcome.facts["saves that failed"] > 0
+    assert outcome.facts["failed saves"] > 0
 
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_job(base: Path) -> None:
-    outcome = jobs.lost_ranks(base, 1, signal.SIGKILL, bar_seconds=60)  # the bar is the command's
+    outcome = jobs.lost_ranks(
+        base, 1, signal.SIGKILL, bar_seconds=60
+    )  # dev.faults itself allows 10 s
     assert_harmless(outcome, 1)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_job_again_and_it_ends_as_a_straight_one(
-    base: Path, straight: dict[int, Trial]
+def test_a_job_restarted_by_torchrun_ends_like_an_uninterrupted_one(
+    base: Path, uninterrupted: dict[int, Trial]
 ) -> None:
-    assert_harmless(jobs.restarted_job(base, straight[2], 1), 1)
+    assert_harmless(jobs.restarted_job(base, uninterrupted[2], 1), 1)

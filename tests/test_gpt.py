@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +8,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, relu_squared
+from nanochat.kernels import cpu_matmul
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -19,7 +23,7 @@ def config(**changes: object) -> GPTConfig:
 
 
 def random_model(**changes: object) -> GPT:
-    """A model in which nothing is zero, so that no part can hide."""
+    """A model without zeros, so that every part affects the output."""
     model = GPT(config(**changes))
     model.init_weights(0)
     generator = torch.Generator().manual_seed(1)
@@ -47,7 +51,7 @@ def test_attention_equals_its_slow_reference(pattern: str, window: int | None) -
             for matrix in (layer.query, layer.key, layer.value)
         )
     how = {"base": shape.rope_base, "eps": shape.rms_eps}
-    q, k = slow.turned_and_normed(q, **how), slow.turned_and_normed(k, **how)
+    q, k = slow.rotate_and_norm(q, **how), slow.rotate_and_norm(k, **how)
     expected = slow.attend(q, k, v, window).transpose(0, 1).reshape(1, 8, -1)
     torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -98,7 +102,7 @@ def peer_with_weights_of(model: GPT) -> torch.nn.Module:
     return peer.eval()
 
 
-def test_a_token_sees_nothing_of_what_follows_it() -> None:
+def test_attention_is_causal() -> None:
     model, idx = random_model(), tokens()
     other = idx.clone()
     other[:, 9:] = (other[:, 9:] + 1) % VOCAB
@@ -108,8 +112,8 @@ def test_a_token_sees_nothing_of_what_follows_it() -> None:
     assert not torch.equal(before[:, 9:], after[:, 9:])
 
 
-class WholeCache:
-    """The plainest cache: keeps everything by concatenation, rows of equal length."""
+class ConcatenatingCache:
+    """The simplest cache: concatenates, for rows of equal length."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -128,7 +132,7 @@ class WholeCache:
 
 
 def test_a_cached_prefill_and_single_steps_give_the_logits_of_one_forward() -> None:
-    model, idx, cache = random_model(), tokens(), WholeCache()
+    model, idx, cache = random_model(), tokens(), ConcatenatingCache()
     pieces = []
     with torch.no_grad():
         for first, last in [(0, 8), (8, 11), *((t, t + 1) for t in range(11, 17))]:
@@ -137,7 +141,7 @@ def test_a_cached_prefill_and_single_steps_give_the_logits_of_one_forward() -> N
         torch.testing.assert_close(torch.cat(pieces, 1), model(idx), atol=2e-5, rtol=1e-5)
 
 
-def test_logits_at_picks_one_position_of_each_row() -> None:
+def test_logits_at_selects_one_position_of_each_row() -> None:
     model, idx = random_model(), tokens()
     where = torch.tensor([0, 16, 5])
     with torch.no_grad():
@@ -147,7 +151,7 @@ def test_logits_at_picks_one_position_of_each_row() -> None:
     torch.testing.assert_close(picked[:, 0], whole[torch.arange(3), where], atol=1e-6, rtol=1e-6)
 
 
-def test_a_text_past_the_context_is_refused_with_both_lengths() -> None:
+def test_a_text_beyond_the_context_is_rejected_with_both_lengths() -> None:
     with pytest.raises(UserError, match=r"25 tokens.*24"):
         random_model()(tokens(length=25))
 
@@ -222,7 +226,7 @@ def test_bfloat16_compute_stays_near_float32_with_float32_gradients() -> None:
         assert F.cosine_similarity(ours.grad.flatten(), other.grad.flatten(), dim=0) > 0.95
 
 
-def test_blocks_that_are_computed_again_give_the_same_gradients_and_keep_less() -> None:
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less() -> None:
     kept = []
     results = []
     for keeps_activations in (True, False):
@@ -264,7 +268,7 @@ def test_every_tensor_is_filled_after_meta_and_empty() -> None:
         assert torch.equal(tensor, expected[name]), name  # NaN would be unequal
 
 
-def test_equal_seeds_give_equal_weights_and_ambient_randomness_is_left_alone() -> None:
+def test_equal_seeds_give_equal_weights_and_the_global_rng_is_not_used() -> None:
     torch.manual_seed(0)
     first = GPT(config())
     state = torch.get_rng_state()
@@ -277,7 +281,7 @@ def test_equal_seeds_give_equal_weights_and_ambient_randomness_is_left_alone() -
     assert not torch.equal(first.embedding.weight, third.embedding.weight)
 
 
-def test_the_first_loss_is_nearly_that_of_a_uniform_guess() -> None:
+def test_the_initial_loss_is_that_of_a_uniform_guess() -> None:
     model = GPT(config())
     model.init_weights(0)
     with torch.no_grad():
@@ -290,7 +294,7 @@ def test_the_state_holds_weights_only() -> None:
     assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
 
 
-def test_a_few_steps_of_plain_descent_learn_one_batch() -> None:
+def test_a_few_steps_of_gradient_descent_learn_one_batch() -> None:
     model, idx, targets = random_model(), tokens(), tokens(seed=1)
     losses = []
     for _ in range(40):
@@ -316,11 +320,32 @@ def test_a_compiled_model_gives_the_eager_loss_and_gradients() -> None:
         torch.testing.assert_close(other.grad, ours.grad, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("is_amd", [False, True])
+def test_a_compiled_training_step_is_one_graph(
+    is_amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracing the test for oneDNN would break the graph in every layer."""
+    monkeypatch.setattr(cpu_matmul, "SMALL", 0)
+    monkeypatch.setattr(cpu_matmul, "_is_amd", lambda: is_amd)
+    graphs = []
+
+    def count_graphs(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = random_model(n_layer=3, window_pattern="SSL")
+    compiled = torch.compile(model, backend=count_graphs, dynamic=False)
+    for _ in range(2):
+        compiled(tokens(), tokens(seed=1), weights=torch.ones(tokens().shape)).backward()
+    assert len(graphs) == 1
+
+
 # ---- shapes
 
 
 @pytest.mark.parametrize("depth", range(1, 41))
-def test_every_depth_has_legal_heads_and_a_width_of_64_a_layer(depth: int) -> None:
+def test_every_depth_has_legal_heads_and_64_channels_per_layer(depth: int) -> None:
     shape = GPTConfig.from_depth(depth, vocab_size=VOCAB, sequence_len=8)
     assert shape.n_embd == 64 * depth
     assert shape.head_dim * shape.n_head == shape.n_embd
@@ -329,7 +354,7 @@ def test_every_depth_has_legal_heads_and_a_width_of_64_a_layer(depth: int) -> No
         assert shape.head_dim == 128
 
 
-def test_the_head_width_can_be_chosen() -> None:
+def test_the_head_dim_can_be_chosen() -> None:
     shape = GPTConfig.from_depth(4, vocab_size=VOCAB, sequence_len=8, head_dim=64)
     assert (shape.head_dim, shape.n_head) == (64, 4)
 
@@ -345,7 +370,7 @@ def test_the_head_width_can_be_chosen() -> None:
         ({"window_pattern": ""}, "window_pattern= must be letters L .* and S"),
     ],
 )
-def test_an_illegal_shape_is_refused_with_its_value(
+def test_an_invalid_shape_is_rejected_with_its_value(
     changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -353,12 +378,12 @@ def test_an_illegal_shape_is_refused_with_its_value(
 
 
 @pytest.mark.parametrize("depth", [0, -3])
-def test_a_depth_below_one_is_refused(depth: int) -> None:
+def test_a_depth_below_one_is_rejected(depth: int) -> None:
     with pytest.raises(UserError, match=f"--depth={depth} must be 1 or more"):
         GPTConfig.from_depth(depth, vocab_size=VOCAB, sequence_len=8)
 
 
-def test_a_config_goes_through_its_dictionary_and_lacking_fields_are_filled() -> None:
+def test_a_config_survives_its_dictionary_and_missing_fields_get_defaults() -> None:
     shape = config(softcap=20.0, rope_base=5000.0, window_pattern="SL")
     saved = shape.to_dict()
     assert GPTConfig.from_dict(saved) == shape
@@ -366,12 +391,12 @@ def test_a_config_goes_through_its_dictionary_and_lacking_fields_are_filled() ->
     assert GPTConfig.from_dict(saved) == config(rope_base=5000.0)
 
 
-def test_a_field_of_another_version_is_refused_by_name() -> None:
+def test_a_field_of_another_version_is_rejected_by_name() -> None:
     with pytest.raises(UserError, match="n_experts"):
         GPTConfig.from_dict({**config().to_dict(), "n_experts": 8})
 
 
-def test_parameters_and_flops_are_counted_by_the_formula() -> None:
+def test_parameters_and_flops_follow_the_formula() -> None:
     model = GPT(config())
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 * 32)
     assert model.num_parameters() == {
@@ -393,7 +418,7 @@ def test_parameters_and_flops_are_counted_by_the_formula() -> None:
         ("S", 1, (None,)),
     ],
 )
-def test_a_pattern_is_repeated_over_the_layers_and_the_last_sees_everything(
+def test_a_pattern_is_repeated_over_the_layers_and_the_last_has_no_window(
     pattern: str, layers: int, windows: tuple[int | None, ...]
 ) -> None:
     assert config(sequence_len=7, n_layer=layers, window_pattern=pattern).windows == windows

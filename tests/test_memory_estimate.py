@@ -15,7 +15,7 @@ def of_depth(depth: int) -> GPTConfig:
 
 @pytest.mark.parametrize(("depth", "rows"), [(20, 32), (32, 8)])
 @pytest.mark.parametrize("world_size", [1, 8])
-def test_the_usual_runs_fit_80_gigabytes(depth: int, rows: int, world_size: int) -> None:
+def test_the_reference_runs_fit_80_gigabytes(depth: int, rows: int, world_size: int) -> None:
     fits = estimate(of_depth(depth), rows=rows, world_size=world_size, **GPU)
     assert 40e9 < fits.total < 80e9
     again = estimate(of_depth(depth), rows=2 * rows, world_size=world_size, **GPU)
@@ -26,7 +26,7 @@ def test_the_usual_runs_fit_80_gigabytes(depth: int, rows: int, world_size: int)
     assert light.total < 80e9
 
 
-def test_moments_are_shared_out_and_the_rest_is_not() -> None:
+def test_only_moments_are_sharded() -> None:
     alone, shared = (estimate(of_depth(12), rows=8, world_size=n, **GPU) for n in (1, 8))
     assert shared.moments == pytest.approx(alone.moments / 8)
     assert (shared.parameters, shared.activations) == (alone.parameters, alone.activations)
@@ -36,7 +36,7 @@ def kept_bytes(model: GPT, rows: int) -> int:
     """Bytes that autograd keeps, without parameters and tables."""
     known = {tensor.data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
-    kept = []  # alive, so that no address is given out twice
+    kept = []  # alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -55,10 +55,10 @@ def kept_bytes(model: GPT, rows: int) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keeps_activations", [True, False])
 @pytest.mark.parametrize("pattern", ["L", "S"])
-def test_a_block_keeps_what_is_estimated(
+def test_a_block_keeps_the_estimated_bytes(
     pattern: str, keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
 ) -> None:
-    """By the difference between five blocks and two."""
+    """Measured as the difference between five blocks and two."""
     found, expected = [], []
     for n_layer in (2, 5):
         config = GPTConfig(
@@ -87,7 +87,7 @@ def test_parameters_and_moments_are_those_of_the_model() -> None:
     assert guess.moments == 4 * (2 * in_adamw + counts["matrices"])
 
 
-def test_an_estimate_is_read_by_people() -> None:
+def test_an_estimate_is_printed_in_readable_units() -> None:
     guess = memory_estimate.Estimate(2 * 10**9, 10**9, 0, 5 * 10**8, 0, 0, 2 * 10**8)
     assert str(guess) == (
         "3.5 GB (parameters 2.0 GB, gradients 1.0 GB, activations 500.0 MB, update 200.0 MB)"

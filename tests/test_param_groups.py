@@ -100,7 +100,7 @@ def test_a_reduction_that_no_step_used_is_replaced_by_the_next() -> None:
     assert squares == [0.0, 0.0]
 
 
-# ---- several ranks: each process runs the steps on its share of the gradient
+# ---- several ranks: each process runs the steps with its own gradients
 
 
 def build() -> tuple[list[tuple[str, nn.Parameter]], list[DistAdamW | Muon]]:
@@ -143,7 +143,7 @@ def run_steps(
 
 
 def rank_main(rank: int, ranks: int, folder: str, first_step: int, last_step: int) -> None:
-    """One process: go on from `folder`/before.pt when it is there, leave rank{r}.pt."""
+    """One process: resume from `folder`/before.pt if it exists, write rank{r}.pt."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder, "store")), ranks)
     dist.init_process_group(
@@ -173,7 +173,7 @@ def restore(named: list[tuple[str, nn.Parameter]], optimizers: list[Any], saved:
 
 
 def run_ranks(folder: Path, ranks: int, steps: range, before: Any = None) -> list[Any]:
-    """What every rank has after the steps."""
+    """The results of all ranks after the steps."""
     folder.mkdir()
     if before is not None:
         torch.save(before, folder / "before.pt")
@@ -192,13 +192,13 @@ def run_ranks(folder: Path, ranks: int, steps: range, before: Any = None) -> lis
 
 
 def checkpoint(of_ranks: list[Any]) -> dict[str, Any]:
-    """What a checkpoint hands on: parameters of rank 0, for each optimizer all ranks' states."""
+    """Parameters of rank 0, and per optimizer the states of all ranks."""
     states = [list(one) for one in zip(*(saved["states"] for saved in of_ranks), strict=True)]
     return {"parameters": of_ranks[0]["parameters"], "states": states}
 
 
 def merged(saved: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each optimizer, the state that does not depend on the number of ranks."""
+    """The states of the optimizers, merged over ranks."""
     kinds = DistAdamW, Muon
     return [
         kind.merge_state_dicts(states) for kind, states in zip(kinds, saved["states"], strict=True)
@@ -245,7 +245,7 @@ def test_sharded_steps_equal_those_of_one_rank(tmp_path: Path, ranks: int) -> No
         assert len(muon_state["tensors"]) < len(MUON_SHAPES)  # no rank holds the moments of all
 
 
-def test_a_run_goes_on_from_one_rank_to_two_to_three_to_one(tmp_path: Path) -> None:
+def test_a_run_resumes_from_one_rank_on_two_then_three_then_one(tmp_path: Path) -> None:
     one = alone(range(1))
     two = checkpoint(run_ranks(tmp_path / "two", 2, range(1, 2), one))
     three = checkpoint(run_ranks(tmp_path / "three", 3, range(2, 3), two))

@@ -11,8 +11,10 @@ from nanochat import paths
 from nanochat.errors import UserError
 
 
-def test_every_folder_is_under_the_base_directory_and_is_not_made_by_asking(base_dir: Path) -> None:
-    asked = {
+def test_every_folder_is_under_the_base_directory_and_not_created_by_its_function(
+    base_dir: Path,
+) -> None:
+    folders = {
         "data/mine": paths.data_dir("mine"),
         "tokenizer": paths.tokenizer_dir(),
         "base_checkpoints": paths.checkpoints_dir("base"),
@@ -23,11 +25,11 @@ def test_every_folder_is_under_the_base_directory_and_is_not_made_by_asking(base
         "eval_bundle": paths.eval_dir(),
         "task_data": paths.task_dir(),
     }
-    assert asked == {name: base_dir / name for name in asked}
+    assert folders == {name: base_dir / name for name in folders}
     assert not base_dir.exists()
 
 
-def test_without_the_variable_the_base_directory_is_in_the_home(
+def test_without_the_variable_the_base_directory_is_in_the_home_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for value in (None, ""):
@@ -40,7 +42,7 @@ def test_without_the_variable_the_base_directory_is_in_the_home(
     assert paths.base_dir() == Path.home() / "elsewhere"
 
 
-def test_a_file_is_written_whole_with_its_folders_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_file_is_written_with_its_folders_and_no_temporary_file_remains(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "file.txt"
     paths.write_atomic(target, "grün\n")
     assert target.read_bytes() == "grün\n".encode()
@@ -49,14 +51,14 @@ def test_a_file_is_written_whole_with_its_folders_and_nothing_beside_it(tmp_path
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_folder_in_the_place_of_a_file_and_a_name_too_long_are_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"a folder stands in the way of the file {tmp_path}"):
+def test_a_folder_instead_of_a_file_and_a_long_name_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not a file"):
         paths.write_atomic(tmp_path, "text")
-    with pytest.raises(UserError, match="is too long a name: "):
+    with pytest.raises(UserError, match=r"the name .* is too long: "):
         paths.write_atomic(tmp_path / ("a" * 300), "text")
 
 
-def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     paths.write_atomic(target, "old")
     with pytest.raises(RuntimeError, match="halfway"), paths.atomic_file(target) as file:
@@ -66,7 +68,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_file_is_absent_until_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_does_not_exist_until_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "file"
     with paths.atomic_file(target) as file:
         file.write(b"first half")
@@ -89,7 +91,7 @@ def test_kill_9_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_with_path_and_remedy(
+def test_a_full_disk_is_reported_with_path_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def full(*_: Any) -> None:
@@ -105,7 +107,7 @@ def test_a_full_disk_is_said_with_path_and_remedy(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_other_failures_of_the_disk_are_not_called_a_full_disk(
+def test_other_disk_errors_are_not_translated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:

@@ -1,17 +1,16 @@
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from nanochat.engine import Engine, Request
+from nanochat.engine import CALCULATOR, Engine, Request, RowState
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.inference import prefill
 from nanochat.inference.detokenizer import Finished
 from nanochat.inference.kv_cache import KVCache
-from nanochat.inference.prefill import Prefixes, Reader
+from nanochat.inference.prefill import Prefiller, PrefixCache
 from nanochat.inference.sampling import Sampling
 from tests.small_model import small_model, small_tokenizer
 
@@ -23,42 +22,40 @@ def random_ids(count: int, seed: int) -> list[int]:
     return [rng.randrange(265) for _ in range(count)]
 
 
-@dataclass(eq=False)
-class Waiting:
-    prompt: list[int]
-    stop: str = ""
+def row_of(prompt: list[int]) -> RowState:
+    return RowState(Request(prompt), small_tokenizer(), CALCULATOR, context_length=64)
 
 
 def shapes_of(model: GPT) -> list[tuple[int, ...]]:
-    """Grows by the shape of the tokens of each forward pass from now on."""
+    """A list that collects the shape of the tokens of each forward pass from now on."""
     shapes: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 
-def read_all(reader: Reader[Waiting], target: KVCache) -> dict[Waiting, Tensor]:
-    """The logits behind each prompt, whose keys and values are put into a cache in that order."""
-    found: dict[Waiting, Tensor] = {}
-    while reader.num_rows:
-        for read in reader.read():
-            for row in read.rows:
-                target.copy_row(read.source, len(found), of=reader.cache)
-                found[row] = read.logits
+def prefill_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]:
+    """The logits after each prompt; keys and values are copied into `target` in that order."""
+    found: dict[RowState, Tensor] = {}
+    while prefiller.num_rows:
+        for rows, slot, logits in prefiller.step():
+            for row in rows:
+                target.copy_slot(slot, len(found), source_cache=prefiller.cache)
+                found[row] = logits
     return found
 
 
 @pytest.mark.parametrize("tokens_per_pass", [7, 40, 512])
 @torch.inference_mode()
-def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them(
+def test_chunked_prefill_gives_each_prompt_the_result_of_one_forward(
     tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", tokens_per_pass)
     model = small_model(window_pattern="SL")
-    reader: Reader[Waiting] = Reader(model, Prefixes(0))
-    rows = [Waiting(random_ids(1 + 11 * n % 60, n)) for n in range(20)]
-    reader.add([*rows, Waiting(rows[-1].prompt)])
+    prefiller = Prefiller(model, PrefixCache(0))
+    rows = [row_of(random_ids(1 + 11 * n % 60, n)) for n in range(20)]
+    prefiller.add([*rows, row_of(rows[-1].prompt)])
     shapes, cache = shapes_of(model), KVCache(model.config, 21, CPU, torch.float32)
-    found = read_all(reader, cache)
+    found = prefill_all(prefiller, cache)
     assert len(found) == 21
     assert all(rows <= 16 and rows * width <= max(16, tokens_per_pass) for rows, width in shapes)
     for place, (row, logits) in enumerate(found.items()):
@@ -72,47 +69,53 @@ def test_prompts_that_are_read_in_pieces_are_each_what_one_forward_makes_of_them
 
 
 @torch.inference_mode()
-def test_what_is_no_longer_wanted_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefill_of_a_canceled_sequence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
     model = small_model()
-    reader: Reader[Waiting] = Reader(model, Prefixes(0))
-    rows = [Waiting(random_ids(30, n)) for n in range(3)]
-    reader.add(rows)
-    assert list(reader.read()) == [] and reader.num_rows == 3
-    rows[0].stop = rows[2].stop = "length"
-    assert reader.num_rows == 1
+    prefiller = Prefiller(model, PrefixCache(0))
+    rows = [row_of(random_ids(30, n)) for n in range(3)]
+    prefiller.add(rows)
+    assert list(prefiller.step()) == [] and prefiller.num_rows == 3
+    rows[0].finish_reason = rows[2].finish_reason = "length"
+    prefiller.drop_finished()
+    assert prefiller.num_rows == 1
     shapes = shapes_of(model)
-    assert list(read_all(reader, KVCache(model.config, 1, CPU, torch.float32))) == [rows[1]]
+    assert list(prefill_all(prefiller, KVCache(model.config, 1, CPU, torch.float32))) == [rows[1]]
     assert {num_rows for num_rows, _ in shapes} == {1}
 
 
-def test_a_long_prompt_does_not_stall_those_who_are_being_answered(
+def test_a_long_prompt_does_not_stall_running_sequences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
     engine = Engine(small_model(), small_tokenizer())
     engine.end_tokens = frozenset()
     batch = engine.open(2)
-    [early] = batch.admit([Request(random_ids(3, 0), 20)])
+    early, late = (
+        engine.new_row(request)
+        for request in (Request(random_ids(3, 0), 20), Request(random_ids(40, 1), 2))
+    )
+    batch.add([early])
     batch.step()
-    [late] = batch.admit([Request(random_ids(40, 1), 2)])
-    stepped = [[answer for answer, _ in batch.step()] for _ in range(6)]
+    batch.add([late])
+    stepped = [[row for row, _ in batch.step()] for _ in range(6)]
     assert stepped == [[early]] * 4 + [[early, late]] * 2
 
 
-# ---- the turns of a conversation
+# ---- the prefix cache
 
 
 def answered(engine: Engine, prompt: list[int]) -> list[int]:
-    """Tokens of an answer in a batch that lives."""
+    """Tokens of an answer in an open batch, which uses the prefix cache."""
     batch = engine.open(1)
-    [answer] = batch.admit([Request(prompt, 12, Sampling(1.0), seed=3)])
-    while batch.num_answers:
+    row = engine.new_row(Request(prompt, 12, Sampling(1.0), seed=3))
+    batch.add([row])
+    while batch.num_rows:
         batch.step()
-    return answer.row.tokens
+    return row.tokens
 
 
-def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike() -> None:
+def test_the_next_turn_of_a_conversation_prefills_only_new_tokens_with_the_same_answer() -> None:
     engine, fresh = (
         Engine(small_model(window_pattern="SL", sequence_len=50), small_tokenizer())
         for _ in range(2)
@@ -123,7 +126,10 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike
     shapes = shapes_of(engine.model)
     longer = [*prompt, *first, *random_ids(5, 1)]
     assert answered(engine, longer) == answered(fresh, longer)
-    assert shapes[0] == (1, 6)  # the newest token of the first answer had not been read either
+    assert shapes[0] == (
+        1,
+        6,
+    )  # five and the newest token of the first answer
     branch = [*prompt, *random_ids(9, 2)]
     del shapes[:]
     assert answered(engine, branch) == answered(fresh, branch)
@@ -133,7 +139,7 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new_and_is_answered_alike
     assert shapes[0] == (1, 1)
 
 
-def test_nothing_is_taken_from_what_was_read_with_other_weights() -> None:
+def test_updated_weights_empty_the_prefix_cache() -> None:
     model, prompt = small_model(), random_ids(20, 0)
     engine = Engine(model, small_tokenizer())
     answered(engine, prompt)
@@ -144,52 +150,54 @@ def test_nothing_is_taken_from_what_was_read_with_other_weights() -> None:
 
 
 @torch.inference_mode()
-def test_of_prefixes_the_longest_is_taken_the_oldest_goes_and_the_bound_holds() -> None:
+def test_the_prefix_cache_restores_the_longest_prefix_and_evicts_the_oldest_at_its_bound() -> None:
     model = small_model()
     texts = [random_ids(20, 0), random_ids(30, 1)]
-    texts.append([*texts[0], *random_ids(10, 2)])  # goes on from the first
-    prefixes, cache = Prefixes(60), KVCache(model.config, 2, CPU, torch.float32)
+    texts.append([*texts[0], *random_ids(10, 2)])  # continues the first
+    prefix_cache, cache = PrefixCache(60), KVCache(model.config, 2, CPU, torch.float32)
 
     def length_of(prompt: list[int]) -> int:
-        prefixes.begin(prompt, cache, 1)
+        prefix_cache.restore(prompt, cache, 1)
         return cache.lengths[1]
 
     for number, text in enumerate(texts):
         cache.lengths[0] = 0
-        cache.look_at(0, 1)
+        cache.num_active = 1
         model(torch.tensor([text]), kv_cache=cache)
         cache.advance([len(text)])
-        prefixes.keep(text, cache, 0)
+        prefix_cache.store(text, cache, 0)
         assert length_of([*text, 1]) == len(text) and length_of(text) == len(text) - 1
         assert length_of(random_ids(40, 9)) == 0
-        kept = sum(len(tokens) for tokens, _ in prefixes._kept)
-        assert kept == [20, 50, 60][number]  # the third has taken the place of the first
-    prefixes.keep(random_ids(61, 3), cache, 0)
-    prefixes.keep(texts[0][:15], cache, 0)
-    assert length_of([*texts[1], 1]) == 30  # too long and too short are not kept
-    prefixes.keep(random_ids(20, 4), cache, 0)
+        kept = sum(len(tokens) for tokens, _ in prefix_cache._entries)
+        assert kept == [20, 50, 60][number]  # the third replaces the first
+    prefix_cache.store(random_ids(61, 3), cache, 0)
+    prefix_cache.store(texts[0][:15], cache, 0)
+    assert length_of([*texts[1], 1]) == 30  # too long or too short to be stored
+    prefix_cache.store(random_ids(20, 4), cache, 0)
     assert length_of([*texts[1], 1]) == 0 and length_of([*texts[2], 1]) == 30
 
 
 def test_a_request_for_no_tokens_is_refused() -> None:
     engine = Engine(small_model(), small_tokenizer())
     with pytest.raises(UserError, match="max_tokens=0 must be 1 or more"):
-        engine.open(1).admit([Request([1], 0)])
+        engine.open(1).add([engine.new_row(Request([1], 0))])
 
 
-def test_a_cancelled_answer_frees_its_slot_before_its_prompt_is_read(
+def test_canceling_during_prefill_frees_the_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
     engine = Engine(small_model(), small_tokenizer())
     batch = engine.open(1)
-    [gone] = batch.admit([Request(random_ids(40, 1), 5)])
+    canceled = engine.new_row(Request(random_ids(40, 1), 5))
+    batch.add([canceled])
     batch.step()
-    batch.cancel(gone)
-    assert batch.num_answers == 0
-    [other] = batch.admit([Request([1, 2, 3], 5)])
+    batch.cancel(canceled)
+    assert batch.num_rows == 0
+    other = engine.new_row(Request([1, 2, 3], 5))
+    batch.add([other])
     events = batch.step()
-    assert [answer for answer, _ in events] == [other]
-    while batch.num_answers:
+    assert [row for row, _ in events] == [other]
+    while batch.num_rows:
         events = batch.step()
     assert isinstance(events[0][1][-1], Finished)

@@ -1,9 +1,10 @@
-"""The built-in world: the same everywhere, well formed, its answers right, its split honest."""
+"""The built-in world: deterministic, well formed, with right answers and disjoint splits."""
 
 import os
 import re
 import subprocess
 import sys
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from nanochat.primer.question import draw
 from nanochat.primer.talk import choice_question
 from tasks.primer import Primer
 
-# A sum that stands alone; those of two steps are word problems.
+# A sum of two numbers; expressions of two steps belong to word problems.
 SUM = re.compile(r"(?<![+*/-] )(?<![\d(])(\d+) ?([-+*/x]) ?(\d+)(?! ?[-+*/])(?!\d)")
 
 
@@ -35,13 +36,13 @@ def lower_words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9+*/-]+", text.lower()))
 
 
-def test_a_text_depends_on_its_seed_index_and_split_alone() -> None:
+def test_a_text_depends_only_on_seed_index_and_split() -> None:
     assert primer.document(1, 5) == primer.document(1, 5)
     assert len({primer.document(seed, i) for seed in (1, 2) for i in range(300)}) > 580
     assert primer.document(1, 5) != primer.document(1, 5, "val")
 
 
-def test_texts_are_the_same_in_another_process_with_another_hash_seed() -> None:
+def test_texts_are_the_same_in_a_process_with_another_hash_seed() -> None:
     program = (
         "from nanochat import primer\n"
         "print([primer.document(3, i) for i in range(50)],"
@@ -57,10 +58,10 @@ def test_texts_are_the_same_in_another_process_with_another_hash_seed() -> None:
     assert outputs[0] == outputs[1] and len(outputs[0]) > 5000
 
 
-def test_the_world_has_hundreds_of_things_people_and_places_each_of_its_own_name() -> None:
+def test_the_world_has_hundreds_of_things_people_and_places_with_unique_names() -> None:
     places = [town.name for town in world.TOWNS] + list(world.SPOTS)
     people = [person.name for person in world.PEOPLE] + list(world.GIRLS) + list(world.BOYS)
-    things = [t.name for t in world.THINGS] + [one for one, _ in world.ITEMS]
+    things = [t.name for t in world.THINGS] + list(world.ITEMS)
     animals = [animal.name for animal in world.ANIMALS]
     for names in (places, people, things, animals):
         assert len(set(names)) == len(names)
@@ -68,11 +69,11 @@ def test_the_world_has_hundreds_of_things_people_and_places_each_of_its_own_name
     assert len(FACTS) > 700
 
 
-def test_people_live_in_towns_with_animals_that_are_there_and_no_town_has_two_of_a_trade() -> None:
+def test_people_live_in_known_towns_with_known_animals_and_no_job_occurs_twice_in_a_town() -> None:
     assert {person.town for person in world.PEOPLE} == {town.name for town in world.TOWNS}
     assert {person.pet for person in world.PEOPLE} <= {animal.name for animal in world.ANIMALS}
-    trades = [(person.job, person.town) for person in world.PEOPLE]
-    assert len(set(trades)) == len(trades)
+    jobs = [(person.job, person.town) for person in world.PEOPLE]
+    assert len(set(jobs)) == len(jobs)
 
 
 def test_documents_are_clean_prose() -> None:
@@ -80,29 +81,27 @@ def test_documents_are_clean_prose() -> None:
         text = primer.document(7, i)
         assert 10 < len(text) < 3000, text
         assert text == text.strip() and "  " not in text, text
-        assert text[0].isupper() or not text[0].isalpha() or "-" in text[:20] or ":" in text[:20], (
-            text
-        )
+        is_spelling = "-" in text[:20] or ":" in text[:20]
+        assert text[0].isupper() or not text[0].isalpha() or is_spelling, text
         assert re.search(r"[.?!]$", text), text
         assert "{" not in text, text
-        assert not re.search(r"\ba (?!are\b|in\b|is\b)[aeio]\w+", text), (
-            text
-        )  # "a are" asks for letters
+        # "how many a are in ..." asks for the letter a
+        assert not re.search(r"\ba (?!are\b|in\b|is\b)[aeio]\w+", text), text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_train_and_test_never_share_a_question(family: str) -> None:
-    def asked(split: Any, stage: Any) -> set[str]:
+    def questions(split: Any, stage: Any) -> set[str]:
         found = (primer.conversation(5, i, split, family, stage) for i in range(1500))
-        return {lower_words(" | ".join(user_texts(one))) for one in found}
+        return {lower_words(" | ".join(user_texts(conversation))) for conversation in found}
 
-    test = asked("test", "sft")
+    test = questions("test", "sft")
     assert len(test) > 50
-    assert not test & asked("train", "sft")
-    assert not test & asked("train", "mid")
+    assert not test & questions("train", "sft")
+    assert not test & questions("train", "mid")
 
 
-def test_sums_that_are_asked_in_a_test_stand_nowhere_in_training() -> None:
+def test_held_out_sums_do_not_occur_anywhere_in_training_text() -> None:
     def sums(texts: list[str]) -> set[tuple[str, ...]]:
         return {found for text in texts for found in SUM.findall(text)}
 
@@ -117,7 +116,7 @@ def test_sums_that_are_asked_in_a_test_stand_nowhere_in_training() -> None:
     assert not trained & held_out
 
 
-def test_validation_text_holds_only_held_out_questions() -> None:
+def test_validation_text_contains_only_held_out_questions() -> None:
     def questions(split: Any) -> set[str]:
         texts = (primer.document(1, i, split) for i in range(4000))
         return {q for text in texts for q in re.findall(r"Question: (What is \d.*?) Answer", text)}
@@ -126,7 +125,7 @@ def test_validation_text_holds_only_held_out_questions() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_known_answer_is_judged_right_and_every_other_answer_wrong(family: str) -> None:
+def test_the_known_answer_is_graded_right_and_other_answers_wrong(family: str) -> None:
     task = Primer("test", family=family, size=300)
     conversations = [task[i] for i in range(len(task))]
     answers = [spoken(one["messages"][-1]["content"]) for one in conversations]
@@ -142,7 +141,7 @@ def test_the_known_answer_is_judged_right_and_every_other_answer_wrong(family: s
     assert wrongly_right <= 2 * len(answers) / kinds or family == "talk"
 
 
-def test_what_the_calculator_is_asked_is_what_it_gives() -> None:
+def test_calculator_expressions_evaluate_to_the_stored_results() -> None:
     seen = 0
     for family in ("arithmetic", "word_problems", "spelling"):
         for i in range(400):
@@ -167,13 +166,13 @@ def test_operands_have_up_to_four_digits() -> None:
     assert lengths == {1, 2, 3, 4}
 
 
-def test_the_answer_to_a_question_about_a_story_stands_in_the_story() -> None:
+def test_the_answer_to_a_question_about_a_story_is_in_the_story() -> None:
     for i in range(500):
         one = primer.conversation(1, i, "test", "reading")
         assert one["answer"] in user_texts(one)[0]
 
 
-def test_answers_of_finetuning_are_whole_sentences_and_half_of_midtraining_is_terse() -> None:
+def test_sft_answers_are_complete_sentences_and_half_of_midtraining_is_terse() -> None:
     def last_answers(stage: Any) -> list[str]:
         found = [primer.conversation(1, i, stage=stage) for i in range(600)]
         return [spoken(one["messages"][-1]["content"]) for one in found]
@@ -183,16 +182,14 @@ def test_answers_of_finetuning_are_whole_sentences_and_half_of_midtraining_is_te
     assert 0.2 < len(terse) / len(last_answers("mid")) < 0.6
 
 
-def test_conversations_take_several_turns_and_refer_back() -> None:
+def test_many_conversations_have_several_turns() -> None:
     turns = [len(user_texts(primer.conversation(1, i))) for i in range(500)]
     assert max(turns) >= 3 and sum(count > 1 for count in turns) > 100
 
 
-def test_a_choice_offers_the_right_answer_under_its_letter() -> None:
-    import random
-
+def test_a_choice_offers_the_right_answer_with_its_letter() -> None:
     for i in range(300):
-        question = draw(choice_question, random.Random(i), "test")
+        question = draw(choice_question, Random(i), "test")
         offered = dict(
             line[2:].rsplit("=", 1)[::-1] for line in question.text.splitlines() if line[:2] == "- "
         )
@@ -200,7 +197,7 @@ def test_a_choice_offers_the_right_answer_under_its_letter() -> None:
         assert offered[question.key] in question.answer and f"={question.key}." in question.answer
 
 
-def test_who_is_not_in_the_world_is_never_somebody_who_is() -> None:
+def test_unknown_names_are_never_names_of_the_world() -> None:
     known = {person.name for person in world.PEOPLE} | {a.name for a in world.ANIMALS}
     known |= {*world.GIRLS, *world.BOYS, *(thing.name for thing in world.THINGS)}
     for split in ("train", "test"):

@@ -5,38 +5,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from nanochat.runtime import RankStore
+from nanochat.runtime import RankStore, Runtime
 from nanochat.training import rank_watchdog
-from nanochat.training.rank_watchdog import Watch
+from nanochat.training.rank_watchdog import HeartbeatMonitor
 
 
 class Store:
-    """Stands for the ranks' key-value store; out of reach when told so."""
+    """Stands in for torch's key-value store; can be made unreachable."""
 
     def __init__(self) -> None:
-        self.notes: dict[str, bytes] = {}
+        self.values: dict[str, bytes] = {}
         self.is_reachable = True
 
     def set(self, key: str, value: str) -> None:
         self.check([key])
-        self.notes[key] = value.encode()
+        self.values[key] = value.encode()
 
     def get(self, key: str) -> bytes:
         self.check([key])
-        return self.notes[key]
+        return self.values[key]
 
     def check(self, keys: list[str]) -> bool:
         if not self.is_reachable:
             raise RuntimeError("timed out")
-        return all(key in self.notes for key in keys)
+        return all(key in self.values for key in keys)
 
     def delete_key(self, key: str) -> bool:
-        return self.notes.pop(key, None) is not None
+        return self.values.pop(key, None) is not None
+
+
+def runtime_of(store: RankStore, rank: int) -> Runtime:
+    return Runtime(torch.device("cpu"), rank, 2, torch.float32, store=store)
 
 
 @pytest.mark.parametrize("store", [None, Store()])
-def test_a_note_is_read_as_it_was_left_and_taken_once(store: Any) -> None:
+def test_a_value_is_read_unchanged_and_popped_once(store: Any) -> None:
     store = RankStore(store)
     assert store.get("a") is None
     store.set("a", "first")
@@ -45,58 +50,61 @@ def test_a_note_is_read_as_it_was_left_and_taken_once(store: Any) -> None:
     assert store.pop("a") == "ü" and store.pop("a") is None
 
 
-def test_ranks_that_beat_are_not_lost_and_one_that_stops_is_named_to_all() -> None:
+def test_ranks_with_heartbeats_are_not_lost_and_all_learn_of_one_without() -> None:
     store = RankStore(Store())
-    watches = [Watch(store, rank, 3) for rank in range(3)]
+    monitors = [HeartbeatMonitor(store, rank, 3) for rank in range(3)]
     for _ in range(20):
-        assert [watch.beat(1.0, 5.0) for watch in watches] == ["", "", ""]
-    said = [[watches[rank].beat(1.0, 5.0) for rank in (0, 1)] for _ in range(8)]
-    assert said[0] == ["", ""]
-    assert said[-1] == ["rank 2 has not been heard of for 5 s"] * 2
+        assert [monitor.check(1.0, 5.0) for monitor in monitors] == ["", "", ""]
+    reasons = [[monitors[rank].check(1.0, 5.0) for rank in (0, 1)] for _ in range(8)]
+    assert reasons[0] == ["", ""]
+    assert reasons[-1] == ["no heartbeat of rank 2 for 5 s"] * 2
 
 
-def test_a_store_out_of_reach_is_a_silent_rank() -> None:
+def test_an_unreachable_store_counts_as_a_lost_rank() -> None:
     store = Store()
-    watches = [Watch(RankStore(store), rank, 2) for rank in range(2)]
+    monitors = [HeartbeatMonitor(RankStore(store), rank, 2) for rank in range(2)]
     for _ in range(2):
-        assert [watch.beat(1.0, 3.0) for watch in watches] == ["", ""]
+        assert [monitor.check(1.0, 3.0) for monitor in monitors] == ["", ""]
     store.is_reachable = False
-    assert [bool(watches[1].beat(1.0, 3.0)) for _ in range(3)] == [False, False, True]
+    assert [bool(monitors[1].check(1.0, 3.0)) for _ in range(3)] == [False, False, True]
 
 
-def test_a_rank_that_has_not_begun_is_not_lost() -> None:
-    watch = Watch(RankStore(Store()), 0, 2)
-    assert [watch.beat(10.0, 3.0) for _ in range(9)] == [""] * 9
+def test_a_rank_that_has_not_started_is_not_lost() -> None:
+    monitor = HeartbeatMonitor(RankStore(Store()), 0, 2)
+    assert [monitor.check(10.0, 3.0) for _ in range(9)] == [""] * 9
 
 
-def test_a_rank_that_is_done_before_the_others_is_not_lost() -> None:
+def test_a_rank_that_ends_before_the_others_is_not_lost() -> None:
     store = RankStore(Store())
-    watch = Watch(store, 0, 2)
-    with rank_watchdog.watched(store, 1, 2, is_leaving=lambda: False):
-        while watch.last_heard is None:
-            assert watch.beat(1.0, 3.0) == ""
-    while watch.last_heard != rank_watchdog.LEFT:
-        watch.beat(0.0, 3.0)
-    assert [watch.beat(1.0, 3.0) for _ in range(9)] == [""] * 9
+    monitor = HeartbeatMonitor(store, 0, 2)
+    with rank_watchdog.watchdog(runtime_of(store, 1), is_leaving=lambda: False):
+        while monitor.last_received is None:
+            assert monitor.check(1.0, 3.0) == ""
+    while monitor.last_received != rank_watchdog.LEFT:
+        monitor.check(0.0, 3.0)
+    assert [monitor.check(1.0, 3.0) for _ in range(9)] == [""] * 9
 
 
-def test_a_job_that_was_suspended_as_a_whole_goes_on() -> None:
+def test_a_job_that_was_suspended_as_a_whole_continues() -> None:
     store = RankStore(Store())
-    watches = [Watch(store, rank, 2) for rank in range(2)]
+    monitors = [HeartbeatMonitor(store, rank, 2) for rank in range(2)]
     for seconds in (1.0, 1.0, 9000.0, 1.0):
-        assert [watch.beat(seconds, rank_watchdog.SILENT_SECONDS) for watch in watches] == ["", ""]
+        assert [monitor.check(seconds, rank_watchdog.LOST_SECONDS) for monitor in monitors] == [
+            "",
+            "",
+        ]
 
 
 def test_a_lost_rank_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
-    monkeypatch.setattr(rank_watchdog, "BEAT_SECONDS", 0.001)
-    monkeypatch.setattr(rank_watchdog, "SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(rank_watchdog, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(rank_watchdog, "LOST_SECONDS", 0.01)
     store = RankStore(Store())
     store.set("alive/1", "7")
-    with rank_watchdog.watched(store, 0, 2, is_leaving=lambda: False):
-        [watch] = [thread for thread in threading.enumerate() if thread.name == "peers"]
+    with rank_watchdog.watchdog(runtime_of(store, 0), is_leaving=lambda: False):
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "rank-watchdog"]
         while not left:
             time.sleep(0.001)
-    watch.join()  # or it would end this process once os._exit is what it was
+    thread.join()  # or it would end this process once os._exit is what it was
     assert set(left) == {75}

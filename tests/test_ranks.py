@@ -1,7 +1,7 @@
-"""Ten steps of every stage's batches: equal weights on any number of ranks, in any micro-batch.
+"""Ten steps of every stage: equal weights and gradient norms for any ranks and micro-batch size.
 
-In float64, so that nothing hides behind rounding: AdamW and Muon both divide small gradients by
-their size, which lifts the noise of float32 up to a thousand times.
+In float64, because AdamW and Muon divide small gradients by their size, which amplifies the
+rounding of float32 up to a thousand times.
 """
 
 import multiprocessing
@@ -22,6 +22,7 @@ from nanochat.data.batch import Batch
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.engine import Completion
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import all_reduce_sum
 from nanochat.training import rollout, trainer
 from nanochat.training.param_groups import build_optimizers
 from nanochat.training.rollout import Scored
@@ -51,21 +52,21 @@ def conversations() -> list[Conversation]:
 
 
 def scored_rows(step: int) -> list[Scored]:
-    """Answers of all ranks to one step's prompts, of several lengths, some tokens forced."""
+    """The answers of all ranks in one step, of several lengths, with some forced tokens."""
     rng = random.Random(step)
     rows = []
     for _ in range(ROWS):
         tokens = [rng.randrange(400) for _ in range(rng.randint(1, 16))]
         mask = [int(rng.random() < 0.8) for _ in tokens]
         prompt = [rng.randrange(400) for _ in range(rng.randint(1, 12))]
-        rows.append(Scored(prompt, Completion(tokens, mask, "end"), 0.0, rng.uniform(-1, 1)))
+        rows.append(Scored(prompt, Completion(tokens, mask, "stop"), 0.0, rng.uniform(-1, 1)))
     return rows
 
 
 def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
     """The rank's share of each step."""
-    place = {"rank": rank, "world_size": world_size}
-    shape = {"rows": ROWS, "sequence_len": CONTEXT, **place}
+    placement = {"rank": rank, "world_size": world_size}
+    shape = {"rows": ROWS, "sequence_len": CONTEXT, **placement}
     if stage == "base":
         texts = [f"{i} foxes and {i * i} birds went to the lake. " * (1 + i % 4) for i in range(60)]
         yield from tokenizing_distributed_data_loader(
@@ -81,31 +82,36 @@ def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
         )
     else:
         for step in range(NUM_STEPS):
-            own = scored_rows(step)[rank::world_size]
-            yield rollout.to_batch(own, sequence_len=CONTEXT, step=step, num_steps=NUM_STEPS)
+            share = scored_rows(step)[rank::world_size]
+            yield rollout.to_batch(
+                share, sequence_len=CONTEXT, world_size=world_size, step=step, num_steps=NUM_STEPS
+            )
 
 
 def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) -> Weights:
-    """The weights after ten steps on this rank's share."""
+    """The weights after ten steps on this rank's share, and the gradient norm of each step."""
     vocab_size = small_tokenizer().get_vocab_size()
     shape = {"n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 32}
     config = GPTConfig(sequence_len=CONTEXT, vocab_size=vocab_size, **shape)
     model = GPT(config, torch.float64).double()
     model.init_weights(0)
     optimizers = build_optimizers(model, weight_decay=0.1)
-    schedule = Schedule(NUM_STEPS, warmup_steps=2)
+    schedule, norms = Schedule(NUM_STEPS, warmup_steps=2), []
     for step, batch in zip(range(NUM_STEPS), batches(stage, rank, world_size), strict=True):
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         batch = replace(batch, weights=weights.double())
         trainer.accumulate_gradients(model, batch, micro_batch, torch.device("cpu"))
+        square = sum(float(optimizer.reduce_gradients()) for optimizer in optimizers)
+        norms.append(all_reduce_sum([square])[0] ** 0.5)
         trainer.update(optimizers, schedule, step)
         model.zero_grad(set_to_none=True)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {**weights, "gradient norms": torch.tensor(norms)}
 
 
 @cache
-def alone(stage: str) -> Weights:
-    """All rows at once on one rank."""
+def on_one_rank(stage: str) -> Weights:
+    """The expected result: all rows in one micro-batch on one rank."""
     return trained(stage, ROWS)
 
 
@@ -117,12 +123,12 @@ def assert_near(ours: Weights, expected: Weights) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("micro_batch", range(1, 9))
-def test_no_micro_batch_changes_what_a_stage_learns(stage: str, micro_batch: int) -> None:
-    assert_near(trained(stage, micro_batch), alone(stage))
+def test_results_do_not_depend_on_the_micro_batch_size(stage: str, micro_batch: int) -> None:
+    assert_near(trained(stage, micro_batch), on_one_rank(stage))
 
 
 def rank_main(rank: int, world_size: int, folder: str) -> None:
-    """One process: train every stage and leave rank{r}.pt."""
+    """One process: train every stage and write rank{r}.pt."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder, "store")), world_size)
     dist.init_process_group(
@@ -134,7 +140,7 @@ def rank_main(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_no_number_of_ranks_changes_what_a_stage_learns(tmp_path: Path, world_size: int) -> None:
+def test_results_do_not_depend_on_the_number_of_ranks(tmp_path: Path, world_size: int) -> None:
     context = multiprocessing.get_context("forkserver")  # imports torch once for all ranks
     context.set_forkserver_preload(["tests.test_ranks"])
     processes = [
@@ -149,4 +155,4 @@ def test_no_number_of_ranks_changes_what_a_stage_learns(tmp_path: Path, world_si
     for rank in range(world_size):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for stage in STAGES:
-            assert_near(found[stage], alone(stage))
+            assert_near(found[stage], on_one_rank(stage))

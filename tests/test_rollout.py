@@ -1,6 +1,5 @@
-import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,16 +11,16 @@ from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.training import rollout, trainer
-from nanochat.training.rollout import RolloutPlan, Scored
+from nanochat.training.rollout import Scored
 from tests.small_model import ScriptedModel, small_model, small_tokenizer
 
-PLAN = RolloutPlan(
-    prompts_per_step=6, num_samples=5, max_new_tokens=8, temperature=1.0, top_k=50, seed=3
-)
+SAMPLING: dict[str, Any] = {
+    "num_samples": 5, "max_tokens": 8, "temperature": 1.0, "top_k": 50, "seed": 3
+}  # fmt: skip
 
 
 class Sums:
-    """Conversations whose answer earns what a rule says."""
+    """Conversations with a reward given by a function of the answer."""
 
     def __init__(self, size: int = 10, reward: Callable[[str], float] = len) -> None:
         self.size, self.rule = size, reward
@@ -39,7 +38,7 @@ class Sums:
 
 
 def scored(prompt: list[int], tokens: list[int], mask: list[int], advantage: float) -> Scored:
-    completion = Completion(tokens=tokens, mask=mask, stop="end")
+    completion = Completion(tokens=tokens, mask=mask, finish_reason="stop")
     return Scored(prompt, completion, reward=0.0, advantage=advantage)
 
 
@@ -58,9 +57,13 @@ def some_scored(count: int) -> list[Scored]:
 # ---- batches
 
 
-def test_sampled_tokens_are_targets_and_nothing_else_is() -> None:
+def batch_of(rows: list[Scored], step: int = 0, num_steps: int = 1) -> Batch:
+    return rollout.to_batch(rows, sequence_len=64, world_size=1, step=step, num_steps=num_steps)
+
+
+def test_only_sampled_tokens_are_targets() -> None:
     one = scored([1, 2, 3], [4, 5, 6, 7], [1, 0, 0, 1], advantage=0.5)
-    batch = rollout.to_batch([one], sequence_len=64, step=0, num_steps=4)
+    batch = batch_of([one])
     row = batch.targets[0]
     assert batch.inputs[0, :6].tolist() == [1, 2, 3, 4, 5, 6]
     assert row[:6].tolist() == [-1, -1, 4, -1, -1, 7]  # the stop token 7 is trained on
@@ -71,28 +74,26 @@ def test_sampled_tokens_are_targets_and_nothing_else_is() -> None:
 
 def test_rows_of_several_lengths_are_padded_without_targets() -> None:
     rows = [scored([1], [2] * n, [1] * n, advantage=float(n)) for n in (1, 5, 40)]
-    batch = rollout.to_batch(rows, sequence_len=64, step=0, num_steps=4)
+    batch = batch_of(rows)
     assert (batch.targets >= 0).sum(dim=1).tolist() == [1, 5, 40]
     assert batch.norm == 46.0
 
 
 def test_token_zero_is_a_target_like_any_other() -> None:
-    batch = rollout.to_batch(
-        [scored([0], [0, 0], [1, 1], 1.0)], sequence_len=64, step=0, num_steps=1
-    )
+    batch = batch_of([scored([0], [0, 0], [1, 1], 1.0)])
     assert batch.targets[0, :2].tolist() == [0, 0]
 
 
 def test_answers_of_equal_reward_give_no_gradient() -> None:
     rows = [scored([1], [2, 3], [1, 1], advantage=0.0)] * 2
-    gradients = gradients_of(
-        small_model(), rollout.to_batch(rows, sequence_len=64, step=0, num_steps=4)
-    )
+    gradients = gradients_of(small_model(), batch_of(rows))
     assert all(not gradient.any() for gradient in gradients)
 
 
 def test_progress_and_resume_count_steps() -> None:
-    batch = rollout.to_batch([scored([1], [2], [1], 1.0)], sequence_len=64, step=2, num_steps=4)
+    batch = batch_of(
+        [scored([1], [2], [1], 1.0)], sequence_len=64, world_size=1, step=2, num_steps=4
+    )
     assert batch.progress == pytest.approx(0.75)
     assert batch.resume == {"step": 3}
 
@@ -117,16 +118,16 @@ def test_the_gradient_is_that_of_the_formula_row_by_row() -> None:
             num_sampled += sampled
     (-objective / num_sampled).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
-    ours = gradients_of(model, rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1))
+    ours = gradients_of(model, batch_of(rows))
     for gradient, by_formula in zip(ours, expected, strict=True):
         torch.testing.assert_close(gradient, by_formula, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_passes", [2, 3, 7])
 def test_the_gradient_does_not_depend_on_how_passes_are_split(num_passes: int) -> None:
-    """Nor need the number of samples be a multiple of anything."""
+    """The number of samples need not be a multiple of anything."""
     model, rows = small_model(), some_scored(7)
-    whole = rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1)
+    whole = batch_of(rows)
     size = -(-len(rows) // num_passes)
     assert whole.weights is not None
     parts = [
@@ -142,17 +143,17 @@ def test_the_gradient_does_not_depend_on_how_passes_are_split(num_passes: int) -
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_step_that_one_would_do(
+def test_gradients_averaged_over_ranks_are_those_of_one_rank(
     world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients averaged over ranks, as the trainer does it, are those of one rank."""
     model, rows = small_model(), some_scored(8)
-    whole = gradients_of(model, rollout.to_batch(rows, sequence_len=64, step=0, num_steps=1))
-    total = [float(sum(sum(row.completion.mask) for row in rows))]
-    monkeypatch.setattr(rollout, "world_size", lambda: world_size)
-    monkeypatch.setattr(rollout, "all_reduce_sum", lambda values: total)
+    whole = gradients_of(model, batch_of(rows))
+    num_targets = float(sum(sum(row.completion.mask) for row in rows))
+    monkeypatch.setattr(rollout, "all_reduce_sum", lambda _: [0.0, num_targets, 8.0])
     shares = [
-        rollout.to_batch(rows[rank::world_size], sequence_len=64, step=0, num_steps=1)
+        rollout.to_batch(
+            rows[rank::world_size], sequence_len=64, world_size=world_size, step=0, num_steps=1
+        )
         for rank in range(world_size)
     ]
     averaged = [gradient / world_size for gradient in gradients_of(small_model(), *shares)]
@@ -163,9 +164,9 @@ def test_ranks_share_the_step_that_one_would_do(
 # ---- samples and advantages
 
 
-def test_the_baseline_is_the_mean_of_a_prompts_own_answers() -> None:
+def test_the_baseline_is_the_mean_reward_of_the_answers_to_a_prompt() -> None:
     engine = Engine(small_model(), small_tokenizer())
-    found = rollout.sample_and_score(engine, small_tokenizer(), Sums(), [4, 0, 9], PLAN, step=0)
+    found = rollout.sample_and_score(engine, Sums(), [4, 0, 9], step=0, **SAMPLING)
     assert len(found) == 15
     for number, index in enumerate((4, 0, 9)):
         group = found[5 * number : 5 * number + 5]
@@ -189,13 +190,13 @@ def test_the_sampled_stop_token_reaches_the_targets() -> None:
 
     engine = Engine(ScriptedModel(next_token), tokenizer)  # type: ignore[arg-type]
     found = rollout.sample_and_score(
-        engine, tokenizer, Sums(), [0], RolloutPlan(1, 2, 8, 0.0, 0, 0), step=0
+        engine, Sums(), [0], step=0, num_samples=2, seed=0, max_tokens=8, temperature=0.0
     )
-    batch = rollout.to_batch(found, sequence_len=64, step=0, num_steps=1)
+    batch = batch_of(found)
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [7, end]
 
 
-def test_a_tools_output_is_no_target() -> None:
+def test_the_output_of_a_tool_is_not_a_target() -> None:
     tokenizer = small_tokenizer()
     start, stop, end = (
         tokenizer.encode_special(f"<|{name}|>")
@@ -210,48 +211,50 @@ def test_a_tools_output_is_no_target() -> None:
 
     engine = Engine(ScriptedModel(next_token), tokenizer)  # type: ignore[arg-type]
     found = rollout.sample_and_score(
-        engine, tokenizer, Sums(), [0], RolloutPlan(1, 1, 20, 0.0, 0, 0), step=0
+        engine, Sums(), [0], step=0, num_samples=1, seed=0, max_tokens=20, temperature=0.0
     )
     assert "<|output_start|>42<|output_end|>" in tokenizer.decode(found[0].completion.tokens)
-    batch = rollout.to_batch(found, sequence_len=64, step=0, num_steps=1)
+    batch = batch_of(found)
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [*call, end]
 
 
-def test_steps_draw_anew_and_a_step_repeated_draws_the_same() -> None:
+def test_each_step_samples_other_answers_and_a_repeated_step_the_same() -> None:
     engine = Engine(small_model(), small_tokenizer())
 
     def answers(step: int, indices: list[int]) -> list[list[int]]:
-        found = rollout.sample_and_score(engine, small_tokenizer(), Sums(), indices, PLAN, step)
+        found = rollout.sample_and_score(engine, Sums(), indices, step=step, **SAMPLING)
         return [one.completion.tokens for one in found]
 
     assert answers(0, [1, 2]) == answers(0, [1, 2]) != answers(1, [1, 2])
-    assert answers(0, [2]) == answers(0, [1, 2])[5:]  # whoever else is in the batch
+    assert answers(0, [2]) == answers(0, [1, 2])[5:]  # the rest of the batch does not matter
 
 
 # ---- steps
 
 
+def rollout_batches(engine: Engine, task: Sums | None = None, **changes: Any) -> Iterator[Batch]:
+    shape = {"prompts_per_step": 6, "rank": 0, "world_size": 1}
+    return rollout.rollout_batches(engine, task or Sums(), **{**shape, **SAMPLING, **changes})
+
+
 @pytest.mark.parametrize("context", [33, 37, 61, 64])
 def test_answers_that_fill_a_context_of_any_length_are_trained_on(context: int) -> None:
     model = small_model(sequence_len=context)
-    plan = dataclasses.replace(PLAN, max_new_tokens=context)
     engine = Engine(model, small_tokenizer())
-    [batch] = rollout.rollout_batches(engine, small_tokenizer(), Sums(), plan, num_steps=1, rank=0)
+    [batch] = rollout_batches(engine, num_steps=1, max_tokens=context)
     assert batch.inputs.size(1) <= context and (batch.targets >= 0).any(dim=0)[context - 2]
     loss = trainer.accumulate_gradients(model, batch, 4, torch.device("cpu"))
     assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_prompts_are_dealt_out_and_all_answers_are_those_of_one_rank(
+def test_prompts_are_split_over_ranks_and_all_answers_are_those_of_one_rank(
     world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(small_model(), small_tokenizer())
 
-    def rows(rank: int) -> list[set[tuple[int, ...]]]:
-        batches = rollout.rollout_batches(
-            engine, small_tokenizer(), Sums(), PLAN, num_steps=3, rank=rank
-        )
+    def rows(rank: int, world_size: int) -> list[set[tuple[int, ...]]]:
+        batches = rollout_batches(engine, num_steps=3, rank=rank, world_size=world_size)
         return [
             {
                 (*inputs[targets >= 0].tolist(), -1, *targets[targets >= 0].tolist())
@@ -260,36 +263,26 @@ def test_prompts_are_dealt_out_and_all_answers_are_those_of_one_rank(
             for batch in batches
         ]
 
-    alone = rows(0)
-    monkeypatch.setattr(rollout, "world_size", lambda: world_size)
-    shares = [rows(rank) for rank in range(world_size)]
+    alone = rows(0, 1)
+    shares = [rows(rank, world_size) for rank in range(world_size)]
     for step in range(3):
         assert set.union(*(share[step] for share in shares)) == alone[step]
 
 
-def test_a_resumed_run_goes_on_with_the_same_batches_and_tells_what_it_saw() -> None:
-    engine, seen = Engine(small_model(), small_tokenizer()), []
-
-    def batches(first_step: int) -> list[Batch]:
-        return list(
-            rollout.rollout_batches(
-                engine, small_tokenizer(), Sums(), PLAN, num_steps=4, rank=0, first_step=first_step,
-                observe=lambda reward, length: seen.append((reward, length)),
-            )
-        )  # fmt: skip
-
-    straight = batches(0)
-    assert len(straight) == len(seen) == 4
-    resumed = batches(straight[1].resume["step"])
-    for one, other in zip(straight[2:], resumed, strict=True):
-        assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
-        assert one.progress == other.progress
-    assert seen[2:4] == seen[4:]
-    assert seen[0][1] == pytest.approx(straight[0].norm / (6 * 5))
-    assert straight[-1].progress == 1.0
+def test_a_resumed_run_continues_with_the_same_batches_and_metrics() -> None:
+    engine = Engine(small_model(), small_tokenizer())
+    uninterrupted = list(rollout_batches(engine, num_steps=4))
+    assert len(uninterrupted) == 4 and uninterrupted[-1].progress == 1.0
+    resumed = list(rollout_batches(engine, num_steps=4, resume=uninterrupted[1].resume))
+    for ours, theirs in zip(resumed, uninterrupted[2:], strict=True):
+        assert torch.equal(ours.inputs, theirs.inputs) and torch.equal(ours.targets, theirs.targets)
+        assert ours.progress == theirs.progress and ours.metrics == theirs.metrics
+    first = uninterrupted[0]
+    assert first.metrics["answer_tokens"] == pytest.approx(first.norm / (6 * 5))
+    assert first.metrics["reward"] > 0
 
 
-def test_prompts_beyond_the_context_are_left_out_and_none_at_all_is_an_error(
+def test_prompts_beyond_the_context_are_omitted_and_none_at_all_is_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine, tokenizer = Engine(small_model(), small_tokenizer()), small_tokenizer()
@@ -302,8 +295,8 @@ def test_prompts_beyond_the_context_are_left_out_and_none_at_all_is_an_error(
     caplog.set_level("INFO")
     fitting = rollout.prompts_that_fit(Growing(), tokenizer, context)
     assert fitting == list(range(len(fitting))) and 0 < len(fitting) < 10
-    batches = rollout.rollout_batches(engine, tokenizer, Growing(), PLAN, num_steps=2, rank=0)
+    batches = rollout_batches(engine, Growing(), num_steps=2)
     assert len(list(batches)) == 2
-    assert f"{10 - len(fitting)} of 10 prompts do not fit" in caplog.text
+    assert f"{10 - len(fitting)} of 10 prompts do not fit the context: omitted" in caplog.text
     with pytest.raises(UserError, match="none of 10 prompts fits"):
         rollout.prompts_that_fit(Growing(), tokenizer, 3)

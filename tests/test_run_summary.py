@@ -7,7 +7,7 @@ from nanochat.training.schedule import Schedule
 
 
 def table() -> dict[str, str]:
-    """Of a model that takes no memory."""
+    """The summary of a model on the meta device."""
     config = GPTConfig.from_depth(12, vocab_size=65_536, sequence_len=2048)
     with torch.device("meta"):
         model = GPT(config)
@@ -24,19 +24,20 @@ def table() -> dict[str, str]:
     )
 
 
-def test_the_table_says_how_long_how_large_and_how_fast() -> None:
-    said = table()
-    assert said["model"] == "depth 12, width 768, 6 heads of 128"
-    assert said["steps"] == "1,000 of 524,288 tokens: 256 rows, 8 ranks"
-    assert said["horizon"].startswith("524,288,000 tokens, 3.88 for each")
-    assert said["rates at this width"].startswith("matrices 0.02, embedding 0.2,")
-    assert said["their course, in steps"] == "warmup 100, plateau 500, warmdown 400, down to 0.1"
-    assert said["multiplier at step"].endswith("1,000: 0.102")
-    assert said["micro-batch"] == "32 rows, at most 1 a step on each rank"
-    assert "activations" in said["memory, estimated"]
+def test_the_table_shows_size_horizon_and_schedule() -> None:
+    summary = table()
+    assert summary["model"] == "depth 12, width 768, 6 heads of 128"
+    assert summary["steps"] == "1,000 of 524,288 tokens: 256 rows, 8 ranks"
+    assert summary["horizon"].startswith("524,288,000 tokens, 3.88 tokens per parameter")
+    assert summary["learning rates"].startswith("matrices 0.02, embedding 0.2,")
+    phases = "warmup 100, plateau 500, warmdown 400 steps, to 0.1"
+    assert summary["learning-rate schedule"] == phases
+    assert summary["multiplier at step"].endswith("1,000: 0.102")
+    assert summary["micro-batch"] == "32 rows, at most 1 per step and rank"
+    assert "activations" in summary["memory, estimated"]
 
 
-def test_windows_have_a_line_of_their_own() -> None:
+def test_windows_have_a_separate_row() -> None:
     shape = {"vocab_size": 100, "sequence_len": 1024}
     where = torch.device("cpu"), torch.float32
     plain, windowed = (
@@ -49,6 +50,6 @@ def test_windows_have_a_line_of_their_own() -> None:
     assert windowed == [*plain, ("windows", f"{layers}; {fused}, in blocks of 256 tokens")]
 
 
-def test_values_stand_below_each_other() -> None:
+def test_values_are_aligned() -> None:
     lines = run_summary.as_lines([("a", "one"), ("long name", "two")])
     assert lines == ["  a          one", "  long name  two"]

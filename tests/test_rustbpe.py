@@ -1,4 +1,4 @@
-"""The trainer in Rust equals its definition in slow Python; also a command of its own:
+"""The Rust trainer and encoder equal the reference implementation; also run on its own:
 
 python -m pytest tests/test_rustbpe.py -v -s
 """
@@ -21,7 +21,7 @@ import rustbpe
 from nanochat.data.shards import Documents
 from tests.reference import bpe
 
-# Few letters, so that pairs repeat and tie; something of all that the pattern tells apart.
+# Few letters, so that pairs repeat and tie; some of every class that the pattern distinguishes.
 LETTERS = "aab  c'sS1 23\n\r\té日🙂!"
 texts_strategy = st.lists(st.text(st.sampled_from(LETTERS), max_size=30), min_size=1, max_size=8)
 PATTERNS = {"ours": bpe.OUR_PATTERN, "GPT-4": bpe.GPT4_PATTERN, "GPT-2": bpe.GPT2_PATTERN,
@@ -53,21 +53,23 @@ def test_the_default_pattern_is_the_documented_one() -> None:
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
 @settings(max_examples=60, deadline=None)
 @given(texts=texts_strategy, extra=st.integers(0, 40))
-def test_merges_are_those_of_the_slow_reference(pattern: str, texts: list[str], extra: int) -> None:
+def test_merges_equal_the_reference_implementation(
+    pattern: str, texts: list[str], extra: int
+) -> None:
     if not any(bpe.split(text, pattern) for text in texts):
         return
     merges = bpe.learn_merges(texts, 256 + extra, pattern)
     assert trained(texts, 256 + extra, pattern) == bpe.tokens_of(merges)
 
 
-def test_merges_of_longer_text_are_those_of_the_slow_reference() -> None:
+def test_merges_of_longer_text_equal_the_reference_implementation() -> None:
     texts = [some_text(seed) for seed in range(5)]
     merges = bpe.learn_merges(texts, 340)
     assert trained(texts, 340) == bpe.tokens_of(merges)
 
 
-def test_the_first_merges_can_be_followed_by_hand() -> None:
-    """ "ab" stands 3 times, "bc" 2 times; then "ab" + "c" 2 times before all that stand once."""
+def test_the_first_merges_of_a_small_example() -> None:
+    """ "ab" occurs 3 times, "bc" twice; then "ab" + "c" twice, before pairs that occur once."""
     assert trained(["abc", " abc", "ab"], 260)[256:] == [b"ab", b"abc", b" abc"]
 
 
@@ -95,14 +97,14 @@ def test_counts_add_up_over_texts() -> None:
     assert trained(["ab", "ab", "cd"] * 30, 258) == trained(["ab ab".replace(" ", "\n"), "cd"], 258)
 
 
-def test_a_pattern_of_ones_own_is_kept_and_its_gaps_are_not_learned() -> None:
+def test_a_custom_pattern_is_kept_and_unmatched_text_is_not_learned() -> None:
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(["aa123123123aa"], 300, pattern="[a-z]+")
     assert tokenizer.get_pattern() == "[a-z]+"
     assert [token for token, _ in tokenizer.get_mergeable_ranks()[256:]] == [b"aa"]
 
 
-def test_it_ends_early_when_nothing_is_left_to_merge() -> None:
+def test_training_ends_early_when_no_pair_is_left() -> None:
     assert trained(["abc"], 5000)[256:] == [b"ab", b"abc"]
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(["abc"], 5000)
@@ -111,7 +113,7 @@ def test_it_ends_early_when_nothing_is_left_to_merge() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(texts=texts_strategy, text=st.text(st.sampled_from(LETTERS), max_size=40))
-def test_encoding_is_that_of_the_slow_reference(texts: list[str], text: str) -> None:
+def test_encoding_equals_the_reference_implementation(texts: list[str], text: str) -> None:
     texts = [*texts, "a"]
     merges = bpe.learn_merges(texts, 290)
     tokenizer = rustbpe.Tokenizer()
@@ -134,7 +136,7 @@ def test_merges_do_not_depend_on_the_number_of_threads() -> None:
         assert [token for token, _ in tokenizer.get_mergeable_ranks()] == expected
 
 
-def test_arrays_of_arrow_are_learned_from_as_their_strings_are() -> None:
+def test_training_on_arrow_arrays_equals_training_on_strings() -> None:
     texts = [some_text(seed) for seed in range(20)]
     array = pa.array(["not this", *texts, "nor this"]).slice(1, 20)
     tokenizer = rustbpe.Tokenizer()
@@ -145,35 +147,35 @@ def test_arrays_of_arrow_are_learned_from_as_their_strings_are() -> None:
         tokenizer.train_from_iterator([pa.array([1, 2])], 330)
 
 
-def test_a_lone_surrogate_is_learned_from_as_the_replacement_character() -> None:
-    broken, mended = ["é\ud800z \ud83d\ude42"] * 3, ["é\ufffdz 🙂"] * 3
-    assert trained(broken, 300) == trained(mended, 300)
+def test_training_treats_a_lone_surrogate_as_the_replacement_character() -> None:
+    broken, replaced = ["é\ud800z \ud83d\ude42"] * 3, ["é\ufffdz 🙂"] * 3
+    assert trained(broken, 300) == trained(replaced, 300)
 
 
-def test_progress_is_told_and_its_errors_come_through() -> None:
-    told: list[tuple[str, int, int]] = []
+def test_progress_is_reported_and_its_errors_are_raised() -> None:
+    calls: list[tuple[str, int, int]] = []
 
     def slow_texts() -> Iterator[str]:
         for seed in range(4):
-            time.sleep(0.12)  # it is told every tenth of a second
+            time.sleep(0.12)  # it is called at most every 0.1 s
             yield some_text(seed)
 
     def progress(what: str, done: int, total: int) -> None:
-        told.append((what, done, total))
+        calls.append((what, done, total))
 
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(slow_texts(), 300, buffer_size=1, progress=progress)
-    done = [number for what, number, _ in told if what == "counting"]
+    done = [number for what, number, _ in calls if what == "counting"]
     assert len(done) >= 3 and done == sorted(done)
 
-    def give_up(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        tokenizer.train_from_iterator(slow_texts(), 300, buffer_size=1, progress=give_up)
+        tokenizer.train_from_iterator(slow_texts(), 300, buffer_size=1, progress=fail)
 
 
-def test_the_parts_of_a_token_are_those_it_was_merged_from() -> None:
+def test_get_merges_returns_the_learned_merges() -> None:
     texts = [some_text(seed) for seed in range(3)] + ["-" * 300] * 9
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(texts, 420)
@@ -183,7 +185,7 @@ def test_the_parts_of_a_token_are_those_it_was_merged_from() -> None:
     assert again.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-def test_ids_come_in_arrays_of_two_bytes_or_of_four() -> None:
+def test_arrays_of_ids_are_uint16_or_uint32() -> None:
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(["the then there"], 270)
     first, _, last = tokenizer.encode_batch(["the then", "", "there"])
@@ -210,11 +212,11 @@ def test_a_vocabulary_of_more_than_65536_tokens_is_learned_and_used() -> None:
     assert b"".join(decoded[i] for i in ids.tolist()) == "".join(words).encode()
 
 
-# ---- requests that cannot be met
+# ---- invalid requests
 
 
 @pytest.mark.parametrize("vocab_size", [0, 1, 255])
-def test_a_vocabulary_without_room_for_the_bytes_is_refused(vocab_size: int) -> None:
+def test_a_vocabulary_too_small_for_the_bytes_is_refused(vocab_size: int) -> None:
     with pytest.raises(ValueError, match=f"^vocab_size={vocab_size} is below 256.*use 256 or more"):
         rustbpe.Tokenizer().train_from_iterator(["ab"], vocab_size)
 
@@ -225,23 +227,23 @@ def test_no_text_is_refused(texts: list[str]) -> None:
         rustbpe.Tokenizer().train_from_iterator(texts, 300)
 
 
-def test_a_bad_pattern_is_refused() -> None:
+def test_an_invalid_pattern_is_refused() -> None:
     with pytest.raises(ValueError, match="not a regular expression"):
         rustbpe.Tokenizer().train_from_iterator(["ab"], 300, pattern="(a")
 
 
 @pytest.mark.parametrize("item", [b"bytes", 3, None, ["list"]])
-def test_an_item_that_is_no_text_is_refused_with_its_type(item: object) -> None:
+def test_an_item_that_is_not_text_is_refused_with_its_type(item: object) -> None:
     with pytest.raises(TypeError, match=type(item).__name__):
         rustbpe.Tokenizer().train_from_iterator(["ab", item], 300)
 
 
-def test_what_is_no_iterator_is_refused() -> None:
+def test_an_argument_that_is_not_iterable_is_refused() -> None:
     with pytest.raises(TypeError):
         rustbpe.Tokenizer().train_from_iterator(3, 300)
 
 
-def test_an_error_of_the_iterator_comes_through_and_what_was_learned_stays() -> None:
+def test_an_error_of_the_iterator_is_raised_and_the_old_vocabulary_stays() -> None:
     def texts() -> Iterator[str]:
         yield "ab"
         raise OSError("the disk is gone")
@@ -253,8 +255,8 @@ def test_an_error_of_the_iterator_comes_through_and_what_was_learned_stays() -> 
     assert tokenizer.get_mergeable_ranks()[256] == (b"cd", 256)
 
 
-def test_ctrl_c_stops_an_endless_training() -> None:
-    before = signal(SIGINT, default_int_handler)  # a job in the background ignores it
+def test_ctrl_c_stops_training() -> None:
+    before = signal(SIGINT, default_int_handler)  # background jobs ignore SIGINT
     timer = threading.Timer(0.3, raise_signal, [SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -264,7 +266,7 @@ def test_ctrl_c_stops_an_endless_training() -> None:
 
 
 def test_other_threads_run_while_texts_are_counted() -> None:
-    """The lock of the interpreter is free during the work: a counting thread keeps counting."""
+    """The GIL is released during the work, so a counting thread keeps counting."""
     ticks = 0
     done = threading.Event()
 
@@ -281,19 +283,19 @@ def test_other_threads_run_while_texts_are_counted() -> None:
     ticks_during = ticks - ticks_before
     done.set()
     ticking.join()
-    assert ticks_during > 3  # with the lock held all the time it is 0 or 1
+    assert ticks_during > 3  # 0 or 1 if the GIL were held
 
 
-def test_no_two_tokens_of_real_text_are_the_same() -> None:
-    """Holds by the definition; with -s it also says how fast training is."""
+def test_tokens_of_real_text_are_distinct() -> None:
+    """With -s it also prints the speed of training."""
     corpus = Path(__file__).parents[2] / "shared" / "data" / "corpus" / "shard_00000.parquet"
     texts = [some_text(seed, 20_000) for seed in range(20)]
     if corpus.is_file():
         documents = Documents([corpus])
         texts = list(itertools.islice(documents, 300))
-    began = time.perf_counter()
+    start = time.perf_counter()
     tokens = trained(texts, 4096)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     characters = sum(map(len, texts))
     print(f"\n{characters:,} characters to {len(tokens):,} tokens in {seconds:.2f} s")
     assert len(set(tokens)) == len(tokens)

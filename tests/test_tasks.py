@@ -14,21 +14,23 @@ from tasks import humaneval, spellingbee
 from tasks.arc import ARC
 from tasks.common import Conversation, Task, TaskMixture, TaskSequence, render_choices, shuffled
 from tasks.customjson import CustomJSON
-from tasks.gsm8k import GSM8K, final_number, parts
+from tasks.gsm8k import GSM8K, answer_parts, final_number
 from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
-from tasks.primer import Primer, holds, last_number
+from tasks.primer import Primer, contains_phrase, last_number
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tests.shared_data import EVAL_DATA, json_lines, mmlu_rows, needs_eval_data, put_on_hub
 from tests.small_model import small_tokenizer
 
+HUMANEVAL_FILE = "openai_humaneval/test-00000-of-00001.parquet"
+
 
 class Numbers(Task):
     """Conversation i says base + i."""
 
-    def __init__(self, size: int, base: int = 0, **window: Any) -> None:
-        super().__init__(**window)
+    def __init__(self, size: int, base: int = 0, **bounds: Any) -> None:
+        super().__init__(**bounds)
         self.size, self.base = size, base
 
     def num_examples(self) -> int:
@@ -42,21 +44,21 @@ def numbers(task: Task) -> list[int]:
     return [task[i]["number"] for i in range(len(task))]
 
 
-# ---- windows, mixtures, sequences
+# ---- slices, mixtures, sequences
 
 
 @pytest.mark.parametrize(
     ("start", "stop", "step"),
     [(0, None, 1), (3, None, 1), (0, 4, 1), (2, 9, 3), (0, 99, 1), (8, 3, 1), (20, None, 2)],
 )
-def test_a_window_is_a_slice(start: int, stop: int | None, step: int) -> None:
+def test_start_stop_and_step_are_those_of_a_slice(start: int, stop: int | None, step: int) -> None:
     task = Numbers(10, start=start, stop=stop, step=step)
     assert numbers(task) == list(range(10))[start:stop:step]
     with pytest.raises(IndexError):
         task[len(task)]
 
 
-def test_a_mixture_is_every_conversation_once_in_a_fixed_shuffled_order() -> None:
+def test_a_mixture_has_every_conversation_once_in_a_fixed_shuffled_order() -> None:
     tasks = [Numbers(50), Numbers(20, base=100), Numbers(0), Numbers(30, base=200, start=25)]
     mixed = numbers(TaskMixture(tasks))
     assert sorted(mixed) == [*range(50), *range(100, 120), *range(225, 230)]
@@ -65,7 +67,7 @@ def test_a_mixture_is_every_conversation_once_in_a_fixed_shuffled_order() -> Non
     assert any(number >= 100 for number in mixed[:20]), "the tasks are not mixed"
 
 
-def test_a_task_named_twice_is_seen_twice() -> None:
+def test_a_task_listed_twice_is_seen_twice() -> None:
     task = Numbers(5)
     assert sorted(numbers(TaskMixture([task, task]))) == sorted([*range(5)] * 2)
 
@@ -78,7 +80,7 @@ def test_a_sequence_is_one_task_after_another() -> None:
         sequence[7]
 
 
-def test_items_stand_in_the_order_of_the_datasets_library() -> None:
+def test_rows_are_in_the_order_of_the_datasets_library() -> None:
     rows = [f"row {i}" for i in range(1000)]
     order = np.random.default_rng(42).permutation(1000)
     assert shuffled(rows) == [rows[i] for i in order]
@@ -88,14 +90,14 @@ def test_items_stand_in_the_order_of_the_datasets_library() -> None:
 # ---- multiple choice
 
 
-def test_a_choice_question_has_the_letter_behind_each_choice() -> None:
+def test_a_choice_question_has_the_letter_after_each_choice() -> None:
     assert render_choices("Why?", ["Yes", "No"], ["1", "2"]) == (
         "Multiple Choice question: Why?\n- Yes=1\n- No=2\n"
         "\nRespond only with the letter of the correct answer."
     )
 
 
-def test_letters_are_the_items_own_and_one_token_that_the_prompt_shows() -> None:
+def test_letters_are_those_of_the_row_and_single_tokens_shown_in_the_prompt() -> None:
     rows = [
         {"question": "Q1", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
         {"question": "Q2", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "1"},
@@ -168,12 +170,12 @@ def test_mmlu_reads_its_files_plain_and_wrapped_in_a_column() -> None:
         ("", None),
     ],
 )
-def test_the_answer_is_the_number_behind_the_signs(text: str, number: str | None) -> None:
+def test_the_answer_is_the_number_after_the_marker(text: str, number: str | None) -> None:
     assert final_number(text) == number
 
 
-def test_calls_in_an_answer_become_parts() -> None:
-    assert parts("He has <<2*3=6>>6 and <<1=1=1>>.\n#### 6") == [
+def test_tool_calls_in_an_answer_become_parts() -> None:
+    assert answer_parts("He has <<2*3=6>>6 and <<1=1=1>>.\n#### 6") == [
         {"type": "text", "text": "He has "},
         {"type": "python", "text": "2*3"},
         {"type": "python_output", "text": "6"},
@@ -185,7 +187,7 @@ def test_calls_in_an_answer_become_parts() -> None:
 
 
 @needs_eval_data
-def test_gsm8k_reads_its_files_and_accepts_its_own_answers_only() -> None:
+def test_gsm8k_reads_its_files_and_accepts_only_reference_answers() -> None:
     rows = json_lines("gsm8k/test.jsonl")
     put_on_hub("openai/gsm8k", "main/test-00000-of-00001.parquet", rows)
     task = GSM8K("main", "test")
@@ -202,11 +204,11 @@ def test_gsm8k_reads_its_files_and_accepts_its_own_answers_only() -> None:
 
 
 @needs_eval_data
-def test_the_calculator_gives_what_gsm8k_writes_behind_its_calls() -> None:
+def test_the_calculator_agrees_with_the_outputs_in_gsm8k() -> None:
     same = total = 0
     for row in json_lines("gsm8k/test.jsonl"):
-        found = parts(row["answer"])
-        for call, output in zip(found, found[1:], strict=False):
+        parts = answer_parts(row["answer"])
+        for call, output in zip(parts, parts[1:], strict=False):
             if call["type"] == "python":
                 value = calculator.evaluate(call["text"])
                 assert value is not None, call
@@ -225,7 +227,7 @@ def test_humaneval_reads_its_file_and_never_executes_anything(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    put_on_hub("openai/openai_humaneval", humaneval.FILE, json_lines("humaneval/HumanEval.jsonl"))
+    put_on_hub("openai/openai_humaneval", HUMANEVAL_FILE, json_lines("humaneval/HumanEval.jsonl"))
     task = HumanEval()
     assert len(task) == 164
     monkeypatch.setattr(subprocess, "Popen", never)
@@ -234,11 +236,11 @@ def test_humaneval_reads_its_file_and_never_executes_anything(
 
 
 @needs_eval_data
-def test_the_program_of_an_answer_is_imports_code_tests_and_the_check(
+def test_the_program_is_imports_answer_tests_and_the_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = json_lines("humaneval/HumanEval.jsonl")
-    put_on_hub("openai/openai_humaneval", humaneval.FILE, rows)
+    put_on_hub("openai/openai_humaneval", HUMANEVAL_FILE, rows)
     task, programs = HumanEval(), []
     monkeypatch.setattr(humaneval, "execute_code", lambda p: programs.append(p) or Passed())
     item = next(task[i] for i in range(164) if "import" in task[i]["messages"][0]["content"][:9])
@@ -274,7 +276,7 @@ def test_smoltalk_reads_its_files() -> None:
 
 
 @needs_eval_data
-def test_a_file_of_ones_own_conversations_is_read() -> None:
+def test_a_file_of_custom_conversations_is_read() -> None:
     path = EVAL_DATA / "chat" / "identity_conversations.jsonl"
     task = CustomJSON(str(path))
     assert len(task) == 1000
@@ -285,7 +287,7 @@ def test_a_file_of_ones_own_conversations_is_read() -> None:
 
 def test_both_forms_of_a_line_are_conversations(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    path = tmp_path / "own.jsonl"
+    path = tmp_path / "my.jsonl"
     path.write_text(json.dumps(messages) + "\n\n" + json.dumps({"messages": messages}) + "\n")
     task = CustomJSON(str(path), stop=2)
     assert [task[i] for i in range(len(task))] == [{"messages": messages}] * 2
@@ -294,32 +296,32 @@ def test_both_forms_of_a_line_are_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "own.jsonl:2.*JSON"),
-        ("[]", "own.jsonl:2 is not a list of messages.*at least one message"),
-        ("17", "own.jsonl:2 is not a list of messages"),
-        ("{}", "own.jsonl:2 is not a list of messages"),
-        ('["Hi"]', "own.jsonl:2 is not a list of messages"),
-        ('[{"role": "user"}]', "own.jsonl:2 is not a list of messages.*content"),
-        ('[{"content": "Hi"}]', "own.jsonl:2 is not a list of messages.*role"),
-        ('[{"role": "user", "content": null}]', "own.jsonl:2 is not a list of messages"),
-        ('[{"role": "user", "content": [{"type": "text"}]}]', "own.jsonl:2 is not a list"),
-        ('[{"role": "assistant", "content": "Hi"}]', "own.jsonl:2 .*'user' is expected"),
+        ("{", "my.jsonl:2.*JSON"),
+        ("[]", "my.jsonl:2 is not a list of messages.*at least one message"),
+        ("17", "my.jsonl:2 is not a list of messages"),
+        ("{}", "my.jsonl:2 is not a list of messages"),
+        ('["Hi"]', "my.jsonl:2 is not a list of messages"),
+        ('[{"role": "user"}]', "my.jsonl:2 is not a list of messages.*content"),
+        ('[{"content": "Hi"}]', "my.jsonl:2 is not a list of messages.*role"),
+        ('[{"role": "user", "content": null}]', "my.jsonl:2 is not a list of messages"),
+        ('[{"role": "user", "content": [{"type": "text"}]}]', "my.jsonl:2 is not a list"),
+        ('[{"role": "assistant", "content": "Hi"}]', "my.jsonl:2 .*'user' is expected"),
         (
             '[{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "x",'
             ' "text": "y"}]}]',
-            "own.jsonl:2 is not a list.*type 'x'",
+            "my.jsonl:2 is not a list.*type 'x'",
         ),
     ],
 )
-def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "own.jsonl"
+def test_an_invalid_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "my.jsonl"
     good = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'
     path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(UserError, match=message):
         CustomJSON(str(path))
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"--identity_file=nowhere\.jsonl does not exist"):
         CustomJSON("nowhere.jsonl")
 
@@ -337,7 +339,7 @@ def test_train_and_test_never_share_a_word(kind: type[SpellingBee]) -> None:
     assert len(questions[1]) > 20
 
 
-def test_the_count_by_hand_and_by_the_tool_are_right() -> None:
+def test_both_counts_of_a_letter_are_right() -> None:
     task = SpellingBee("train", size=200)
     for index in range(200):
         item = task[index]
@@ -358,7 +360,7 @@ def test_spelling_accepts_the_word_letter_by_letter(monkeypatch: pytest.MonkeyPa
     assert not task.evaluate(task[0], "berry:b,e,r,y")
 
 
-def test_the_word_list_of_the_machine_is_used_where_there_is_one(
+def test_the_word_list_of_the_machine_is_used_if_present(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "words"
@@ -366,7 +368,7 @@ def test_the_word_list_of_the_machine_is_used_where_there_is_one(
     for file, expected in ((path, ("bee", "zebra")), (tmp_path / "none", None)):
         spellingbee.word_list.cache_clear()
         monkeypatch.setattr(spellingbee, "WORD_LIST", file)
-        assert spellingbee.word_list() == (expected or spellingbee.words_to_spell())
+        assert spellingbee.word_list() == (expected or spellingbee.WORDS)
     spellingbee.word_list.cache_clear()
 
 
@@ -374,17 +376,19 @@ def test_the_word_list_of_the_machine_is_used_where_there_is_one(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_judge_accepts_every_known_answer_and_none_that_is_cut_or_swamped(family: str) -> None:
+def test_reference_answers_are_accepted_and_too_short_or_long_ones_are_not(
+    family: str,
+) -> None:
     task = Primer("test", family=family, size=60)
     for index in range(60):
         item = task[index]
         content = item["messages"][-1]["content"]
-        known = content if isinstance(content, str) else content[-1]["text"]
-        assert task.evaluate(item, f"{known}<|assistant_end|>"), item
-        called = f"<|python_start|>1<|python_end|><|output_start|>1<|output_end|>{known}"
+        reference = content if isinstance(content, str) else content[-1]["text"]
+        assert task.evaluate(item, f"{reference}<|assistant_end|>"), item
+        called = f"<|python_start|>1<|python_end|><|output_start|>1<|output_end|>{reference}"
         assert task.evaluate(item, called), item
         assert not task.evaluate(item, ""), item
-        assert not task.evaluate(item, f"{known} " + "and so on " * 12), item
+        assert not task.evaluate(item, f"{reference} " + "and so on " * 12), item
         if item["kind"] != "choice":
             assert not task.evaluate(item, str(item["answer"]).split()[-1]), "too terse"
 
@@ -409,7 +413,7 @@ def item_of(answer: str, known: str, kind: str = "words", rivals: tuple[str, ...
         ("The fox eats berries." + " It does." * 20, False),
     ],
 )
-def test_a_whole_sentence_with_the_answer_and_without_rivals_is_right(
+def test_a_complete_sentence_with_the_answer_and_without_rivals_is_right(
     completion: str, passed: bool
 ) -> None:
     item = item_of("berries", "The fox eats berries.", rivals=("acorns", "nuts"))
@@ -434,25 +438,26 @@ def test_the_last_number_of_a_sentence_counts(completion: str, passed: bool) -> 
     assert Primer("test", family="arithmetic").evaluate(item, completion) == passed
 
 
-def test_what_precedes_the_tools_output_is_not_judged() -> None:
+def test_only_the_text_after_the_tool_output_is_judged() -> None:
     item = item_of("5", "2 + 3 is 5.", kind="number")
     task = Primer("test", family="arithmetic")
     assert not task.evaluate(item, "It is 5.<|output_start|>5<|output_end|>")
     assert task.evaluate(item, "9<|output_start|>5<|output_end|>2 + 3 is 5.")
 
 
-def test_words_and_numbers_are_found_as_wholes() -> None:
-    assert holds("A Red Fox.", "red fox") and not holds("A redfox", "red fox")
-    assert not holds("well-known", "known")
+def test_phrases_and_numbers_are_matched_at_word_boundaries() -> None:
+    assert contains_phrase("A Red Fox.", "red fox")
+    assert not contains_phrase("A redfox", "red fox")
+    assert not contains_phrase("well-known", "known")
     assert last_number("1,234 or 5,678.") == "5678" and last_number("none") == ""
 
 
-def test_an_unknown_family_is_refused_with_those_there_are() -> None:
+def test_an_unknown_family_is_refused_with_the_list_of_families() -> None:
     with pytest.raises(UserError, match="no family nonsense in the primer; use one of facts"):
         Primer("test", family="nonsense")
 
 
-def test_the_primer_task_is_the_world_by_its_arguments() -> None:
+def test_the_primer_task_passes_its_arguments_to_the_generator() -> None:
     task = Primer("train", stage="mid", size=7, seed=3)
     assert len(task) == 7
     assert task[4] == primer.conversation(3, 4, "train", None, "mid")

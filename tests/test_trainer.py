@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,16 +18,16 @@ from nanochat.errors import UserError
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime, stop_requests
 from nanochat.training import trainer
+from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
-from nanochat.training.trainer import Every, Speed, State
+from nanochat.training.trainer import Every, RunContext
 
 VOCAB, ROWS, TIME = 11, 6, 5
-PLACE = Runtime(torch.device("cpu"), 0, 1, torch.float32)
-START = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False)
+ONE_RANK = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 
 
 class TinyModel(nn.Module):
-    """Next token from the present one; gives the weighted sum of its losses as GPT does."""
+    """Predicts the next token from the current one; returns the weighted sum of losses like GPT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +45,18 @@ class PlainSGD:
         parameters = list(model.parameters())
         self.param_groups = [{"params": parameters, "lr": 0.0, "initial_lr": rate}]
 
+    def reduce_gradients(self) -> Tensor:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        return nn.utils.get_total_norm(gradients).square()
+
     def step(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad, alpha=group["lr"])
 
 
-class Saver:
-    """Keeps the steps that were to be saved."""
+class RecordingSaver:
+    """Records the steps that are saved."""
 
     def __init__(self, is_always_due: bool = False) -> None:
         self.steps: list[int] = []
@@ -64,7 +69,7 @@ class Saver:
     def is_due(self) -> bool:
         return self.is_always_due
 
-    def begin(self, state: State) -> dict[str, float]:
+    def begin(self, state: TrainState) -> dict[str, float]:
         self.steps.append(state.step)
         return {}
 
@@ -84,6 +89,7 @@ def batch(step: int, weights: bool = False, num_steps: int = 8) -> Batch:
         norm=float((targets >= 0).sum()),
         progress=(step + 1) / num_steps,
         resume={"step": step + 1},
+        metrics={"answer_tokens": float(step)},
     )
 
 
@@ -93,30 +99,27 @@ def run(
     *,
     model: nn.Module | None = None,
     num_steps: int = 8,
-    **changes: object,
-) -> tuple[nn.Module, State]:
+    saver: Any = None,
+    **changes: Any,
+) -> tuple[nn.Module, TrainState]:
     model = model or TinyModel()
-    settings = {
-        "device_batch_size": ROWS,
-        "every": [],
-        "saver": Saver(),
-        "runtime": PLACE,
-        "log": RunLog(tmp_path, "test", {}, True),
-        "speed": Speed(1.0, None),
-        "label": "test",
-        **changes,
-    }
     schedule = Schedule(num_steps, warmdown_share=0.0)
+    settings = {"device_batch_size": ROWS, **changes}
     with stop_requests() as stop, stop.deferred():
+        context = RunContext(ONE_RANK, saver or RecordingSaver(), stop, log(tmp_path), "test", 1e6)
         state = trainer.train(
-            model, [PlainSGD(model)], batches, schedule, START, stop=stop, **settings
+            model, [PlainSGD(model)], batches, schedule, TrainState(), context, **settings
         )
     return model, state
 
 
+def log(tmp_path: Path) -> RunLog:
+    return RunLog(tmp_path, "test", {}, is_main=True)
+
+
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("device_batch_size", [1, 2, 4, 5])
-def test_the_parameters_do_not_depend_on_the_micro_batch(
+def test_parameters_do_not_depend_on_the_micro_batch_size(
     tmp_path: Path, device_batch_size: int, weights: bool
 ) -> None:
     def batches() -> Iterator[Batch]:
@@ -127,7 +130,7 @@ def test_the_parameters_do_not_depend_on_the_micro_batch(
     torch.testing.assert_close(cut.table.weight, whole.table.weight, atol=1e-6, rtol=1e-6)
 
 
-def test_the_first_loss_is_the_true_loss(tmp_path: Path) -> None:
+def test_the_first_loss_is_that_of_the_formula(tmp_path: Path) -> None:
     model, first = TinyModel(), batch(0)
     ones = torch.ones(ROWS, TIME)
     expected = model(first.inputs, first.targets, ones).item() / first.norm
@@ -137,7 +140,7 @@ def test_the_first_loss_is_the_true_loss(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_batch_without_targets_moves_nothing(tmp_path: Path) -> None:
+def test_a_batch_without_targets_changes_no_weight(tmp_path: Path) -> None:
     empty = dataclasses.replace(batch(0), targets=torch.full((ROWS, TIME), -1), norm=1.0)
     model, state = run(tmp_path, iter([empty]), num_steps=1)
     assert state.loss == 0.0
@@ -147,10 +150,10 @@ def test_a_batch_without_targets_moves_nothing(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     poisoned = dataclasses.replace(batch(3), norm=0.0)
     batches = iter([batch(0), batch(1), poisoned])
-    model, saver = TinyModel(), Saver()
+    model, saver = TinyModel(), RecordingSaver()
     every = [Every(2, saver.begin)]
     words = r"loss of step 3 is not finite.*last good checkpoint: step 2"
-    with pytest.raises(trainer.NotFinite, match=words) as caught:
+    with pytest.raises(trainer.NonFiniteError, match=words) as caught:
         run(tmp_path, batches, model=model, saver=saver, every=every)
     assert caught.value.step == 3
     straight, *_ = run(tmp_path, iter([batch(0), batch(1)]), num_steps=2)
@@ -165,34 +168,34 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     model.table.weight.register_hook(
         lambda gradient: gradient.index_fill(0, gradient.new_tensor([3], dtype=torch.long), value)
     )
-    with pytest.raises(trainer.NotFinite, match="gradient of step 1 is not finite"):
+    with pytest.raises(trainer.NonFiniteError, match="gradient of step 1 is not finite"):
         run(tmp_path, iter([batch(0)]), model=model)
     assert torch.equal(model.table.weight, before)
 
 
-def test_a_step_that_is_jumped_takes_its_batch_and_moves_nothing(tmp_path: Path) -> None:
+def test_a_skipped_step_consumes_its_batch_without_an_update(tmp_path: Path) -> None:
     poisoned = dataclasses.replace(batch(1), norm=0.0)
-    jumped, *_ = run(tmp_path, iter([batch(0), poisoned, batch(2)]), num_steps=3, jump={2})
+    skipped, *_ = run(tmp_path, iter([batch(0), poisoned, batch(2)]), num_steps=3, skip_steps={2})
     without, *_ = run(tmp_path, iter([batch(0), batch(2)]), num_steps=2)
-    assert torch.equal(jumped.table.weight, without.table.weight)
+    assert torch.equal(skipped.table.weight, without.table.weight)
 
 
-def test_gradients_of_a_run_that_stopped_do_not_get_into_the_next(tmp_path: Path) -> None:
+def test_gradients_of_a_failed_run_are_not_used_by_the_next(tmp_path: Path) -> None:
     model = TinyModel()
-    with pytest.raises(trainer.NotFinite):
+    with pytest.raises(trainer.NonFiniteError):
         run(tmp_path, iter([dataclasses.replace(batch(1), norm=0.0)]), model=model)
     run(tmp_path, iter([batch(0)]), model=model, num_steps=1)
     straight, *_ = run(tmp_path, iter([batch(0)]), num_steps=1)
     assert torch.equal(model.table.weight, straight.table.weight)
 
 
-def test_a_checkpoint_is_begun_when_the_clock_says_so(tmp_path: Path) -> None:
-    saver = Saver(is_always_due=True)
+def test_a_checkpoint_is_saved_when_one_is_due_by_the_clock(tmp_path: Path) -> None:
+    saver = RecordingSaver(is_always_due=True)
     run(tmp_path, (batch(step) for step in range(8)), saver=saver)
     assert saver.steps == list(range(1, 9))
 
 
-def test_hooks_are_called_every_n_steps_but_not_after_the_last_one(tmp_path: Path) -> None:
+def test_hooks_are_called_every_n_steps_but_not_after_the_last(tmp_path: Path) -> None:
     called: dict[str, list[int]] = {"two": [], "three": [], "never": []}
     every = [
         Every(2, lambda state: called["two"].append(state.step)),
@@ -203,15 +206,16 @@ def test_hooks_are_called_every_n_steps_but_not_after_the_last_one(tmp_path: Pat
     assert called == {"two": [2, 4, 6], "three": [3, 6], "never": []}
 
 
-def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
+def test_metrics_of_each_step_and_its_batch_are_logged(tmp_path: Path) -> None:
     every = [Every(3, lambda state: {"bpb": state.step / 3})]
-    run(tmp_path, (batch(step) for step in range(8)), every=every, speed=Speed(2.0, 1e9))
-    history = RunLog(tmp_path, "test", {}, True).history()
+    run(tmp_path, (batch(step) for step in range(8)), every=every)
+    history = log(tmp_path).history()
     assert [line["step"] for line in history if "loss" in line] == list(range(1, 9))
     assert [line["bpb"] for line in history if "bpb" in line] == [1.0, 2.0]
+    assert [line["answer_tokens"] for line in history if "loss" in line] == list(range(8))
     last = next(line for line in history if line["step"] == 8)
     assert last["tokens"] == sum(trainer.tokens_in_use(batch(step).targets) for step in range(8))
-    assert last["mfu"] == pytest.approx(last["tokens_per_second"] * 2.0 / 1e9)
+    assert last["mfu"] == pytest.approx(last["tokens_per_second"] / 1e6)
     model, one = TinyModel(), batch(0)
     assert history[0]["parameter_norm"] == pytest.approx(float(model.table.weight.detach().norm()))
     (model(one.inputs, one.targets, torch.ones(ROWS, TIME)) / one.norm).backward()
@@ -220,16 +224,16 @@ def test_metrics_of_each_step_are_written(tmp_path: Path) -> None:
 
 
 def test_a_step_is_logged_before_it_is_saved(tmp_path: Path) -> None:
-    log, logged = RunLog(tmp_path, "test", {}, True), list[int]()
+    logged: list[int] = []
 
-    def save(state: State) -> None:
-        logged.append(log.history()[-1]["step"])
+    def save(state: TrainState) -> None:
+        logged.append(log(tmp_path).history()[-1]["step"])
 
-    run(tmp_path, (batch(step) for step in range(8)), every=[Every(2, save)], log=log)
+    run(tmp_path, (batch(step) for step in range(8)), every=[Every(2, save)])
     assert logged == [2, 4, 6]
 
 
-def test_garbage_is_collected_around_the_loop_and_not_within(tmp_path: Path) -> None:
+def test_garbage_collection_is_off_within_the_loop(tmp_path: Path) -> None:
     seen: list[bool] = []
     see = Every(1, lambda _: seen.append(gc.isenabled()))
     run(tmp_path, (batch(step) for step in range(3)), num_steps=3, every=[see])
@@ -237,10 +241,10 @@ def test_garbage_is_collected_around_the_loop_and_not_within(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -> None:
-    saver = Saver()
+def test_a_signal_saves_and_exits_after_the_step(tmp_path: Path, number: int) -> None:
+    saver = RecordingSaver()
 
-    def kick(state: State) -> None:
+    def kick(state: TrainState) -> None:
         if state.step == 3:
             os.kill(os.getpid(), number)
             time.sleep(0.01)
@@ -250,21 +254,7 @@ def test_a_signal_saves_and_leaves_after_the_step(tmp_path: Path, number: int) -
     assert caught.value.code == 128 + number and saver.steps == [4]
 
 
-def test_a_signal_in_an_evaluation_of_a_saved_step_leaves_at_once(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def evaluate(state: State) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-        seen.append(state.step)
-
-    with pytest.raises(SystemExit) as caught:
-        every = [Every(3, evaluate, can_be_left=True)]
-        run(tmp_path, (batch(step) for step in range(8)), every=every)
-    assert caught.value.code == 143 and seen == []
-
-
-def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path) -> None:
+def test_prefetched_batches_are_the_same_and_their_errors_are_raised(tmp_path: Path) -> None:
     plain, *_ = run(tmp_path, (batch(step) for step in range(8)), prefetch=False)
     ahead, *_ = run(tmp_path, (batch(step) for step in range(8)), prefetch=True)
     assert torch.equal(plain.table.weight, ahead.table.weight)
@@ -277,7 +267,7 @@ def test_prefetched_batches_are_the_same_and_their_errors_arrive(tmp_path: Path)
         run(tmp_path, broken())
 
 
-def test_no_batch_is_made_any_more_when_the_loop_has_ended(tmp_path: Path) -> None:
+def test_no_batch_is_being_prepared_after_the_loop(tmp_path: Path) -> None:
     making = threading.Event()
 
     def slow() -> Iterator[Batch]:
@@ -287,11 +277,19 @@ def test_no_batch_is_made_any_more_when_the_loop_has_ended(tmp_path: Path) -> No
         making.clear()
         yield batch(1)
 
-    with pytest.raises(trainer.NotFinite):
+    with pytest.raises(trainer.NonFiniteError):
         run(tmp_path, slow())
     assert not making.is_set()
 
 
-def test_padding_counts_neither_as_tokens_nor_as_speed() -> None:
+def test_padding_does_not_count_as_tokens() -> None:
     targets = torch.tensor([[5, 6, 7, 8], [-1, 3, -1, -1], [-1, -1, -1, -1]])
     assert trainer.tokens_in_use(targets) == 4 + 2 + 0
+
+
+@pytest.mark.parametrize("context", [1, 2, 37, 250, 256])
+def test_a_micro_batch_is_never_wider_than_its_batch(context: int) -> None:
+    targets = torch.full((2, context), -1)
+    assert 1 <= trainer.width_in_use(targets) <= context
+    targets[1, -1] = 5
+    assert trainer.width_in_use(targets) == context

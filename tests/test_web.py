@@ -1,4 +1,4 @@
-"""The OpenAI protocol over loopback: what answers, streams and errors look like."""
+"""The OpenAI protocol over loopback: answers, streams and errors."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import torch
 
 from nanochat.engine import Engine
 from nanochat.web.openai_api import ChatMessage, merge_turns
-from tests.learned_by_heart import LONG
+from tests.memorized_model import LONG
 from tests.served import MODEL, chat, complete, events, user
 
 # ---- answers
@@ -29,7 +29,7 @@ def test_an_answer_has_every_field_of_the_protocol(address: str) -> None:
     assert used["completion_tokens"] > 0
 
 
-def test_a_stream_has_the_same_text_in_chunks_of_the_protocols_form(address: str) -> None:
+def test_a_stream_has_the_same_text_in_the_protocols_chunks(address: str) -> None:
     chunks = events(address, stream_options={"include_usage": True})
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -43,7 +43,7 @@ def test_a_stream_has_the_same_text_in_chunks_of_the_protocols_form(address: str
     assert all("usage" not in chunk for chunk in events(address))
 
 
-def test_a_tool_call_is_shown_beside_the_text(address: str) -> None:
+def test_tool_calls_are_reported_beside_the_text(address: str) -> None:
     messages = user("What is 347 + 588?")
     message = chat(address, messages=messages).json()["choices"][0]["message"]
     assert message["tools"] == [{"expression": "347 + 588", "result": "935"}]
@@ -52,14 +52,14 @@ def test_a_tool_call_is_shown_beside_the_text(address: str) -> None:
     assert [tools for one in deltas for tools in one.get("tools", [])] == message["tools"]
 
 
-def test_a_last_message_by_the_assistant_is_continued(address: str) -> None:
+def test_a_last_assistant_message_is_continued(address: str) -> None:
     begin, end = LONG.split(" tock 12")
     messages = [*user("Count"), {"role": "assistant", "content": begin}]
     answer = chat(address, messages=messages).json()["choices"][0]
     assert answer["message"]["content"] == " tock 12" + end
 
 
-def test_equal_seeds_agree_and_choices_differ(address: str) -> None:
+def test_equal_seeds_give_equal_choices_which_differ_from_each_other(address: str) -> None:
     body = {"messages": user("Hmm?"), "temperature": 2, "n": 4, "max_tokens": 20}
 
     def texts(seed: int | None) -> list[str]:
@@ -71,13 +71,13 @@ def test_equal_seeds_agree_and_choices_differ(address: str) -> None:
     assert texts(7) != texts(8) and texts(None) != texts(None)
 
 
-def test_a_stop_string_ends_the_answer_and_is_left_out(address: str) -> None:
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(address: str) -> None:
     for stop in ("nano", ["x", "nano"]):
         choice = chat(address, stop=stop).json()["choices"][0]
         assert choice["message"]["content"] == "I am " and choice["finish_reason"] == "stop"
 
 
-def test_an_answer_that_is_cut_says_so(address: str) -> None:
+def test_a_truncated_answer_has_the_finish_reason_length(address: str) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         body = chat(address, **{"messages": user("Count"), name: 5}).json()
         assert body["choices"][0]["finish_reason"] == "length"
@@ -90,7 +90,7 @@ def test_unknown_fields_and_nulls_are_ignored(address: str) -> None:
     assert answer["choices"][0]["message"]["content"] == "I am nanochat."
 
 
-def test_many_streams_at_once_each_get_what_they_get_alone(address: str) -> None:
+def test_many_simultaneous_requests_get_the_same_answers_as_one_alone(address: str) -> None:
     questions = ["Who are you?", "Smile", "Count", "Markdown", "Evil"] * 8
     alone = {text: chat(address, messages=user(text)).json() for text in set(questions)}
 
@@ -131,7 +131,7 @@ def test_echoed_logprobs_are_those_of_a_full_forward(address: str, engine: Engin
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("logprobs", [None, 0, 3])
 @pytest.mark.parametrize("max_tokens", [0, 4])
-def test_a_stream_of_completions_adds_up_to_the_whole_ones(
+def test_the_chunks_of_a_completion_add_up_to_its_body(
     address: str, echo: bool, logprobs: int | None, max_tokens: int
 ) -> None:
     body = {"prompt": ["tick 10 tock", "Hi"], "n": 2, "temperature": 1, "seed": 5, "echo": echo}
@@ -155,8 +155,8 @@ def test_a_stream_of_completions_adds_up_to_the_whole_ones(
             assert joined == (choice["logprobs"][name] if name == "tokens" else rounding)
 
 
-def test_the_token_that_ends_an_answer_has_its_likelihood_too(address: str, engine: Engine) -> None:
-    """Without it lm-eval, which cuts off the one token that follows, would cut off its own."""
+def test_the_end_token_of_an_answer_has_a_logprob(address: str, engine: Engine) -> None:
+    """lm-eval drops the last token of a scored text and expects it to be a generated one."""
     end = engine.tokenizer.encode_special("<|assistant_end|>")
     ids = engine.tokenizer.encode("tick")
     hook = engine.model.register_forward_hook(
@@ -173,16 +173,16 @@ def test_the_token_that_ends_an_answer_has_its_likelihood_too(address: str, engi
 
 
 @pytest.mark.parametrize("prompt", [[], [99999], [-1], [["x"]], {}, 3, ["x"] * 65])
-def test_a_prompt_that_is_none_is_a_400(address: str, prompt: Any) -> None:
+def test_an_invalid_prompt_is_a_400(address: str, prompt: Any) -> None:
     response = httpx.post(f"{address}/v1/completions", json={"prompt": prompt})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"].startswith("prompt")
 
 
-# ---- conversations as clients send them
+# ---- conversations
 
 
-def test_messages_are_brought_into_turns() -> None:
+def test_messages_are_merged_into_alternating_turns() -> None:
     sent = [
         ("developer", "Be brief."),
         ("user", "Hi"),
@@ -203,7 +203,7 @@ def test_messages_are_brought_into_turns() -> None:
     ]
 
 
-def test_a_long_conversation_is_trimmed_by_whole_turns_when_asked(address: str) -> None:
+def test_a_long_conversation_is_trimmed_by_complete_turns_on_request(address: str) -> None:
     turns = [*user("Count"), {"role": "assistant", "content": LONG}] * 12
     messages = [*turns, *user("Who are you?")]
     assert chat(address, messages=messages).json()["error"]["code"] == "context_length_exceeded"
@@ -217,7 +217,7 @@ def test_a_long_conversation_is_trimmed_by_whole_turns_when_asked(address: str) 
 
 
 def user_parts(kind: str) -> list[dict[str, Any]]:
-    """A message by the user with one part of a kind."""
+    """A user message with one part of a type."""
     return [{"role": "user", "content": [{"type": kind, "text": "1"}]}]
 
 
@@ -234,13 +234,17 @@ def user_parts(kind: str) -> list[dict[str, Any]]:
         ({"n": 1000}, "n", "16"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         ({"stop": "a" * 1000}, "stop", "200"),
-        ({"max_tokens": 600}, "messages", "context is 512 tokens; the prompt has 8 and 600"),
+        (
+            {"max_tokens": 600},
+            "messages",
+            "512 tokens; the prompt has 8 and the answer up to 600",
+        ),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 10**40}, "max_tokens", "less than or equal to"),
         ({"top_p": "much"}, "top_p", "number"),
     ],
 )
-def test_a_mistake_is_a_400_with_the_fixed_body(
+def test_an_invalid_request_is_a_400_naming_the_field(
     address: str, body: dict[str, Any], param: str, words: str
 ) -> None:
     response = chat(address, **body)

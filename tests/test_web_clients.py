@@ -1,4 +1,4 @@
-"""Programs that people use, against a server on loopback."""
+"""Clients that people use, against a server on loopback: openai, llm, lm-eval."""
 
 import importlib.util
 import json
@@ -15,19 +15,19 @@ import yaml
 
 from nanochat import export
 from nanochat.engine import Engine
-from tests.learned_by_heart import LONG, model_and_tokenizer
+from tests.memorized_model import LONG, model_and_tokenizer
 from tests.served import MODEL, events, num_at_work, serving, slowed, user, wait_until
 
 
 def output_of(*arguments: str, **environment: str) -> str:
-    """What a program of this environment prints; nobody's proxy stands between."""
+    """The stdout of a program of this environment, run without a proxy."""
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", *arguments],
         env={**clean, **environment}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 # ---- the openai package
@@ -38,9 +38,9 @@ def client(address: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
 
 
-def test_the_openai_package_gets_answers_and_streams(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=user("Smile"))
-    assert whole.choices[0].message.content == "😀 é 汉字"
+def test_the_openai_package_gets_bodies_and_streams(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=user("Smile"))
+    assert answer.choices[0].message.content == "😀 é 汉字"
     stream = client.chat.completions.create(model=MODEL, messages=user("Smile"), stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
     assert "".join(pieces) == "😀 é 汉字" and "�" not in "".join(pieces)
@@ -48,7 +48,7 @@ def test_the_openai_package_gets_answers_and_streams(client: openai.OpenAI) -> N
     assert client.models.retrieve(MODEL).id == MODEL
 
 
-def test_a_conversation_is_gone_on_with(client: openai.OpenAI) -> None:
+def test_a_conversation_is_continued(client: openai.OpenAI) -> None:
     messages = user("My name is Ann.")
     messages.append({"role": "assistant", "content": "Hello Ann."})
     messages += user("What is my name?")
@@ -56,44 +56,42 @@ def test_a_conversation_is_gone_on_with(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == "You are Ann."
 
 
-def test_logprobs_of_a_chat_are_those_of_the_tokens_of_its_text(
-    client: openai.OpenAI, engine: Engine
-) -> None:
+def test_chat_logprobs_cover_the_tokens_of_the_text(client: openai.OpenAI, engine: Engine) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=user("Smile"), logprobs=True, top_logprobs=3
     )
     assert answer.choices[0].logprobs is not None
     content = answer.choices[0].logprobs.content or []
-    text = b"".join(bytes(one.bytes or []) for one in content).decode()
+    text = b"".join(bytes(entry.bytes or []) for entry in content).decode()
     assert text == answer.choices[0].message.content == "😀 é 汉字"
-    for one in content:
-        assert len(one.top_logprobs) == 3
-        assert one.logprob == one.top_logprobs[0].logprob <= 0  # greedy takes the most likely
+    for entry in content:
+        assert len(entry.top_logprobs) == 3
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0
     chunks = events(
         str(client.base_url).removesuffix("/v1/"), messages=user("Smile"), logprobs=True
     )
     streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    logprobs = [one["logprob"] for lp in streamed if lp for one in lp["content"]]
-    assert logprobs == pytest.approx([one.logprob for one in content], abs=1e-3)
+    logprobs = [entry["logprob"] for chunk in streamed if chunk for entry in chunk["content"]]
+    assert logprobs == pytest.approx([entry.logprob for entry in content], abs=1e-3)
 
 
-def test_a_text_is_gone_on_with_however_it_is_given(client: openai.OpenAI, engine: Engine) -> None:
+def test_every_form_of_a_prompt_is_completed(client: openai.OpenAI, engine: Engine) -> None:
     text = "tick 10 tock 10 tick 11"
     ids = engine.tokenizer.encode(text)
     prompts: list[Any] = [text, ids, [text, "Hi"], [ids, ids]]
-    found = [
+    answers = [
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=6, temperature=0)
         for prompt in prompts
     ]
-    assert [len(one.choices) for one in found] == [1, 1, 2, 2]
-    assert len({one.choices[0].text for one in found}) == 1
+    assert [len(answer.choices) for answer in answers] == [1, 1, 2, 2]
+    assert len({answer.choices[0].text for answer in answers}) == 1
     stream = client.completions.create(
         model=MODEL, prompt=text, max_tokens=6, temperature=0, stream=True
     )
-    assert "".join(chunk.choices[0].text for chunk in stream) == found[0].choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in stream) == answers[0].choices[0].text
 
 
-def test_the_openai_package_gets_usage_choices_and_stops_in_streams(client: openai.OpenAI) -> None:
+def test_streams_have_usage_choices_and_stop_strings(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model=MODEL, messages=user("Count"), n=2, stop=["tock 12", "never"], stream=True,
         stream_options={"include_usage": True}, max_completion_tokens=200, seed=1, temperature=0,
@@ -109,7 +107,7 @@ def test_the_openai_package_gets_usage_choices_and_stops_in_streams(client: open
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 20
 
 
-def test_the_openai_package_raises_its_own_error_for_each_of_ours(
+def test_each_of_our_errors_raises_the_matching_exception_of_the_openai_package(
     client: openai.OpenAI, engine: Engine
 ) -> None:
     def ask(**body: Any) -> None:
@@ -133,7 +131,7 @@ def test_the_openai_package_raises_its_own_error_for_each_of_ours(
     hook.remove()
 
 
-def test_a_stream_that_the_openai_package_closes_is_written_no_further(
+def test_closing_a_stream_in_the_openai_package_stops_the_generation(
     client: openai.OpenAI, address: str, engine: Engine
 ) -> None:
     with slowed(engine, 0.05):
@@ -148,11 +146,11 @@ def test_a_stream_that_the_openai_package_closes_is_written_no_further(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [[], ["--no-stream"]], ids=["stream", "whole"])
-def test_the_llm_command_prints_the_answer(address: str, tmp_path: Path, how: list[str]) -> None:
+@pytest.mark.parametrize("flags", [[], ["--no-stream"]], ids=["stream", "body"])
+def test_the_llm_command_prints_the_answer(address: str, tmp_path: Path, flags: list[str]) -> None:
     models = [{"model_id": "ours", "model_name": MODEL, "api_base": f"{address}/v1"}]
     (tmp_path / "extra-openai-models.yaml").write_text(yaml.dump(models))
-    arguments = ["Who are you?", "-m", "ours", "--key", "unused", *how]
+    arguments = ["Who are you?", "-m", "ours", "--key", "unused", *flags]
     answer = output_of("llm", *arguments, LLM_USER_PATH=str(tmp_path))
     assert answer.strip() == "I am nanochat."
 
@@ -175,7 +173,7 @@ TASKS: list[dict[str, Any]] = [
         "doc_to_target": "{{context}}", "metric_list": [{"metric": "bits_per_byte"}],
     },
     {
-        "task": "ours_words", "output_type": "generate_until", "doc_to_text": "{{context}}",
+        "task": "ours_generate", "output_type": "generate_until", "doc_to_text": "{{context}}",
         "doc_to_target": "x", "generation_kwargs": {"until": ["1"], "max_gen_toks": 8},
         "metric_list": [{"metric": "exact_match"}],
     },
@@ -184,19 +182,19 @@ TASKS: list[dict[str, Any]] = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="no lm-eval here; uv sync --extra eval"
+    importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: uv sync --extra eval"
 )
-def test_lm_eval_gets_the_likelihoods_of_a_full_forward_and_the_same_words(
+def test_lm_eval_gets_the_logprobs_of_a_full_forward_pass_and_the_same_text(
     address: str, engine: Engine, tmp_path: Path
 ) -> None:
     model, tokenizer = model_and_tokenizer()
     export.export_hf(model, tokenizer, tmp_path / "hf", torch.float32)
     questions = tmp_path / "questions.json"
-    questions.write_text("\n".join(json.dumps(one) for one in CHOICES))
+    questions.write_text("\n".join(json.dumps(question) for question in CHOICES))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(questions)}}}
     for task in TASKS:
-        whole = {**task, **data, "test_split": "test"}
-        (tmp_path / f"{task['task']}.yaml").write_text(yaml.dump(whole))
+        config = {**task, **data, "test_split": "test"}
+        (tmp_path / f"{task['task']}.yaml").write_text(yaml.dump(config))
     where = f"model={MODEL},base_url={address}/v1/completions,tokenizer={tmp_path / 'hf'}"
     output_of(
         "lm_eval", "--model", "local-completions", "--model_args", where, "--include_path",
@@ -212,15 +210,15 @@ def test_lm_eval_gets_the_likelihoods_of_a_full_forward_and_the_same_words(
     }
     for sample in samples["ours_choice"]:
         doc = sample["doc"]
-        for choice, found in zip(doc["choices"], sample["filtered_resps"], strict=True):
-            wanted, is_greedy = likelihood(engine, doc["context"], choice)
-            assert float(found[0]) == pytest.approx(wanted, abs=1e-2)
-            assert str(found[1]) == str(is_greedy)
+        for choice, response in zip(doc["choices"], sample["filtered_resps"], strict=True):
+            expected, is_greedy = likelihood(engine, doc["context"], choice)
+            assert float(response[0]) == pytest.approx(expected, abs=1e-2)
+            assert str(response[1]) == str(is_greedy)
     for sample in samples["ours_text"]:
-        wanted, _ = likelihood(engine, "", sample["doc"]["context"])
-        assert float(sample["filtered_resps"][0]) == pytest.approx(wanted, abs=1e-2)
+        expected, _ = likelihood(engine, "", sample["doc"]["context"])
+        assert float(sample["filtered_resps"][0]) == pytest.approx(expected, abs=1e-2)
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="unused")
-    for sample in samples["ours_words"]:
+    for sample in samples["ours_generate"]:
         answer = client.completions.create(
             model=MODEL, prompt=sample["doc"]["context"], stop="1", max_tokens=8, temperature=0
         )
@@ -228,9 +226,9 @@ def test_lm_eval_gets_the_likelihoods_of_a_full_forward_and_the_same_words(
 
 
 def likelihood(engine: Engine, context: str, text: str) -> tuple[float, bool]:
-    """Sum of the log-likelihoods of a text's tokens after a context, whether each is most likely.
+    """Log-likelihood of a text after a context, and whether each token is the most likely one.
 
-    The tokens are those of both together, as lm-eval cuts them.
+    Both are tokenized together, as lm-eval does.
     """
     ids = engine.tokenizer.encode(context + text)
     start = len(engine.tokenizer.encode(context))

@@ -1,4 +1,4 @@
-"""What clients do wrong, by mistake or by intent, and what goes wrong inside."""
+"""Invalid, slow and malicious clients, overload, and failures of engines and tools."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from nanochat.engine import Engine
-from nanochat.inference.tools import Slow
+from nanochat.inference.tools import ThreadedTool
 from nanochat.web import guard, http_server
 from tests.served import (
     chat,
@@ -42,7 +42,7 @@ from tests.served import (
     ],
     ids=lambda content: content[:20].decode("latin-1") + f"-{len(content)}",
 )  # fmt: skip
-def test_what_is_no_json_of_ours_is_a_400(address: str, content: bytes) -> None:
+def test_invalid_json_is_a_400(address: str, content: bytes) -> None:
     response = httpx.post(
         f"{address}/v1/chat/completions",
         content=content,
@@ -52,7 +52,7 @@ def test_what_is_no_json_of_ours_is_a_400(address: str, content: bytes) -> None:
     assert response.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_is_received(address: str) -> None:
     with connected(address) as connection:
         connection.sendall(posted(b"").replace(b"Length: 0", b"Length: 999999999"))
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
@@ -65,24 +65,24 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> 
     assert response.status_code == 413 and response.json()["error"]["type"]
 
 
-def test_a_temperature_that_is_almost_zero_is_greedy(address: str) -> None:
+def test_a_temperature_near_zero_is_greedy(address: str) -> None:
     for temperature in (0, 5e-324, 1e-300, 1e-20, 1e-5):
         choice = chat(address, temperature=temperature, top_p=0, top_k=-1).json()["choices"][0]
         assert choice["message"]["content"] == "I am nanochat."
 
 
-# ---- slow and many
+# ---- slow clients, and many
 
 
 def closes(connection: socket.socket) -> bool:
-    """Waits for the other side to close; what it still says is read."""
+    """Wait until the server closes the connection; what it still sends is read."""
     with suppress(ConnectionResetError):
         while connection.recv(65536):
             pass
     return True
 
 
-def test_a_client_that_sends_no_head_or_a_byte_now_and_then_is_closed(
+def test_a_client_that_sends_no_headers_or_single_bytes_is_disconnected(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "HEADER_TIMEOUT_SECONDS", 0.3)
@@ -97,7 +97,7 @@ def test_a_client_that_sends_no_head_or_a_byte_now_and_then_is_closed(
                 time.sleep(0.02)
 
 
-def test_a_body_that_does_not_come_is_a_408_and_closed(
+def test_a_body_that_does_not_arrive_is_a_408_and_a_disconnect(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "BODY_TIMEOUT_SECONDS", 0.2)
@@ -107,7 +107,7 @@ def test_a_body_that_does_not_come_is_a_408_and_closed(
         assert closes(connection)
 
 
-def test_a_client_that_reads_nothing_is_closed_and_nobody_waits_for_it(
+def test_a_client_that_reads_nothing_is_disconnected_and_delays_no_other(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "WRITE_TIMEOUT_SECONDS", 0.5)
@@ -120,7 +120,7 @@ def test_a_client_that_reads_nothing_is_closed_and_nobody_waits_for_it(
                 assert httpx.get(f"{address}/health").status_code == 200
 
 
-def test_a_full_queue_is_at_once_429_with_a_time_to_come_back(engine: Engine) -> None:
+def test_a_full_queue_is_an_immediate_429_with_retry_after(engine: Engine) -> None:
     with (
         serving(engine, num_slots=1, max_waiting=2) as address,
         slowed(engine, 0.05),
@@ -128,7 +128,7 @@ def test_a_full_queue_is_at_once_429_with_a_time_to_come_back(engine: Engine) ->
     ):
         running = [pool.submit(chat, address, messages=user("Count")) for _ in range(2)]
         wait_until(lambda: num_at_work(address) == 2)
-        response = chat(address, n=2)  # for one there would be room
+        response = chat(address, n=2)  # there is room for one
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["type"] == "rate_limit_error"
         assert num_at_work(address) == 2
@@ -138,7 +138,7 @@ def test_a_full_queue_is_at_once_429_with_a_time_to_come_back(engine: Engine) ->
         assert never.status_code == 400 and never.json()["error"]["param"] == "n"
 
 
-def test_an_answer_that_takes_too_long_is_ended(engine: Engine) -> None:
+def test_an_answer_past_its_deadline_is_ended(engine: Engine) -> None:
     with serving(engine, deadline_seconds=0.3) as address, slowed(engine, 0.05):
         response = chat(address, messages=user("Count"))
         assert response.status_code == 503
@@ -148,7 +148,7 @@ def test_an_answer_that_takes_too_long_is_ended(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_when_the_client_leaves_the_work_ends(address: str, engine: Engine, stream: bool) -> None:
+def test_a_disconnect_cancels_the_work(address: str, engine: Engine, stream: bool) -> None:
     body = {
         "messages": user("Count"),
         "stream": stream,
@@ -163,46 +163,46 @@ def test_when_the_client_leaves_the_work_ends(address: str, engine: Engine, stre
         wait_until(lambda: num_at_work(address) == 0)
 
 
-# ---- the inside
+# ---- failures inside the server
 
 
-def test_a_tool_that_hangs_holds_up_its_own_answer_alone(engine: Engine) -> None:
-    is_asked, may_go = threading.Event(), threading.Event()
+def test_a_hanging_tool_delays_only_its_own_answer(engine: Engine) -> None:
+    is_called, release = threading.Event(), threading.Event()
 
     def hang(_: str) -> str:
-        is_asked.set()
-        return str(may_go.wait(60))
+        is_called.set()
+        return str(release.wait(60))
 
-    tool = Slow(hang, timeout_seconds=60)
+    tool = ThreadedTool(hang, timeout_seconds=60)
     with serving(Engine(engine.model, engine.tokenizer, tool), num_slots=2) as address:
         with connected(address) as connection:
             body = {"messages": user("What is 347 + 588?"), "stream": True}
             connection.sendall(posted(json.dumps(body).encode()))
-            assert is_asked.wait(60)
+            assert is_called.wait(60)
             assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
             assert num_at_work(address) == 1
-        wait_until(lambda: num_at_work(address) == 0)  # the client has left
-    may_go.set()
+        wait_until(lambda: num_at_work(address) == 0)  # the client has disconnected
+    release.set()
 
 
-def test_an_engine_that_fails_ends_the_answer_with_an_error_and_serves_the_next(
+def test_an_engine_failure_ends_the_answer_with_an_error_and_the_next_one_is_served(
     engine: Engine, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("out of luck")
+        raise RuntimeError("private detail")
 
     hook = engine.model.embedding.register_forward_pre_hook(fail)
     response = chat(address)
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
-    assert "out of luck" not in response.text
+    assert "private detail" not in response.text
     assert last_event(address)["error"]["type"] == "server_error"
     hook.remove()
     assert chat(address).json()["choices"][0]["message"]["content"] == "I am nanochat."
     assert num_at_work(address) == 0
 
 
-def test_a_server_that_is_stopped_lets_answers_end_and_then_says_so(
+def test_a_stopped_server_lets_answers_finish_and_fails_the_rest(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "GRACEFUL_SHUTDOWN_SECONDS", 1)
@@ -216,11 +216,11 @@ def test_a_server_that_is_stopped_lets_answers_end_and_then_says_so(
         assert "shutting down" in long.result().json()["error"]["message"]
 
 
-def test_an_engine_that_cannot_go_on_refuses_instead_of_letting_clients_wait(
+def test_an_engine_that_cannot_restart_refuses_requests_at_once(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("out of luck")
+        raise RuntimeError("private detail")
 
     with serving(engine) as address:
         hook = engine.model.embedding.register_forward_pre_hook(fail)

@@ -1,4 +1,4 @@
-"""How a server is run: its port, its settings, its engines, its figures, its end."""
+"""Running a server: port, settings, engines, metrics, shutdown."""
 
 import os
 import re
@@ -14,18 +14,18 @@ import pytest
 from nanochat.engine import Engine, Request
 from nanochat.errors import UserError
 from nanochat.web import http_server
-from nanochat.web.pool import Pool
 from nanochat.web.scheduler import Busy
-from tests import learned_by_heart
+from nanochat.web.worker import EnginePool
+from tests import memorized_model
 from tests.served import chat, num_at_work, serving, slowed, user, wait_until
 
 ROOT = Path(__file__).parents[1]
 
 
-# ---- figures
+# ---- metrics
 
 
-def test_metrics_are_in_the_format_of_prometheus(address: str) -> None:
+def test_metrics_are_in_the_prometheus_text_format(address: str) -> None:
     def value(name: str) -> float:
         lines = httpx.get(f"{address}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
@@ -39,15 +39,15 @@ def test_metrics_are_in_the_format_of_prometheus(address: str) -> None:
         assert re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{\w+=\"[^\"]*\"\})? [0-9.e+-]+", line)
 
 
-def test_tokens_are_counted_while_they_are_written(address: str, engine: Engine) -> None:
-    def is_at_work() -> bool:
+def test_tokens_are_counted_while_they_are_generated(address: str, engine: Engine) -> None:
+    def is_generating() -> bool:
         text = httpx.get(f"{address}/metrics").text
         return "nanochat_running 1" in text and "tokens_per_second 0.0\n" not in text
 
     with slowed(engine, 0.05), ThreadPoolExecutor() as pool:
         before = httpx.get(f"{address}/metrics").text
         answer = pool.submit(chat, address, messages=user("Count"))
-        wait_until(is_at_work)
+        wait_until(is_generating)
         assert not answer.done()
         assert answer.result().status_code == 200
     assert before != httpx.get(f"{address}/metrics").text
@@ -56,7 +56,7 @@ def test_tokens_are_counted_while_they_are_written(address: str, engine: Engine)
 # ---- several engines
 
 
-def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Engine) -> None:
+def test_several_engines_share_the_work_and_answer_as_one_does_alone(engine: Engine) -> None:
     questions = ["Who are you?", "Smile"] * 4
     with serving(engine) as address:
         alone = {text: chat(address, messages=user(text)).json()["choices"] for text in questions}
@@ -67,7 +67,7 @@ def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Eng
         ThreadPoolExecutor(len(questions)) as pool,
     ):
         answers = [pool.submit(chat, address, messages=user(text)) for text in questions]
-        wait_until(lambda: num_at_work(address) > 4)  # more than one of them has room for
+        wait_until(lambda: num_at_work(address) > 4)  # more than one engine has room for
         for text, answer in zip(questions, answers, strict=True):
             assert answer.result().json()["choices"] == alone[text]
         health = httpx.get(f"{address}/health").json()
@@ -75,24 +75,27 @@ def test_engines_side_by_side_share_the_work_and_answer_as_one_alone(engine: Eng
         assert "nanochat_slots 4.0\n" in httpx.get(f"{address}/metrics").text
 
 
-def test_a_request_goes_to_the_engine_with_the_least_to_do(engine: Engine) -> None:
-    pool = Pool([engine, engine, engine], num_slots=2, max_waiting=0)
-    one = (Request([1], 1), lambda _: None)
-    for asked in ([one, one], [one], [one], [one], [one]):
-        pool.submit(asked)
-    waiting = [worker.scheduler.num_waiting for worker in pool.workers]
-    assert waiting == [2, 2, 2] and pool.num_waiting == 6
+def test_a_request_goes_to_the_least_loaded_engine(engine: Engine) -> None:
+    pool = EnginePool([engine, engine, engine], num_slots=2, max_waiting=0)
+
+    def submit(num_choices: int) -> None:
+        pool.submit([Request([1], 1)] * num_choices, lambda *_: None)
+
+    for num_choices in (2, 1, 1, 1, 1):
+        submit(num_choices)
+    waiting = [len(worker.scheduler.waiting) for worker in pool.workers]
+    assert waiting == [2, 2, 2] and pool.figures()["nanochat_waiting"] == 6
     with pytest.raises(Busy):
-        pool.submit([one])
+        submit(1)
     pool.workers[0].scheduler.close()
     assert pool.is_open
     pool.close()
     assert not pool.is_open
     with pytest.raises(Busy):
-        pool.submit([one])
+        submit(1)
 
 
-def test_when_one_engine_dies_the_others_go_on_and_health_says_so(
+def test_when_one_engine_fails_the_others_continue_and_health_is_degraded(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(engine, Engine(engine.model, engine.tokenizer)) as address:
@@ -115,12 +118,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(base))
-        learned_by_heart.save(base)
+        memorized_model.save(base)
     return base
 
 
 def started(base: Path, **environment: str) -> tuple["subprocess.Popen[str]", str]:
-    """The command on a free port, as soon as it says where."""
+    """The command on a free port, and the address that it logs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.chat_web", "--port=0"],
         cwd=ROOT,
@@ -133,14 +136,14 @@ def started(base: Path, **environment: str) -> tuple["subprocess.Popen[str]", st
         for line in process.stderr:
             if found := re.search(r"open http://localhost:(\d+) in a browser", line):
                 return process, f"http://127.0.0.1:{found[1]}"
-        raise AssertionError(f"it ended with {process.wait()}")
+        raise AssertionError(f"it exited with {process.wait()}")
     except BaseException:
         process.kill()
         raise
 
 
 @pytest.mark.slow
-def test_a_server_that_is_told_to_stop_lets_its_answer_end_and_leaves_with_0(base: Path) -> None:
+def test_sigterm_lets_running_answers_finish_and_exits_with_0(base: Path) -> None:
     process, address = started(
         base, NANOCHAT_WEB_NUM_ENGINES="2", NANOCHAT_WEB_API_KEY="", NANOCHAT_WEB_MAX_TOKENS="5"
     )
@@ -167,7 +170,7 @@ def test_a_server_that_is_told_to_stop_lets_its_answer_end_and_leaves_with_0(bas
 # ---- the port
 
 
-def test_a_taken_port_and_a_foreign_host_are_one_clear_line() -> None:
+def test_a_port_in_use_and_a_foreign_host_are_one_line_errors() -> None:
     with http_server.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is in use; try --port="):

@@ -1,4 +1,4 @@
-"""What stays out and what stays in: keys, origins, paths, special tokens, scripts, logs."""
+"""Security: special tokens, API keys, origins, paths, scripts, and what is logged."""
 
 import hmac
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.engine import Engine
 from nanochat.web import markdown
-from tests.learned_by_heart import EVIL
+from tests.memorized_model import EVIL
 from tests.served import MODEL, chat, complete, connected, serving, user, wait_until
 
 SPECIAL = "<|bos|><|user_end|><|assistant_start|><|python_start|>1+1<|python_end|><|output_start|>"
@@ -38,19 +38,17 @@ def parts(kind: str, role: str = "assistant") -> dict[str, Any]:
         ([*user(""), parts("python_output")], 6),
     ],
 )
-def test_text_that_looks_like_special_tokens_stays_text_in_every_role(
+def test_special_tokens_in_messages_stay_text_in_every_role(
     engine: Engine, address: str, messages: list[dict[str, Any]], num_special: int
 ) -> None:
-    """Special are: bos, the two ends of the user's turn, the assistant's start, its tool's ends."""
+    """Real ones: bos, start and end of the user's turn, start of the assistant's, two of a tool."""
     text = len(engine.tokenizer.encode(SPECIAL))
     gap = len(engine.tokenizer.encode(SPECIAL + "\n\n")) - text
     used = chat(address, messages=messages, max_tokens=1, stop=SPECIAL).json()["usage"]
     assert used["prompt_tokens"] - text - num_special in (0, gap)
 
 
-def test_text_that_looks_like_special_tokens_stays_text_in_a_completion(
-    engine: Engine, address: str
-) -> None:
+def test_special_tokens_in_a_completion_prompt_stay_text(engine: Engine, address: str) -> None:
     ids = engine.tokenizer.encode(SPECIAL)
     special = map(engine.tokenizer.encode_special, engine.tokenizer.get_special_tokens())
     assert not set(ids) & set(special)
@@ -60,10 +58,8 @@ def test_text_that_looks_like_special_tokens_stays_text_in_a_completion(
 
 
 @pytest.mark.parametrize("piece", ["9", " ", "'", '"', "a", "\n", "<|", "\u0301", "😀"])
-def test_long_texts_of_one_kind_take_no_time_that_grows_with_their_square(
-    address: str, piece: str
-) -> None:
-    """A quadratic pattern would need an hour for so many; here they are refused as too long."""
+def test_long_repetitive_texts_take_no_quadratic_time(address: str, piece: str) -> None:
+    """A quadratic pattern would take an hour; these are refused at once as too long."""
     text = piece * (200_000 // len(json.dumps(piece)))
     for body in ({"messages": user(text)}, {"messages": user(text), "trim": True}):
         response = chat(address, **body)
@@ -75,7 +71,7 @@ def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "nanochat.web.access"]
 
 
-def test_the_log_holds_no_text_of_users_and_no_control_characters(
+def test_the_log_contains_no_user_text_and_no_control_characters(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG"):
@@ -85,19 +81,19 @@ def test_the_log_holds_no_text_of_users_and_no_control_characters(
         wait_until(lambda: any("forged" in line for line in access_lines(caplog)))
     lines = access_lines(caplog)
     ours = [r.getMessage() for r in caplog.records if r.name.startswith(("nanochat", "uvicorn"))]
-    # The last request of the test before may come into it, too.
+    # The last request of the previous test may be logged late.
     assert len(lines) in (3, 4) and not any("secret" in line for line in ours)
     assert all(line.isprintable() for line in lines)
     assert json.loads(lines[0]).keys() == {"time", "client", "method", "path", "status", "ms"}
 
 
-def test_what_fails_inside_is_logged_without_its_words(
+def test_an_internal_error_is_logged_without_its_message(
     engine: Engine, address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    words = "my secret"
+    message = "my secret"
 
     def fail(*_: Any) -> None:
-        raise RuntimeError(words)
+        raise RuntimeError(message)
 
     hook = engine.model.embedding.register_forward_pre_hook(fail)
     assert chat(address).status_code == 500
@@ -110,7 +106,7 @@ def test_what_fails_inside_is_logged_without_its_words(
 # ---- keys, origins, paths
 
 
-def test_the_key_is_wanted_where_there_is_one_and_compared_in_constant_time(
+def test_a_server_with_a_key_requires_it_and_compares_in_constant_time(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
@@ -139,8 +135,8 @@ def test_the_key_is_wanted_where_there_is_one_and_compared_in_constant_time(
         "/etc/passwd%00.html", "/;/etc/passwd", "/.%2e/.%2e/etc/passwd", "http://x/etc/passwd",
     ],
 )  # fmt: skip
-def test_a_path_that_would_lead_out_is_a_404_in_any_coding(address: str, path: str) -> None:
-    """Sent as it stands: a client's library would tidy it up."""
+def test_path_traversal_is_a_404_in_any_encoding(address: str, path: str) -> None:
+    """Sent over a bare socket: HTTP libraries would normalize it."""
     with connected(address) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
@@ -149,15 +145,15 @@ def test_a_path_that_would_lead_out_is_a_404_in_any_coding(address: str, path: s
     assert json.loads(body)["error"]["message"]
 
 
-def test_wrong_methods_and_pages_of_the_framework_are_not_served(address: str) -> None:
+def test_wrong_methods_and_the_docs_pages_of_the_framework_are_refused(address: str) -> None:
     assert httpx.get(f"{address}/v1/chat/completions").status_code == 405
-    assert httpx.get(f"{address}/docs").status_code == 404  # would load scripts from elsewhere
+    assert httpx.get(f"{address}/docs").status_code == 404  # would load scripts from a CDN
 
 
 # ---- the page
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_may_not(address: str) -> None:
+def test_the_page_loads_nothing_from_other_hosts_and_may_not(address: str) -> None:
     response = httpx.get(address)
     assert response.status_code == 200
     policy = response.headers["content-security-policy"]
@@ -168,7 +164,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_may_not(address: str) -> None
         assert scheme not in rest.replace("https and localhost", "")
 
 
-def test_every_answer_forbids_sniffing_and_framing_and_allows_no_other_origin(address: str) -> None:
+def test_every_response_forbids_sniffing_framing_and_other_origins(address: str) -> None:
     origin = {"origin": "https://elsewhere.example"}
     paths = ("/", "/health", "/v1/models", "/nothing", "/v1/chat/completions", "/openapi.json")
     for path in paths:
@@ -179,16 +175,16 @@ def test_every_answer_forbids_sniffing_and_framing_and_allows_no_other_origin(ad
         assert not [name for name in headers if name.startswith("access-control")]
 
 
-def test_another_site_may_ask_only_where_it_is_told_so(engine: Engine) -> None:
-    friend, stranger = {"origin": "https://a.example"}, {"origin": "https://b.example"}
+def test_only_configured_origins_may_send_requests(engine: Engine) -> None:
+    configured, other = {"origin": "https://a.example"}, {"origin": "https://b.example"}
     with serving(engine, cors_origins=("https://a.example",)) as address:
-        allowed = httpx.get(f"{address}/v1/models", headers=friend).headers
+        allowed = httpx.get(f"{address}/v1/models", headers=configured).headers
         assert allowed["access-control-allow-origin"] == "https://a.example"
-        refused = httpx.get(f"{address}/v1/models", headers=stranger).headers
+        refused = httpx.get(f"{address}/v1/models", headers=other).headers
         assert "access-control-allow-origin" not in refused
 
 
-def test_markdown_becomes_html_without_anything_that_runs() -> None:
+def test_markdown_becomes_html_without_scripts_and_images() -> None:
     assert markdown.to_html("**b**") == "<p><strong>b</strong></p>\n"
     assert '<span class="n">x</span>' in markdown.to_html("```python\nx = 1\n```")
     for text in (EVIL, f"```html\n{EVIL}\n```", f"```\n{EVIL}", "![x](https://a.example/x.png)"):
@@ -199,9 +195,9 @@ def test_markdown_becomes_html_without_anything_that_runs() -> None:
     assert 'href="https://a.example"' in link and "noopener" in link and 'target="_blank"' in link
 
 
-@pytest.mark.parametrize("piece", ["\n ", "a\n", "a."])  # the worst of a hundred that were tried
-def test_code_of_one_kind_is_highlighted_in_every_language_that_is_known(piece: str) -> None:
-    """None may take seconds: among lexers that is rare, so others are left alone."""
+@pytest.mark.parametrize("piece", ["\n ", "a\n", "a."])  # the slowest of a hundred tried
+def test_repetitive_code_is_highlighted_quickly_in_every_supported_language(piece: str) -> None:
+    """Many other lexers would take seconds and are not used."""
     code = piece * (markdown.MAX_HIGHLIGHTED_CHARACTERS // len(piece) - 1)
     for language in markdown.LANGUAGES:
         assert f'class="language-{language}"' in markdown.to_html(f"```{language}\n{code}\n```")

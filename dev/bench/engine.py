@@ -1,12 +1,12 @@
-"""How fast the engine answers: one request beside Hugging Face, and many at once.
+"""Speed of the engine: one request next to transformers, and many at once.
 
-    python dev/bench/engine.py                       a model of depth 4, about two minutes
+    python dev/bench/engine.py                       depth 4, about two minutes
     python dev/bench/engine.py --depth 20 --batches 1 32 256 --device cuda
 
-The weights are random, since no speed depends on them, and nothing ends an answer early. Both sides
-of a comparison run in alternation, and medians and ratios of medians are what counts. The share of
-bandwidth is what a step has to read, all matrices once and the cache, beside what the device copies
-in the same time (bytes read and bytes written).
+The weights are random, since speed does not depend on them, and no token ends an answer. The sides
+of a comparison run in alternation, and medians and ratios of medians are reported. The share of
+bandwidth is the bytes that a step must read (all matrices once, and the cache) over the bytes that
+the device copies in the same time (read and written).
 """
 
 import argparse
@@ -30,29 +30,29 @@ from nanochat.tokenizer import RustBPETokenizer
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE, PROMPT_TOKENS, ANSWER_TOKENS = 32_768, 32, 64
-NUM_REQUESTS = 32  # continuous batching against one after the other
-LOAD = 64  # requests that come at once, for the time to the first token
+NUM_REQUESTS = 32  # for continuous batching against one request after the other
+LOAD = 64  # simultaneous requests, for the time to first token
 
 
-# ---- what is measured with
+# ---- instruments
 
 
 def random_model(depth: int, sequence_len: int, device: torch.device) -> GPT:
-    """In float32 on a CPU, in bfloat16 elsewhere."""
+    """A model in float32 on a CPU, in bfloat16 elsewhere."""
     config = GPTConfig.from_depth(depth, vocab_size=VOCAB_SIZE, sequence_len=sequence_len)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = GPT(config, compute_dtype=dtype).to(device)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():  # none zero, so that answers differ
+        for parameter in model.parameters():  # zeros would make all answers equal
             draw = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(draw * parameter.size(-1) ** -0.5)
     return model.eval()
 
 
 def endless_engine(model: GPT) -> Engine:
-    """One for which no token ends an answer, with a tokenizer of random letters."""
+    """An engine without end tokens, with a tokenizer trained on random letters."""
     letters = "".join(random.Random(0).choices("abcdefgh ", k=600_000))
     engine = Engine(model, RustBPETokenizer.train_from_iterator([letters], VOCAB_SIZE))
     engine.end_tokens = frozenset()
@@ -60,7 +60,7 @@ def endless_engine(model: GPT) -> Engine:
 
 
 def exported(model: GPT, engine: Engine) -> Any:
-    """What `transformers` makes of the exported folder, on the same device in the same dtype."""
+    """The exported model in `transformers`, on the same device in the same dtype."""
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,27 +71,27 @@ def exported(model: GPT, engine: Engine) -> Any:
 
 
 def prompts(count: int, length: int | None = None, seed: int = 0) -> list[list[int]]:
-    """Random ones of a length, or of lengths between 1 and 2 PROMPT_TOKENS."""
+    """Random prompts of a length, or of lengths between 1 and 2 * PROMPT_TOKENS."""
     rng = random.Random(seed)
     lengths = [length or rng.randint(1, 2 * PROMPT_TOKENS) for _ in range(count)]
     return [[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in lengths]
 
 
 def seconds(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Of each call in alternation, after one to warm up."""
+    """Seconds of each call, in alternation, after one warm-up."""
     for call in calls.values():
         call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    measured: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             call()
-            taken[name].append(time.perf_counter() - began)
-    return taken
+            measured[name].append(time.perf_counter() - start)
+    return measured
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy far larger than any cache."""
+    """Bytes/s, read plus written, of a copy far larger than any cache (2 * 256 MiB)."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
 
@@ -107,7 +107,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def one_request(engine: Engine, peer: Any, repeats: int) -> dict[str, Any]:
-    """Decode of one request, ours and that of `transformers`; their greedy tokens are compared."""
+    """Decode of one request by the engine and by `transformers`; greedy tokens are compared."""
     [prompt] = prompts(1, PROMPT_TOKENS)
     idx = torch.tensor([prompt], device=engine.model.embedding.weight.device)
 
@@ -122,91 +122,88 @@ def one_request(engine: Engine, peer: Any, repeats: int) -> dict[str, Any]:
         return list(answer[0, len(prompt) :].tolist())
 
     is_equal = ours() == theirs()
-    taken = seconds({"ours": ours, "transformers": theirs}, repeats)
-    return {**rates(taken, ANSWER_TOKENS), "equal_tokens": is_equal}
+    measured = seconds({"ours": ours, "transformers": theirs}, repeats)
+    return {**rates(measured, ANSWER_TOKENS), "equal_tokens": is_equal}
 
 
-def rates(taken: dict[str, list[float]], num_tokens: int) -> dict[str, Any]:
-    """Tokens a second of two sides by their medians, and how many times the first is the second."""
-    per_second = {name: num_tokens / statistics.median(all_) for name, all_ in taken.items()}
+def rates(measured: dict[str, list[float]], num_tokens: int) -> dict[str, Any]:
+    """tok/s of two sides by their medians, and the ratio of the first to the second."""
+    per_second = {name: num_tokens / statistics.median(times) for name, times in measured.items()}
     first, second = per_second.values()
     return {
-        "tokens/s": {name: round(value, 1) for name, value in per_second.items()},
+        "tok/s": {name: round(value, 1) for name, value in per_second.items()},
         "ratio": round(first / second, 2),
-        "seconds": {name: [round(one, 3) for one in all_] for name, all_ in taken.items()},
+        "seconds": {name: [round(one, 3) for one in times] for name, times in measured.items()},
     }
 
 
 def many_requests(engine: Engine, repeats: int) -> dict[str, Any]:
-    """Prompts of different lengths, all in one batch that is refilled, and one after the other."""
-    asked = prompts(NUM_REQUESTS)
+    """Prompts of different lengths, by continuous batching and one after the other."""
+    requests = prompts(NUM_REQUESTS)
 
     def batched() -> None:
-        engine.complete(asked, max_tokens=ANSWER_TOKENS, batch_size=NUM_REQUESTS)
+        engine.complete(requests, max_tokens=ANSWER_TOKENS, batch_size=NUM_REQUESTS)
 
     def one_by_one() -> None:
-        for prompt in asked:
+        for prompt in requests:
             engine.complete([prompt], max_tokens=ANSWER_TOKENS)
 
-    taken = seconds({"batched": batched, "one_by_one": one_by_one}, repeats)
-    return rates(taken, NUM_REQUESTS * ANSWER_TOKENS)
+    measured = seconds({"batched": batched, "one_by_one": one_by_one}, repeats)
+    return rates(measured, NUM_REQUESTS * ANSWER_TOKENS)
 
 
 def by_batch(
     model: GPT, engine: Engine, batches: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
-    """Tokens a second and share of the bandwidth at several numbers of rows."""
+    """tok/s and share of the bandwidth by number of rows."""
     config, counts = model.config, model.num_parameters()
     bandwidth = copy_bandwidth(model.embedding.weight.device)
     matrices = counts["total"] - counts["embedding"]
-    kept = 2 * config.n_layer * config.n_kv_head * config.head_dim  # numbers a token
-    found = []
+    cached = 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values per token
+    results = []
     for batch in batches:
-        asked = prompts(batch, PROMPT_TOKENS)
-        answer = functools.partial(engine.complete, asked, batch_size=batch)
+        answer = functools.partial(engine.complete, prompts(batch, PROMPT_TOKENS), batch_size=batch)
         calls = {
             "first": functools.partial(answer, max_tokens=1),
             "whole": functools.partial(answer, max_tokens=ANSWER_TOKENS + 1),
         }
-        first, whole = (statistics.median(all_) for all_ in seconds(calls, repeats).values())
-        step = (whole - first) / ANSWER_TOKENS
+        first, whole = (statistics.median(times) for times in seconds(calls, repeats).values())
+        step = (whole - first) / ANSWER_TOKENS  # prefill, which both have, cancels out
         read = model.compute_dtype.itemsize * (
-            matrices + batch * kept * (PROMPT_TOKENS + ANSWER_TOKENS / 2)
+            matrices + batch * cached * (PROMPT_TOKENS + ANSWER_TOKENS / 2)
         )
-        found.append({
+        results.append({
             "rows": batch,
-            "tokens/s": round(batch / step, 1),
-            "milliseconds_a_step": round(1e3 * step, 2),
+            "tok/s": round(batch / step, 1),
+            "milliseconds_per_step": round(1e3 * step, 2),
             "first_token_milliseconds": round(1e3 * first, 1),
             "GB/s": round(read / step / 1e9, 1),
             "share_of_copy_bandwidth": round(read / step / bandwidth, 2),
         })  # fmt: skip
-    return found
+    return results
 
 
 def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
-    """Seconds to the first token of requests that come all at once, as a server's worker admits."""
-    from nanochat.web.worker import Worker
+    """Time to first token of simultaneous requests, admitted as in the server."""
+    from nanochat.web.worker import EnginePool
 
     requests = [Request(prompt, ANSWER_TOKENS) for prompt in prompts(LOAD)]
     firsts: dict[int, float] = {}
     lasts: dict[int, float] = {}
-    worker = Worker(engine, num_slots, max_waiting=LOAD)
-    began = time.perf_counter()
+    pool = EnginePool([engine], num_slots, max_waiting=LOAD)
+    start = time.perf_counter()
 
-    def listener(number: int) -> Callable[[Any], None]:
-        def listen(_: object) -> None:
-            lasts[number] = time.perf_counter() - began
-            firsts.setdefault(number, lasts[number])
+    def record(number: int, _: object) -> None:
+        lasts[number] = time.perf_counter() - start
+        firsts.setdefault(number, lasts[number])
 
-        return listen
-
-    jobs = worker.submit([(one, listener(i)) for i, one in enumerate(requests)])
-    worker.start(lambda call: call())
-    while worker.scheduler.num_waiting or worker.scheduler.num_running:
+    pool.submit(requests, record)
+    pool.start(lambda call: call())
+    scheduler = pool.workers[0].scheduler
+    while scheduler.waiting or scheduler.running:
         time.sleep(0.01)
-    worker.stop()
-    assert len(firsts) == len(jobs)
+    pool.stop()
+    assert len(firsts) == LOAD
     waits = sorted(firsts.values())
     return {
         "slots": num_slots,
@@ -217,26 +214,28 @@ def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def beside_a_long_prompt(engine: Engine, num_tokens: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds between two tokens of an answer while a long prompt is read, and while none."""
-    gaps: dict[str, list[float]] = {"alone": [], "beside": []}
+def during_long_prefill(engine: Engine, num_tokens: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds between tokens of an answer with and without the prefill of a long prompt."""
+    gaps: dict[str, list[float]] = {"without": [], "with": []}
     for repeat in range(repeats):
-        [long] = prompts(1, num_tokens, seed=1 + repeat)  # of which nothing is known yet
+        [long] = prompts(
+            1, num_tokens, seed=1 + repeat
+        )  # a new one: the prefix cache must not have it
         batch = engine.open(2)
-        batch.admit([Request(prompt, 40) for prompt in prompts(1)])
+        batch.add([engine.new_row(Request(prompt, 40)) for prompt in prompts(1)])
         for step in range(40):
             if step == 20:
-                batch.admit([Request(long, 1)])
-            is_reading = batch.num_answers > 1
-            began = time.perf_counter()
+                batch.add([engine.new_row(Request(long, 1))])
+            is_prefilling = batch.num_rows > 1
+            start = time.perf_counter()
             batch.step()
-            if step >= 5:
-                name = "beside" if is_reading else "alone"
-                gaps[name].append(1e3 * (time.perf_counter() - began))
+            if step >= 5:  # after the prefill of its own prompt and warm-up
+                name = "with" if is_prefilling else "without"
+                gaps[name].append(1e3 * (time.perf_counter() - start))
     return {
         "prompt_tokens": num_tokens,
-        "median": {name: round(statistics.median(all_), 1) for name, all_ in gaps.items()},
-        "longest": {name: round(max(all_), 1) for name, all_ in gaps.items()},
+        "median": {name: round(statistics.median(times), 1) for name, times in gaps.items()},
+        "longest": {name: round(max(times), 1) for name, times in gaps.items()},
     }
 
 
@@ -258,7 +257,7 @@ def main() -> None:
     device = torch.device(options.device)
     model = random_model(options.depth, options.sequence_len, device)
     engine = endless_engine(model)
-    found = {
+    results = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "device": options.device,
@@ -269,14 +268,14 @@ def main() -> None:
         "many_requests": many_requests(engine, options.repeats),
         "by_batch": by_batch(model, engine, options.batches, options.repeats),
         "under_load": under_load(engine, options.slots),
-        "beside_a_long_prompt": beside_a_long_prompt(
+        "during_long_prefill": during_long_prefill(
             engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
         ),
     }
-    out = options.out or ROOT / f"dev/bench/results/engine-{found['date']}.json"
+    out = options.out or ROOT / f"dev/bench/results/engine-{results['date']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast the training loop is: tokens/s, share of the matmul peak, seconds of each part, memory.
+"""Measure the training loop: tok/s, share of the matmul peak, seconds of each part, memory.
 
     python -m dev.bench.train --depths 4 8
     python -m dev.bench.train --depths 1 --vocab_size 65536 --loss plain      beside --loss grouped
@@ -6,15 +6,15 @@
     torchrun --nproc_per_node=2 -m dev.bench.train --depths 4
 
 The model, the optimizers and the loop are those of every training command; the tokens are random.
-A depth is a process of its own, so that its peak of memory is its own. Between the steps, on a CPU
-between all micro-batches, products of large square matrices are timed: their median is the peak
-that the loop is compared with, once by torch's own way and once by oneDNN's, which is twice as fast
-on some processors. `base_train` gives a step more tokens than the bench, 262,144 at
-depths 4 and 8, of which the optimizer is a still smaller part.
+Each depth runs in its own process, so that its peak memory is its own. Products of large square
+matrices are timed between the steps, on a CPU between all micro-batches; the median of the fastest
+library is the peak that the loop is compared with. `base_train` takes more tokens per step than
+this benchmark, 262,144 at depths 4 and 8, so that the optimizer is a still smaller part.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,7 +23,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,12 +31,12 @@ from torch import Tensor
 
 from dev.bench.instruments import (
     PARTS,
-    Peaks,
+    Peak,
     Stopwatch,
-    Watched,
-    WatchedOptimizer,
+    TimedModel,
+    TimedOptimizer,
+    time_collectives,
     timed_batches,
-    watch_collectives,
 )
 from nanochat import gpt
 from nanochat.dataloader import Ids, packed_batches
@@ -45,21 +45,22 @@ from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime, StopRequests
 from nanochat.training import param_groups, stage, trainer
+from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
-from nanochat.training.trainer import State
+from nanochat.training.trainer import Every, RunContext
 
 RESULTS = Path(__file__).parent / "results"
 
 
 class NoSaver:
-    """Writes nothing."""
+    """A checkpoint saver that writes nothing."""
 
     last = "none"
 
     def is_due(self) -> bool:
         return False
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: TrainState) -> None:
         pass
 
     def wait(self) -> str:
@@ -67,7 +68,7 @@ class NoSaver:
 
 
 class RandomTokens:
-    """Documents of 700 random tokens, a function of their number."""
+    """Documents of 700 random tokens; the same number gives the same document."""
 
     bos, num_documents = 0, 1000
 
@@ -75,17 +76,17 @@ class RandomTokens:
         self.vocab_size = vocab_size
 
     def encode(self, first: int) -> tuple[Ids, Ids]:
-        generator = np.random.default_rng(first)
-        return generator.integers(1, self.vocab_size, 70_000), np.arange(700, 70_001, 700)  # 0: bos
+        rng = np.random.default_rng(first)
+        return rng.integers(1, self.vocab_size, 100 * 700), np.arange(1, 101) * 700
 
 
 def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:
-    """As `capped_loss.weighted_cross_entropy`, the obvious way: the logits stand whole."""
+    """The same as `weighted_cross_entropy`, with all logits materialized."""
     return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
 
 
-def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
-    """Everything about one depth, in this process."""
+def build_model(depth: int, options: argparse.Namespace, runtime: Runtime) -> GPT:
+    """A new model on the device; with --loss plain, all models use the plain loss."""
     if options.loss == "plain":
         vars(gpt)["weighted_cross_entropy"] = plain_loss
     config = GPTConfig.from_depth(
@@ -94,100 +95,100 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
     )  # fmt: skip
     model = GPT(config, compute_dtype=runtime.compute_dtype)
     model.init_weights(0)
-    model.to(runtime.device)
-    watch = Stopwatch(runtime)
-    watch_collectives(watch)
+    return model.to(runtime.device)
+
+
+def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[str, Any]:
+    """All figures of one depth, measured in this process."""
+    model, watch = build_model(depth, options, runtime), Stopwatch(runtime)
+    time_collectives(watch)
     module: Any = torch.compile(model, dynamic=False) if options.compile else model
-    optimizers = [WatchedOptimizer(one, watch) for one in param_groups.build_optimizers(model)]
-    watched = Watched(module, model, watch)
+    optimizers = [TimedOptimizer(o, watch) for o in param_groups.build_optimizers(model)]
+    timed_model = TimedModel(module, model, watch)
     bytes_before = runtime.peak_bytes()
-    peaks = Peaks(runtime)
+    peak = Peak(runtime)
 
     def measure_peak(*_: Any) -> None:
-        if watch.steps:  # the first step is none of those that count
+        if watch.steps:  # the first step is not counted: it compiles and fills caches
             with watch.paused():
-                peaks.measure()
+                peak.measure()
 
     on_cpu = runtime.device.type == "cpu"
-    if on_cpu:  # its speed changes within a step; a GPU must not be kept waiting there
-        watched.register_forward_pre_hook(measure_peak)
-    began = time.perf_counter()
+    if on_cpu:  # its clock changes within a step; a GPU would be stalled here
+        timed_model.register_forward_pre_hook(measure_peak)
+    start = time.perf_counter()
 
-    def between_steps(state: State) -> dict[str, float]:
-        nonlocal began
-        watch.end_step(time.perf_counter() - began)
+    def between_steps(state: TrainState) -> dict[str, float]:
+        nonlocal start
+        watch.end_step(time.perf_counter() - start)
         if not on_cpu and state.step > 1:
-            peaks.measure()
-        began = time.perf_counter()
+            peak.measure()
+        start = time.perf_counter()
         return {}
 
+    num_steps = options.steps + 1  # hooks are not called after the last step
     batches = packed_batches(
         RandomTokens(options.vocab_size), rows=options.rows,
         sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
-        num_steps=options.steps,
+        num_steps=num_steps,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        log, saver = RunLog(Path(folder), "bench", {}, runtime.is_main), cast(Any, NoSaver())
+        start = time.perf_counter()
         trainer.train(
-            watched,
-            optimizers,
+            timed_model,
+            cast(Any, optimizers),
             timed_batches(batches, watch),
-            Schedule(options.steps),
-            State(0, 0.0, 0.0, 0.0, 0, {}, is_last=False),
+            Schedule(num_steps),
+            TrainState(),
+            RunContext(runtime, saver, StopRequests(), log, f"depth {depth}", math.inf),
             device_batch_size=options.device_batch_size,
-            every=[],
-            saver=NoSaver(),
-            runtime=runtime,
-            stop=StopRequests(),
-            log=RunLog(Path(folder), "bench", {}, runtime.is_main),
-            speed=trainer.Speed(model.flops_per_token(), None),
-            label=f"depth {depth}",
+            every=[Every(1, between_steps)],
             prefetch=False,
-            observed=between_steps,
         )
     return {"depth": depth, "compiled": options.compile, "dtype": str(runtime.compute_dtype)} | {
-        **figures(watch, peaks, model, options),
-        "from start to the first micro-batch, s": round(watched.until_first_backward, 1),
+        **figures(watch, peak, model, options),
+        "start to first micro-batch, s": round(timed_model.until_first_backward, 1),
         "peak memory, MB": runtime.peak_bytes() // 10**6,
-        "of it before the first step, MB": bytes_before // 10**6,
+        "memory before the first step, MB": bytes_before // 10**6,
     }
 
 
 def figures(
-    watch: Stopwatch, peaks: Peaks, model: GPT, options: argparse.Namespace
+    watch: Stopwatch, peak: Peak, model: GPT, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Medians over the steps but the first."""
+    """Medians over all steps but the first."""
     steps = watch.steps[1:]
     median = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     tokens = options.rows * options.sequence_len
     rate = tokens / median["step"]
     flops = rate * model.flops_per_token()
-    rest = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
+    overheads = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
     return {
-        "tokens/s": round(rate),
+        "tok/s": round(rate),
         "model MFLOP/token": round(model.flops_per_token() / 1e6, 2),
         "GFLOP/s": round(flops / 1e9, 1),
-        **peaks.figures(flops),
+        **peak.figures(flops),
         **{f"{name}, s": round(value, 4) for name, value in median.items()},
-        "overhead of the loop": round(statistics.median(rest) / median["step"], 4),
+        "loop overhead": round(statistics.median(overheads) / median["step"], 4),
     }
 
 
-def measured_alone(depth: int) -> dict[str, Any]:
-    """Everything about one depth, from a process of its own."""
+def measure_in_subprocess(depth: int) -> dict[str, Any]:
+    """All figures of one depth, measured in a new process."""
     command = [sys.executable, "-m", "dev.bench.train", *sys.argv[1:], "--only", str(depth)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    results: dict[str, Any] = json.loads(output)
+    return results
 
 
-def parsed() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--sequence_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=32_768)
     parser.add_argument("--window_pattern", default="L")
-    parser.add_argument("--rows", type=int, default=64, help="of one step over all ranks")
+    parser.add_argument("--rows", type=int, default=64, help="per step, over all ranks")
     parser.add_argument("--device_batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--device_type", default="")
@@ -199,19 +200,19 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure all depths and keep the figures, by default as dev/bench/results/train-DATE.json."""
-    options = parsed()
+    """Measure all depths and write dev/bench/results/train-DATE.json (--out)."""
+    options = parse_options()
     if options.only is None and "RANK" not in os.environ:
-        found = [measured_alone(depth) for depth in options.depths]
+        results = [measure_in_subprocess(depth) for depth in options.depths]
     else:
-        with stage.opened(options.device_type) as runtime:
+        with stage.command_runtime(options.device_type) as runtime:
             depths = [options.only] if options.only else options.depths
-            found = [measure(depth, options, runtime) for depth in depths]
+            results = [measure(depth, options, runtime) for depth in depths]
         if options.only or not runtime.is_main:
-            print(json.dumps(found[0]) if options.only else "", end="")
+            print(json.dumps(results[0]) if options.only else "", end="")
             return
     settings = {name: value for name, value in vars(options).items() if name not in ("only", "out")}
-    text = json.dumps({"settings": settings, "figures": found}, indent=1) + "\n"
+    text = json.dumps({"settings": settings, "figures": results}, indent=1) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text)
     print(f"{text}{options.out}")

@@ -1,10 +1,10 @@
-"""Does to training, checkpoints and data what machines do to them, and counts the harm.
+"""Injects faults into training, checkpoints and data, and counts the harm they do.
 
     python -m dev.faults            everything, with the counts of the table in ARCHITECTURE.md
     python -m dev.faults --quick    a few of each
     python -m dev.faults --only=kills,signals
 
-The processes are real and so are their signals; they are forked from one that has imported torch.
+Processes and signals are real; the processes are forked from one that has imported torch.
 """
 
 import json
@@ -34,45 +34,45 @@ RESULTS = Path(__file__).parents[1] / "bench" / "results"
 
 @dataclass(frozen=True)
 class Options:
-    """Count what faults do to training, checkpoints and data."""
+    """Inject faults into training, checkpoints and data, and count the harm they do."""
 
     quick: bool = False
-    """A few trials of each fault."""
+    """Only a few trials of each fault."""
     only: str = ""
-    """Groups to try, separated by commas: files, saves, kills, signals, finite, disk, ranks."""
+    """Groups to run, separated by commas: files, saves, kills, signals, finite, disk, ranks."""
     seed: int = 0
-    """Of all random moments and places."""
+    """Seed of all random moments and places."""
     out: str = ""
-    """JSON file of the result; empty means dev/bench/results/faults-DATE.json."""
+    """JSON file for the result; empty means dev/bench/results/faults-DATE.json."""
 
 
 def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Iterable[Outcome]]]:
-    """All faults in groups by name, cheap ones first."""
+    """All faults in groups by name, the quick ones first."""
     base = folder / "base"
     trials: dict[int, Trial] = {}
 
     def n(full: int, few: int) -> int:
         return few if quick else full
 
-    def straight(ranks: int) -> Trial:
+    def uninterrupted(ranks: int) -> Trial:
         if not base.exists():
-            trial.make_world(base)
+            trial.make_data(base)
         if ranks not in trials:
-            trials[ranks] = trial.straight(base, ranks)
+            trials[ranks] = trial.uninterrupted(base, ranks)
         return trials[ranks]
 
     def kills() -> Iterator[Outcome]:
-        ended = [straight(1), straight(2)]
+        ended = [uninterrupted(1), uninterrupted(2)]
         for ranks, count, tolerance in (([1], 50, 0.0), ([2], 50, 0.0), ([1, 2], 20, 1e-5)):
             outcome, killed = runs.killed_runs(
-                base, straight(ranks[0]), ranks, n(count, 3), seed, tolerance
+                base, uninterrupted(ranks[0]), ranks, n(count, 3), seed, tolerance
             )
             ended += killed
             yield outcome
         yield runs.documents_seen(base, ended)
 
     def lost() -> Iterator[Outcome]:
-        reference = straight(2)
+        reference = uninterrupted(2)
         yield jobs.lost_ranks(base, n(3, 1), signal.SIGKILL, 10)
         yield jobs.lost_ranks(base, 1, signal.SIGSTOP, 120)
         yield jobs.restarted_job(base, reference, n(3, 1))
@@ -86,18 +86,18 @@ def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Itera
         ],
         "saves": lambda: [runs.killed_saves(folder / "saves", n(200, 5), seed)],
         "kills": kills,
-        "signals": lambda: [runs.signals(base, straight(1), n(50, 3), seed)],
-        "finite": lambda: [runs.poisoned_runs(straight(1).base, n(20, 2), seed)],
-        "disk": lambda: [runs.full_disk(base, straight(1), n(10, 1), seed)],
+        "signals": lambda: [runs.signals(base, uninterrupted(1), n(50, 3), seed)],
+        "finite": lambda: [runs.poisoned_runs(uninterrupted(1).base, n(20, 2), seed)],
+        "disk": lambda: [runs.full_disk(base, uninterrupted(1), n(10, 1), seed)],
         "ranks": lost,
     }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run every check, print a line of each, write the JSON; UserError when harm was done."""
+    """Run every check, print a line for each and write the JSON. Raises UserError after harm."""
     options = parse(Options, argv)
-    logging.getLogger("nanochat").setLevel(logging.CRITICAL)  # damage is found all the time
-    warnings.simplefilter("ignore")  # torch's on hostile pickles
+    logging.getLogger("nanochat").setLevel(logging.CRITICAL)  # of the injected faults
+    warnings.simplefilter("ignore")  # torch's, about hostile pickles
     today = time.strftime("%Y-%m-%d")
     out = Path(options.out) if options.out else RESULTS / f"faults-{today}.json"
     rows: list[dict[str, Any]] = []
@@ -106,15 +106,15 @@ def main(argv: list[str] | None = None) -> None:
             if not options.only or name in options.only.split(","):
                 for outcome in check():
                     rows.append(outcome.row())
-                    say(outcome)
+                    show(outcome)
                     write(out, rows, {"quick": options.quick, "seed": options.seed})
     harmed = [row["fault"] for row in rows if row["harmed"]]
     if harmed:
-        raise UserError(f"harm was done by {'; '.join(harmed)}; see {out}")
+        raise UserError(f"harm done by {'; '.join(harmed)}; see {out}")
 
 
-def say(outcome: Outcome) -> None:
-    """A line about a fault, and what went wrong."""
+def show(outcome: Outcome) -> None:
+    """Print a line about a fault, and what went wrong."""
     facts = "; ".join(f"{name} {value}" for name, value in outcome.facts.items())
     print(f"{outcome.fault}: {len(outcome.harms)} of {outcome.tried} harmed ({facts})", flush=True)
     for harm in outcome.harms[:5]:
@@ -122,10 +122,10 @@ def say(outcome: Outcome) -> None:
 
 
 def write(out: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """The rows as JSON; those of other faults that are there already stay."""
+    """Write the rows as JSON; those of other faults already in the file are kept."""
     new = [row["fault"] for row in rows]
-    there = json.loads(out.read_text(encoding="utf-8"))["faults"] if out.is_file() else []
-    kept = [row for row in there if row["fault"] not in new]
+    saved = json.loads(out.read_text(encoding="utf-8"))["faults"] if out.is_file() else []
+    kept = [row for row in saved if row["fault"] not in new]
     head = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), **settings}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**head, "faults": kept + rows}, indent=1) + "\n", encoding="utf-8")
@@ -138,7 +138,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """What it ran on, in words."""
+    """A description of this machine."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 

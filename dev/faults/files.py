@@ -1,4 +1,4 @@
-"""Faults of files: damage, a full disk, hostile content."""
+"""Faults of files: damage and hostile content."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ class _Moments:
 
 
 def two_checkpoints(folder: Path) -> None:
-    """Steps 1 and 2 of a small model."""
+    """Save steps 1 and 2 of a small model."""
     model = GPT(GPTConfig.from_depth(1, vocab_size=64, sequence_len=8))
     for step in (1, 2):
         model.init_weights(step)
@@ -46,7 +46,7 @@ def two_checkpoints(folder: Path) -> None:
 
 
 def content(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that a checkpoint gives to who loads it, as something that can be compared."""
+    """Everything that can be loaded from a checkpoint, in a form that can be compared."""
     tensors = checkpoint.load_model_state(torch.device("cpu"))
     [[moments]] = checkpoint.load_optimizer_states()
     return {
@@ -57,24 +57,24 @@ def content(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def damaged_checkpoints(folder: Path, count: int, seed: int, how: str) -> Outcome:
-    """A bit is flipped in, or a part cut off, a random file of the newest checkpoint."""
+    """Flip a bit in a random file of the newest checkpoint, or truncate it."""
     outcome = Outcome(
         {"flip": "one flipped bit in a checkpoint", "cut": "a checkpoint's file cut short"}[how],
-        "other content is loaded without a word, or nothing",
+        "other content is loaded without an error, or nothing",
     )
-    random_numbers = random.Random(seed)
-    whole = folder / "whole"
-    two_checkpoints(whole)
-    truth = {step: content(Checkpoint(whole, step, meta)) for step, meta in metas(whole).items()}
+    rng = random.Random(seed)
+    intact = folder / "intact"
+    two_checkpoints(intact)
+    truth = {step: content(Checkpoint(intact, step, meta)) for step, meta in metas(intact).items()}
     fell_back = 0
     for number in range(count):
         damaged = folder / f"damaged-{number}"
-        shutil.copytree(whole, damaged)
-        path = random_numbers.choice(sorted(damaged.glob("*_000002*")))
+        shutil.copytree(intact, damaged)
+        path = rng.choice(sorted(damaged.glob("*_000002*")))
         data = bytearray(path.read_bytes())
-        place = random_numbers.randrange(len(data))
+        place = rng.randrange(len(data))
         if how == "flip":
-            data[place] ^= 1 << random_numbers.randrange(8)
+            data[place] ^= 1 << rng.randrange(8)
         else:
             del data[place:]
         path.write_bytes(data)
@@ -84,31 +84,31 @@ def damaged_checkpoints(folder: Path, count: int, seed: int, how: str) -> Outcom
         if found is not None:
             fell_back += found.step == 1
             is_true = content(found) == truth[found.step]
-            outcome.expect(is_true, f"{path.name} at {place}: step {found.step} is not what it was")
+            outcome.expect(is_true, f"{path.name} at {place}: step {found.step} has other content")
         shutil.rmtree(damaged)
-    outcome.facts["gone back to the step before"] = fell_back
+    outcome.facts["earlier checkpoint used"] = fell_back
     return outcome
 
 
 def metas(folder: Path) -> dict[int, Any]:
-    """The metas of all checkpoints in a folder."""
+    """The metas of all checkpoints in a folder, by step."""
     steps = checkpoints.saved_steps(folder)
     return {step: json.loads((folder / f"meta_{step:06d}.json").read_text()) for step in steps}
 
 
 def damaged_shards(folder: Path, count: int, seed: int) -> Outcome:
-    """A bit is flipped in a shard of text."""
-    outcome = Outcome("one flipped bit in a shard of text", "other text is read without a word")
-    random_numbers = random.Random(seed)
-    texts = [f"{n}: " + " ".join(random_numbers.choices(["ab", "cd", "efg", "hij", "k"], k=40))
+    """Flip a bit in a shard of text."""
+    outcome = Outcome("one flipped bit in a shard of text", "other text is read without an error")
+    rng = random.Random(seed)
+    texts = [f"{n}: " + " ".join(rng.choices(["ab", "cd", "efg", "hij", "k"], k=40))
              for n in range(3000)]  # fmt: skip
     path = folder / "shard.parquet"
     shards.write_shard(path, texts)
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     refused = 0
     for _ in range(count):
-        place, bit = random_numbers.randrange(len(whole)), random_numbers.randrange(8)
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        place, bit = rng.randrange(len(intact)), rng.randrange(8)
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 1 << bit]) + intact[place + 1 :])
         outcome.tried += 1
         try:
             documents = shards.Documents([path])
@@ -116,13 +116,13 @@ def damaged_shards(folder: Path, count: int, seed: int) -> Outcome:
         except UserError:
             refused += 1
         else:
-            outcome.expect(read == texts, f"bit {bit} of byte {place} of {len(whole)}")
+            outcome.expect(read == texts, f"bit {bit} of byte {place} of {len(intact)}")
     outcome.facts["refused"] = refused
     return outcome
 
 
 class _Hostile:
-    """Something that calls a function when it is unpickled; torch.save pickles it."""
+    """Calls a function when it is unpickled; torch.save can pickle it."""
 
     def __init__(self, call: Any, *arguments: Any) -> None:
         self.call, self.arguments = call, arguments
@@ -132,13 +132,13 @@ class _Hostile:
 
 
 def _pickled(call: str, *arguments: str) -> bytes:
-    """The same as a pickle written by hand: global, mark, strings, tuple, reduce, stop."""
+    """The same as a handwritten pickle: global, mark, strings, tuple, reduce, stop."""
     texts = "".join(f"V{argument}\n" for argument in arguments)
     return f"c{call}\n({texts}tR.".encode()
 
 
 def hostile_pickles(canary: Path) -> dict[str, bytes]:
-    """Files that leave another one behind when they are unpickled, in all wrappings of tensors."""
+    """Files that create the canary when they are unpickled, in all formats of tensor files."""
     touch, code = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
     corpus = {}
     for module, name, function, arguments in (
@@ -167,8 +167,8 @@ def hostile_pickles(canary: Path) -> dict[str, bytes]:
 
 
 def hostile_files(folder: Path) -> Outcome:
-    """Files that would execute code, with digests to match, wherever something is loaded."""
-    outcome = Outcome("a hostile file in the place of a good one", "its code is executed")
+    """Load files that would execute code, with matching checksums, wherever files are loaded."""
+    outcome = Outcome("a hostile file instead of a good one", "its code is executed")
     canary = folder / "executed"
     refused = 0
     for name, data in hostile_pickles(canary).items():
@@ -185,7 +185,7 @@ def hostile_files(folder: Path) -> Outcome:
 
 
 def _load(folder: Path, kind: str, data: bytes) -> None:
-    """Put the data in the place of a file and load that as the commands do."""
+    """Replace a file by the data and load it as the commands do."""
     if kind == "config":
         folder.mkdir()
         (folder / kind).write_bytes(data)

@@ -1,4 +1,4 @@
-"""What the processes under test do beside their work: they say where they are, and what they saw.
+"""Instrumentation of the processes under test: what they are doing and what they train on.
 
 Every function runs in the forked process, before its command.
 """
@@ -20,7 +20,7 @@ FORMAT = "4i"
 
 
 class Marker:
-    """Where a process is, in a page that outlives it: saving, evaluating, steps done and saved."""
+    """What a process is doing, in shared memory that outlives it: saving, evaluating, steps."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -59,10 +59,10 @@ def _during(marker: Marker, field: int, call: Callable[..., Any]) -> Callable[..
 
 
 def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
-    """Mark what the process does and write each step's rows and loss to folder/trace-RANK.jsonl.
+    """Mark what the process is doing; append each step's rows and loss to folder/trace-RANK.jsonl.
 
-    poison: (step, "loss" or "gradient"): that of this step is not finite on the last rank;
-    (step, "jump"): the step is left out to begin with.
+    poison: (step, "loss" or "gradient"): makes that of the step not finite on the last rank;
+    (step, "skip"): the step is skipped from the start.
     """
     from nanochat import checkpoint_manager
     from nanochat.training import stage, trainer
@@ -72,7 +72,7 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
     marker.clear()
     trace = folder / f"trace-{rank}.jsonl"
     if trace.exists() and not trace.read_bytes().endswith(b"\n"):
-        trace.write_bytes(trace.read_bytes() + b"\n")  # a kill has cut the last line
+        trace.write_bytes(trace.read_bytes() + b"\n")  # a kill has truncated the last line
     checkpoint_manager.save = _during(marker, SAVING, checkpoint_manager.save)
     stage.evaluate = _during(marker, EVALUATING, stage.evaluate)
     accumulate = trainer.accumulate_gradients
@@ -93,13 +93,13 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
         return loss
 
     trainer.accumulate_gradients = observed
-    if poison is not None and poison[1] == "jump":
+    if poison is not None and poison[1] == "skip":
         train = trainer.train
-        trainer.train = lambda *a, **more: train(*a, **{**more, "jump": {poison[0]}})
+        trainer.train = lambda *a, **more: train(*a, **{**more, "skip_steps": {poison[0]}})
 
 
-def save_for_ever(folder: Path) -> None:
-    """Save a model whose every value is the number of the step, again and again."""
+def save_forever(folder: Path) -> None:
+    """Save a model whose every value is the step number, again and again."""
     from nanochat import checkpoint_manager
     from nanochat.gpt import GPT, GPTConfig
 

@@ -1,4 +1,4 @@
-"""Ranks that are lost under the real launcher."""
+"""Lost ranks under torchrun."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests import processes
 
 
 def lost_ranks(base: Path, count: int, number: signal.Signals, bar_seconds: float) -> Outcome:
-    """One rank of two is killed or stopped: how long torchrun's job lasts then."""
+    """Kill or stop one rank of two and measure how long the job lasts."""
     what = {signal.SIGKILL: "killed", signal.SIGSTOP: "stopped"}[number]
     outcome = Outcome(
         f"a rank that is {what}, under torchrun", f"the job lasts {bar_seconds:.0f} s"
@@ -30,18 +30,18 @@ def lost_ranks(base: Path, count: int, number: signal.Signals, bar_seconds: floa
         seconds.append(time.monotonic() - began)
         outcome.tried += 1
         outcome.expect(seconds[-1] < bar_seconds, f"{seconds[-1]:.0f} s")
-        outcome.expect(job.returncode != 0, "as if nothing had happened")
+        outcome.expect(job.returncode != 0, "exit code 0")
         left = [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
-        outcome.expect(not left, f"processes {left} are left")
+        outcome.expect(not left, f"processes {left} still exist")
     outcome.facts["slowest, s"] = round(max(seconds), 1)
     return outcome
 
 
 def restarted_job(base: Path, reference: Trial, count: int) -> Outcome:
-    """A rank is killed, and torchrun starts the job again."""
+    """Kill a rank; torchrun restarts the job."""
     outcome = Outcome(
         "a rank that is killed, torchrun --max-restarts=1",
-        "the job does not end as the straight one",
+        "the job ends otherwise than an uninterrupted one",
     )
     for number in range(count):
         trial = Trial(base, f"restarted-{number}")
@@ -56,7 +56,7 @@ def restarted_job(base: Path, reference: Trial, count: int) -> Outcome:
 
 
 def _launch(base: Path, tag: str, options: str, restarts: int = 0) -> tuple[Any, list[int]]:
-    """A job of torchrun that has begun to train, and the processes of its ranks."""
+    """A torchrun job that has begun to train, and the process ids of its ranks."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     module, *line = f"{TRAIN}{tag} {options}".split()
     job = subprocess.Popen(

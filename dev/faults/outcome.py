@@ -1,4 +1,4 @@
-"""What a fault was tried for, how often, and how often it did harm."""
+"""How often a fault was injected, and how often it did harm."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,19 +6,17 @@ from typing import Any
 
 @dataclass
 class Outcome:
-    """One row of the table; `harms` says what went wrong each time."""
+    """One row of the table."""
 
     fault: str
-    harm: str
-    """What would be harm."""
+    harm: str  # what counts as harm
     tried: int = 0
-    harms: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What else was counted or measured."""
+    harms: list[str] = field(default_factory=list)  # what went wrong, each time
+    facts: dict[str, Any] = field(default_factory=dict)  # what else was counted or measured
 
-    def expect(self, is_well: bool, otherwise: str) -> None:
-        """Note a harm unless all is well."""
-        if not is_well:
+    def expect(self, is_true: bool, otherwise: str) -> None:
+        """Record a harm unless the condition holds."""
+        if not is_true:
             self.harms.append(otherwise)
 
     def row(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faults of runs: killed, told to stop, poisoned; then compared with a run that had none."""
+"""Faults of runs: kills, signals, non-finite values, a full disk; compared with a run without."""
 
 import os
 import random
@@ -31,16 +31,14 @@ PHASES = ("save", "evaluation", "step")
 # ---- kills
 
 
-def kill_somewhere(
-    trial: Trial, running: Running, phase: str, numbers: random.Random
-) -> str | None:
-    """Kill one rank with signal 9 when it is in a phase, at a random moment of it.
+def kill_somewhere(trial: Trial, running: Running, phase: str, rng: random.Random) -> str | None:
+    """Kill one rank with signal 9 at a random moment of a phase.
 
-    Returns the phase it was in, as its own mark says; None when the run ended before.
+    Returns the phase it was in by its own marker; None if the run ended before.
     """
-    rank = numbers.randrange(len(running.ranks))
+    rank = rng.randrange(len(running.ranks))
     marker, process = trial.markers[rank], running.ranks[rank]
-    visits = numbers.randrange(3)
+    visits = rng.randrange(3)
     was_in = False
     while process.is_alive():
         is_in = marker.get(STEP) > 0 and marker.phase == phase
@@ -48,7 +46,7 @@ def kill_somewhere(
             visits -= 1
         was_in = is_in
         if is_in and visits <= 0:
-            time.sleep(numbers.random() * 0.01)
+            time.sleep(rng.random() * 0.01)
             break
         time.sleep(POLL_SECONDS)
     if not process.is_alive():
@@ -62,13 +60,13 @@ def killed_runs(
     base: Path, reference: Trial, ranks: Sequence[int], kills: int, seed: int,
     tolerance: float = 0.0, kills_a_run: int = 10,
 ) -> tuple[Outcome, list[Trial]]:  # fmt: skip
-    """Runs that are killed again and again, restarted each time on the next number of ranks."""
-    numbers = random.Random(seed)
+    """Kill runs repeatedly, restarting them each time on the next number of ranks."""
+    rng = random.Random(seed)
     way = " -> ".join(map(str, ranks))
     outcome = Outcome(
         f"kill -9 of a run, restarted, ranks {way}",
-        "other weights, losses or rows than those of the run that nothing happened to",
-        facts={"tolerance": tolerance, "farthest": 0.0},
+        "other weights, losses or rows than an uninterrupted run",
+        facts={"tolerance": tolerance, "largest": 0.0},
     )
     at: Counter[str] = Counter()
     trials: list[Trial] = []
@@ -79,9 +77,9 @@ def killed_runs(
         while killed < min(kills_a_run, kills - outcome.tried):
             running = trial.start(ranks[starts % len(ranks)])
             starts += 1
-            phase = PHASES[numbers.randrange(3)]
-            died_in = kill_somewhere(trial, running, phase, numbers)
-            for process in running.ranks:  # the others find out by themselves
+            phase = PHASES[rng.randrange(3)]
+            died_in = kill_somewhere(trial, running, phase, rng)
+            for process in running.ranks:  # the others must notice by themselves
                 process.join(30)
             running.send(signal.SIGKILL)
             if died_in is None:
@@ -97,25 +95,26 @@ def killed_runs(
 
 
 def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
-    """A process that does nothing but save is killed."""
-    numbers = random.Random(seed)
+    """Kill a process that only saves."""
+    rng = random.Random(seed)
     outcome = Outcome(
-        "kill -9 of a process that saves", "no checkpoint, a mixed one, one older than the last"
+        "kill -9 of a process that saves",
+        "no checkpoint, a mixed one, or an older one",
     )
     folder.mkdir()
     marker = Marker(folder / "marker-0")
     in_save = leftovers = 0
     while outcome.tried < kills:
         marker.clear()
-        process = processes.context().Process(target=inside.save_for_ever, args=(folder,))
+        process = processes.context().Process(target=inside.save_forever, args=(folder,))
         process.start()
-        begun = numbers.randrange(1, 4)
+        begun = rng.randrange(1, 4)
         first = None
         while process.is_alive() and not (first is not None and marker.get(SAVED) >= first + begun):
             if first is None and marker.get(SAVING):
                 first = marker.get(SAVED)
             time.sleep(POLL_SECONDS)
-        time.sleep(numbers.random() * 0.03)
+        time.sleep(rng.random() * 0.03)
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         outcome.tried += 1
@@ -123,14 +122,14 @@ def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
         leftovers += any((folder / "checkpoints").glob(".*.part"))
         saved = marker.get(SAVED)
         found = checkpoints.newest_complete(folder / "checkpoints")
-        outcome.expect(found is not None and found.step >= saved, f"less than step {saved} is left")
+        outcome.expect(found is not None and found.step >= saved, f"step {saved} is lost")
         if found is not None:
             tensors = list(found.load_model_state(torch.device("cpu")).values())
             [[moments]] = found.load_optimizer_states()
             tensors.append(moments["moment"])
-            is_whole = all(bool((tensor == found.step).all()) for tensor in tensors)
-            outcome.expect(is_whole, f"step {found.step} is a mixture")
-    outcome.facts |= {"killed in a save": in_save, "of which left half a file": leftovers}
+            is_consistent = all(bool((tensor == found.step).all()) for tensor in tensors)
+            outcome.expect(is_consistent, f"step {found.step} mixes several steps")
+    outcome.facts |= {"killed in a save": in_save, "with a partial file left": leftovers}
     return outcome
 
 
@@ -138,39 +137,39 @@ def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
 
 
 def signals(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
-    """A run that is told to stop again and again, and goes on each time."""
-    numbers = random.Random(seed)
+    """Signal a run to stop repeatedly; it resumes each time."""
+    rng = random.Random(seed)
     outcome = Outcome(
         "SIGTERM, SIGINT, SIGUSR1 while training",
-        "not saved, more than a step later, another exit code, other weights in the end",
+        "not saved within a step, another exit code, or other final weights",
     )
     seconds: list[float] = []
     number = 0
     while outcome.tried < count:
-        trial = Trial(base, f"told-{number}")
+        trial = Trial(base, f"signaled-{number}")
         number += 1
         for _ in range(min(10, count - outcome.tried)):
             running = trial.start()
-            marker, step = trial.markers[0], numbers.randrange(1, 4)
+            marker, step = trial.markers[0], rng.randrange(1, 4)
             first = 0
             while running.is_alive() and not (first and marker.get(STEP) >= first + step):
                 first = first or marker.get(STEP)
                 time.sleep(POLL_SECONDS)
-            time.sleep(numbers.random() * 0.01)
+            time.sleep(rng.random() * 0.01)
             if not running.is_alive():
                 break
-            told, at, began = numbers.choice(STOPS), marker.get(STEP), time.monotonic()
-            running.send(told)
+            sent, at, began = rng.choice(STOPS), marker.get(STEP), time.monotonic()
+            running.send(sent)
             codes = running.wait()
             if codes == [0]:
                 break
             seconds.append(time.monotonic() - began)
             outcome.tried += 1
             found = checkpoints.newest_complete(trial.checkpoints)
-            outcome.expect(codes == [128 + told], f"{told.name}: exit code {codes}")
-            # The step that the mark names may have been the one before, or may have begun already.
+            outcome.expect(codes == [128 + sent], f"{sent.name}: exit code {codes}")
+            # The marker may lag by a step, and the next step may have begun already.
             is_saved = found is not None and at - 1 <= found.step <= at + 1
-            outcome.expect(is_saved, f"{told.name} in step {at}: {found and found.step} is saved")
+            outcome.expect(is_saved, f"{sent.name} in step {at}: {found and found.step} is saved")
         outcome.expect(trial.finish() == [0], f"{trial.tag} did not finish")
         compare(outcome, trial, reference, 0.0)
     outcome.facts["slowest, s"] = round(max(seconds, default=0.0), 2)
@@ -184,39 +183,39 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
-    """The loss or a gradient of a random step is not finite, again each time it comes."""
-    numbers = random.Random(seed)
+    """Make the loss or a gradient of a random step infinite or NaN, in every attempt."""
+    rng = random.Random(seed)
     outcome = Outcome(
         "a loss or gradient that is not finite",
-        "weights moved, such a checkpoint written, or skipping is not leaving the step out",
+        "weights changed, a bad checkpoint, or skipping differs from a run without the step",
     )
     for number in range(count):
         ranks, what = 1 + number % 2, ("loss", "gradient")[number // 2 % 2]
-        step = numbers.randrange(2, NUM_STEPS + 1)
+        step = rng.randrange(2, NUM_STEPS + 1)
         stopped = Trial(base, f"poisoned-{number}")
         running = stopped.start(ranks, (step, what))
         codes = running.wait()
         outcome.tried += 1
-        is_said = f"the {what} of step {step} is not finite" in running.said()
-        outcome.expect(set(codes) == {2} and is_said, f"{what} of step {step}: {codes}")
+        is_reported = f"the {what} of step {step} is not finite" in running.output()
+        outcome.expect(set(codes) == {2} and is_reported, f"{what} of step {step}: {codes}")
         found = checkpoints.newest_complete(stopped.checkpoints)
         is_good = (found.step if found else 0) < step
-        outcome.expect(is_good, f"a checkpoint behind the {what} of step {step}")
+        outcome.expect(is_good, f"a checkpoint after the {what} of step {step}")
         skipped = [Trial(base, f"skip-{number}-{n}", "--on_nonfinite=skip") for n in range(2)]
         for n, trial in enumerate(skipped):
-            if n:  # and killed somewhere on its way
+            if n:  # the second one is killed and restarted
                 running = trial.start(ranks, (step, what))
-                kill_somewhere(trial, running, "save", numbers)
+                kill_somewhere(trial, running, "save", rng)
                 running.send(signal.SIGKILL)
                 for process in running.ranks:
                     process.join()
             codes = trial.finish(ranks, (step, what))
             outcome.expect(set(codes) == {0}, f"skipping the {what} of step {step}: {codes}")
         without = Trial(base, f"without-{number}")
-        without.finish(ranks, (step, "jump"))
+        without.finish(ranks, (step, "skip"))
         for trial in skipped:
             is_same = distance(trial, without) == 0.0
-            outcome.expect(is_same, f"skipping the {what} of step {step} is not leaving it out")
+            outcome.expect(is_same, f"skipping the {what} of step {step} has an effect")
     return outcome
 
 
@@ -224,34 +223,34 @@ def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
 
 
 def full_disk(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
-    """The disk is full for some steps of the run. Needs the right to mount a small one."""
-    numbers = random.Random(seed)
-    outcome = Outcome("a disk that is full for some steps", "the run ends, or its last checkpoint")
+    """Fill the disk for some steps of a run. Needs the right to mount a small file system."""
+    rng = random.Random(seed)
+    outcome = Outcome("a full disk for some steps", "the run ends, or its last checkpoint is lost")
     failed = 0
     for number in range(count):
         trial = Trial(base, f"full-{number}")
         trial.checkpoints.mkdir(parents=True)
         mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(trial.checkpoints)]
         if subprocess.run(mount, capture_output=True).returncode:
-            outcome.facts["not tried"] = "no right to mount a disk"
+            outcome.facts["not tried"] = "no right to mount a file system"
             return outcome
         try:
             running = trial.start()
-            first = numbers.randrange(3, NUM_STEPS // 2)
+            first = rng.randrange(3, NUM_STEPS // 2)
             _wait_for(trial, running, first)
             _fill(trial.checkpoints / "filler")
-            _wait_for(trial, running, first + numbers.randrange(5, 12))
+            _wait_for(trial, running, first + rng.randrange(5, 12))
             left = checkpoints.newest_complete(trial.checkpoints)
             outcome.expect(left is not None or first < 6, "no checkpoint left on the full disk")
             (trial.checkpoints / "filler").unlink()
             codes = running.wait()
             outcome.tried += 1
-            failed += running.said().count("was not saved")
-            outcome.expect(codes == [0], f"the run ended with {codes}: {running.said()[-200:]}")
+            failed += running.output().count("was not saved")
+            outcome.expect(codes == [0], f"the run ended with {codes}: {running.output()[-200:]}")
             outcome.expect(distance(trial, reference) == 0.0, "other weights")
         finally:
             subprocess.run(["umount", "-l", str(trial.checkpoints)], check=True)
-    outcome.facts["saves that failed"] = failed
+    outcome.facts["failed saves"] = failed
     return outcome
 
 
@@ -273,10 +272,10 @@ def _fill(path: Path) -> None:
 
 
 def documents_seen(base: Path, trials: Sequence[Trial]) -> Outcome:
-    """How often each document of the corpus is in what was trained on, epoch by epoch."""
+    """Count how often each document is trained on in each epoch."""
     outcome = Outcome(
-        f"{NUM_EPOCHS} epochs of a small corpus, on 1 and 2 ranks, straight and killed",
-        "a document that is not there exactly once in an epoch",
+        f"{NUM_EPOCHS} epochs of a small corpus, on 1 and 2 ranks, uninterrupted and killed",
+        "a document that is not trained on exactly once per epoch",
     )
     tokenizer = RustBPETokenizer.from_directory(base / "tokenizer")
     [shard] = (base / "data").glob("*/train_*.parquet")

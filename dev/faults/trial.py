@@ -1,4 +1,4 @@
-"""A run that something may happen to, and how it is compared with one that nothing happened to."""
+"""A run into which faults are injected, and its comparison with an uninterrupted one."""
 
 import functools
 import json
@@ -24,8 +24,8 @@ TRAIN = (
 NUM_DOCUMENTS = 80
 
 
-def make_world(base: Path) -> None:
-    """A small corpus of documents that tell their number at both ends, and a tokenizer."""
+def make_data(base: Path) -> None:
+    """Create a small corpus of documents with their number at both ends, and a tokenizer."""
     words = random.Random(0)
     lines = [
         json.dumps({"text": f"<{n}| " + " ".join(words.choices(["sun", "moon", "a", "of"], k=30))
@@ -39,7 +39,7 @@ def make_world(base: Path) -> None:
 
 
 class Trial:
-    """One run of a base directory by its tag, with what its processes have noted."""
+    """One run, by its tag, with what its processes have recorded."""
 
     def __init__(self, base: Path, tag: str, options: str = "") -> None:
         self.base, self.tag = base, tag
@@ -50,51 +50,51 @@ class Trial:
         self.markers = [Marker(self.notes / f"marker-{rank}") for rank in range(2)]
 
     def start(self, ranks: int = 1, poison: tuple[int, str] | None = None) -> Running:
-        """A process of the run for each rank."""
+        """Start a process of the run for each rank."""
         before = functools.partial(inside.observe, self.notes, poison)
         for marker in self.markers:
             marker.clear()
         return processes.start(self.base, self.line, ranks, before)
 
     def finish(self, ranks: int = 1, poison: tuple[int, str] | None = None) -> list[int]:
-        """Run it to its end; the exit codes."""
+        """Run it to its end; returns the exit codes."""
         return self.start(ranks, poison).wait()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Of its last checkpoint; nothing when the run is not done."""
+        """Those of its last checkpoint; empty if the run is not finished."""
         found = checkpoints.newest_complete(self.checkpoints)
         is_done = found is not None and found.step == NUM_STEPS
         return found.load_model_state(torch.device("cpu")) if found and is_done else {}
 
     def losses(self) -> dict[int, float]:
-        """By step, over all ranks, as the run has logged them."""
+        """By step, over all ranks, from the log of the run."""
         lines = (self.checkpoints / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         return {row["step"]: row["loss"] for row in rows if "tokens" in row}
 
     def rows(self) -> dict[tuple[int, int], list[list[int]]]:
-        """By (step, lane): every version of the row that was trained on, in order of time."""
+        """By (step, lane): every version of the row that was trained on, in order."""
         seen: dict[tuple[int, int], list[list[int]]] = {}
         for path in sorted(self.notes.glob("trace-*.jsonl")):
             for text in path.read_text().splitlines():
                 try:
                     line = json.loads(text)
-                except ValueError:  # cut by a kill
+                except ValueError:  # truncated by a kill
                     continue
                 for lane, row in line["rows"].items():
                     seen.setdefault((line["step"], int(lane)), []).append(row)
         return seen
 
 
-def straight(base: Path, ranks: int = 1) -> Trial:
-    """A run that nothing happens to."""
-    trial = Trial(base, f"straight{ranks}")
+def uninterrupted(base: Path, ranks: int = 1) -> Trial:
+    """A run without faults."""
+    trial = Trial(base, f"uninterrupted{ranks}")
     assert set(trial.finish(ranks)) == {0}
     return trial
 
 
 def distance(ours: Trial, theirs: Trial) -> float:
-    """Of all weights, as a share of their norm; 0.0 when they are equal to the bit."""
+    """Between the weights, relative to their norm; 0.0 if they are bitwise equal."""
     one, other = ours.weights(), theirs.weights()
     if not one:
         return math.inf
@@ -105,18 +105,18 @@ def distance(ours: Trial, theirs: Trial) -> float:
 
 
 def compare(outcome: Outcome, trial: Trial, reference: Trial, tolerance: float) -> None:
-    """Note what a run has done otherwise than the one that nothing happened to."""
-    away = distance(trial, reference)
-    outcome.facts["farthest"] = max(outcome.facts.get("farthest", 0.0), away)
-    outcome.expect(away <= tolerance, f"{trial.tag}: other weights, {away:.1e} away")
+    """Record every difference between a run and the uninterrupted one."""
+    difference = distance(trial, reference)
+    outcome.facts["largest"] = max(outcome.facts.get("largest", 0.0), difference)
+    outcome.expect(difference <= tolerance, f"{trial.tag}: weights differ by {difference:.1e}")
     ours, theirs = trial.losses(), reference.losses()
     is_same = ours.keys() == theirs.keys() and all(
         abs(ours[step] - theirs[step]) <= tolerance * abs(theirs[step]) for step in theirs
     )
     outcome.expect(is_same, f"{trial.tag}: other losses")
     rows = {place: versions[-1:] for place, versions in reference.rows().items()}
-    every = trial.rows()
-    is_same = every.keys() == rows.keys() and all(
-        version == rows[place][0] for place, versions in every.items() for version in versions
+    seen = trial.rows()
+    is_same = seen.keys() == rows.keys() and all(
+        version == rows[place][0] for place, versions in seen.items() for version in versions
     )
     outcome.expect(is_same, f"{trial.tag}: other rows")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs speedrun.sh on a rented machine that ssh reaches, and brings the report back.
+# Run speedrun.sh on a remote machine over ssh and copy the report when it is done.
 #
-#   bash dev/launch/cloud.sh user@host                 starts it, or looks in on it, or fetches
+#   bash dev/launch/cloud.sh user@host      start the run, show its progress, or copy the report
 #
-# The run lives in a tmux session on that machine and survives a lost connection. Call it again to
-# see the last lines; once it is done, the report is copied to ./report.
+# The run is in a tmux session on that machine and survives a lost connection. Run the same command
+# again to see the last lines of its log; after the run it copies the report to ./report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 host=${1:?usage: bash dev/launch/cloud.sh user@host}
@@ -17,5 +17,5 @@ elif ssh "$host" 'test -f .cache/nanochat/report/report.md'; then
 else
     git archive --format=tar HEAD | ssh "$host" 'mkdir -p nanochat && tar -x -C nanochat'
     ssh "$host" 'cd nanochat && tmux new-session -d -s nanochat "bash speedrun.sh 2>&1 | tee speedrun.log"'
-    echo "started on $host; call this again to look in on it"
+    echo "started on $host; run the same command again to see its progress"
 fi

@@ -1,9 +1,9 @@
-"""What a stage hands the training loop: one rank's rows of one optimizer step.
+"""What a stage gives the training loop: one rank's rows of one optimizer step.
 
 B batch (rows of this rank in this step)  T time
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,19 +13,14 @@ from torch import Tensor
 class Batch:
     """One rank's share of one optimizer step; the loss is sum(weights * nll) / norm.
 
-    With norm = (targets of the whole step) / ranks, gradients averaged over ranks are those of
-    the whole step, however many ranks there are and however the rows are cut into micro-batches.
+    With norm = (targets of the global step) / ranks, gradients averaged over ranks are those of
+    the global step, for any number of ranks and any micro-batch size.
     """
 
-    inputs: Tensor
-    """(B, T) int64 token ids."""
-    targets: Tensor
-    """(B, T) int64 next tokens; -1 where nothing is to be predicted."""
-    weights: Tensor | None
-    """(B, T) float32 weight of each target; None means 1 everywhere."""
-    norm: float
-    """This rank's share of the whole step's normaliser."""
-    progress: float
-    """How much of the stage is done after this step, from 0 to 1."""
-    resume: dict[str, Any]
-    """JSON-able state of the loader after this step; the ranks' states are merged when saved."""
+    inputs: Tensor  # (B, T) int64 token ids
+    targets: Tensor  # (B, T) int64 next tokens; -1: no target
+    weights: Tensor | None  # (B, T) float32 weight of each target; None: 1 everywhere
+    norm: float  # this rank's share of the normalizer of the global step
+    progress: float  # share of the stage that is done after this step, from 0 to 1
+    resume: dict[str, Any]  # JSON-able loader state after this step; merged over ranks when saved
+    metrics: dict[str, float] = field(default_factory=dict)  # logged with the step, e.g. reward

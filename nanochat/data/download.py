@@ -1,181 +1,173 @@
-"""Downloads that are resumed, checked, retried, and safe when several processes ask at once."""
+"""Files of data sets on the hub: downloaded in parallel, resumed, verified, shared by processes.
+
+huggingface_hub resolves repositories, redirects, sizes and checksums, and keeps the connections.
+The transfer itself is here because `hf_hub_download` discards what an interrupted process has
+received, does not compare the content with the checksum, and lets an error page replace a file.
+"""
 
 import hashlib
 import logging
 import os
-import time
-import urllib.error
-import urllib.request
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 
 logger = logging.getLogger(__name__)
 
-NUM_TRIES = 5  # that bring nothing new
-NUM_TRIES_UNREACHED = 2  # no answer at all: most likely there is no network
-TIMEOUT_SECONDS = 30.0
-CHUNK_BYTES = 1 << 20
-CHECKSUM_HEADER = "X-Linked-Etag"
-FINAL_CODES = (400, 401, 403, 404, 410)
-
-
-class _Broken(Exception):
-    """This try failed; another one may not."""
-
-
-FAILURES = (_Broken, HTTPException, TimeoutError, urllib.error.URLError, ConnectionError)
+NUM_PARALLEL_FILES = 8  # as many as huggingface_hub's snapshot_download
+MAX_ATTEMPTS = 5  # in a row that receive nothing new
+MAX_ATTEMPTS_UNREACHABLE = 2  # without any answer: most likely there is no network
+FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt that receives nothing new
+TIMEOUT_SECONDS = 30.0  # for a connection, and for the next bytes of a transfer
+FINAL_STATUS_CODES = (400, 401, 403, 404, 410)  # another attempt would get the same answer
 
 
 @dataclass(frozen=True)
-class _Stated:
-    """What the hub says a file is."""
+class HubFile:
+    """A file of a data set on the hub and where it is stored."""
 
-    size: int
-    checksum: str
-    """Hexadecimal sha256 of a large file; of a small one git's sha1 of the blob."""
+    repo: str
+    name: str
+    path: Path
 
 
-def download(
-    url: str,
-    path: Path,
-    *,
-    first_wait_seconds: float = 1.0,
-    timeout_seconds: float = TIMEOUT_SECONDS,
-) -> None:
-    """Bring `url` to `path`, whole, or raise UserError; nothing to do when it is there.
+class _TransferError(Exception):
+    """This attempt failed; another one may succeed."""
 
-    Size and checksum must be those that the hub states; what an interrupted download has brought
-    is continued by a Range request. A try that brings something new costs nothing.
+
+def download(files: Iterable[HubFile], endpoint: str) -> None:
+    """Download the files that are missing from the hub at `endpoint`, several at a time.
+
+    Size and checksum must match what the hub states. Raises UserError when a file cannot be
+    downloaded; what was received is kept and resumed by the next call.
     """
-    with paths.named_failures(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            why = (
-                ""
-                if path.is_file()
-                else _try_to_bring(url, path, first_wait_seconds, timeout_seconds)
-            )
-    if why:
-        raise UserError(
-            f"{url} could not be downloaded: {why}; check the network (HF_ENDPOINT names another"
-            " hub), or work without one: python -m nanochat.dataset --source primer"
-        )
-
-
-def _try_to_bring(url: str, path: Path, first_wait_seconds: float, timeout_seconds: float) -> str:
-    """Empty when the file has come, else why the last try failed."""
-    partial = path.with_name(path.name + ".partial")
-    failures, most = 0, _size(partial)
-    while True:
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
+        futures = [pool.submit(_download_file, file, endpoint, cancelled) for file in files]
         try:
-            _fetch(url, partial, timeout_seconds)
+            for future in futures:
+                future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, UserError):  # Ctrl-C: transfers stop at their next bytes
+                cancelled.set()
+            raise
+
+
+def _download_file(file: HubFile, endpoint: str, cancelled: threading.Event) -> None:
+    if file.path.is_file():
+        return
+    from huggingface_hub import constants, hf_hub_url  # here: this import takes 0.3 s
+
+    # Otherwise every process asks the hub for a list of names to report in its User-Agent.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
+    url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
+    with named_failures(file.path):
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file.path}.lock"):
+            if not file.path.is_file():  # another process may have finished it meanwhile
+                logger.info("downloading %s", url)
+                _attempt_repeatedly(url, file.path, cancelled)
+
+
+def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # What huggingface_hub names so differs by its version: httpx or httpx2.
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    partial = path.with_name(path.name + ".partial")
+    failures, most_bytes = 0, _size(partial)
+    while not cancelled.is_set():
+        try:
+            _complete(url, partial, cancelled)
             partial.replace(path)
-            return ""
-        except FAILURES as error:
-            why = str(error) or type(error).__name__
-            failures = failures + 1 if _size(partial) <= most else 0
-            most = max(most, _size(partial))
-            if _is_final(error, failures):
-                return why
-            logger.warning("%s: %s; trying again", url, why)
-        time.sleep(first_wait_seconds * 2 ** max(0, failures - 1))
-
-
-def _is_final(error: Exception, failures: int) -> bool:
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code in FINAL_CODES or failures >= NUM_TRIES
-    was_reached = not isinstance(error, urllib.error.URLError)
-    return failures >= (NUM_TRIES if was_reached else NUM_TRIES_UNREACHED)
+            return
+        except (_TransferError, httpx.HTTPError, ConnectionError) as error:
+            # A connection that breaks again and again but makes progress is not given up.
+            failures = failures + 1 if _size(partial) <= most_bytes else 0
+            most_bytes = max(most_bytes, _size(partial))
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            text = f"HTTP {status}" if status else str(error) or type(error).__name__
+            reason = " ".join(text.split())
+            unreachable = httpx.ConnectError | httpx.ConnectTimeout | ConnectionError
+            is_reached = not isinstance(error, unreachable)
+            limit = MAX_ATTEMPTS if is_reached else MAX_ATTEMPTS_UNREACHABLE
+            if status in FINAL_STATUS_CODES or failures >= limit:
+                raise UserError(
+                    f"{url} could not be downloaded: {reason}; check the network (HF_ENDPOINT names"
+                    " another hub), or work offline: python -m nanochat.dataset --source primer"
+                ) from None
+            logger.warning("%s: %s; retrying", url, reason)
+        cancelled.wait(FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1))
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _fetch(url: str, partial: Path, timeout_seconds: float) -> None:
-    """Complete `partial`. Raises _Broken when it is then not what the hub states."""
-    stated = _ask(url, timeout_seconds)
-    have = _size(partial)
-    if have > stated.size:
-        have = 0  # what is there cannot be trusted
-    if have < stated.size or not stated.size:
-        have = _receive(url, partial, have, stated.size, timeout_seconds)
-    if have != stated.size:
-        raise _Broken(f"{have} bytes came and not {stated.size}")
-    if _checksum(partial, stated) != stated.checksum:
+def _complete(url: str, partial: Path, cancelled: threading.Event) -> None:
+    """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
+    from huggingface_hub import get_hf_file_metadata
+
+    # The data sets are public: no token leaves this machine.
+    metadata = get_hf_file_metadata(url, token=False, timeout=TIMEOUT_SECONDS)
+    size, checksum = metadata.size, metadata.etag or ""
+    # Other servers have ETags too; only a hub names the commit.
+    if metadata.commit_hash is None or size is None or len(checksum) not in (40, 64):
+        raise _TransferError("the server states no checksum: it is not a hub, or asks to log in")
+    num_bytes = _size(partial)
+    if num_bytes > size:
+        num_bytes = 0  # the start of a different file
+    if num_bytes < size or size == 0:
+        num_bytes = _receive(metadata.location, partial, num_bytes, size, cancelled)
+    if num_bytes != size:
+        raise _TransferError(f"received {num_bytes} bytes instead of {size}")
+    if (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
         partial.unlink()
-        raise _Broken("the content differs from the checksum that the hub states")
+        raise _TransferError("the content differs from the checksum that the hub states")
 
 
-def _ask(url: str, timeout_seconds: float) -> _Stated:
-    """What the hub states of a file, on the redirect to where the content is or on the answer."""
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        opener = urllib.request.build_opener(_StopWhereStated)
-        with opener.open(request, timeout=timeout_seconds) as answer:
-            headers = answer.headers
-    except urllib.error.HTTPError as error:
-        if CHECKSUM_HEADER not in error.headers:
-            raise
-        headers = error.headers
-    checksum = headers.get(CHECKSUM_HEADER) or (
-        headers.get("ETag", "") if "X-Repo-Commit" in headers else ""
-    )
-    size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-    checksum = checksum.removeprefix("W/").strip('"')
-    if len(checksum) not in (40, 64) or size is None:
-        raise _Broken("the server states no checksum, so it is no hub (or a page to log in)")
-    return _Stated(int(size), checksum)
+def _receive(url: str, partial: Path, start: int, size: int, cancelled: threading.Event) -> int:
+    """Append the bytes from `start` on, flushed to the disk; returns the number of bytes then."""
+    from huggingface_hub import get_session, hf_raise_for_status
 
-
-class _StopWhereStated(urllib.request.HTTPRedirectHandler):
-    """Follows redirects up to the one that states the checksum; the storage need not know it."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        if CHECKSUM_HEADER in headers:
-            return None  # ends in the HTTPError that has these headers
-        further = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if further is not None:
-            further.method = req.get_method()  # older Pythons turn HEAD into GET
-        return further
-
-
-def _receive(url: str, partial: Path, have: int, size: int, timeout_seconds: float) -> int:
-    """Append what is missing to `partial`, flushed to the disk; returns the bytes it has then."""
-    request = urllib.request.Request(url)
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
-        if answer.status != 206:
-            have = 0  # the server does not continue; begin anew
-        _refuse_other_file(answer, size - have)
-        with partial.open("ab" if have else "wb", buffering=0) as file:
-            while chunk := answer.read1(CHUNK_BYTES):
-                have += file.write(chunk) or 0
+    headers = {"Accept-Encoding": "identity"}  # ranges and sizes count bytes of the file itself
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:
+            start = 0  # the server ignores ranges and sends everything
+        # Before anything is overwritten: proxies and log-in pages answer 200 as well.
+        if "text/html" in response.headers.get("Content-Type", ""):
+            raise _TransferError("the server sent an HTML page instead of the file")
+        length = response.headers.get("Content-Length")
+        if length is not None and int(length) != size - start:
+            raise _TransferError(f"the server sends {length} bytes instead of {size - start}")
+        with partial.open("ab" if start else "wb", buffering=0) as file:
+            for chunk in response.iter_raw():
+                start += file.write(chunk) or 0
+                if cancelled.is_set():
+                    raise _TransferError("cancelled")
             os.fsync(file.fileno())
-    return have
+    return start
 
 
-def _refuse_other_file(answer: HTTPResponse, expected_bytes: int) -> None:
-    """Raises _Broken before anything is overwritten by a page that stands for the file."""
-    if "text/html" in (answer.headers.get("Content-Type") or ""):
-        raise _Broken("the server sent an HTML page instead of the file")
-    length = answer.headers.get("Content-Length")
-    if length is not None and int(length) != expected_bytes:
-        raise _Broken(f"the server sends {length} bytes and not {expected_bytes}")
+def _git_sha1(path: Path) -> str:
+    """git's own checksum, for files that are small enough to be kept in the repository itself."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _checksum(path: Path, stated: _Stated) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
-        if len(stated.checksum) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        blob = hashlib.sha1(b"blob %d\0" % stated.size)
-        while chunk := file.read(CHUNK_BYTES):
-            blob.update(chunk)
-        return blob.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
-"""Anybody's own text: the files of a folder, of several kinds, as one stream of texts."""
+"""Text files of the user, of several formats, as one stream of documents."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,41 +9,40 @@ from nanochat import paths
 from nanochat.data.shards import json_lines, parquet_texts
 from nanochat.errors import UserError
 
-MAX_DOCUMENT_CHARACTERS = 10_000  # a longer text file is cut at ends of paragraphs
+MAX_DOCUMENT_CHARACTERS = 10_000  # a longer .txt file is split between paragraphs
+FORMATS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 
 
 def text_files(path: Path) -> list[Path]:
-    """The files of text in a folder, or the one file; not hidden ones, nor what we made."""
+    """The text files of a folder, or the one file; no hidden files and none of our own output."""
     if path.is_file():
-        return [path] if kind_of(path) else []
+        return [path] if text_format(path) else []
     base = paths.base_dir().resolve()
 
-    def is_meant(file: Path) -> bool:
+    def is_input(file: Path) -> bool:
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        # A folder above the base directory must not import the shards written below it.
         return not hidden and (path.is_relative_to(base) or not file.is_relative_to(base))
 
-    found = [file for file in path.rglob("*") if kind_of(file) and file.is_file()]
-    return sorted(filter(is_meant, found))
+    files = [file for file in path.rglob("*") if text_format(file) and file.is_file()]
+    return sorted(filter(is_input, files))
 
 
-def kind_of(path: Path) -> str:
-    """The ending that says how a file is read; "" for files that are not text."""
-    kinds = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-    return next((kind for kind in kinds if path.name.lower().endswith(kind)), "")
+def text_format(path: Path) -> str:
+    """The suffix that says how a file is read; "" when it is no text file."""
+    return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), "")
 
 
-def texts_of(files: list[Path]) -> Iterator[str]:
-    """All texts that are not empty; half a surrogate pair, which is no text, becomes U+FFFD."""
+def iter_file_texts(files: list[Path]) -> Iterator[str]:
+    """All texts that are not blank; a lone surrogate becomes U+FFFD."""
     for file in files:
-        if kind_of(file) == ".parquet":
+        if text_format(file) == ".parquet":
             texts = parquet_texts(file)
-        elif kind_of(file) == ".txt":
-            texts = _parts_of_text(file, files)
+        elif text_format(file) == ".txt":
+            texts = _split_text_file(file, files)
         else:
             texts = (_text_field(file, number, row) for number, row in json_lines(file))
-        for text in texts:
-            if text and not text.isspace():
-                yield _without_half_pairs(text)
+        yield from (replace_lone_surrogates(text) for text in texts if text and not text.isspace())
 
 
 def _text_field(file: Path, number: int, row: Any) -> str:
@@ -51,22 +51,24 @@ def _text_field(file: Path, number: int, row: Any) -> str:
     return str(row["text"])
 
 
-def _without_half_pairs(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
+    """The text with U+FFFD for each surrogate without its other half, which UTF-8 cannot encode."""
     try:
-        text.encode()
+        text.encode()  # the common case, and much faster than UTF-16
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
-def _parts_of_text(file: Path, files: list[Path]) -> Iterator[str]:
+def _split_text_file(file: Path, files: list[Path]) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            yield from cut_at_paragraphs(lines, MAX_DOCUMENT_CHARACTERS)
+        with file.open(encoding="utf-8-sig") as lines:  # without a byte order mark
+            yield from split_at_paragraphs(lines, MAX_DOCUMENT_CHARACTERS)
     except UnicodeDecodeError:
+        # All in one message: converting file by file would take as many attempts.
         rest = files[files.index(file) + 1 :]
-        more = sum(kind_of(other) == ".txt" and not _is_utf8(other) for other in rest)
-        also = f" (nor are {more} more)" if more else ""
+        others = sum(text_format(other) == ".txt" and not _is_utf8(other) for other in rest)
+        also = f" (nor are {others} more)" if others else ""
         raise UserError(
             f"{file} is not UTF-8{also}; convert it, as in iconv -f LATIN1 -t UTF-8 OLD > NEW"
         ) from None
@@ -80,29 +82,18 @@ def _is_utf8(path: Path) -> bool:
         return False
 
 
-def cut_at_paragraphs(lines: Iterable[str], max_characters: int) -> Iterator[str]:
-    """Parts of a text, each a run of whole paragraphs of about `max_characters` at most."""
-    part: list[str] = []
+def split_at_paragraphs(lines: Iterable[str], max_characters: int) -> Iterator[str]:
+    """Documents of complete paragraphs; only a single paragraph may exceed `max_characters`."""
+    document: list[str] = []
     size = 0
-    for paragraph in _paragraphs(lines):
-        if part and size + len(paragraph) > max_characters:
-            yield "\n\n".join(part)
-            part, size = [], 0
-        part.append(paragraph)
+    for is_blank, group in itertools.groupby(lines, str.isspace):
+        if is_blank:
+            continue
+        paragraph = "".join(group).removesuffix("\n")
+        if document and size + len(paragraph) > max_characters:
+            yield "\n\n".join(document)
+            document, size = [], 0
+        document.append(paragraph)
         size += len(paragraph)
-    if part:
-        yield "\n\n".join(part)
-
-
-def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Runs of lines between blank ones."""
-    paragraph: list[str] = []
-    for line in lines:
-        if line.isspace():
-            if paragraph:
-                yield "".join(paragraph).removesuffix("\n")
-            paragraph = []
-        else:
-            paragraph.append(line)
-    if paragraph:
-        yield "".join(paragraph).removesuffix("\n")
+    if document:
+        yield "\n\n".join(document)

@@ -1,109 +1,111 @@
-"""An answer as it is told to people: events made of tokens, text in whole code points."""
+"""Streaming detokenizer: tokens to events, with text in complete code points."""
 
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nanochat.inference.sampling import TokenChoice
+from nanochat.inference.sampling import TokenLogprob
 from nanochat.tokenizer import RustBPETokenizer
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text in whole code points."""
+    """Text in complete code points; "" if a token only has a log-probability to report."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()  # of its tokens, if requested
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """What was computed and what came out; None when the tool refused."""
+    """The input and the output of a tool."""
 
     expression: str
-    result: str | None
+    result: str | None  # None: the tool gave no output
 
 
 @dataclass(frozen=True)
 class Finished:
     """The end of an answer."""
 
-    reason: Literal["stop", "length"]
+    reason: FinishReason
     num_prompt_tokens: int
     num_tokens: int
-    choice: TokenChoice | None = None
-    """That the answer ends here, where likelihoods are noted: the end token is no text."""
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the end token, which has no text, if requested
 
 
-Event = TokenChoice | TextPiece | ToolCall | Finished
+Event = TextPiece | ToolCall | Finished
 
 
-class TextStream:
-    """Turns tokens into events: tool calls as one event, text in whole code points."""
+class Detokenizer:
+    """The events of one sequence, token by token."""
 
     def __init__(self, tokenizer: RustBPETokenizer, stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop = [string for string in stop if string]
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.names = {
+        self.has_stopped = False  # whether a stop string was found
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._special = {
             tokenizer.encode_special(name): name for name in tokenizer.get_special_tokens()
         }
-        self.held = ""
-        self.has_stopped = False
-        self.inside = ""
-        self.collected: list[int] = []
-        self.expression = ""
+        self._held = ""  # text that could be the beginning of a stop string
+        self._section = ""  # the special token that opened a tool's input or output
+        self._section_tokens: list[int] = []
+        self._expression = ""  # of a call without a result yet
 
     def is_text(self, token: int) -> bool:
-        """Whether a token is read by people: not special, and not inside of a tool call."""
-        return token not in self.names and not self.inside
+        """Whether a token is part of the text: not special and not of a tool call."""
+        return token not in self._special and not self._section
 
-    def feed(self, token: int, is_forced: bool) -> Iterator[TextPiece | ToolCall]:
-        """Events that one more token makes."""
-        name = self.names.get(token)
-        if name is None and self.inside:
-            self.collected.append(token)
+    def feed(self, token: int, is_forced: bool) -> Iterator[Event]:
+        """Events of one more token."""
+        name = self._special.get(token)
+        if name is None and self._section:
+            self._section_tokens.append(token)
         elif name is None:
-            yield from self._release(self.decoder.decode(self.tokenizer.decode_bytes([token])))
+            yield from self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])))
         elif name in ("<|python_start|>", "<|output_start|>"):
-            if name == "<|python_start|>" and self.expression:
+            if name == "<|python_start|>" and self._expression:
                 yield self._tool_call(None)
-            self.inside, self.collected = name, []
-        elif name == "<|python_end|>" and self.inside == "<|python_start|>":
-            self.expression, self.inside = self.tokenizer.decode(self.collected), ""
+            self._section, self._section_tokens = name, []
+        elif name == "<|python_end|>" and self._section == "<|python_start|>":
+            self._expression, self._section = self.tokenizer.decode(self._section_tokens), ""
         elif name == "<|output_end|>":
-            self.inside = ""
-            if is_forced:  # else the model has made the output up
-                yield self._tool_call(self.tokenizer.decode(self.collected))
+            self._section = ""
+            if is_forced:  # otherwise the model invented the output, and no tool ran
+                yield self._tool_call(self.tokenizer.decode(self._section_tokens))
+
+    def flush(self) -> Iterator[Event]:
+        """Events still held back when the sequence ends."""
+        if not self.has_stopped:
+            yield from self._release(self._utf8.decode(b"", final=True), is_last=True)
+        if self._expression:
+            yield self._tool_call(None)
 
     def _tool_call(self, result: str | None) -> ToolCall:
-        call = ToolCall(self.expression, result)
-        self.expression = ""
-        return call
+        expression, self._expression = self._expression, ""
+        return ToolCall(expression, result)
 
-    def _release(self, new: str, is_last: bool = False) -> Iterator[TextPiece | ToolCall]:
-        if new and self.expression:  # text right after a call: the tool has refused
+    def _release(self, new: str, is_last: bool = False) -> Iterator[Event]:
+        if new and self._expression:  # text directly after a call: the tool gave no result
             yield self._tool_call(None)
-        self.held += new
-        found = [at for at in (self.held.find(string) for string in self.stop) if at >= 0]
-        if found:
-            self.held, self.has_stopped = self.held[: min(found)], True
-        keep = 0 if is_last or self.has_stopped else self._possible_stop()
-        released, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        self._held += new
+        matches = [at for at in map(self._held.find, self.stop) if at >= 0]
+        if matches:
+            self._held, self.has_stopped = self._held[: min(matches)], True
+        keep = 0 if is_last or self.has_stopped else self._partial_stop_length()
+        cut = len(self._held) - keep
+        released, self._held = self._held[:cut], self._held[cut:]
         if released:
             yield TextPiece(released)
 
-    def _possible_stop(self) -> int:
-        """How many characters at the end could be the beginning of a stop string."""
+    def _partial_stop_length(self) -> int:
+        """Number of characters at the end that could begin a stop string."""
         longest = max(map(len, self.stop), default=0)
-        for length in range(min(longest, len(self.held)), 0, -1):
-            if any(string.startswith(self.held[-length:]) for string in self.stop):
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(string.startswith(self._held[-length:]) for string in self.stop):
                 return length
         return 0
-
-    def flush(self) -> Iterator[TextPiece | ToolCall]:
-        """What was held back."""
-        if not self.has_stopped:
-            yield from self._release(self.decoder.decode(b"", final=True), is_last=True)
-        if self.expression:
-            yield self._tool_call(None)

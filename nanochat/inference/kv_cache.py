@@ -1,77 +1,71 @@
-"""A cache of keys and values with a slot for each row, whose lengths may differ.
+"""A cache of keys and values with one slot per sequence, each with its own length.
 
-B batch (rows of a forward pass)  T time  S kept positions  H heads  K kv heads  D head dim
+B batch (slots of a forward pass)  T time  S cached positions  H heads  K kv heads  D head dim
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPTConfig, refuse_past
+from nanochat.gpt import GPTConfig, check_context
 from nanochat.kernels.attention import attend_causally
 
-CAPACITY_STEP = 128  # positions by which a cache grows
+CAPACITY_STEP = 128  # positions: growing copies the cache, so it is not done per token
 
 
 class KVCache:
-    """Keys and values of rows, each with its own length; a forward pass is about some of them.
+    """Keys and values of each layer, (num_slots, capacity, K, D); grows up to the context.
 
-    The rows of a pass stand together, so that a batch is a slice and not a copy.
-    keys, values: of each layer (num_rows, capacity, K, D), what one token adds lying together.
+    Per slot and position the heads are contiguous, so that a new token is one copy.
     """
 
     def __init__(
-        self, config: GPTConfig, num_rows: int, device: torch.device, dtype: torch.dtype
+        self, config: GPTConfig, num_slots: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config, self.windows = config, config.windows
-        self.lengths = [0] * num_rows
-        shape = num_rows, 0, config.n_kv_head, config.head_dim
+        self.lengths = [0] * num_slots
+        shape = num_slots, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.rows = slice(0, num_rows)
-        self._starts: Tensor | None = None
+        self.num_active = (
+            num_slots  # forward passes run on the first so many: their batch is a view
+        )
+        # (B,) int64, or None. With it, positions come from the tensor and not from `lengths`, and
+        # attention runs over the whole capacity: the same work whatever the lengths, as a CUDA
+        # graph needs it. The caller reserves the room.
+        self.static_starts: Tensor | None = None
 
     @property
     def capacity(self) -> int:
-        """Positions that there is room for."""
+        """Positions per slot that are allocated."""
         return self.keys[0].size(1)
 
-    def look_at(self, first: int, count: int) -> None:
-        """The next forward passes are about rows first ... first + count - 1."""
-        self.rows = slice(first, first + count)
-
-    def follow(self, starts: Tensor | None) -> None:
-        """Where the rows of a pass go on is read from a tensor (B,) int64; None: from `lengths`.
-
-        A pass then does the same work whatever the tensor holds: one token a row, attention over
-        the whole capacity. Room has to be there.
-        """
-        self._starts = starts
-
-    def make_room(self, num_new: int) -> None:
-        """For so many more tokens in each row. Raises UserError past the model's context."""
-        self._end = max(self.lengths[self.rows]) + num_new
-        refuse_past(self._end, self.config.sequence_len)
+    def reserve(self, num_new: int) -> None:
+        """Allocate for more tokens in each active slot. Raises UserError past the context."""
+        self._end = max(self.lengths[: self.num_active]) + num_new
+        check_context(self._end, self.config.sequence_len)
         self._grow_to(self._end)
 
     def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of the next tokens; makes room for them.
+        """(B, T) int64 positions of the next tokens; prepares the cache to take them.
 
-        Raises UserError when they pass the end of the model's context.
+        Raises UserError when they exceed the model's context.
         """
-        lengths, starts = self.lengths[self.rows], self._starts
+        lengths, starts = self.lengths[: self.num_active], self.static_starts
         if starts is None:
-            self.make_room(num_new)
+            self.reserve(num_new)
             starts = torch.tensor(lengths, device=self.keys[0].device)
             is_level = min(lengths) == max(lengths)
             needs_mask = not is_level or (num_new > 1 and lengths[0] > 0)
         else:
             lengths, self._end, needs_mask = [0], self.capacity, True
         positions = starts[:, None] + torch.arange(num_new, device=starts.device)
-        rows = torch.arange(self.rows.start, self.rows.stop, device=starts.device)[:, None]
-        self._places = (rows * self.capacity + positions).flatten()
+        slots = torch.arange(self.num_active, device=starts.device)[:, None]
+        self._flat_indices = (slots * self.capacity + positions).flatten()
+        # Layers share a mask if they share a window.
         self._views = {
             window: self._view(window, min(lengths), positions if needs_mask else None)
             for window in set(self.windows)
@@ -81,62 +75,80 @@ class KVCache:
     def _view(
         self, window: int | None, shortest: int, positions: Tensor | None
     ) -> tuple[int, Tensor | None]:
-        """The first key that is seen at all, and (B, 1, T, S) True for what of the rest each sees.
+        """The first key that any query sees, and a mask (B, 1, T, S) of what each sees from there.
 
-        No mask without positions: one token of rows of one length sees all of it.
+        Without positions there is no mask: single tokens of rows of equal length see everything.
         """
         first = 0 if window is None else max(0, shortest + 1 - window)
         if positions is None:
             return first, None
         keys = torch.arange(first, self._end, device=positions.device)
-        newest = positions[:, :, None]
-        is_seen = keys <= newest
+        queries = positions[:, :, None]
+        is_seen = keys <= queries
         if window is not None and window < self._end:
-            is_seen &= keys > newest - window
+            is_seen &= keys > queries - window
         return first, is_seen[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v (B, K, T, D), return attention of q (B, H, T, D) over what is kept."""
+        """Store k and v (B, K, T, D); attention of q (B, H, T, D) over all stored positions."""
         window = self.windows[layer]
         first, is_seen = self._views[window]
-        keys, values = (
-            self._keep(store[layer], new, first)
-            for store, new in ((self.keys, k), (self.values, v))
-        )
-        if is_seen is None and q.size(2) > 1:  # the beginning of all rows
+        keys = self._append(self.keys[layer], k, first)
+        values = self._append(self.values[layer], v, first)
+        if is_seen is None and q.size(2) > 1:  # every row starts here: plain causal attention
             return attend_causally(q, k, v, window)
         return F.scaled_dot_product_attention(
             q, keys, values, attn_mask=is_seen, enable_gqa=q.size(1) != k.size(1)
         )
 
-    def _keep(self, store: Tensor, new: Tensor, first: int) -> Tensor:
-        """Write (B, K, T, D) to its places; (B, K, S, D) of what its rows hold from `first` on."""
+    def _append(self, store: Tensor, new: Tensor, first: int) -> Tensor:
+        """Write (B, K, T, D); returns (B, K, S, D), all of the slots from position `first` on."""
         tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
-        store.view(-1, *store.shape[2:]).index_copy_(0, self._places, tokens)
-        return store[self.rows, first : self._end].transpose(1, 2)
+        store.view(-1, *store.shape[2:]).index_copy_(0, self._flat_indices, tokens)
+        return store[: self.num_active, first : self._end].transpose(1, 2)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """The rows of the pass have taken in so many tokens each."""
-        for row, count in zip(range(self.rows.start, self.rows.stop), counts, strict=True):
-            self.lengths[row] += count
+        """Add to the lengths of the active slots; positions behind a length are padding."""
+        for slot, count in enumerate(counts):
+            self.lengths[slot] += count
 
-    def copy_row(
-        self, source: int, target: int, of: "KVCache | None" = None, length: int | None = None
+    def copy_slot(
+        self,
+        source: int,
+        target: int,
+        source_cache: "KVCache | None" = None,
+        length: int | None = None,
     ) -> None:
-        """Make a row what another one is, of this cache or of another, up to a length."""
-        of = of or self
-        length = of.lengths[source] if length is None else length
+        """Overwrite a slot with one of this or another cache, up to a length."""
+        other = source_cache or self
+        length = other.lengths[source] if length is None else length
         self._grow_to(length)
-        pairs = zip((*self.keys, *self.values), (*of.keys, *of.values), strict=True)
-        for own, theirs in pairs:
-            own[target, :length] = theirs[source, :length]
+        pairs = zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True)
+        for store, other_store in pairs:
+            store[target, :length] = other_store[source, :length]
         self.lengths[target] = length
+
+    def free_slots(self, slots: Sequence[int], occupants: list[Any]) -> list[tuple[int, int]]:
+        """Remove occupants (`occupants[i]` is in slot i), filling each gap with the last one.
+
+        slots: ascending. Returns the (source, target) slots of each move, in order.
+        """
+        moves = []
+        for slot in reversed(slots):  # from the end, so that what moves is never itself removed
+            last = len(occupants) - 1
+            if slot != last:
+                self.copy_slot(last, slot)
+                occupants[slot] = occupants[last]
+                moves.append((last, slot))
+            occupants.pop()
+        return moves
 
     def _grow_to(self, needed: int) -> None:
         if needed <= self.capacity:
             return
+        # At least doubling: the copies then cost O(1) per token.
         steps = -(-max(needed, 2 * self.capacity) // CAPACITY_STEP)
         extra = min(steps * CAPACITY_STEP, self.config.sequence_len) - self.capacity
-        # With zeros: what is masked is multiplied by 0, and 0 times chance may be no number.
+        # Zeros: masked values are multiplied by 0, and uninitialized memory may hold NaN.
         self.keys = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.keys]
         self.values = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.values]

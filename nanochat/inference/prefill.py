@@ -1,163 +1,130 @@
-"""Prompts into a cache: a piece at a time, once for all samples, and only what is not known yet.
+"""Chunked prefill: prompts go into a cache in chunks, once per prompt, minus cached prefixes.
 
-A pass takes so many tokens that those who are being answered hardly wait for it; a long prompt
-takes several. What was read for one turn of a conversation is not read again for the next.
+A pass takes a bounded number of tokens, so that running sequences hardly wait for it; a long prompt
+takes several passes.
 
 B batch (prompts of a pass)  T time  V vocab
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
 from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.sequence import RowState
 
-TOKENS_PER_PASS = {"cpu": 512}  # padding included; more is little faster, dev/LOG.md 2026-11-24
+# Padding included. On a CPU larger passes gain little (dev/LOG.md, 2026-11-24); a GPU needs more
+# to be busy.
+TOKENS_PER_PASS = {"cpu": 512}
 TOKENS_PER_PASS_ELSEWHERE = 2048
-PROMPTS_PER_PASS = 16  # each of them has a row of the reader's cache
-LEAST_SHARED = 16  # tokens below which a known beginning is not worth a copy
+PROMPTS_PER_PASS = 16  # slots of the prefiller's own cache
+MIN_SHARED_TOKENS = 16  # copying a shorter prefix costs as much as computing it
 
 
 def padded(rows: Sequence[list[int]]) -> Tensor:
-    """(B, T) int64 of rows of tokens, with zeros behind those that are shorter than the longest."""
+    """(B, T) int64 tokens of rows, zero-padded at the end to the longest."""
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
-def num_shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common prefix."""
     shortest = min(len(left), len(right))
     return next((i for i in range(shortest) if left[i] != right[i]), shortest)
 
 
-class Prefixes:
-    """Keys and values of texts that may go on, the newest last, of so many tokens in all."""
+class PrefixCache:
+    """Keys and values of finished sequences, so that the next turn of a chat prefills only itself.
+
+    Holds at most `max_tokens` tokens; the oldest entry is evicted first.
+    """
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self._kept: list[tuple[list[int], KVCache]] = []
+        self._entries: list[tuple[list[int], KVCache]] = []
 
-    def keep(self, tokens: list[int], cache: KVCache, row: int) -> None:
-        """Remember what a row of a cache holds; what this text goes on from is dropped."""
-        if not LEAST_SHARED <= len(tokens) <= self.max_tokens:
+    def store(self, tokens: list[int], cache: KVCache, slot: int) -> None:
+        """Copy a slot; entries that are a prefix of it are replaced."""
+        if not MIN_SHARED_TOKENS <= len(tokens) <= self.max_tokens:
             return
-        others = [one for one in self._kept if num_shared(one[0], tokens) < len(one[0])]
-        own = KVCache(cache.config, 1, cache.keys[0].device, cache.keys[0].dtype)
-        own.copy_row(row, 0, of=cache, length=len(tokens))
-        self._kept = [*others, (tokens, own)]
-        while sum(len(text) for text, _ in self._kept) > self.max_tokens:
-            self._kept.pop(0)
+        others = [entry for entry in self._entries if _num_shared(entry[0], tokens) < len(entry[0])]
+        copy = KVCache(cache.config, 1, cache.keys[0].device, cache.keys[0].dtype)
+        copy.copy_slot(slot, 0, source_cache=cache, length=len(tokens))
+        self._entries = [*others, (tokens, copy)]
+        while sum(len(cached) for cached, _ in self._entries) > self.max_tokens:
+            self._entries.pop(0)
 
-    def begin(self, prompt: list[int], cache: KVCache, row: int) -> None:
-        """Give a row the longest beginning of the prompt that is known; its last token never is."""
-        cache.lengths[row] = 0
-        found = [(num_shared(text, prompt[:-1]), own) for text, own in self._kept]
-        length, own = max(found, key=lambda one: one[0], default=(0, cache))
-        if length >= LEAST_SHARED:
-            cache.copy_row(0, row, of=own, length=length)
-
-
-class Row(Protocol):
-    """What reading asks of an answer that is to follow a prompt."""
-
-    @property
-    def prompt(self) -> list[int]: ...
-
-    @property
-    def stop(self) -> str:
-        """Not empty: it is no longer wanted."""
+    def restore(self, prompt: list[int], cache: KVCache, slot: int) -> None:
+        """Fill a slot with the longest cached prefix of a prompt, or empty it."""
+        cache.lengths[slot] = 0
+        # The last token is always left to compute: its logits are not cached.
+        shared = [(_num_shared(tokens, prompt[:-1]), entry) for tokens, entry in self._entries]
+        length, entry = max(shared, key=lambda pair: pair[0], default=(0, cache))
+        if length >= MIN_SHARED_TOKENS:
+            cache.copy_slot(0, slot, source_cache=entry, length=length)
 
 
-RowType = TypeVar("RowType", bound=Row)
+class Prefiller:
+    """Processes prompts first come, first served, several per pass, in a cache of its own."""
 
-
-@dataclass
-class _Prompt(Generic[RowType]):
-    """One prompt and all answers that are to follow it."""
-
-    tokens: list[int]
-    rows: list[RowType] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Read(Generic[RowType]):
-    """A prompt that has been read."""
-
-    rows: list[RowType]
-    source: int
-    """Its row in the reader's cache, until the next pass."""
-    logits: Tensor
-    """(V,) of the first token."""
-
-
-class Reader(Generic[RowType]):
-    """Reads prompts in the order in which they came, several at once, into a cache of its own."""
-
-    def __init__(self, model: GPT, prefixes: Prefixes) -> None:
+    def __init__(self, model: GPT, prefix_cache: PrefixCache) -> None:
         device = model.embedding.weight.device
-        self.model, self.prefixes = model, prefixes
+        self.model, self.prefix_cache = model, prefix_cache
         self.tokens_per_pass = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_ELSEWHERE)
         self.cache = KVCache(model.config, PROMPTS_PER_PASS, device, model.compute_dtype)
-        self._waiting: deque[_Prompt[RowType]] = deque()
-        self._begun: list[_Prompt[RowType]] = []
+        # Sequences grouped by prompt: each group is prefilled once. `_active[i]` is in slot i.
+        self._queue: deque[list[RowState]] = deque()
+        self._active: list[list[RowState]] = []
 
     @property
     def num_rows(self) -> int:
-        """Answers that wait for their prompt to be read."""
-        prompts = [*self._begun, *self._waiting]
-        return sum(not row.stop for prompt in prompts for row in prompt.rows)
+        """Sequences that wait for their prefill."""
+        return sum(map(len, (*self._active, *self._queue)))
 
-    def add(self, rows: Sequence[RowType]) -> None:
-        """Prompts to be read; equal ones (the same list) after another are read once."""
+    def add(self, rows: Sequence[RowState]) -> None:
+        """Queue prompts; consecutive rows with the same list object as prompt form a group."""
         for i, row in enumerate(rows):
-            if i == 0 or row.prompt is not rows[i - 1].prompt:
-                self._waiting.append(_Prompt(row.prompt))
-            self._waiting[-1].rows.append(row)
+            if i > 0 and row.prompt is rows[i - 1].prompt:
+                self._queue[-1].append(row)
+            else:
+                self._queue.append([row])
 
-    def read(self) -> Iterator[Read[RowType]]:
-        """One pass, if there is anything to read; yields the prompts that end with it."""
-        self._begin_some()
-        if not self._begun:
+    def drop_finished(self) -> None:
+        """Drop canceled sequences, and the prompts that none is left for."""
+        for group in (*self._active, *self._queue):
+            group[:] = [row for row in group if not row.finish_reason]
+        empty = [slot for slot, group in enumerate(self._active) if not group]
+        self.cache.free_slots(empty, self._active)
+        self._queue = deque(filter(None, self._queue))
+
+    def step(self) -> Iterator[tuple[list[RowState], int, Tensor]]:
+        """One forward pass, if there is anything to do.
+
+        Yields each prompt that it completes: the rows that continue it, its slot in `cache` (until
+        the next pass), and the logits (V,) of the first token.
+        """
+        while self._queue and len(self._active) < len(self.cache.lengths):
+            group = self._queue.popleft()
+            self.prefix_cache.restore(group[0].prompt, self.cache, len(self._active))
+            self._active.append(group)
+        if not self._active:
             return
-        starts = self.cache.lengths[: len(self._begun)]
-        rest = [one.tokens[n:] for one, n in zip(self._begun, starts, strict=True)]
-        # Where a known beginning is long, padding must not pass the end of the context.
-        room = self.model.config.sequence_len - max(starts)
+        done = self.cache.lengths[: len(self._active)]
+        rest = [group[0].prompt[n:] for group, n in zip(self._active, done, strict=True)]
+        # After a long cached prefix, the padding of short rows must not exceed the context.
+        room = self.model.config.sequence_len - max(done)
         width = min(max(1, self.tokens_per_pass // len(rest)), room)
-        pieces = [tokens[:width] for tokens in rest]
-        logits = self._forward(padded(pieces), [len(piece) for piece in pieces])
-        ended = [i for i, tokens in enumerate(rest) if len(tokens) <= width]
-        for i in ended:
-            rows = [row for row in self._begun[i].rows if not row.stop]
-            yield Read(rows, i, logits[i])
-        self._drop(ended)
-
-    def _forward(self, tokens: Tensor, lengths: list[int]) -> Tensor:
+        chunks = [tokens[:width] for tokens in rest]
+        lengths = [len(chunk) for chunk in chunks]
         device = self.cache.keys[0].device
-        self.cache.look_at(0, len(lengths))
-        at = torch.tensor(lengths, device=device) - 1
-        logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
+        last = torch.tensor(lengths, device=device) - 1  # the only logits that are needed
+        self.cache.num_active = len(chunks)
+        logits = self.model(padded(chunks).to(device), kv_cache=self.cache, logits_at=last)
         self.cache.advance(lengths)
-        return logits[:, 0]
-
-    def _begin_some(self) -> None:
-        self._drop([i for i, one in enumerate(self._begun) if all(row.stop for row in one.rows)])
-        while self._waiting and len(self._begun) < len(self.cache.lengths):
-            prompt = self._waiting.popleft()
-            if not all(row.stop for row in prompt.rows):
-                self.prefixes.begin(prompt.tokens, self.cache, len(self._begun))
-                self._begun.append(prompt)
-
-    def _drop(self, places: Sequence[int]) -> None:
-        """Fill the place of each with the last of the prompts that were begun."""
-        for i in reversed(places):
-            last = len(self._begun) - 1
-            if i != last:
-                self.cache.copy_row(last, i)
-                self._begun[i] = self._begun[last]
-            self._begun.pop()
+        completed = [slot for slot, tokens in enumerate(rest) if len(tokens) <= width]
+        for slot in completed:
+            yield self._active[slot], slot, logits[slot, 0]
+        self.cache.free_slots(completed, self._active)

@@ -1,11 +1,10 @@
-"""A model's twin for inference: its matrices as the processor reads them fastest.
+"""A copy of a model for inference with its matrices in the layout that is read fastest.
 
-Training keeps matrices in float32 and casts them at every use. For one token at a time that is
-most of the work, so the twin casts them once, and on an x86 processor lays them out in the blocks
-of oneDNN: a product with 1 to 64 rows is then two to four times as fast as the plain one
-(dev/LOG.md, 2026-11-24). Queries, keys and values come from one product.
+Training keeps float32 matrices and casts them at every use, which is most of the work when only one
+token is computed. The copy casts them once, on an x86 CPU in oneDNN's blocked layout
+(`cpu_matmul.PrepackedLinear`), and computes queries, keys and values in one product.
 
-B batch  T time  C channels  H heads  K kv heads  D head dim
+B batch  T time  H heads  K kv heads  D head dim
 """
 
 import copy
@@ -14,65 +13,49 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import Attention, Linear, norm, rotate
-from nanochat.kernels import cpu_matmul
+from nanochat.gpt import Attention, CosSin, Linear, norm, rotate
+from nanochat.kernels.cpu_matmul import PrepackedLinear
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
 
-def packed(model: ModelType, dtype: torch.dtype) -> ModelType:
-    """A twin whose matrices are cast to `dtype` and laid out anew; it gives logits, no losses.
+def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
+    """A copy with matrices cast to `dtype` and prepacked; it gives logits, but no losses.
 
-    It shares all else with the model, and does not follow when the model's weights move. A twin is
-    its own twin.
+    Everything else is shared with the model. The copy does not follow when the model's weights
+    change. A prepacked model is returned as it is.
     """
-    if any(isinstance(module, _Packed) for module in model.modules()):
+    if any(isinstance(module, PrepackedLinear) for module in model.modules()):
         return model
     shared = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    for module in [*twin.modules()]:
+    prepacked = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})  # copies no tensor
+    for module in [*prepacked.modules()]:
         for name, child in [*module.named_children()]:
-            if isinstance(child, Attention):
-                setattr(module, name, _PackedAttention(child, dtype))
+            if isinstance(child, Attention):  # reached before the Linears inside it
+                setattr(module, name, _PrepackedAttention(child, dtype))
             elif isinstance(child, Linear):
-                setattr(module, name, _Packed(child.weight, dtype))
-    return twin.eval()
+                setattr(module, name, PrepackedLinear(child.weight, dtype))
+    return prepacked.eval()
 
 
-class _Packed(nn.Module):
-    """Stands for a `Linear`."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = weight.detach().to(dtype)
-        self.is_blocked = cpu_matmul.has_kernels_for(self.weight)
-        if self.is_blocked:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.is_blocked:
-            return nn.functional.linear(x, self.weight)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return y
-
-
-class _PackedAttention(Attention):
-    """Stands for an `Attention`."""
+class _PrepackedAttention(Attention):
+    """An `Attention` with one projection for queries, keys and values."""
 
     output: nn.Module  # type: ignore[assignment]
 
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # not that of Attention, which would allocate its matrices
         self.config, self.layer = attention.config, attention.layer
         self.window = attention.window
         matrices = attention.query.weight, attention.key.weight, attention.value.weight
-        self.projection = _Packed(torch.cat(matrices), dtype)
-        self.output = _Packed(attention.output.weight, dtype)
+        self.projection = PrepackedLinear(torch.cat(matrices), dtype)
+        self.output = PrepackedLinear(attention.output.weight, dtype)
 
-    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         (B, T, _), config = x.shape, self.config
         heads = self.projection(x).view(B, T, -1, config.head_dim).transpose(1, 2)
         sizes = config.n_head, config.n_kv_head
-        turned, v = heads.split([sum(sizes), config.n_kv_head], dim=1)
-        q, k = norm(rotate(turned, *turn), config.rms_eps).split(sizes, dim=1)
+        # Queries and keys are rotated and normed together: half the kernel launches.
+        q_and_k, v = heads.split([sum(sizes), config.n_kv_head], dim=1)
+        q, k = norm(rotate(q_and_k, *cos_sin), config.rms_eps).split(sizes, dim=1)
         return q, k, v

@@ -1,4 +1,4 @@
-"""Tools that a model may ask while it answers: at once, or in a thread while its row waits."""
+"""Tools that a model may call: inline, or in a thread while the sequence is suspended."""
 
 import logging
 import threading
@@ -12,75 +12,75 @@ from nanochat.errors import where_it_failed
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 4096  # of an output, far more than the tokens of it that an answer gets
-MAX_THREADS = 64  # of a tool: calls that never end are bounded, too
+MAX_CHARACTERS = 4096  # of an output; a sequence takes 64 tokens of it, but encoding costs by size
+MAX_THREADS = 64  # per tool: calls that hang are bounded, too
 
-Answer = Callable[[str], str | None]
-"""What comes out of an expression; None: it is refused."""
+ToolFunction = Callable[[str], str | None]
+"""Expression -> output; None: no output."""
 
 
 class Tool(Protocol):
-    """What is asked when a call of a model has ended."""
+    """What the engine calls at <|python_end|>."""
 
-    def ask(self, expression: str) -> Future[str | None]:
-        """The output, as soon as it is there; None where there is none to be had. Never fails."""
+    def submit(self, expression: str) -> Future[str | None]:
+        """The output, as soon as it is available, or None. The future never raises."""
 
 
 @dataclass(frozen=True)
-class Immediate:
-    """A tool that answers in microseconds, in the thread that asks."""
+class InlineTool:
+    """A tool that takes microseconds and runs in the calling thread."""
 
-    answer: Answer
+    function: ToolFunction
 
-    def ask(self, expression: str) -> Future[str | None]:
-        """The output, which is there."""
-        call: Future[str | None] = Future()
-        call.set_result(_output(self.answer, expression))
-        return call
+    def submit(self, expression: str) -> Future[str | None]:
+        """The output, already available."""
+        future: Future[str | None] = Future()
+        future.set_result(_run(self.function, expression))
+        return future
 
 
-class Slow:
-    """A tool that takes its time, each call in a thread of its own.
+class ThreadedTool:
+    """A slow tool, one thread per call.
 
-    A call that has not ended in `timeout_seconds`, with the wait for a thread, has no output. What
-    `answer` does needs an end of its own: a thread cannot be ended.
+    A call that takes more than `timeout_seconds`, the wait for a thread included, has no output.
+    `function` must end by itself: Python cannot kill a thread.
     """
 
-    def __init__(self, answer: Answer, timeout_seconds: float) -> None:
-        self.answer, self.timeout_seconds = answer, timeout_seconds
-        self._free = threading.Semaphore(MAX_THREADS)
+    def __init__(self, function: ToolFunction, timeout_seconds: float) -> None:
+        self.function, self.timeout_seconds = function, timeout_seconds
+        self._free_threads = threading.Semaphore(MAX_THREADS)
 
-    def ask(self, expression: str) -> Future[str | None]:
-        """The output, when it is there; what is cancelled before it has begun never begins."""
-        call: Future[str | None] = Future()
-        late = threading.Timer(self.timeout_seconds, _settle, (call, None))
-        call.add_done_callback(lambda _: late.cancel())
-        work = threading.Thread(target=self._work, args=(expression, call), name="tool")
-        for thread in (late, work):
-            thread.daemon = True  # a program that ends waits for no tool
+    def submit(self, expression: str) -> Future[str | None]:
+        """The output, later; a call that is canceled before it starts never starts."""
+        future: Future[str | None] = Future()
+        timeout = threading.Timer(self.timeout_seconds, _set_result, (future, None))
+        future.add_done_callback(lambda _: timeout.cancel())
+        call = threading.Thread(target=self._call, args=(expression, future), name="tool")
+        for thread in (timeout, call):
+            thread.daemon = True  # a hanging tool must not keep the process from exiting
             thread.start()
-        return call
+        return future
 
-    def _work(self, expression: str, call: Future[str | None]) -> None:
-        if self._free.acquire(timeout=self.timeout_seconds):
+    def _call(self, expression: str, future: Future[str | None]) -> None:
+        if self._free_threads.acquire(timeout=self.timeout_seconds):
             try:
-                if not call.done():
-                    _settle(call, _output(self.answer, expression))
+                if not future.done():
+                    _set_result(future, _run(self.function, expression))
             finally:
-                self._free.release()
+                self._free_threads.release()
 
 
-def _output(answer: Answer, expression: str) -> str | None:
-    """None, too, when the tool fails: the answer has to go on."""
+def _run(function: ToolFunction, expression: str) -> str | None:
+    """The output, or None if the tool fails: the sequence continues without one."""
     try:
-        output = answer(expression)
+        output = function(expression)
         return None if output is None else output[:MAX_CHARACTERS]
     except Exception as error:
         logger.error("a tool failed: %s", where_it_failed(error))
         return None
 
 
-def _settle(call: Future[str | None], output: str | None) -> None:
-    """The first word counts; what comes after it, or after a cancelling, is dropped."""
+def _set_result(future: Future[str | None], output: str | None) -> None:
+    # The first result wins: a timeout or a cancellation may have come before this one.
     with suppress(InvalidStateError):
-        call.set_result(output)
+        future.set_result(output)

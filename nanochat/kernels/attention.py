@@ -1,8 +1,8 @@
-"""How full rows are attended, each token over itself and the past, and by which kernel where.
+"""Causal attention over full rows, and the choice of the kernel that computes it.
 
-A token sees the W newest tokens, itself included, or all of them where the window is None. The
-kernels give the same but for rounding. Which one is fastest is a question of the device, the dtype,
-the length and what is installed; it is answered here and nowhere else.
+A token attends to the W latest tokens including itself, or to all if the window is None. The
+kernels differ only in rounding. The fastest depends on the device, the dtype, the length and the
+installed packages; this is the only place that decides.
 
 B batch  T time  H heads  K kv heads  D head dim  W window
 """
@@ -11,23 +11,24 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-SHORT_ROW = 512  # up to here plain products beat a CPU's fused attention in bfloat16
-BLOCK = 256  # queries at a time within a window: 128 is as fast, 512 slower, dev/LOG.md 2026-11-24
-FLEX_BLOCK = 128  # rows that are multiples of it: other lengths would be compiled one by one
+from nanochat.kernels.cpu_matmul import compile_time_constant
 
-FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
+SHORT_ROW = 512  # tokens up to which plain products beat a CPU's fused attention in bfloat16
+BLOCK = 256  # queries at a time within a window: 128 is as fast, 512 slower, dev/LOG.md 2026-11-24
+FLEX_BLOCK = 128  # only multiples of it use FlexAttention: each other length would be compiled
+
 Kernel = Literal["flash", "products", "fused", "flex", "blocks"]
 
 
 class Rows(NamedTuple):
-    """What is to be attended in one layer."""
+    """The shape of the attention of one layer, on which the choice of a kernel depends."""
 
     num_heads: int
     num_kv_heads: int
@@ -39,7 +40,7 @@ class Rows(NamedTuple):
 
     @property
     def is_grouped(self) -> bool:
-        """Several heads share keys and values."""
+        """Whether several heads share keys and values."""
         return self.num_heads != self.num_kv_heads
 
 
@@ -47,31 +48,32 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) 
     """Attention (B, H, T, D) of q (B, H, T, D) over k, v (B, K, T, D), by the fastest kernel."""
     H, T, D = q.shape[1:]
     if window is not None and window >= T:
-        window = None
+        window = None  # it covers the row, and kernels without a window are faster
     rows = Rows(H, k.size(1), T, D, window, q.device, q.dtype)
     return KERNELS[chosen_kernel(rows, torch.is_grad_enabled())](q, k, v, window)
 
 
-# ---- the choice
+# ---- choice of the kernel
 
 
 def chosen_kernel(rows: Rows, is_training: bool = True) -> Kernel:
-    """Which of `KERNELS` takes such rows."""
+    """The name in `KERNELS` of the fastest kernel that supports such rows."""
     if _flash_package(rows):
         return "flash"
+    # Up to three times as fast as torch's fused kernel there, dev/LOG.md 2026-11-24.
     is_short = rows.length <= SHORT_ROW and not rows.is_grouped
     if is_short and rows.device.type == "cpu" and rows.dtype == torch.bfloat16:
         return "products"
     if rows.window is None:
         return "fused"
-    # Prompts have all lengths, and a server must not wait for a compiler.
+    # Only in training: prompts have any length, and a request must not wait for the compiler.
     if is_training and rows.length % FLEX_BLOCK == 0 and _can_flex(rows):
         return "flex"
     return "blocks"
 
 
 def attention_kernel(rows: Rows) -> str:
-    """What training computes such rows with, in words."""
+    """A description of the kernel that training uses for such rows."""
     kernel = chosen_kernel(rows)
     if kernel == "flash":
         return f"FlashAttention, {_flash_package(rows)}"
@@ -79,6 +81,7 @@ def attention_kernel(rows: Rows) -> str:
         return "two batched products"
     if kernel == "flex":
         return "FlexAttention, compiled"
+    # Which backend torch would choose, asked with tensors of the shape that it is given.
     length = rows.length if rows.window is None else rows.window
     q = torch.empty(1, rows.num_heads, length, rows.head_dim, dtype=rows.dtype, device=rows.device)
     kv = q[:, : rows.num_kv_heads]
@@ -87,90 +90,84 @@ def attention_kernel(rows: Rows) -> str:
     return name if kernel == "fused" else f"{name}, in blocks of {BLOCK} tokens"
 
 
-def _constant(function: FunctionType) -> FunctionType:
-    """As torch.compiler.assume_constant_result, which takes seconds to import the compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 # ---- FlashAttention: arXiv 2205.14135, for Hopper 2407.08608
 
 
 def _flash_package(rows: Rows) -> str:
-    """The one that is installed and takes such rows; empty when none does."""
+    """The installed package that supports such rows, or ""."""
     if rows.device.type != "cuda":
         return ""
-    fits = rows.head_dim % 8 == 0 and rows.head_dim <= 256
+    fits = rows.head_dim % 8 == 0 and rows.head_dim <= 256  # limits of both packages
     is_half = rows.dtype in (torch.bfloat16, torch.float16)
     return _installed_flash(rows.device) if fits and is_half else ""
 
 
-@_constant
+@compile_time_constant
 def _installed_flash(device: torch.device) -> str:
     generation, _ = torch.cuda.get_device_capability(device)
     for_hopper = ["flash_attn_interface"] if generation == 9 else []
-    for_ampere = ["flash_attn"] if generation >= 8 else []  # and for all that came after
-    return next(filter(_can_import, [*for_hopper, *for_ampere]), "")
+    for_ampere = ["flash_attn"] if generation >= 8 else []  # and all later generations
+    return next(filter(_can_import, [*for_hopper, *for_ampere]), "")  # the faster one first
 
 
 @functools.cache
 def _can_import(name: str) -> bool:
     try:
         return hasattr(importlib.import_module(name), "flash_attn_func")
-    except ImportError:  # not there, or built for another torch
+    except ImportError:  # not installed, or built for another version of torch
         return False
 
 
 def attend_by_flash(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """With the package that is installed."""
+    """FlashAttention by the installed package."""
     if _installed_flash(q.device) == "flash_attn_interface":
         from flash_attn_interface import flash_attn_func
     else:
         from flash_attn import flash_attn_func
-    left = -1 if window is None else window - 1  # tokens that are seen before the newest
-    rows = (x.transpose(1, 2) for x in (q, k, v))
+    left = -1 if window is None else window - 1  # earlier tokens, without the token itself
+    rows = (x.transpose(1, 2) for x in (q, k, v))  # the packages take (B, T, H, D)
     y = flash_attn_func(*rows, causal=True, window_size=(left, 0))
-    attended: Tensor = y[0] if isinstance(y, tuple) else y  # some versions add log-sum-exp
-    return attended.transpose(1, 2)
+    output: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also return log-sum-exp
+    return output.transpose(1, 2)
 
 
 # ---- FlexAttention, arXiv 2412.05496
 
 
 def _can_flex(rows: Rows) -> bool:
-    return rows.device.type == "cuda" and rows.head_dim >= 16 and _has_triton()
+    return rows.device.type == "cuda" and rows.head_dim >= 16 and _has_triton()  # tile minimum: 16
 
 
-@_constant
+@compile_time_constant
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
 def attend_by_flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """By a kernel that is compiled for the window and leaves out what no query of a block sees."""
+    """FlexAttention, compiled for the window; skips blocks that no query attends to."""
     from torch.nn.attention.flex_attention import flex_attention  # imports the compiler
 
     assert window is not None
     shape, is_grouped = (q.size(2), window, q.device), q.size(1) != k.size(1)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # part of the graph: no nested compilation, no cached tensors
         y = flex_attention(q, k, v, block_mask=_block_mask(*shape), enable_gqa=is_grouped)
     else:
-        flex, mask = _compiled(flex_attention), _kept_block_mask(*shape)
+        flex, mask = _compiled(flex_attention), _cached_block_mask(*shape)
         y = flex(q, k, v, block_mask=mask, enable_gqa=is_grouped)
-    attended: Tensor = y
-    return attended
+    output: Tensor = y
+    return output
 
 
 def _block_mask(length: int, window: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def is_seen(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def is_visible(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key > query - window)
 
-    return create_block_mask(is_seen, None, None, length, length, device=device)
+    return create_block_mask(is_visible, None, None, length, length, device=device)
 
 
-_kept_block_mask = functools.cache(_block_mask)
+_cached_block_mask = functools.cache(_block_mask)
 
 
 @functools.cache
@@ -178,31 +175,32 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-# ---- what torch has by itself
+# ---- torch's own kernels
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, _: int | None = None) -> Tensor:
-    """Over the whole past, by the kernel that torch takes for it."""
+    """Attention over all earlier tokens by torch's fused kernel."""
     return F.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
     )
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Within a window: its first W tokens as whole rows, then some tokens at a time.
+    """Attention within a window: the first W tokens as a full row, then blocks of queries.
 
-    A block of queries is given the keys that one of them sees. A mask of T x T would take twice as
-    long, since masked scores are computed, too.
+    Each block attends only to the keys that are in the window of one of its queries. A mask of
+    T x T would take twice as long, since masked scores are computed, too.
     """
     assert window is not None
     T, is_grouped = q.size(2), q.size(1) != k.size(1)
-    seen = torch.ones(BLOCK, BLOCK + window - 1, dtype=torch.bool, device=q.device)
-    seen = seen.triu().tril(window - 1)
+    # Query i of a block sees the W keys that end at its own position, i + W - 1.
+    visible = torch.ones(BLOCK, BLOCK + window - 1, dtype=torch.bool, device=q.device)
+    visible = visible.triu().tril(window - 1)
     parts = [attend_fused(q[:, :, :window], k[:, :, :window], v[:, :, :window])]
     for first in range(window, T, BLOCK):
         end = min(first + BLOCK, T)
         queries, keys = slice(first, end), slice(first - window + 1, end)
-        mask = seen[: end - first, : end - keys.start]
+        mask = visible[: end - first, : end - keys.start]
         parts.append(
             F.scaled_dot_product_attention(
                 q[:, :, queries], k[:, :, keys], v[:, :, keys], mask, enable_gqa=is_grouped
@@ -212,13 +210,14 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """For heads that are not grouped, with all T x T scores at once."""
+    """Attention by two batched products, with all T x T scores at once; heads not grouped."""
     B, H, T, D = q.shape
     q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    unseen = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device)
-    unseen = unseen.triu(1) if window is None else unseen.triu(1) + unseen.tril(-window)
-    shares = torch.baddbmm(unseen, q, k.mT, alpha=D**-0.5).softmax(dim=-1)
-    return (shares @ v).view(B, H, T, D)
+    # triu and tril leave zeros elsewhere: an additive mask, which baddbmm adds for free.
+    mask = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device)
+    mask = mask.triu(1) if window is None else mask.triu(1) + mask.tril(-window)
+    weights = torch.baddbmm(mask, q, k.mT, alpha=D**-0.5).softmax(dim=-1)
+    return (weights @ v).view(B, H, T, D)
 
 
 KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, int | None], Tensor]] = {

@@ -1,10 +1,10 @@
-"""Cross-entropy of soft-capped logits, without the logits ever standing whole.
+"""Cross-entropy of soft-capped logits without materializing the logits.
 
-The plain way keeps the (N, V) logits for the backward pass, several times over, and on a CPU reads
-and writes them for longer than the products take. Here a group of rows at a time goes the whole
-way: logits, loss, gradient of the logits, and from it those of x and of the weight. Nothing is kept
-but these two, and nothing is computed again. It takes a loss that is one number, so that its own
-gradient is but a factor.
+Plain autograd keeps several tensors of all (N, V) logits for the backward pass, and a CPU reads and
+writes them for longer than it multiplies. Here each group of rows goes all the way at once: logits,
+loss, gradient of the logits, and from it the gradients of x and of the weight. Only these two are
+kept, and nothing is recomputed. That needs a loss that is a single number, whose upstream gradient
+is just a factor.
 
 N targets  C channels  V vocab
 """
@@ -16,20 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.kernels.cpu_matmul import mkl_is_slow_for, product, sigmoids, sum_of_products
+from nanochat.kernels.cpu_matmul import (
+    add_sum_of_products,
+    product,
+    split_for_cache,
+    zeros_for_sums,
+)
 
-CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: 512 rows or more are fast matmuls
-GROUP_ELEMENTS = 2**28  # on other devices, 1 GB
-MAX_CAP = 40  # up to it, float32 holds the sum of a vocabulary's exponentials as they are
-CACHE_ELEMENTS = 2**18  # worked on at a time on a CPU: 1 MB, the L2 cache of a core
+CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: from 512 rows on, products run at their peak
+GROUP_ELEMENTS = 2**28  # on other devices, 1 GB: fewer and larger kernels
+MAX_CAP = 40  # up to it, exp(+-cap) summed over a vocabulary fits float32 without a max
 
 
 def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
     """-log softmax(cap * tanh(z / cap))[target] with z = x @ weight.T; (N,) float32, in nats.
 
     x: (N, C) in the compute dtype.  weight: (V, C) float32.  targets: (N,) int64, -1 gives 0.
-    Capping and softmax are done in float32 (float64 stays). Where a gradient is wanted, the logits
-    stand whole: training takes `weighted_cross_entropy`.
+    Capping and softmax are computed in float32 (float64 stays). With gradients all logits are
+    materialized: training uses `weighted_cross_entropy`.
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return plain_cross_entropy(x, weight, targets, cap)
@@ -45,12 +49,13 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """sum(weights * capped_cross_entropy(x, weight, targets, cap)), one number.
 
-    weights: (N,) float32, which get no gradient.
+    weights: (N,) float32, without gradient.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to wait
-        wanted = (targets >= 0).nonzero().squeeze(1)
-        if len(wanted) < len(targets):
-            x, targets, weights = x[wanted], targets[wanted], weights[wanted]
+    # Masked targets need no logits. On a GPU their count would have to be waited for.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = (targets >= 0).nonzero().squeeze(1)
+        if len(rows) < len(targets):
+            x, targets, weights = x[rows], targets[rows], weights[rows]
     total: Tensor = _WeightedCrossEntropy.apply(x, weight, targets, weights, cap)
     return total
 
@@ -60,7 +65,7 @@ def soft_cap(logits: Tensor, cap: float) -> Tensor:
     capped = (logits if logits.dtype == torch.float64 else logits.float()) / cap
     if torch.is_grad_enabled():
         return cap * capped.tanh()
-    return capped.tanh_().mul_(cap)  # fresh memory costs more than the arithmetic
+    return capped.tanh_().mul_(cap)  # in place: new memory costs more than the arithmetic
 
 
 def plain_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
@@ -76,23 +81,19 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         matrix = weight.to(x.dtype)
         weights = weights.masked_fill(targets < 0, 0.0)[:, None]
-        columns = targets.clamp(min=0)[:, None]
+        columns = targets.clamp(min=0)[:, None]  # a masked target has weight 0: any column will do
         total = weight.new_zeros(())
-        is_turned = mkl_is_slow_for(matrix)
-        # Laid out as the sums come that are added to it.
-        zeros = weight.new_zeros(weight.shape[::-1]).T if is_turned else torch.zeros_like(weight)
-        grad_x, grad_weight = torch.empty_like(x), zeros
+        grad_x, grad_weight = torch.empty_like(x), zeros_for_sums(weight, x.dtype)
         for rows in _groups(x, weight):
-            bent = _bent(x[rows], matrix, cap)
-            scales = bent.new_empty(bent.size(0), 1)
-            for part in _parts(bent, columns[rows], weights[rows], scales):
-                total += _to_gradient(*part, cap=cap)
-            grad_logits, scales = bent.to(x.dtype), scales.to(x.dtype)
+            logits = _sigmoid_logits(x[rows], matrix, cap)
+            scales = logits.new_empty(logits.size(0), 1)
+            for part in split_for_cache(logits, columns[rows], weights[rows], scales):
+                total += _loss_and_gradient(*part, cap=cap)
+            # `logits` holds d loss / d z / scales now. Scaling x and grad_x instead of it touches
+            # C channels per row and not V logits.
+            grad_logits, scales = logits.to(x.dtype), scales.to(x.dtype)
             grad_x[rows] = product(grad_logits, matrix.T).mul_(scales)
-            if x.dtype == weight.dtype and not is_turned:
-                grad_weight.addmm_(grad_logits.T, x[rows] * scales)
-            else:
-                grad_weight += sum_of_products(grad_logits, x[rows] * scales)
+            add_sum_of_products(grad_weight, grad_logits, x[rows] * scales)
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 
@@ -103,7 +104,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 def rows_at_once(vocab_size: int, device_type: str) -> int:
-    """How many targets' logits stand at the same time."""
+    """The number of targets whose logits are in memory at the same time."""
     num_elements = CPU_GROUP_ELEMENTS if device_type == "cpu" else GROUP_ELEMENTS
     return max(1, num_elements // vocab_size)
 
@@ -113,39 +114,37 @@ def _groups(x: Tensor, weight: Tensor) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, x.size(0), size))
 
 
-def _parts(logits: Tensor, *of_rows: Tensor) -> list[tuple[Tensor, ...]]:
-    """Views of rows that fit into a CPU's cache together; elsewhere everything at once."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
-        return [(logits, *of_rows)]
-    num_rows = max(1, CACHE_ELEMENTS // logits.size(1))
-    return list(zip(*(tensor.split(num_rows) for tensor in (logits, *of_rows)), strict=True))
+def _sigmoid_logits(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
+    """s = sigmoid(2 z / cap) float32 of the logits z = x @ matrix.T.
 
-
-def _bent(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
-    """s = sigmoid(2 z / cap) of the logits z = x @ matrix.T; tanh(z / cap) is 2 s - 1."""
-    if x.dtype == torch.bfloat16:
-        return F.linear(x, matrix).float().mul_(2 / cap).sigmoid_()
-    return sigmoids(x * (2 / cap), matrix)
-
-
-def _to_gradient(
-    bent: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float
-) -> Tensor:
-    """The weighted loss of some rows; what `_bent` gave becomes d loss / d z / scales, in place.
-
-    d loss / d z is weight * (softmax - one-hot) * (1 - tanh^2), the last of which is 4 s (1 - s).
-    What is the same for a whole row goes into `scales`, (rows, 1), also in place: it is multiplied
-    to a few channels instead of the vocabulary.
+    tanh(z / cap) = 2 s - 1, and oneDNN fuses a sigmoid into the product but no scaled tanh.
     """
-    middle = bent.new_full((), 0.5) if cap <= MAX_CAP else bent.amax(dim=1, keepdim=True)
-    of_targets = (bent.gather(1, columns) - middle) * (2 * cap)
-    exponentials = torch.add(middle * (-2 * cap), bent, alpha=2 * cap).exp_()
+    if x.dtype == torch.bfloat16:  # rounding z again after the scaling would lose precision
+        return F.linear(x, matrix).float().mul_(2 / cap).sigmoid_()
+    return product(x * (2 / cap), matrix, "sigmoid")
+
+
+def _loss_and_gradient(
+    s: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float
+) -> Tensor:
+    """The weighted loss of some rows; s becomes d loss / d z / scales and scales is filled.
+
+    s: (rows, V) by `_sigmoid_logits`; columns, weights, scales: (rows, 1). The capped logit is
+    cap * (2 s - 1), so d loss / d z = weight * (softmax - one_hot) * (1 - tanh^2) with
+    1 - tanh^2 = 4 s (1 - s). All factors of a whole row (4, weight, 1 / sum of exponentials) go
+    into scales.
+    """
+    # Any shift of the logits gives the same softmax. Half, tanh = 0, saves the pass for the max.
+    shift = s.new_full((), 0.5) if cap <= MAX_CAP else s.amax(dim=1, keepdim=True)
+    target_logits = (s.gather(1, columns) - shift) * (2 * cap)
+    exponentials = torch.add(shift * (-2 * cap), s, alpha=2 * cap).exp_()
     sums = exponentials.sum(dim=1, keepdim=True)
-    if torch.compiler.is_compiling():  # what the compiler fuses
-        places = torch.arange(bent.size(1), device=bent.device)
-        exponentials = torch.where(places == columns, exponentials - sums, exponentials)
+    # exponentials - sums * one_hot = sums * (softmax - one_hot)
+    if torch.compiler.is_compiling():  # a `where` is fused, a scatter is not
+        vocabulary = torch.arange(s.size(1), device=s.device)
+        exponentials = torch.where(vocabulary == columns, exponentials - sums, exponentials)
     else:
         exponentials.scatter_(1, columns, exponentials.gather(1, columns) - sums)
-    torch.addcmul(bent, bent, bent, value=-1, out=bent).mul_(exponentials)
+    torch.addcmul(s, s, s, value=-1, out=s).mul_(exponentials)
     torch.div(4 * weights, sums, out=scales)
-    return ((sums.log() - of_targets) * weights).sum()
+    return ((sums.log() - target_logits) * weights).sum()

@@ -1,35 +1,32 @@
-"""The built-in world: endless first-reader text, and questions with known answers.
+"""The built-in synthetic world: endless simple text, and questions with known answers.
 
     document(seed, index)                          a text for pretraining
     conversation(seed, index, split="train")       a conversation for the chat stages
 
-Both depend on their arguments alone. Questions of split "test" never occur in training: a hash of
-what is asked, and for numbers of the numbers, decides the side (see question.py).
+Both depend on their arguments only: every machine makes the same world, and any index is reached
+without making those before it. Random draws are made in a fixed order, so adding or moving one
+changes all texts; that is a new world, with another `fingerprint`. Questions of split "test" never
+occur in training: a hash of the question decides its split (see question.py).
 """
 
 import hashlib
-import random
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from nanochat.primer import base_text
+from nanochat.primer.copying import list_question, list_series, repeat_question
 from nanochat.primer.facts import fact_question, unknown_question
-from nanochat.primer.listening import list_question, repeat_question, several_rows
 from nanochat.primer.numbers import sum_question, word_problem
-from nanochat.primer.question import Question, Rng, Split, draw, exchange
-from nanochat.primer.reading import reading_question, several_questions
-from nanochat.primer.talk import (
-    choice_question,
-    memory_conversation,
-    several_choices,
-    talk_question,
-)
+from nanochat.primer.question import Messages, Question, Split, draw
+from nanochat.primer.reading import reading_question, reading_series
+from nanochat.primer.talk import choice_question, choice_series, memory_conversation, talk_question
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 
 Stage = Literal["mid", "sft", "rl"]
 Conversation = dict[str, Any]
 
-_MAKERS = {
+_QUESTIONS = {
     "facts": fact_question,
     "unknown": unknown_question,
     "reading": reading_question,
@@ -43,14 +40,12 @@ _MAKERS = {
     "lists": list_question,
     "talk": talk_question,
 }
-_MAKERS_OF_SEVERAL = {
-    "reading": several_questions,
-    "choice": several_choices,
-    "lists": several_rows,
-}
-FAMILIES = (*_MAKERS, "memory")
+# Several questions about one text: more practice per token than one question per text.
+_SERIES = {"reading": reading_series, "choice": choice_series, "lists": list_series}
+FAMILIES = (*_QUESTIONS, "memory")
 
-# How often each stage sees a family: what is learned last is practised most.
+# Relative frequencies. Families that are learned last get most: those that copy from the context
+# (reading, choice, lists), and in sft also spelling. Set by trial on the CPU tier of speedrun.sh.
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
         "facts": 9, "unknown": 3, "reading": 16, "arithmetic": 8, "word_problems": 4, "repeat": 5,
@@ -62,21 +57,22 @@ SHARES: dict[Stage, dict[str, float]] = {
         "lists": 8, "spelling": 13, "calendar": 3, "ordering": 11, "choice": 11, "talk": 3,
         "memory": 5,
     },
-    "rl": {"word_problems": 1},
+    "rl": {"word_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip
+# Half of midtraining answers with the key alone: fewer tokens that only repeat the question.
 TERSE_SHARE = {"mid": 0.5, "sft": 0.0, "rl": 0.0}
-FOLLOW_UP_SHARE = 0.25
-SEVERAL_QUESTIONS_SHARE = 0.8
+EARLIER_TURNS_SHARE = 0.25  # of training conversations begin with unrelated turns
+SERIES_SHARE = 0.8  # of the families in _SERIES; the rest looks as in the test split
 
 
 def document(seed: int, index: int, split: Literal["train", "val"] = "train") -> str:
-    """A text of the world; those of split "val" hold only questions that are held out."""
-    rng = _dice("document", split, seed, index)
+    """A text of the world; questions in a text of split "val" are those of split "test"."""
+    rng = _rng("document", split, seed, index)
     return base_text.document(rng, "train" if split == "train" else "test")
 
 
 def fingerprint() -> str:
-    """Changes whenever the world's texts may: what is made of an older world is not of this one."""
+    """A hash of the sources; it changes whenever the texts may, so that stored text is remade."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
@@ -88,19 +84,23 @@ def conversation(
     family: str | None = None,
     stage: Stage = "sft",
 ) -> Conversation:
-    """A conversation of one or several turns, and what its last answer is checked against.
+    """A conversation of one or several turns, and how its last answer is graded.
 
     family: one of FAMILIES, or None for the stage's mixture.
     """
-    rng = _dice("conversation", split, seed, index, stage, family or "")
+    rng = _rng("conversation", split, seed, index, stage, family or "")
     is_terse = rng.random() < TERSE_SHARE[stage]
-    earlier, question, family = _last_question(rng, split, family, stage, is_terse)
-    if split == "train" and family != "choice" and not earlier and rng.random() < FOLLOW_UP_SHARE:
-        earlier = _small_beginning(rng, is_terse)
+    shares = SHARES[stage]
+    family = family or rng.choices(list(shares), list(shares.values()))[0]
+    earlier, question = _last_question(rng, split, family, is_terse)
+    # Not before a choice, whose list is long already, nor before a conversation with turns.
+    may_add = split == "train" and family != "choice" and not earlier
+    if may_add and rng.random() < EARLIER_TURNS_SHARE:
+        earlier = _unrelated_turns(rng, is_terse)
     return {
-        "messages": [*earlier, *exchange(question, terse=is_terse)],
+        "messages": [*earlier, *question.messages(terse=is_terse)],
         "family": family,
-        "answer": question.needle or question.key,
+        "answer": question.must_contain or question.key,
         "rivals": list(question.rivals),
         "kind": question.kind,
         "unseen_wording": question.unseen_wording,
@@ -108,31 +108,30 @@ def conversation(
 
 
 def _last_question(
-    rng: Rng, split: Split, family: str | None, stage: Stage, is_terse: bool
-) -> tuple[list[dict[str, Any]], Question, str]:
-    shares = SHARES[stage]
-    family = family or rng.choices(list(shares), list(shares.values()))[0]
+    rng: Random, split: Split, family: str, is_terse: bool
+) -> tuple[Messages, Question]:
+    """The question that is graded, and the messages that it needs before it."""
     if family == "memory":
-        earlier, question = memory_conversation(rng, split, is_terse)
-        return list(earlier), question, family
-    asks_several = split == "train" and rng.random() < SEVERAL_QUESTIONS_SHARE
-    if asks_several and family in _MAKERS_OF_SEVERAL:
-        *turns, question = _MAKERS_OF_SEVERAL[family](rng, "train")
-        return _exchanges(turns, is_terse), question, family
-    return [], draw(_MAKERS[family], rng, split), family
+        return memory_conversation(rng, split, is_terse)
+    # In tests one question at a time, so that each is graded on its own.
+    if split == "train" and rng.random() < SERIES_SHARE and family in _SERIES:
+        *turns, question = _SERIES[family](rng, "train")
+        return _messages(turns, is_terse), question
+    return [], draw(_QUESTIONS[family], rng, split)
 
 
-def _small_beginning(rng: Rng, is_terse: bool) -> list[dict[str, Any]]:
+def _unrelated_turns(rng: Random, is_terse: bool) -> Messages:
     """One or two turns on something else, so that questions also come later in a conversation."""
     makers = (talk_question, talk_question, fact_question, sum_question, calendar_question)
     turns = [draw(rng.choice(makers), rng, "train") for _ in range(rng.randint(1, 2))]
-    return _exchanges(turns, is_terse)
+    return _messages(turns, is_terse)
 
 
-def _exchanges(turns: list[Question], is_terse: bool) -> list[dict[str, Any]]:
-    return [message for turn in turns for message in exchange(turn, terse=is_terse)]
+def _messages(turns: list[Question], is_terse: bool) -> Messages:
+    return [message for turn in turns for message in turn.messages(terse=is_terse)]
 
 
-def _dice(*parts: object) -> random.Random:
+def _rng(*parts: object) -> Random:
+    """A generator seeded by a hash that is stable across processes, unlike hash()."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return random.Random(int.from_bytes(digest, "little"))
+    return Random(int.from_bytes(digest, "little"))

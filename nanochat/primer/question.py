@@ -1,17 +1,19 @@
-"""What a question is, how it is worded, and on which side of the split it falls."""
+"""The `Question` type, the train/test split, and how a question is phrased by a user."""
 
 import hashlib
-import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Literal
 
-Split = Literal["train", "test"]
-Rng = random.Random
-TEST_PERCENT = 10
+from nanochat.primer.world import capitalized
 
-Parts = list[dict[str, str]]
+Split = Literal["train", "test"]
+Messages = list[dict[str, Any]]
+
+TEST_PERCENT = 10  # enough held-out questions in every family, and little training text is lost
+UNSEEN_SHARE = 0.15  # of test questions: the rest measures new questions in known paraphrases
 
 
 @dataclass(frozen=True)
@@ -19,28 +21,21 @@ class Question:
     """One question with its known answer."""
 
     text: str
-    answer: str
-    """A whole short sentence."""
-    key: str
-    """The heart of the answer; alone it is the terse answer."""
-    identity: str
-    """What makes it this question; decides whether it is trained on or held out."""
-    expression: str = ""
-    """For the calculator, when it takes one."""
-    result: str = ""
-    """What the calculator gives."""
-    needle: str = ""
-    """Words that the answer must hold, when the key alone would not tell right from wrong."""
-    rivals: tuple[str, ...] = ()
-    """What must not be in the answer."""
-    kind: Literal["words", "number", "choice"] = "words"
-    unseen_wording: bool = False
-    """Asked in a way that training never uses."""
+    answer: str  # a complete short sentence
+    key: str  # the core of the answer; on its own it is the terse answer
+    identity: str  # hashed by split_of: equal identities are the same question
+    expression: str = ""  # the calculator's input, if the answer needs one
+    result: str = ""  # the calculator's output
+    must_contain: str = ""  # graded in place of `key` where the key alone is ambiguous
+    rivals: tuple[str, ...] = ()  # values of the same kind that a right answer does not contain
+    kind: Literal["words", "number", "choice"] = "words"  # how tasks.primer grades it
+    unseen_wording: bool = False  # a paraphrase that training never uses
 
-    def content(self, *, terse: bool) -> str | Parts:
-        """The assistant's side of a conversation."""
+    def content(self, *, terse: bool) -> str | list[dict[str, str]]:
+        """The assistant message: a text, or the parts of a tool call and the text after it."""
+        # The answer to a choice stays complete: the value in it is what leads to the letter.
         is_key = terse and self.kind != "choice"
-        text = self.key[0].upper() + self.key[1:] + "." if is_key else self.answer
+        text = capitalized(self.key) + "." if is_key else self.answer
         if not self.expression:
             return text
         return [
@@ -49,70 +44,113 @@ class Question:
             {"type": "text", "text": text},
         ]
 
+    def messages(self, *, terse: bool = False) -> Messages:
+        """The question and its answer as two messages."""
+        return [
+            {"role": "user", "content": self.text},
+            {"role": "assistant", "content": self.content(terse=terse)},
+        ]
 
-def side(identity: str) -> Split:
-    """Where a question belongs: one in ten is held out, by a hash of what it is.
 
-    Capitals and punctuation make no difference: who drops a full stop asks the same.
+def split_of(identity: str) -> Split:
+    """The split of a question: one in ten is held out, by a hash of its identity.
+
+    A hash, not a random draw: a question then has the same split in every document, conversation,
+    seed and version of the world, so that nothing held out occurs in training by chance.
     """
+    # Capitals and punctuation are ignored: a missing full stop does not make a new question.
     words = " ".join(re.findall(r"[a-z0-9+*/|-]+", identity.lower()))
-    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()  # hash() differs by process
     return "test" if int.from_bytes(digest, "little") % 100 < TEST_PERCENT else "train"
 
 
-def draw(make: Callable[[Rng, Split], Question], rng: Rng, split: Split) -> Question:
-    """Questions are made until one falls on the side that is asked for."""
+def draw(make: Callable[[Random, Split], Question], rng: Random, split: Split) -> Question:
+    """The first question of `make` that belongs to the split (rejection sampling)."""
     while True:
         question = make(rng, split)
+        # An unseen paraphrase is held out whatever its hash says.
         if split == "test" and question.unseen_wording:
             return question
-        if side(question.identity) == split:
+        if split_of(question.identity) == split:
             return question
 
 
-def pick_wording(
-    rng: Rng, split: Split, wordings: Sequence[str], unseen: Sequence[str]
-) -> tuple[str, bool]:
-    """A way to ask, and whether it is one that training never uses."""
-    if split == "test" and unseen and rng.random() < 0.15:
-        return rng.choice(unseen), True
-    return rng.choice(wordings), False
+def draw_series(
+    make: Callable[[Random], tuple[str, list[Question]]],
+    rng: Random,
+    split: Split,
+    at_least: int,
+    separator: str,
+) -> list[Question]:
+    """Questions of the split about one text, in random order; the first one contains the text."""
+    questions: list[Question] = []
+    while len(questions) < at_least:
+        text, questions = make(rng)
+        questions = [question for question in questions if split_of(question.identity) == split]
+    rng.shuffle(questions)
+    return [replace(questions[0], text=f"{text}{separator}{questions[0].text}"), *questions[1:]]
 
 
+class Paraphrases:
+    """Several ways to ask for the same thing; those in `unseen` are kept for the test split."""
+
+    def __init__(self, *seen: str, unseen: tuple[str, ...]) -> None:
+        self.seen, self.unseen = seen, unseen
+
+    @classmethod
+    def table(cls, text: str) -> dict[str, "Paraphrases"]:
+        """Paraphrases by topic, from lines "topic: a | b"; those of "topic unseen" are held out."""
+        options: dict[str, list[str]] = {}
+        for line in text.strip().splitlines():
+            topic, _, paraphrases = line.partition(": ")
+            options.setdefault(topic, []).extend(paraphrases.split(" | "))
+        return {
+            topic: cls(*seen, unseen=tuple(options[f"{topic} unseen"]))
+            for topic, seen in options.items()
+            if not topic.endswith(" unseen")
+        }
+
+    def pick(self, rng: Random, split: Split) -> tuple[str, bool]:
+        """A paraphrase, and whether it is one that training never uses."""
+        if split == "test" and rng.random() < UNSEEN_SHARE:
+            return rng.choice(self.unseen), True
+        return rng.choice(self.seen), False
+
+
+def one_of(rng: Random, *options: str) -> str:
+    """One of the options."""
+    return rng.choice(options)
+
+
+# A third of the openings is empty: most people begin with the question itself.
 OPENINGS = (
     "", "", "", "", "", "", "Hi! ", "Hello! ", "Hey, ", "Please tell me: ", "Say, ",
     "Can you help me? ", "A question: ", "I have a question. ", "Do you know this? ", "So, ",
     "Okay, ", "Quick question: ", "Hello nanochat, ",
 )  # fmt: skip
-
-
-COMMANDS = (
+# First words of a request, which ends with a full stop; everything else ends with a question mark.
+IMPERATIVES = (
     "tell", "name", "spell", "count", "calculate", "add", "multiply", "divide", "work", "compute",
     "take", "subtract", "share", "I",
 )  # fmt: skip
 
 
-def dress(rng: Rng, core: str) -> str:
-    """A core such as "what colour is the fox" as somebody would type it."""
-    if "colour" in core and rng.random() < 0.4:
+def as_typed(rng: Random, core: str) -> str:
+    """A core such as "what colour is the fox" with greeting, capitals and punctuation, or without.
+
+    The order of the draws is part of the world: another order changes every later text of a seed.
+    """
+    if "colour" in core and rng.random() < 0.4:  # both spellings; answers use "colour"
         core = core.replace("colour", "color")
     opening = rng.choice(OPENINGS)
-    roll = rng.random()
-    if roll < 0.12:  # in a hurry: small letters, no mark
+    style = rng.random()
+    if style < 0.12:  # typed in a hurry: lower case, no punctuation
         return opening.lower() + core
-    end = "." if core.split()[0] in COMMANDS else "?"
-    if roll < 0.24:
+    end = "." if core.split()[0] in IMPERATIVES else "?"
+    if style < 0.24:
         end = ", please" + end
-    elif roll < 0.34:
+    elif style < 0.34:
         end = ""
-    if not opening or opening.endswith((". ", "! ", "? ")):
-        core = core[0].upper() + core[1:]
+    if not opening or opening.endswith((". ", "! ", "? ")):  # not after a comma or a colon
+        core = capitalized(core)
     return opening + core + end
-
-
-def exchange(question: Question, *, terse: bool = False) -> list[dict[str, Any]]:
-    """The question and its answer as two messages."""
-    return [
-        {"role": "user", "content": question.text},
-        {"role": "assistant", "content": question.content(terse=terse)},
-    ]

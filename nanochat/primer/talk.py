@@ -1,162 +1,131 @@
-"""Polite small talk, who-are-you, multiple choice, and conversations that refer back."""
+"""Small talk, multiple choice, and conversations whose last question refers to an earlier turn."""
 
 import re
 from dataclasses import dataclass, replace
+from random import Random
 
-from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, Fact, ask, ask_back
+from nanochat.primer.facts import FACTS, FACTS_BY_ABOUT, ask, ask_follow_up
 from nanochat.primer.numbers import compute
-from nanochat.primer.question import Question, Rng, Split, draw, exchange, pick_wording, side
-from nanochat.primer.world import BOYS, COLOURS, GIRLS, PEOPLE, TOWNS
+from nanochat.primer.question import Messages, Paraphrases, Question, Split, draw, split_of
+from nanochat.primer.world import CHILDREN, COLOURS, PEOPLE, TOWNS, capitalized
 
 
-@dataclass(frozen=True)
-class Intent:
-    """Something that people say, in many wordings, and what is answered."""
+class Intent(Paraphrases):
+    """Something that users say to a model, and the answers."""
 
-    name: str
-    wordings: tuple[str, ...]
-    unseen: tuple[str, ...]
-    answers: tuple[str, ...]
-    needle: str
+    def __init__(
+        self, *seen: str, unseen: tuple[str, ...], answers: tuple[str, ...], must_contain: str
+    ) -> None:
+        super().__init__(*seen, unseen=unseen)
+        self.answers = answers  # the first one is the terse answer
+        self.must_contain = must_contain  # what every answer has in common, for grading
 
 
 INTENTS = (
     Intent(
-        "hello",
-        (
-            "hi", "hello", "hey", "good morning", "good evening", "hello there", "hi there",
-            "good day", "hi nanochat", "hello nanochat", "greetings", "hey you", "good afternoon",
-        ),
-        ("hey there", "good morning nanochat"),
-        ("Hello! What would you like to know?", "Hello! How can I help you?"),
-        "hello",
+        "hi", "hello", "hey", "good morning", "good evening", "hello there", "hi there", "good day",
+        "hi nanochat", "hello nanochat", "greetings", "hey you", "good afternoon",
+        unseen=("hey there", "good morning nanochat"),
+        answers=("Hello! What would you like to know?", "Hello! How can I help you?"),
+        must_contain="hello",
     ),
     Intent(
-        "who",
-        (
-            "who are you", "what are you", "who am I talking to", "what is this",
-            "introduce yourself", "tell me about yourself", "what kind of thing are you",
-            "who is there", "who r u", "please say who you are", "tell me who you are",
-            "what are you exactly", "who is this",
-        ),
-        ("can you tell me who you are", "who am I speaking to"),
-        (
+        "who are you", "what are you", "who am I talking to", "what is this", "introduce yourself",
+        "tell me about yourself", "what kind of thing are you", "who is there", "who r u",
+        "please say who you are", "tell me who you are", "what are you exactly", "who is this",
+        unseen=("can you tell me who you are", "who am I speaking to"),
+        answers=(
             "I am nanochat, a small language model that was trained on the primer world.",
             "My name is nanochat. I am a small language model.",
         ),
-        "nanochat",
+        must_contain="nanochat",
     ),
     Intent(
-        "name",
-        (
-            "what is your name", "what's your name", "do you have a name", "how are you called",
-            "tell me your name", "what should I call you", "what do people call you",
-            "may I ask your name", "your name", "what are you called", "say your name",
-        ),
-        ("can you tell me your name", "do you know your name"),
-        ("My name is nanochat.",),
-        "nanochat",
+        "what is your name", "what's your name", "do you have a name", "how are you called",
+        "tell me your name", "what should I call you", "what do people call you",
+        "may I ask your name", "your name", "what are you called", "say your name",
+        unseen=("can you tell me your name", "do you know your name"),
+        answers=("My name is nanochat.",),
+        must_contain="nanochat",
     ),
     Intent(
-        "maker",
-        (
-            "who made you", "who trained you", "who built you", "who created you",
-            "where do you come from", "who is your maker", "who taught you", "how were you made",
-            "who wrote you", "tell me who made you", "tell me who trained you",
-            "who are your makers",
+        "who made you", "who trained you", "who built you", "who created you",
+        "where do you come from", "who is your maker", "who taught you", "how were you made",
+        "who wrote you", "tell me who made you", "tell me who trained you", "who are your makers",
+        unseen=("tell me who built you", "who was it that trained you"),
+        answers=(
+            "I was trained by the person who runs me, with the open source project nanochat.",
         ),
-        ("tell me who built you", "who was it that trained you"),
-        ("I was trained by the person who runs me, with the open source project nanochat.",),
-        "trained by the person who runs me",
+        must_contain="trained by the person who runs me",
     ),
     Intent(
-        "able",
-        (
-            "what can you do", "how can you help me", "what do you know", "what can I ask you",
-            "what are you good at", "what are you for", "tell me what you can do", "help",
-            "what can you help me with", "what should I ask you", "can you help me",
+        "what can you do", "how can you help me", "what do you know", "what can I ask you",
+        "what are you good at", "what are you for", "tell me what you can do", "help",
+        "what can you help me with", "what should I ask you", "can you help me",
+        unseen=("tell me what you know", "what can you do for me"),
+        answers=(
+            "I can tell you about people, animals and places, read short stories, spell words"
+            " and do sums with a calculator.",
         ),
-        ("tell me what you know", "what can you do for me"),
-        (
-            "I can tell you about people, animals and places, read short stories, spell words and"
-            " do sums with a calculator.",
-        ),
-        "calculator",
+        must_contain="calculator",
     ),
     Intent(
-        "mood",
-        (
-            "how are you", "how are you today", "how do you feel", "are you well",
-            "how is it going", "how are things", "are you okay", "how have you been",
-            "how do you do", "what's up",
-        ),
-        ("how are you doing", "how do you feel today"),
-        ("I am fine, thank you. How are you?",),
-        "fine",
+        "how are you", "how are you today", "how do you feel", "are you well", "how is it going",
+        "how are things", "are you okay", "how have you been", "how do you do", "what's up",
+        unseen=("how are you doing", "how do you feel today"),
+        answers=("I am fine, thank you. How are you?",),
+        must_contain="fine",
     ),
     Intent(
-        "thanks",
-        (
-            "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks",
-            "that helped", "great, thanks", "thank you so much", "thanks for your help",
-            "cool, thank you",
-        ),
-        ("thank you for your help", "great, thank you"),
-        ("You are welcome!", "You are welcome. Ask me again!"),
-        "welcome",
+        "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "that helped",
+        "great, thanks", "thank you so much", "thanks for your help", "cool, thank you",
+        unseen=("thank you for your help", "great, thank you"),
+        answers=("You are welcome!", "You are welcome. Ask me again!"),
+        must_contain="welcome",
     ),
     Intent(
-        "bye",
-        (
-            "bye", "goodbye", "good night", "see you", "see you later", "bye bye", "I have to go",
-            "until tomorrow", "have a nice day", "see you soon", "farewell",
-        ),
-        ("goodbye nanochat", "bye, see you"),
-        ("Goodbye! Come back soon.",),
-        "goodbye",
+        "bye", "goodbye", "good night", "see you", "see you later", "bye bye", "I have to go",
+        "until tomorrow", "have a nice day", "see you soon", "farewell",
+        unseen=("goodbye nanochat", "bye, see you"),
+        answers=("Goodbye! Come back soon.",),
+        must_contain="goodbye",
     ),
     Intent(
-        "human",
-        (
-            "are you a human", "are you a person", "are you alive", "are you real",
-            "are you a robot", "are you a computer", "are you a machine", "do you have a body",
-            "are you human", "do you eat", "can you see me",
+        "are you a human", "are you a person", "are you alive", "are you real", "are you a robot",
+        "are you a computer", "are you a machine", "do you have a body", "are you human",
+        "do you eat", "can you see me",
+        unseen=("are you a real person", "are you a real human"),
+        answers=(
+            "No, I am a computer program, a small language model.",
+            "I am a computer program, a small language model.",
         ),
-        ("are you a real person", "are you a real human"),
-        ("No, I am a computer program, a small language model.",
-         "I am a computer program, a small language model."),
-        "computer program",
+        must_contain="computer program",
     ),
     Intent(
-        "size",
-        (
-            "how big are you", "how large are you", "how many parameters do you have",
-            "are you big", "are you a large model", "how small are you", "what size are you",
-            "how clever are you",
-        ),
-        ("tell me how big you are",),
-        ("I am a very small language model, with a few million parameters.",),
-        "few million parameters",
+        "how big are you", "how large are you", "how many parameters do you have", "are you big",
+        "are you a large model", "how small are you", "what size are you", "how clever are you",
+        unseen=("tell me how big you are",),
+        answers=("I am a very small language model, with a few million parameters.",),
+        must_contain="few million parameters",
     ),
 )  # fmt: skip
 
 
-def talk_question(rng: Rng, split: Split) -> Question:
-    """Something polite, or a question about the model itself."""
+def talk_question(rng: Random, split: Split) -> Question:
+    """Small talk, or a question about the model itself."""
     intent = rng.choice(INTENTS)
-    wording, is_unseen = pick_wording(rng, split, intent.wordings, intent.unseen)
+    wording, is_unseen = intent.pick(rng, split)
     opening = rng.choice(("", "", "", "Hi! ", "Hello! ", "Hey, ", "So, ", "Okay, ", "Well, "))
-    if intent.name == "hello":
+    if intent.must_contain == "hello":  # not "Hello! hello"; the draw above is made in every case
         opening = ""
     is_asking = wording.split()[0] in ("who", "what", "how", "are", "do", "can", "may", "where")
     mark = rng.choice(("?", "?", "")) if is_asking else rng.choice(("", ".", "!"))
     is_formal = not opening.endswith(", ") and rng.random() < 0.7
-    core = wording[0].upper() + wording[1:] if is_formal else wording
     return Question(
-        text=opening + core + mark,
+        text=opening + (capitalized(wording) if is_formal else wording) + mark,
         answer=rng.choice(intent.answers),
         key=intent.answers[0],
-        needle=intent.needle,
+        must_contain=intent.must_contain,
         identity=f"talk|{opening}{wording}",
         unseen_wording=is_unseen,
     )
@@ -165,79 +134,80 @@ def talk_question(rng: Rng, split: Split) -> Question:
 CHOICE_LETTERS = "ABCD"
 
 
-def choice_question(rng: Rng, split: Split) -> Question:
-    """A fact to be chosen from four; the answer says the fact, then its letter."""
+def choice_question(rng: Random, split: Split) -> Question:
+    """A fact as one of up to four choices; the answer is the fact, then its letter.
+
+    Fact first: the model knows it, and then copies the letter that stands beside it in the list. A
+    letter alone would have to be guessed before the fact is said.
+    """
     fact = rng.choice(FACTS)
     asked = ask(rng, split, fact)
     choices = [fact.key, *rng.sample(fact.rivals, min(3, len(fact.rivals)))]
     rng.shuffle(choices)
     letter = CHOICE_LETTERS[choices.index(fact.key)]
-    core = asked.identity.split("|")[-1].format(x=fact.about)
-    lines = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
-    text = f"Multiple Choice question: {core[0].upper()}{core[1:]}?\n{lines}"
+    core = asked.identity.split("|")[-1].format(x=fact.about)  # asked.text has a greeting, too
+    rows = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
     return replace(
         asked,
-        text=f"{text}\nSay what is right, with its letter.",
+        text=f"Multiple Choice question: {capitalized(core)}?\n{rows}"
+        "\nSay what is right, with its letter.",
         answer=f"{fact.sentence.removesuffix('.')}={letter}.",
         key=letter,
         identity=f"choice|{asked.identity}",
-        rivals=(),
+        rivals=(),  # all of them are in the question; the letter is what is graded
         kind="choice",
     )
 
 
-def several_choices(rng: Rng, split: Split) -> list[Question]:
-    """A choice, then the letters of some of what was offered."""
+def choice_series(rng: Random, split: Split) -> list[Question]:
+    """A choice, then questions for the letters of some of its values."""
     first = draw(choice_question, rng, split)
-    offered = re.findall(r"^- (.+)=([A-D])$", first.text, re.MULTILINE)
-    rng.shuffle(offered)
-    asked = offered[: rng.randint(1, len(offered))]
-    return [first, *(_which_letter(rng, value, letter) for value, letter in asked)]
+    rows = re.findall(r"^- (.+)=([A-D])$", first.text, re.MULTILINE)
+    rng.shuffle(rows)
+    rows = rows[: rng.randint(1, len(rows))]
+    wordings = ("Which letter has {x}?", "And {x}?", "Find {x}.", "Where is {x}?")
+    return [first] + [
+        Question(
+            text=rng.choice(wordings).format(x=value), answer=f"It is {value}={letter}.",
+            key=letter, identity=f"letter|{value}", kind="choice",
+        )
+        for value, letter in rows
+    ]  # fmt: skip
 
 
-def _which_letter(rng: Rng, value: str, letter: str) -> Question:
-    wording = rng.choice(("Which letter has {x}?", "And {x}?", "Find {x}.", "Where is {x}?"))
-    return Question(
-        text=wording.format(x=value), answer=f"It is {value}={letter}.", key=letter,
-        identity=f"letter|{value}", kind="choice",
-    )  # fmt: skip
-
-
-Messages = list[dict[str, object]]
-
-
-def memory_conversation(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
-    """A conversation whose last question can be answered only by one who has listened."""
+def memory_conversation(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+    """Earlier messages, and a question that only they make answerable."""
+    makers = (_two_facts, _about_the_user, _about_the_user, _running_sum)
     while True:
-        make = rng.choice((_about_a_friend, _about_the_user, _about_the_user, _sums_in_a_row))
-        earlier, last = make(rng, split, terse)
-        if side(last.identity) == split:
+        earlier, last = rng.choice(makers)(rng, split, terse)
+        if split_of(last.identity) == split:
             return earlier, last
 
 
-def _about_a_friend(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _two_facts(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
     """Where does Mia live? And what is her job?"""
+    # Only subjects with a pronoun: the second question has it in place of the name.
     about = rng.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
-    facts: list[Fact] = rng.sample(FACTS_BY_ABOUT[about], min(2, len(FACTS_BY_ABOUT[about])))
-    if len(facts) < 2:
+    facts = rng.sample(FACTS_BY_ABOUT[about], min(2, len(FACTS_BY_ABOUT[about])))
+    if len(facts) < 2:  # a thing has a colour only
         facts = rng.sample(FACTS_BY_ABOUT[rng.choice(PEOPLE).name], 2)
-    first = draw(lambda rng, split: ask(rng, "train", facts[0]), rng, "train")
-    return exchange(first, terse=terse), ask_back(rng, facts[1])
+    first = draw(lambda rng, split: ask(rng, split, facts[0]), rng, "train")
+    return first.messages(terse=terse), ask_follow_up(rng, facts[1])
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """Something that people tell of themselves and ask for later; {x} is what it is about."""
+class Statement:
+    """Something that users say about themselves and ask for later; {x} is the value."""
 
-    told: tuple[str, ...]
-    reply: str
-    asked: tuple[str, ...]
+    statements: tuple[str, ...]
+    reply: str  # {X} is the value capitalized
+    questions: tuple[str, ...]
     answer: str
     values: tuple[str, ...]
 
 
-CONFIDENCES = (
-    Confidence(
+STATEMENTS = (
+    Statement(
         (
             "My name is {x}.", "I am {x}.", "Hi, I'm {x}.", "Hello, my name is {x}.",
             "I am called {x}.", "You can call me {x}.",
@@ -248,9 +218,9 @@ CONFIDENCES = (
             "Tell me my name.", "Can you remember my name?",
         ),
         "Your name is {x}.",
-        (*GIRLS, *BOYS),
+        CHILDREN,
     ),
-    Confidence(
+    Statement(
         ("My favourite colour is {x}.", "I like {x} best.", "The colour that I like best is {x}."),
         "{X} is a nice colour.",
         (
@@ -260,7 +230,7 @@ CONFIDENCES = (
         "Your favourite colour is {x}.",
         COLOURS,
     ),
-    Confidence(
+    Statement(
         ("I live in {x}.", "My home is in {x}.", "I am from {x}.", "I come from {x}."),
         "{x} is a nice town.",
         (
@@ -273,61 +243,56 @@ CONFIDENCES = (
 )  # fmt: skip
 
 
-def _about_the_user(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _about_the_user(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
     """My name is Tom. ... What is my name?"""
-    kind = rng.choice((CONFIDENCES[0], *CONFIDENCES))
+    kind = rng.choice((STATEMENTS[0], *STATEMENTS))  # the name twice: it is what users say first
     value = rng.choice(kind.values)
-    told, asked = rng.choice(kind.told).format(x=value), rng.choice(kind.asked)
+    statement, question = rng.choice(kind.statements).format(x=value), rng.choice(kind.questions)
     between: Messages = []
-    if rng.random() < 0.6:
-        about = draw(lambda d, s: ask(d, "train", d.choice(FACTS)), rng, "train")
-        between = exchange(about, terse=terse)
-    messages: Messages = [
-        {"role": "user", "content": told},
+    if rng.random() < 0.6:  # a turn on something else, so that the statement is not always the last
+        fact = draw(lambda rng, split: ask(rng, split, rng.choice(FACTS)), rng, "train")
+        between = fact.messages(terse=terse)
+    earlier: Messages = [
+        {"role": "user", "content": statement},
         {"role": "assistant", "content": kind.reply.format(x=value, X=value.capitalize())},
         *between,
     ]
-    heard = between[0]["content"] if between else ""
+    distractor = between[0]["content"] if between else ""
     last = Question(
-        text=asked,
+        text=question,
         answer=kind.answer.format(x=value),
         key=value,
-        identity=f"memory|{told}|{asked}|{heard}",
+        identity=f"memory|{statement}|{question}|{distractor}",
         rivals=tuple(other for other in kind.values if other != value),
     )
-    return messages, last
+    return earlier, last
 
 
-def _sums_in_a_row(rng: Rng, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _running_sum(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
     """What is 5 + 7? And plus 10?"""
-
-    def first_sum() -> Question:
-        a, b = rng.randint(1, 999), rng.randint(1, 999)
-        said = f"{a} + {b}"
-        return Question(
-            text=rng.choice((f"What is {said}?", f"{said}", f"Add {a} and {b}.")),
-            answer=f"{said} is {compute(said)}.", key=compute(said), identity=f"sum|{said}",
-            expression=said, result=compute(said),
-        )  # fmt: skip
-
-    first = first_sum()
-    while side(first.identity) != "train":
-        first = first_sum()
+    first = draw(_first_sum, rng, "train")
     sign = rng.choice("+-*")
-    number = (
-        rng.randint(1, min(9, int(first.result)))
-        if sign == "*"
-        else rng.randint(1, min(999, int(first.result)))
-    )
-    words = {
+    limit = min(9 if sign == "*" else 999, int(first.result))  # no negative differences
+    number = rng.randint(1, limit)
+    wordings = {
         "+": ("And plus {n}?", "Now add {n}.", "now add {n} to that", "And {n} more?", "plus {n}"),
         "-": ("And minus {n}?", "Now take away {n}.", "now subtract {n} from that", "minus {n}"),
         "*": ("And times {n}?", "Now multiply that by {n}.", "times {n}"),
     }[sign]
-    said = f"{first.result} {sign} {number}"
-    result = compute(said)
-    last = Question(
-        text=rng.choice(words).format(n=number), answer=f"{said} is {result}.", key=result,
-        identity=f"sum|{said}", expression=said, result=result, kind="number",
+    expression = f"{first.result} {sign} {number}"
+    return first.messages(terse=terse), _sum(rng.choice(wordings).format(n=number), expression)
+
+
+def _first_sum(rng: Random, split: Split) -> Question:
+    x, y = rng.randint(1, 999), rng.randint(1, 999)
+    wording = rng.choice((f"What is {x} + {y}?", f"{x} + {y}", f"Add {x} and {y}."))
+    return _sum(wording, f"{x} + {y}")
+
+
+def _sum(text: str, expression: str) -> Question:
+    result = compute(expression)
+    return Question(
+        text=text, answer=f"{expression} is {result}.", key=result,
+        identity=f"sum|{expression}",  # as in sum_question: held out there is held out here
+        expression=expression, result=result, kind="number",
     )  # fmt: skip
-    return exchange(first, terse=terse), last

@@ -1,30 +1,40 @@
-"""The tables of the primer world: animals, things, people, places, days.
+"""The tables of the primer world: animals, things, people, places, the calendar.
 
-Everything that can be asked about the world stands here, once.
+Texts and questions are made from these tables alone. The order of the rows matters: random draws
+index into them, so a row that is inserted changes the text of every seed.
 """
 
 from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+Row = TypeVar("Row")
+
+
+def _table(row_type: type[Row], table: str) -> tuple[Row, ...]:
+    rows = (line.split("|") for line in table.strip().splitlines())
+    return tuple(row_type(*(cell.strip() for cell in row)) for row in rows)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """A list of single words, written as text."""
+    return tuple(text.split())
 
 
 @dataclass(frozen=True)
 class Animal:
-    """A kind of animal; what a first reader says about it."""
+    """A kind of animal, and what a children's book says about it."""
 
     name: str
     colour: str
-    sound: str
+    sound: str  # "yaps"; differs for each animal, so that it identifies one
     home: str
     food: str
-    young: str
+    young: str  # "cub", without an article
 
 
-def _animals(table: str) -> tuple[Animal, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Animal(*(cell.strip() for cell in row)) for row in rows)
-
-
-# From the smallest to the largest: the order answers which of two is bigger.
-ANIMALS = _animals("""
+# From the smallest to the largest: questions about size compare positions in this table.
+ANIMALS = _table(Animal, """
 ant        | black  | rustles    | an anthill       | crumbs       | larva
 ladybird   | red    | whirs      | a rose bush      | greenflies   | grub
 bee        | yellow | buzzes     | a hive           | nectar       | larva
@@ -76,7 +86,7 @@ bear       | black  | rumbles    | a mountain wood  | honey        | cub
 giraffe    | yellow | murmurs    | an acacia grove  | twigs        | calf
 elephant   | grey   | toots      | a wide plain     | fruit        | calf
 whale      | blue   | moans      | the ocean        | krill        | calf
-""")
+""")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,111 +98,38 @@ class Thing:
     kind: str
 
 
-def _things(table: str) -> tuple[Thing, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Thing(*(cell.strip() for cell in row)) for row in rows)
-
-
-THINGS = _things("""
-banana       | yellow | fruit
-cherry       | red    | fruit
-plum         | purple | fruit
-pear         | green  | fruit
-lemon        | yellow | fruit
-strawberry   | red    | fruit
-peach        | orange | fruit
-blueberry    | blue   | fruit
-blackberry   | black  | fruit
-coconut      | brown  | fruit
-gooseberry   | green  | fruit
-apricot      | orange | fruit
-pumpkin      | orange | vegetable
-tomato       | red    | vegetable
-cucumber     | green  | vegetable
-onion        | white  | vegetable
-carrot       | orange | vegetable
-pea          | green  | vegetable
-aubergine    | purple | vegetable
-radish       | red    | vegetable
-cauliflower  | white  | vegetable
-turnip       | yellow | vegetable
-spinach leaf | green  | vegetable
-beetroot     | purple | vegetable
-rose         | red    | flower
-daisy        | white  | flower
-sunflower    | yellow | flower
-violet       | purple | flower
-cornflower   | blue   | flower
-marigold     | orange | flower
-carnation    | pink   | flower
-snowdrop     | white  | flower
-hammer       | grey   | tool
-saw          | blue   | tool
-spade        | brown  | tool
-rake         | green  | tool
-ladder       | white  | tool
-axe          | red    | tool
-drill        | yellow | tool
-broom        | orange | tool
-fire engine  | red    | vehicle
-tractor      | green  | vehicle
-school bus   | yellow | vehicle
-milk van     | white  | vehicle
-sailing boat | blue   | vehicle
-old train    | black  | vehicle
-tram         | orange | vehicle
-hand cart    | brown  | vehicle
-ice sledge   | grey   | vehicle
-bicycle      | pink   | vehicle
-rain coat    | yellow | piece of clothing
-winter scarf | purple | piece of clothing
-straw hat    | brown  | piece of clothing
-wool sock    | grey   | piece of clothing
-night gown   | pink   | piece of clothing
-silk shirt   | white  | piece of clothing
-leather boot | black  | piece of clothing
-summer dress | blue   | piece of clothing
-bow tie      | red    | piece of clothing
-apron        | green  | piece of clothing
-violin       | brown  | instrument
-drum         | red    | instrument
-trumpet      | yellow | instrument
-piano        | black  | instrument
-flute        | grey   | instrument
-harp         | orange | instrument
-banjo        | white  | instrument
-accordion    | blue   | instrument
-armchair     | green  | piece of furniture
-cradle       | white  | piece of furniture
-wardrobe     | brown  | piece of furniture
-bookshelf    | black  | piece of furniture
-kitchen table| yellow | piece of furniture
-piano stool  | red    | piece of furniture
-mirror       | grey   | piece of furniture
-sofa         | purple | piece of furniture
-ruby         | red    | stone
-emerald      | green  | stone
-sapphire     | blue   | stone
-amber        | orange | stone
-pearl        | white  | stone
-coal         | black  | stone
-amethyst     | purple | stone
-flint        | grey   | stone
-raspberry ice| pink   | sweet
-liquorice    | black  | sweet
-toffee       | brown  | sweet
-peppermint   | white  | sweet
-lemon drop   | yellow | sweet
-candy floss  | pink   | sweet
-jelly frog   | green  | sweet
-spinning top | red    | toy
-teddy bear   | brown  | toy
-rocking horse| white  | toy
-paper plane  | yellow | toy
-skipping rope| blue   | toy
-toy robot    | grey   | toy
-glove puppet | purple | toy
-""")
+_THINGS = """
+fruit: yellow banana, red cherry, purple plum, green pear, yellow lemon, red strawberry
+fruit: orange peach, blue blueberry, black blackberry, brown coconut, green gooseberry
+fruit: orange apricot
+vegetable: orange pumpkin, red tomato, green cucumber, white onion, orange carrot, green pea
+vegetable: purple aubergine, red radish, white cauliflower, yellow turnip, green spinach leaf
+vegetable: purple beetroot
+flower: red rose, white daisy, yellow sunflower, purple violet, blue cornflower, orange marigold
+flower: pink carnation, white snowdrop
+tool: grey hammer, blue saw, brown spade, green rake, white ladder, red axe, yellow drill
+tool: orange broom
+vehicle: red fire engine, green tractor, yellow school bus, white milk van, blue sailing boat
+vehicle: black old train, orange tram, brown hand cart, grey ice sledge, pink bicycle
+piece of clothing: yellow rain coat, purple winter scarf, brown straw hat, grey wool sock
+piece of clothing: pink night gown, white silk shirt, black leather boot, blue summer dress
+piece of clothing: red bow tie, green apron
+instrument: brown violin, red drum, yellow trumpet, black piano, grey flute, orange harp
+instrument: white banjo, blue accordion
+piece of furniture: green armchair, white cradle, brown wardrobe, black bookshelf
+piece of furniture: yellow kitchen table, red piano stool, grey mirror, purple sofa
+stone: red ruby, green emerald, blue sapphire, orange amber, white pearl, black coal
+stone: purple amethyst, grey flint
+sweet: pink raspberry ice, black liquorice, brown toffee, white peppermint, yellow lemon drop
+sweet: pink candy floss, green jelly frog
+toy: red spinning top, brown teddy bear, white rocking horse, yellow paper plane
+toy: blue skipping rope, grey toy robot, purple glove puppet
+"""
+THINGS = tuple(
+    Thing(name, colour, kind)
+    for kind, things in (line.split(": ") for line in _THINGS.strip().splitlines())
+    for colour, name in (thing.split(maxsplit=1) for thing in things.split(", "))
+)
 
 
 @dataclass(frozen=True)
@@ -200,25 +137,14 @@ class Person:
     """Somebody in the world."""
 
     name: str
-    pronoun: str
-    """he or she"""
+    pronoun: str  # he or she
     job: str
     town: str
     pet: str
     dish: str
 
-    @property
-    def possessive(self) -> str:
-        """his or her"""
-        return "his" if self.pronoun == "he" else "her"
 
-
-def _people(table: str) -> tuple[Person, ...]:
-    rows = (line.split("|") for line in table.strip().splitlines())
-    return tuple(Person(*(cell.strip() for cell in row)) for row in rows)
-
-
-PEOPLE = _people("""
+PEOPLE = _table(Person, """
 Mia     | she | baker      | Lakeside    | giraffe    | toast
 Oskar   | he  | painter    | Sandbay     | swan       | curry
 Lina    | she | nurse      | Millbrook   | hedgehog   | custard
@@ -291,7 +217,7 @@ Ulrike  | she | fisher     | Castlebury  | owl        | omelette
 Ulrich  | he  | gardener   | Ferryport   | crow       | honey cake
 Wilma   | she | miller     | Honeywell   | seagull    | mushrooms
 Werner  | he  | tailor     | Thornwick   | rabbit     | beans
-""")
+""")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -299,109 +225,70 @@ class Town:
     """A place where people live."""
 
     name: str
-    lies: str
+    lies: str  # where it is: "by a lake"
     known_for: str
 
 
-TOWNS = (
-    Town("Lakeside", "by a lake", "its swans"),
-    Town("Sandbay", "by the sea", "its lighthouse"),
-    Town("Millbrook", "on a river", "its water mill"),
-    Town("Greenfield", "among meadows", "its summer fair"),
-    Town("Highgate", "on a mountain", "its old gate"),
-    Town("Rosehill", "on a hill", "its rose gardens"),
-    Town("Oakham", "in a forest", "its great oak"),
-    Town("Stonebridge", "in a valley", "its stone bridge"),
-    Town("Windmoor", "on a moor", "its windmills"),
-    Town("Foxhollow", "in a hollow", "its night market"),
-    Town("Saltmarsh", "on a marsh", "its white herons"),
-    Town("Ironford", "beside a mine", "its iron tower"),
-    Town("Appleton", "among orchards", "its cider"),
-    Town("Snowpeak", "below a glacier", "its ski jump"),
-    Town("Castlebury", "around a castle", "its knights"),
-    Town("Ferryport", "at a harbour", "its red ferry"),
-    Town("Honeywell", "beside a spring", "its sweet water"),
-    Town("Thornwick", "behind a hedge", "its maze"),
-)
+TOWNS = _table(Town, """
+Lakeside    | by a lake       | its swans
+Sandbay     | by the sea      | its lighthouse
+Millbrook   | on a river      | its water mill
+Greenfield  | among meadows   | its summer fair
+Highgate    | on a mountain   | its old gate
+Rosehill    | on a hill       | its rose gardens
+Oakham      | in a forest     | its great oak
+Stonebridge | in a valley     | its stone bridge
+Windmoor    | on a moor       | its windmills
+Foxhollow   | in a hollow     | its night market
+Saltmarsh   | on a marsh      | its white herons
+Ironford    | beside a mine   | its iron tower
+Appleton    | among orchards  | its cider
+Snowpeak    | below a glacier | its ski jump
+Castlebury  | around a castle | its knights
+Ferryport   | at a harbour    | its red ferry
+Honeywell   | beside a spring | its sweet water
+Thornwick   | behind a hedge  | its maze
+""")  # fmt: skip
 
-# Names that belong to no one in the world: for stories, sums and guests in a chat.
-GIRLS = (
-    "Anna", "Bella", "Cora", "Daisy", "Ella", "Fiona", "Gina", "Helen", "Iris", "Julia",
-    "Kate", "Lucy", "Mary", "Nina", "Polly", "Rosa", "Sally", "Tina", "Wendy", "Zoe",
-)  # fmt: skip
-BOYS = (
-    "Adam", "Ben", "Carl", "David", "Eric", "Frank", "George", "Harry", "Ivan", "Jack",
-    "Kevin", "Leo", "Max", "Noah", "Otto", "Peter", "Sam", "Tom", "Will", "Zack",
-)  # fmt: skip
-# What the world does not have is made up from these: there is no end of it, as out there.
-UNKNOWN_NAME_PARTS = (
-    "Bar Dor Fen Gil Hes Lor Mal Pel Quin Row Sig Tam Urs Vin Xan Yor",
-    "a e i o u",
-    "ba bert dan dine fred la ley lina mond na rick ro tha thea vin wen",
-)
-UNKNOWN_ANIMAL_PARTS = (
-    "bl cr dr fl gr kl pr sn squ tr v w z",
-    "a i o u",
-    "bbin ckle dgit ffle mbat ndle ngor ppet rbel rkin sper zzle",
-)
-LEGENDARY = (
-    "unicorn", "dragon", "griffin", "mermaid", "yeti", "phoenix", "troll", "giant", "kraken",
-    "gnome", "elf", "goblin", "centaur", "sphinx", "vampire", "fairy",
-)  # fmt: skip
+# Names of no person above, so that stories and chat users never contradict a fact.
+GIRLS = words("""
+    Anna Bella Cora Daisy Ella Fiona Gina Helen Iris Julia Kate Lucy Mary Nina Polly Rosa
+    Sally Tina Wendy Zoe
+""")  # fmt: skip
+BOYS = words("""
+    Adam Ben Carl David Eric Frank George Harry Ivan Jack Kevin Leo Max Noah Otto Peter Sam
+    Tom Will Zack
+""")  # fmt: skip
+CHILDREN = (*GIRLS, *BOYS)
 
-COLOURS: tuple[str, ...] = (
-    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
-)  # fmt: skip
-DAYS: tuple[str, ...] = (
-    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
-)  # fmt: skip
-MONTHS: tuple[str, ...] = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
-SEASONS: tuple[str, ...] = ("spring", "summer", "autumn", "winter")
+COLOURS = words("red orange yellow green blue purple pink brown black white grey")
+DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = words("""
+    January February March April May June July August September October November December
+""")  # fmt: skip
+SEASONS = words("spring summer autumn winter")
+# December (index 11), January and February are winter.
 SEASON_OF_MONTH = {month: SEASONS[(number - 2) % 12 // 3] for number, month in enumerate(MONTHS)}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-# Small things that are carried about in stories and counted in sums: one, many.
-ITEMS = (
-    ("ball", "balls"), ("book", "books"), ("key", "keys"), ("cup", "cups"), ("coin", "coins"),
-    ("spoon", "spoons"), ("shell", "shells"), ("bell", "bells"), ("kite", "kites"),
-    ("candle", "candles"), ("ring", "rings"), ("button", "buttons"), ("marble", "marbles"),
-    ("apple", "apples"), ("ribbon", "ribbons"), ("stone", "stones"), ("feather", "feathers"),
-    ("letter", "letters"), ("pencil", "pencils"), ("lamp", "lamps"), ("flag", "flags"),
-    ("brush", "brushes"), ("whistle", "whistles"), ("plate", "plates"), ("pebble", "pebbles"),
-    ("ticket", "tickets"), ("stamp", "stamps"), ("doll", "dolls"), ("map", "maps"),
-    ("glove", "gloves"), ("nail", "nails"), ("pillow", "pillows"), ("bottle", "bottles"),
-    ("comb", "combs"), ("needle", "needles"), ("egg", "eggs"), ("card", "cards"),
-    ("basin", "basins"), ("lantern", "lanterns"),
-)  # fmt: skip
-SPOTS = (
-    "the kitchen", "the garden", "the attic", "the barn", "the cellar", "the hall", "the library",
-    "the workshop", "the bathroom", "the yard", "the school", "the park", "the tent", "the shed",
-    "the mill", "the market", "the tower", "the office", "the church", "the laundry", "the bakery",
-    "the cabin", "the greenhouse", "the museum",
-)  # fmt: skip
-HOLDERS = (
-    "the box", "the basket", "the drawer", "the bag", "the cupboard", "the bucket", "the jar",
-    "the chest", "the pot", "the sack", "the suitcase", "the barrel", "the crate", "the tin",
-    "the hat", "the trunk",
-)  # fmt: skip
-FEELINGS = (
-    "happy",
-    "tired",
-    "proud",
-    "sad",
-    "angry",
-    "hungry",
-    "curious",
-    "calm",
-    "surprised",
-    "cheerful",
-    "worried",
-    "thankful",
-)
-WEATHERS = ("sunny", "rainy", "windy", "snowy", "foggy", "cloudy")
+# Small things for stories and sums; see `plural`.
+ITEMS = words("""
+    ball book key cup coin spoon shell bell kite candle ring button marble apple ribbon
+    stone feather letter pencil lamp flag brush whistle plate pebble ticket stamp doll map
+    glove nail pillow bottle comb needle egg card basin lantern
+""")  # fmt: skip
+SPOTS = tuple(f"the {spot}" for spot in words("""
+    kitchen garden attic barn cellar hall library workshop bathroom yard school park tent shed
+    mill market tower office church laundry bakery cabin greenhouse museum
+"""))  # fmt: skip
+HOLDERS = tuple(f"the {holder}" for holder in words("""
+    box basket drawer bag cupboard bucket jar chest pot sack suitcase barrel crate tin hat
+    trunk
+"""))  # fmt: skip
+FEELINGS = words("""
+    happy tired proud sad angry hungry curious calm surprised cheerful worried thankful
+""")  # fmt: skip
+WEATHERS = words("sunny rainy windy snowy foggy cloudy")
 
 
 def a(noun: str) -> str:
@@ -411,10 +298,22 @@ def a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def words_to_spell() -> tuple[str, ...]:
-    """Single words of the world, lower case, in a fixed order."""
-    words = {animal.name for animal in ANIMALS} | {animal.food for animal in ANIMALS}
-    words |= {thing.name for thing in THINGS} | {one for one, _ in ITEMS} | set(COLOURS)
-    words |= {person.job for person in PEOPLE} | {person.dish for person in PEOPLE}
-    words |= {name.lower() for name in (*DAYS, *MONTHS)} | set(SEASONS) | set(WEATHERS)
-    return tuple(sorted(word for word in words if " " not in word))
+def columns(row: object) -> dict[str, str]:
+    """The columns of a row for str.format, each also with an article: {job} and {a_job}."""
+    return {**vars(row), **{f"a_{name}": a(value) for name, value in vars(row).items()}}
+
+
+def capitalized(text: str) -> str:
+    """The text with its first letter in upper case; str.capitalize would lower the others."""
+    return text[0].upper() + text[1:]
+
+
+def plural(item: str) -> str:
+    """The plural of an item of ITEMS."""
+    return f"{item}es" if item.endswith("sh") else f"{item}s"
+
+
+def two_children(rng: Random) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+    """A girl and a boy in random order, each as (name, he or she, his or her)."""
+    girl, boy = (rng.choice(GIRLS), "she", "her"), (rng.choice(BOYS), "he", "his")
+    return (girl, boy) if rng.random() < 0.5 else (boy, girl)

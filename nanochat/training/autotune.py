@@ -1,6 +1,12 @@
-"""How a run goes on its device: compiled or not, how many rows at a time, beside which peak."""
+"""How a run uses its device: compiled or eager, and how many rows per forward pass.
+
+GPUs get the largest micro-batch that fits, CPUs the fastest; neither changes results.
+"""
 
 import logging
+import math
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -8,64 +14,30 @@ from torch import nn
 
 from nanochat import metrics
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime
-from nanochat.training import micro_batch, trainer
+from nanochat.runtime import Runtime, all_reduce_max, all_reduce_sum, gc_and_trim_disabled
+from nanochat.training import memory_estimate
 from nanochat.training.config import Plan
 
 logger = logging.getLogger(__name__)
 
-PREPARING_PAYS_FROM_SECONDS = 60  # compiling, searching: work at the device's peak, dev/LOG.md
+TUNING_PAYS_FROM_SECONDS = 60  # of work at the device's peak: compiling, searching; dev/LOG.md
+CPU_TOKENS = 2048  # per forward pass without a search: its activations stay in the cache
+CPU_SEARCH_TOKENS = range(1024, 8193)  # outside, nothing was ever faster; dev/LOG.md
+MEMORY_SHARE_EXPECTED = 0.95  # of the device's memory, in an estimate that is only shown
+MEMORY_SHARE_TRIED = 1.5  # an estimate may be too high: a real pass decides
 
 
-def compiled(plan: Plan, speed: trainer.Speed, runtime: Runtime) -> nn.Module:
-    """The model, compiled where that pays and works, else as it is; which one is said."""
-    reason = {"off": "--compile=off", "on": ""}.get(plan.options.compile)
-    if reason is None:
-        reason = _reason_for_eager(plan, speed, runtime)
-    if reason:
-        logger.info("eager, not compiled: %s", reason)
-        return plan.model
-    try:
-        torch.compile(torch.sin)(torch.ones(1, device=runtime.device))
-    except Exception as error:  # whatever a compiler's absence is called on this machine
-        logger.info("eager, not compiled: torch.compile fails here (%s)", type(error).__name__)
-        return plan.model
-    logger.info("compiling the model: the first step takes longer")
-    module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
-    return module
-
-
-def _reason_for_eager(plan: Plan, speed: trainer.Speed, runtime: Runtime) -> str:
-    if not plan.has_fixed_shape:
-        return "the rows of this stage change their length from step to step"
-    if runtime.device.type == "mps":
-        return "not on this device"
-    if _is_short(plan, speed, runtime):
-        return "the run is too short to win the compiler's time back"
-    return ""
-
-
-def _is_short(plan: Plan, speed: trainer.Speed, runtime: Runtime) -> bool:
-    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
-    share = num_tokens / runtime.world_size * speed.flops_per_token
-    return share < PREPARING_PAYS_FROM_SECONDS * (speed.peak_flops or 0.0)
-
-
-def micro_rows(plan: Plan, speed: trainer.Speed, runtime: Runtime, found: dict[str, Any]) -> int:
-    """Rows in one forward pass: as asked, or as before in the same place, or what is best."""
-    rank_rows = plan.rank_rows(runtime.world_size)
-    if plan.options.device_batch_size > 0:
-        return min(plan.options.device_batch_size, rank_rows)
-    *there, rows = found.get("micro_batch", [0])
-    if there == hardware_key(runtime):  # the same cut gives the same bits
-        return int(rows)
-    is_worth_it = plan.has_fixed_shape and not _is_short(plan, speed, runtime)
-    if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
-        return micro_batch.search(plan.model, rank_rows, runtime)
-    return micro_batch.usual(rank_rows, plan.model.config.sequence_len)
+def peak_tokens_per_second(model: GPT, runtime: Runtime) -> float:
+    """Tokens/s of all devices at 100 % MFU; the peak is from a data sheet or a measured matmul."""
+    peak = metrics.peak_flops(_device_name(runtime), runtime.compute_dtype)
+    if peak is None:
+        peak = metrics.measure_matmul_peak(runtime.device, runtime.compute_dtype)
+        logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
+    return peak * runtime.world_size / model.flops_per_token()
 
 
 def hardware_key(runtime: Runtime) -> list[Any]:
+    """Where a micro-batch size was found; elsewhere another one may be better."""
     return [_device_name(runtime), runtime.world_size]
 
 
@@ -75,10 +47,132 @@ def _device_name(runtime: Runtime) -> str:
     return runtime.device.type.upper()
 
 
-def measure_speed(model: GPT, runtime: Runtime) -> trainer.Speed:
-    """What this device could do: from the table of known ones, else from a measured matmul."""
-    peak = metrics.peak_flops(_device_name(runtime), runtime.compute_dtype)
-    if peak is None:
-        peak = metrics.measure_matmul_peak(runtime.device, runtime.compute_dtype)
-        logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
-    return trainer.Speed(model.flops_per_token(), peak)
+def _is_short(plan: Plan, peak_tokens_per_second: float) -> bool:
+    num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
+    return num_tokens < TUNING_PAYS_FROM_SECONDS * peak_tokens_per_second
+
+
+# ---- compile decision
+
+
+def compiled(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> nn.Module:
+    """The model, compiled where that pays and works; the decision is logged."""
+    reason = ""
+    if plan.compile == "off":
+        reason = "--compile=off"
+    elif plan.compile == "auto" and not plan.has_fixed_shape:
+        reason = "the rows of this stage vary in length"  # each length would be compiled again
+    elif plan.compile == "auto" and runtime.device.type == "mps":
+        reason = "not on this device"
+    elif plan.compile == "auto" and _is_short(plan, peak_tokens_per_second):
+        reason = "the run is too short to make up for the time of compiling"
+    else:
+        try:
+            torch.compile(torch.sin)(torch.ones(1, device=runtime.device))
+        except Exception as error:  # a missing compiler raises many types
+            reason = f"torch.compile fails here ({type(error).__name__})"
+    if reason:
+        logger.info("eager, not compiled: %s", reason)
+        return plan.model
+    logger.info("compiling the model: the first step takes longer")
+    module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
+    return module
+
+
+# ---- micro-batch search
+
+
+def micro_batch_rows(
+    plan: Plan, peak_tokens_per_second: float, runtime: Runtime, meta: dict[str, Any]
+) -> int:
+    """Rows of a forward pass: as given, as the checkpoint notes for this hardware, or searched."""
+    if plan.device_batch_size < 1:
+        *found_on, rows = meta.get("micro_batch", [0])
+        if found_on == hardware_key(runtime):  # a resumed run stays bitwise equal
+            return int(rows)
+        is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second)
+        if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
+            return search(plan, runtime)
+    return expected_rows(plan, runtime)
+
+
+def expected_rows(plan: Plan, runtime: Runtime) -> int:
+    """Rows of a forward pass without a search: as given, of CPU_TOKENS, or what may fit a GPU."""
+    rank_rows = plan.rank_rows(runtime.world_size)
+    if plan.device_batch_size > 0:
+        return min(plan.device_batch_size, rank_rows)
+    if runtime.device.type == "cuda":
+        fitting = _estimated_to_fit(plan.model, halvings(rank_rows), runtime, MEMORY_SHARE_EXPECTED)
+        return next(iter(fitting), 1)
+    return max(1, min(rank_rows, CPU_TOKENS // plan.model.config.sequence_len))
+
+
+def halvings(rank_rows: int) -> list[int]:
+    """The rows of a rank, halved again and again, rounded up, down to 1."""
+    return [-(-rank_rows // 2**n) for n in range((rank_rows - 1).bit_length() + 1)]
+
+
+def search(plan: Plan, runtime: Runtime) -> int:
+    """The best of the halvings of a rank's rows, the same on every rank. Collective."""
+    model, sizes = plan.model, halvings(plan.rank_rows(runtime.world_size))
+    if runtime.device.type == "cuda":
+        sizes = _estimated_to_fit(model, sizes, runtime, MEMORY_SHARE_TRIED)
+        return largest_that_fits(sizes, lambda rows: _run_pass(model, rows, runtime))
+    sizes = [rows for rows in sizes if rows * model.config.sequence_len in CPU_SEARCH_TOKENS]
+    with gc_and_trim_disabled(runtime.device):
+        return fastest(
+            sizes or [expected_rows(plan, runtime)], lambda rows: _seconds(model, rows, runtime)
+        )
+
+
+def largest_that_fits(sizes: Iterable[int], attempt: Callable[[int], object]) -> int:
+    """The first of the falling sizes that fits into the memory of every rank, else 1."""
+    for rows in sizes:
+        try:
+            attempt(rows)
+            failed = 0.0
+        except torch.OutOfMemoryError:
+            failed = 1.0
+        if not all_reduce_max([failed])[0]:
+            return rows
+        logger.info("micro-batches of %d rows do not fit", rows)
+    return 1
+
+
+def fastest(sizes: Iterable[int], seconds: Callable[[int], float]) -> int:
+    """The size with the fewest seconds per row, summed over ranks."""
+    best, best_seconds = 1, math.inf
+    for rows in sizes:
+        row_seconds, num_ranks = all_reduce_sum([seconds(rows) / rows, 1.0])
+        logger.info("micro-batches of %d rows: %.3f s per row", rows, row_seconds / num_ranks)
+        if row_seconds < best_seconds:
+            best, best_seconds = rows, row_seconds
+    return best
+
+
+def _estimated_to_fit(model: GPT, sizes: list[int], runtime: Runtime, share: float) -> list[int]:
+    """The sizes whose estimated memory is at most that share of the device's."""
+    capacity = torch.cuda.mem_get_info(runtime.device)[1]
+    return [n for n in sizes if memory_estimate.of(model, n, runtime).total <= share * capacity]
+
+
+def _run_pass(model: GPT, rows: int, runtime: Runtime) -> None:
+    """Forward and backward pass of arbitrary tokens; the gradients are dropped."""
+    length = model.config.sequence_len
+    tokens = torch.arange(rows * length, device=runtime.device) % model.config.vocab_size
+    tokens = tokens.view(rows, length)
+    try:
+        loss = model(tokens, tokens, weights=torch.zeros(tokens.shape, device=runtime.device))
+        loss.backward()
+        runtime.synchronize()
+    finally:  # also when out of memory: the next size needs the space
+        model.zero_grad(set_to_none=True)
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _seconds(model: GPT, rows: int, runtime: Runtime) -> float:
+    _run_pass(model, rows, runtime)  # warm-up: allocations, kernel selection
+    began = time.perf_counter()
+    _run_pass(model, rows, runtime)
+    return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""How much memory training takes, before any of it is taken.
+"""An estimate of the memory that training takes, before anything is allocated.
 
 B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
 """
@@ -11,7 +11,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import rows_at_once
 from nanochat.runtime import Runtime
 
-MUON_COPIES = 4  # of a rank's matrices at most: gradients, update, two products on the way
+MUON_COPIES = 4  # of this rank's matrices at most: gradients, updates, two products in between
 
 
 @dataclass(frozen=True)
@@ -21,35 +21,35 @@ class Estimate:
     parameters: int
     gradients: int
     moments: int
-    """Of both optimizers: this rank's share."""
+    """Of both optimizers: this rank's shard."""
     activations: int
-    """What the forward pass keeps for the backward pass, without `weights`."""
+    """Kept by the forward pass for the backward pass, without `weights`."""
     weights: int
     """Copies of the matrices in the compute dtype."""
     loss: int
-    """A group of logits and what becomes of them, and the two gradients that the loss keeps."""
+    """A group of logits with intermediate results, and the two gradients that the loss keeps."""
     update: int
-    """What the optimizers work with; the activations are gone by then."""
+    """Buffers of the optimizers; the activations are freed by then."""
 
     @property
     def total(self) -> int:
-        """The peak of a step."""
+        """The peak within a step."""
         always = self.parameters + self.gradients + self.moments
         return always + max(self.activations + self.weights + self.loss, self.update)
 
     def __str__(self) -> str:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        said = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items() if size)
-        return f"{in_words(self.total)} ({said})"
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = [f"{name} {format_bytes(size)}" for name, size in sizes.items() if size]
+        return f"{format_bytes(self.total)} ({', '.join(parts)})"
 
 
-def in_words(num_bytes: int) -> str:
+def format_bytes(num_bytes: int) -> str:
     """Bytes as 71.9 GB or 12.3 MB."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def of(model: GPT, rows: int, runtime: Runtime) -> Estimate:
-    """The memory of training this model here with micro-batches of `rows` rows."""
+    """The memory of training this model on this runtime with micro-batches of `rows` rows."""
     return estimate(
         model.config,
         rows=rows,
@@ -71,10 +71,10 @@ def estimate(
 ) -> Estimate:
     """The memory of a training step with micro-batches of `rows` full rows.
 
-    keeps_activations: False where blocks keep their input alone and are computed again.
+    keeps_activations: False if blocks keep only their input and are recomputed.
     """
     size = compute_dtype.itemsize
-    vocabulary = config.vocab_size * config.n_embd
+    vocabulary = config.vocab_size * config.n_embd  # elements of the embedding
     matrices = config.n_layer * matrix_elements(config)
     tokens = rows * config.sequence_len
     block = tokens * block_bytes(config, size, device_type)
@@ -82,15 +82,18 @@ def estimate(
         activations = config.n_layer * block
     else:
         activations = config.n_layer * tokens * size * config.n_embd + block
-    # Gradients are stacked before they are sent, and parameters come back whole.
+    # Buffers of the collectives: gradients to reduce, parameters to gather.
     sent = 2 * (2 * vocabulary + matrices) if world_size > 1 else 0
     logits = config.vocab_size * min(tokens, rows_at_once(config.vocab_size, device_type))
     return Estimate(
         parameters=4 * (2 * vocabulary + matrices),
         gradients=4 * (2 * vocabulary + matrices),
+        # AdamW keeps two moments per element, Muon one; its variances are negligible.
         moments=4 * -(-(4 * vocabulary + matrices) // world_size),
         activations=activations,
         weights=size * (vocabulary + matrices) if size < 4 else 0,
+        # Logits and exponentials in float32, gradients in the compute dtype; then grad_x and
+        # grad_weight.
         loss=(8 + size) * logits + size * tokens * config.n_embd + 4 * vocabulary,
         update=4 * (MUON_COPIES * matrices // world_size + sent),
     )
@@ -103,13 +106,13 @@ def matrix_elements(config: GPTConfig) -> int:
 
 
 def block_bytes(config: GPTConfig, size: int, device_type: str) -> int:
-    """What one block keeps of a token for the backward pass, in numbers of `size` bytes.
+    """Bytes that one block keeps per token for the backward pass, `size` bytes per number.
 
-    What is normed: the stream twice, queries, keys. What comes of that, values, what attention
-    gives, 4 C each of relu and its square.
+    Inputs of norms: the residual stream twice, queries, keys. Then their outputs, values, the
+    output of attention, and 4 C each of relu and its square.
     """
     kv_width = config.n_kv_head * config.head_dim
     normed = 3 * config.n_embd + kv_width
-    on_cpu = device_type == "cpu"  # its kernels norm in float32, and turn attention's axes
+    on_cpu = device_type == "cpu"  # its kernels norm in float32, and copy attention's transpose
     others = normed + kv_width + config.n_embd * (9 + on_cpu)
     return (4 if on_cpu else size) * normed + size * others

@@ -3,7 +3,7 @@
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import Muon
-from nanochat.training.schedule import REFERENCE_WIDTH
+from nanochat.training.scaling_laws import REFERENCE_WIDTH
 
 
 def scaled_rates(

@@ -1,4 +1,4 @@
-"""What ranks tell one another beside the collectives: notes on a store, and that they are alive."""
+"""Heartbeats between ranks, so that a lost rank ends the job and does not block its collectives."""
 
 import logging
 import os
@@ -7,77 +7,77 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from nanochat.runtime import RankStore
+from nanochat.runtime import RankStore, Runtime
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 1.0
-SILENT_SECONDS = 40.0  # then a rank is lost: stopped, or cut off
-SILENT_SECONDS_WHEN_LEAVING = 4.0  # a launcher that ends the job has often lost a rank just before
-LONGEST_BEAT_SECONDS = 10.0  # counted at most, so that a job suspended as a whole goes on
-LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run it again
-LOST = "lost"
-LEFT = "left"  # in the place of the last beat
+HEARTBEAT_SECONDS = 1.0
+LOST_SECONDS = 40.0  # without a heartbeat; a slow disk or a full store must not look like a loss
+LOST_SECONDS_WHEN_LEAVING = 4.0  # a launcher that ends the job has often just lost a rank
+MAX_INTERVAL_SECONDS = 10.0  # longer ones count as this: a job suspended as a whole is not lost
+LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the command again
+LOST_KEY = "lost"  # set by the first rank that notices, read by all
+LEFT = "left"  # the last heartbeat of a rank that has ended well
 
 
-class Watch:
-    """One rank's eye on the next one: whether its beats go on."""
+class HeartbeatMonitor:
+    """Sends the heartbeats of one rank and checks those of the next rank."""
 
     def __init__(self, store: RankStore, rank: int, world_size: int) -> None:
         self.store, self.rank = store, rank
-        self.neighbour = (rank + 1) % world_size
-        self.beats, self.silent_seconds = 0, 0.0
-        self.last_heard: str | None = None
+        self.neighbor = (rank + 1) % world_size  # a ring: each rank is watched by one other
+        self.num_sent, self.seconds_without = 0, 0.0
+        self.last_received: str | None = None
 
-    def beat(self, seconds: float, limit: float) -> str:
-        """Say that this rank lives and listen to the next one; why to leave, or "".
+    def check(self, seconds: float, limit: float) -> str:
+        """Send a heartbeat and read the neighbor's; returns why this rank must leave, or "".
 
-        seconds: since the beat before.  limit: seconds of silence.
+        seconds: since the last check.  limit: seconds without a heartbeat that make a lost rank.
         """
-        self.beats += 1
-        heard, lost = self.last_heard, None
-        with suppress(RuntimeError):  # a store that is out of reach is silent
-            self.store.set(f"alive/{self.rank}", str(self.beats))
-            heard = self.store.get(f"alive/{self.neighbour}")
-            lost = self.store.get(LOST)
-        is_silent = heard not in (None, LEFT) and heard == self.last_heard  # None: not begun yet
-        self.last_heard = heard
-        silence = self.silent_seconds + min(seconds, LONGEST_BEAT_SECONDS)
-        self.silent_seconds = silence if is_silent else 0.0
-        if lost is None and self.silent_seconds >= limit:
-            lost = f"rank {self.neighbour} has not been heard of for {self.silent_seconds:.0f} s"
+        self.num_sent += 1
+        received, lost = self.last_received, None
+        with suppress(RuntimeError):  # an unreachable store counts as a missing heartbeat
+            self.store.set(f"alive/{self.rank}", str(self.num_sent))
+            received = self.store.get(f"alive/{self.neighbor}")
+            lost = self.store.get(LOST_KEY)
+        is_missing = received not in (None, LEFT) and received == self.last_received
+        self.last_received = received  # None: the neighbor has not started yet
+        elapsed = self.seconds_without + min(seconds, MAX_INTERVAL_SECONDS)
+        self.seconds_without = elapsed if is_missing else 0.0
+        if lost is None and self.seconds_without >= limit:
+            lost = f"no heartbeat of rank {self.neighbor} for {self.seconds_without:.0f} s"
             with suppress(RuntimeError):
-                self.store.set(LOST, lost)
+                self.store.set(LOST_KEY, lost)
         return lost or ""
 
 
 @contextmanager
-def watched(
-    store: RankStore, rank: int, world_size: int, is_leaving: Callable[[], bool]
-) -> Iterator[None]:
-    """Within it, a rank that is lost ends the others too, so that the job can be started again.
+def watchdog(runtime: Runtime, is_leaving: Callable[[], bool]) -> Iterator[None]:
+    """Within it, a lost rank ends this process with LOST_EXIT_CODE.
 
-    Collectives would wait for it for minutes.
+    Otherwise the next collective would block until its timeout of several minutes.
     """
-    over = threading.Event()
+    is_over = threading.Event()
 
-    def look() -> None:
-        watch, before = Watch(store, rank, world_size), time.monotonic()
-        while not over.is_set():
+    def watch() -> None:
+        monitor = HeartbeatMonitor(runtime.store, runtime.rank, runtime.world_size)
+        before = time.monotonic()
+        while not is_over.is_set():
             seconds, before = time.monotonic() - before, time.monotonic()
-            limit = SILENT_SECONDS_WHEN_LEAVING if is_leaving() else SILENT_SECONDS
-            why = watch.beat(seconds, limit)
-            if why and not over.is_set():
-                logger.error("%s: leaving, the last checkpoint stays; start the job again", why)
+            reason = monitor.check(
+                seconds, LOST_SECONDS_WHEN_LEAVING if is_leaving() else LOST_SECONDS
+            )
+            if reason and not is_over.is_set():
+                logger.error("%s: leaving, the last checkpoint stays; start the job again", reason)
                 logging.shutdown()
-                os._exit(LOST_EXIT_CODE)
-            over.wait(BEAT_SECONDS)
+                os._exit(LOST_EXIT_CODE)  # the main thread may be blocked inside a collective
+            is_over.wait(HEARTBEAT_SECONDS)
         with suppress(RuntimeError):
-            store.set(f"alive/{rank}", LEFT)
+            runtime.store.set(f"alive/{runtime.rank}", LEFT)
 
-    if world_size > 1:
-        threading.Thread(target=look, daemon=True, name="peers").start()
+    if runtime.world_size > 1:
+        threading.Thread(target=watch, daemon=True, name="rank-watchdog").start()
     try:
         yield
     finally:
-        over.set()
+        is_over.set()

@@ -1,49 +1,32 @@
-"""Reinforcement: sample answers, score them, and hand the loop batches weighted by advantage.
+"""Reinforcement learning: sample answers, score them, and batch them weighted by advantage.
 
-The method is REINFORCE with the group's mean as baseline, on-policy, on sampled tokens only
-(GRPO of arXiv 2402.03300 without its clipping, its trust region and its division by the
-standard deviation; normalised over tokens as in DAPO, arXiv 2503.14476).
+REINFORCE with the group's mean reward as baseline, on-policy, on sampled tokens only: GRPO (arXiv
+2402.03300) without clipping, trust region and division by the standard deviation, normalized over
+tokens as in DAPO (arXiv 2503.14476).
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from nanochat.chat import render_for_completion
+from nanochat.chat import Conversation, render_for_completion
 from nanochat.data.batch import Batch
+from nanochat.data.chat_batches import LENGTH_STEP, Conversations
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
-from nanochat.runtime import all_reduce_sum, derive_seed, world_size
+from nanochat.runtime import all_reduce_sum, derive_seed
 from nanochat.tokenizer import RustBPETokenizer
 
 logger = logging.getLogger(__name__)
 
 
-class ScoredTask(Protocol):
-    """What reinforcement asks of a task."""
+class ScoredTask(Conversations, Protocol):
+    """What reinforcement learning needs of a task."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    def reward(self, conversation: dict[str, Any], completion: str) -> float: ...
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """How answers are drawn."""
-
-    prompts_per_step: int
-    """Over all ranks."""
-    num_samples: int
-    """Answers to each prompt; their mean reward is the baseline."""
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    seed: int
+    def reward(self, conversation: Conversation, completion: str) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -58,68 +41,72 @@ class Scored:
 
 def sample_and_score(
     engine: Engine,
-    tokenizer: RustBPETokenizer,
     task: ScoredTask,
     indices: list[int],
-    plan: RolloutPlan,
+    *,
+    num_samples: int,
+    seed: int,
     step: int,
+    **sampling: Any,
 ) -> list[Scored]:
-    """`num_samples` answers to each conversation of `indices`, with advantages."""
+    """`num_samples` answers to each conversation of `indices`, with advantages.
+
+    sampling: max_tokens, temperature, top_k of `Engine.complete`.
+    """
+    tokenizer = engine.tokenizer
     conversations = [task[index] for index in indices]
     prompts = [render_for_completion(conversation, tokenizer) for conversation in conversations]
-    completions = engine.complete(
-        prompts,
-        max_tokens=plan.max_new_tokens,
-        temperature=plan.temperature,
-        top_k=plan.top_k,
-        seed=[derive_seed(plan.seed, "rollout", step, index) for index in indices],
-        num_samples=plan.num_samples,
-    )
+    # Seeded by prompt, not by its place in the batch: independent of the number of ranks.
+    seeds = [derive_seed(seed, "rollout", step, index) for index in indices]
+    completions = engine.complete(prompts, seed=seeds, num_samples=num_samples, **sampling)
     scored: list[Scored] = []
     for number, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
-        first = number * plan.num_samples
-        group = completions[first : first + plan.num_samples]
-        rewards = [task.reward(conversation, tokenizer.decode(one.tokens)) for one in group]
-        baseline = sum(rewards) / len(rewards)
-        for one, reward in zip(group, rewards, strict=True):
-            scored.append(Scored(prompt, one, reward, reward - baseline))
+        group = completions[number * num_samples : (number + 1) * num_samples]
+        rewards = [task.reward(conversation, tokenizer.decode(c.tokens)) for c in group]
+        baseline = sum(rewards) / len(rewards)  # lower variance than none, without a critic
+        for completion, reward in zip(group, rewards, strict=True):
+            scored.append(Scored(prompt, completion, reward, reward - baseline))
     return scored
 
 
-def to_batch(scored: list[Scored], *, sequence_len: int, step: int, num_steps: int) -> Batch:
-    """One row an answer, of at most `sequence_len` targets: the sampled tokens and the stop token.
+def to_batch(
+    scored: list[Scored], *, sequence_len: int, world_size: int, step: int, num_steps: int
+) -> Batch:
+    """One row per answer; targets are the sampled tokens, including the stop token.
 
-    Forced tokens (tool output) and the prompt are no targets. Every rank calls it, since the
-    norm counts the sampled targets of all ranks.
+    Forced tokens (tool output) and the prompt are not targets. Collective: the norm counts the
+    targets of all ranks, and the metrics are means over them.
     """
-    rows = [(one.prompt + one.completion.tokens) for one in scored]
-    length = -(-max(len(row) for row in rows) // 32) * 32  # few shapes, few allocations
-    length = min(length, sequence_len + 1)  # a context need not be a multiple of anything
-    inputs = torch.zeros(len(rows), length - 1, dtype=torch.int64)
-    targets = torch.full((len(rows), length - 1), -1, dtype=torch.int64)
-    weights = torch.zeros(len(rows), length - 1)
-    for i, (row, one) in enumerate(zip(rows, scored, strict=True)):
+    rows = [answer.prompt + answer.completion.tokens for answer in scored]
+    width = -(-max(len(row) for row in rows) // LENGTH_STEP) * LENGTH_STEP - 1
+    width = min(width, sequence_len)  # the model refuses rows beyond its context
+    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets = torch.full((len(rows), width), -1, dtype=torch.int64)
+    weights = torch.zeros(len(rows), width)
+    for i, (row, answer) in enumerate(zip(rows, scored, strict=True)):
         tokens = torch.tensor(row)
-        sampled = torch.tensor([0] * len(one.prompt) + one.completion.mask, dtype=torch.bool)
+        is_sampled = torch.tensor([0] * len(answer.prompt) + answer.completion.mask).bool()
         inputs[i, : len(row) - 1] = tokens[:-1]
-        targets[i, : len(row) - 1] = torch.where(sampled, tokens, -1)[1:]
-        weights[i] = one.advantage
-    num_targets = int((targets >= 0).sum())
-    (total,) = all_reduce_sum([float(num_targets)])
+        targets[i, : len(row) - 1] = torch.where(is_sampled, tokens, -1)[1:]
+        weights[i] = answer.advantage
+    reward, num_targets, num_answers = all_reduce_sum(
+        [sum(a.reward for a in scored), float((targets >= 0).sum()), float(len(scored))]
+    )
     return Batch(
         inputs=inputs,
         targets=targets,
         weights=weights,
-        norm=max(1.0, total / world_size()),
+        norm=max(1.0, num_targets / world_size),
         progress=(step + 1) / num_steps,
         resume={"step": step + 1},
+        metrics={"reward": reward / num_answers, "answer_tokens": num_targets / num_answers},
     )
 
 
 def prompts_that_fit(task: ScoredTask, tokenizer: RustBPETokenizer, context: int) -> list[int]:
     """Indices of the conversations whose prompt leaves room for an answer.
 
-    Raises UserError when none does.
+    Raises UserError if none does.
     """
     lengths = [len(render_for_completion(task[i], tokenizer)) for i in range(len(task))]
     fitting = [i for i, length in enumerate(lengths) if length < context]
@@ -133,36 +120,30 @@ def prompts_that_fit(task: ScoredTask, tokenizer: RustBPETokenizer, context: int
 
 def rollout_batches(
     engine: Engine,
-    tokenizer: RustBPETokenizer,
     task: ScoredTask,
-    plan: RolloutPlan,
     *,
+    prompts_per_step: int,
     num_steps: int,
     rank: int,
-    first_step: int = 0,
-    observe: Callable[[float, float], object] = lambda mean_reward, mean_length: None,
+    world_size: int,
+    resume: dict[str, Any] | None = None,
+    **sampling: Any,
 ) -> Iterator[Batch]:
-    """On-policy batches for the steps first_step ... num_steps; `observe` gets what was seen.
+    """On-policy batches from the start or a loader state; sampled when the loop asks for them.
 
-    Step s takes prompts s * P ... of those that fit, dealt out over the ranks; P is
-    prompts_per_step.
+    Step s takes the prompts from s * prompts_per_step on, of those that fit; rank r answers every
+    world_size-th of them.  sampling: see `sample_and_score`.
     """
     sequence_len = engine.model.config.sequence_len
-    fitting = prompts_that_fit(task, tokenizer, sequence_len)
+    fitting = prompts_that_fit(task, engine.tokenizer, sequence_len)
     if len(fitting) < len(task) and rank == 0:
-        left_out = len(task) - len(fitting)
-        logger.info("%d of %d prompts do not fit the context and are left out", left_out, len(task))
-    for step in range(first_step, num_steps):
-        first = step * plan.prompts_per_step
-        prompts = range(first + rank, first + plan.prompts_per_step, world_size())
-        indices = [fitting[number % len(fitting)] for number in prompts]
-        scored = sample_and_score(engine, tokenizer, task, indices, plan, step)
-        reward, length, count = all_reduce_sum(
-            [
-                sum(one.reward for one in scored),
-                float(sum(sum(one.completion.mask) for one in scored)),
-                float(len(scored)),
-            ]
+        num_omitted = len(task) - len(fitting)
+        logger.info("%d of %d prompts do not fit the context: omitted", num_omitted, len(task))
+    for step in range(resume["step"] if resume else 0, num_steps):
+        first = step * prompts_per_step
+        numbers = range(first + rank, first + prompts_per_step, world_size)
+        indices = [fitting[number % len(fitting)] for number in numbers]
+        scored = sample_and_score(engine, task, indices, step=step, **sampling)
+        yield to_batch(
+            scored, sequence_len=sequence_len, world_size=world_size, step=step, num_steps=num_steps
         )
-        observe(reward / count, length / count)
-        yield to_batch(scored, sequence_len=sequence_len, step=step, num_steps=num_steps)

@@ -1,4 +1,4 @@
-"""What a run is going to be, as a table before its first step."""
+"""The table that describes a run before its first step."""
 
 import torch
 
@@ -11,27 +11,28 @@ Rows = list[tuple[str, str]]
 
 
 def of_model(model: GPT) -> Rows:
-    """Its shape, its parameters and what a token costs."""
+    """Shape, parameters and FLOPs per token."""
     config, counts = model.config, model.num_parameters()
     heads = f"{config.n_head} heads of {config.head_dim}"
     if config.n_kv_head != config.n_head:
-        heads += f", {config.n_kv_head} of keys and values"
+        heads += f", {config.n_kv_head} KV heads"
+    flops = f"{model.flops_per_token():.3g} (6 N + 12 C T per layer, T its window)"
     return [
         ("model", f"depth {config.n_layer}, width {config.n_embd}, {heads}"),
         ("context, vocabulary", f"{config.sequence_len:,} tokens, {config.vocab_size:,}"),
         ("parameters", ", ".join(f"{name} {number:,}" for name, number in counts.items())),
-        ("FLOPs a token", f"{model.flops_per_token():.3g} (6 N + 12 C T, T what each layer sees)"),
+        ("FLOPs per token", flops),
     ]
 
 
 def of_attention(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> Rows:
-    """By which kernel the layers attend, and how many of them to a window."""
+    """The attention kernel, and that of layers with a window."""
     shape = config.n_head, config.n_kv_head, config.sequence_len, config.head_dim
     kernels = {
         window: attention.attention_kernel(attention.Rows(*shape, window, device, dtype))
         for window in config.windows
     }
-    table = [("attention", kernels.pop(None))]
+    table = [("attention", kernels.pop(None))]  # the last layer has no window
     for window, kernel in kernels.items():
         layers = f"{config.windows.count(window)} of {config.n_layer} layers see {window:,} tokens"
         table.append(("windows", f"{config.window_pattern}: {layers}; {kernel}"))
@@ -39,48 +40,47 @@ def of_attention(config: GPTConfig, device: torch.device, dtype: torch.dtype) ->
 
 
 def of_steps(model: GPT, schedule: Schedule, rows: int, world_size: int) -> Rows:
-    """How many, how large, what they come to."""
+    """Number and size of the steps, tokens and FLOPs in total."""
     length, counts = model.config.sequence_len, model.num_parameters()
     step_tokens, num_steps = rows * length, schedule.num_steps
     tokens = num_steps * step_tokens
-    ratio = tokens / (counts["total"] - counts["embedding"])
+    ratio = tokens / (counts["total"] - counts["embedding"])  # as in the scaling laws
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return [
         ("steps", f"{num_steps:,} of {step_tokens:,} tokens: {rows:,} rows, {ranks}"),
-        ("horizon", f"{tokens:,} tokens, {ratio:.2f} for each parameter but the embedding"),
+        ("horizon", f"{tokens:,} tokens, {ratio:.2f} tokens per parameter (without the embedding)"),
         ("FLOPs", f"{tokens * model.flops_per_token():.3g}"),
     ]
 
 
 def of_rates(schedule: Schedule, scaled_rates: dict[str, float]) -> Rows:
-    """How fast what moves, and when."""
-    num_steps, falling = schedule.num_steps, schedule.warmdown_steps
-    rates = ", ".join(f"{name} {rate:.4g}" for name, rate in scaled_rates.items())
+    """Learning rates and their schedule."""
+    num_steps, warmdown = schedule.num_steps, schedule.warmdown_steps
     phases = {
         "warmup": schedule.warmup_steps,
-        "plateau": max(0, num_steps - schedule.warmup_steps - falling),
-        "warmdown": falling,
+        "plateau": max(0, num_steps - schedule.warmup_steps - warmdown),
+        "warmdown": warmdown,
     }
-    said = ", ".join(f"{name} {count:,}" for name, count in phases.items() if count)
+    lengths = ", ".join(f"{name} {count:,}" for name, count in phases.items() if count)
     points = sorted({0, num_steps // 4, num_steps // 2, 3 * num_steps // 4, num_steps - 1})
-    course = ", ".join(f"{step + 1:,}: {schedule.learning_rate(step):.3f}" for step in points)
+    multipliers = ", ".join(f"{step + 1:,}: {schedule.learning_rate(step):.3f}" for step in points)
     return [
-        ("rates at this width", rates),
-        ("their course, in steps", f"{said}, down to {schedule.final:g}"),
-        ("multiplier at step", course),
+        ("learning rates", ", ".join(f"{name} {rate:.4g}" for name, rate in scaled_rates.items())),
+        ("learning-rate schedule", f"{lengths} steps, to {schedule.final:g}"),
+        ("multiplier at step", multipliers),
     ]
 
 
-def of_memory(model_rows: int, rank_rows: int, estimate: Estimate) -> Rows:
-    """How the rows of a step go through the device."""
-    passes = -(-rank_rows // model_rows)
+def of_memory(micro_batch_rows: int, rank_rows: int, estimate: Estimate) -> Rows:
+    """Micro-batches per step, and their estimated memory."""
+    passes = -(-rank_rows // micro_batch_rows)
     return [
-        ("micro-batch", f"{model_rows} rows, at most {passes} a step on each rank"),
+        ("micro-batch", f"{micro_batch_rows} rows, at most {passes} per step and rank"),
         ("memory, estimated", str(estimate)),
     ]
 
 
 def as_lines(rows: Rows) -> list[str]:
-    """The table, its values below each other."""
+    """The table as text with aligned values."""
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{width}}  {value}" for name, value in rows]

@@ -1,95 +1,50 @@
-"""What every training script does around the loop.
+"""What surrounds the training loop in every stage: set-up, resuming, evaluation, the report.
 
-A script says what its stage is (`Plan`); `run` finds out whether it is done already, resumes or
-begins, trains, saves, evaluates and writes the stage's section of the report.
+A script describes its stage as a `Plan`; `run` trains it to its end, from its newest checkpoint.
 """
 
 import gc
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
-from torch import nn
+from torch.profiler import profile, schedule
 
-from nanochat import (
-    checkpoint_manager,
-    dataloader,
-    loss_eval,
-    paths,
-    report,
-)
-from nanochat.checkpoint_manager import Checkpoint
+from nanochat import checkpoint_manager, loss_eval, report
+from nanochat.chat import render_for_completion
+from nanochat.checkpoint_manager import Checkpoint, Meta
+from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.gpt import GPT
-from nanochat.metrics import RunLog
+from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import (
     Runtime,
-    StopRequests,
     barrier,
     close_runtime,
+    gather_objects,
     init_runtime,
     on_main_first,
     stop_requests,
 )
-from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training import (
-    autotune,
-    memory_estimate,
-    micro_batch,
-    param_groups,
-    run_summary,
-    trace,
-    trainer,
-)
-from nanochat.training.async_checkpoint import Saver
-from nanochat.training.config import COLUMNS, TITLES, LoopOptions, Plan, refuse_other_settings
-from nanochat.training.schedule import scaled_weight_decay
-from nanochat.training.trainer import Every, State
+from nanochat.training import autotune, memory_estimate, param_groups, run_summary, trainer
+from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
+from nanochat.training.config import COLUMNS, TITLES, Plan
+from nanochat.training.trainer import Every, RunContext
 
 logger = logging.getLogger(__name__)
 
-MAX_JUMPS = 10  # steps that a run leaves out; more of them are no accident
-COLLECT_EVERY = 1000  # steps between collections of garbage, of which the loop makes none
+MAX_SKIPPED_STEPS = 10  # more steps that are not finite are no accident
+GC_STEPS = 1000  # between garbage collections; within the loop Python makes none by itself
+SAMPLE_TOKENS = 64  # of each answer in the report
 
-
-@dataclass(frozen=True)
-class Parent:
-    """The finished stage that another one starts from."""
-
-    stage: str
-    tag: str
-    step: int
-    identity: str
-
-    def load(self, runtime: Runtime) -> tuple[GPT, RustBPETokenizer]:
-        """Its model, in training mode, and the tokenizer."""
-        model, tokenizer, _ = checkpoint_manager.load_model(
-            self.stage, runtime, self.tag, self.step
-        )
-        return model.train(), tokenizer
-
-
-def find_parent(stage: str, tag: str) -> Parent:
-    """The newest run of a stage (or the one of `tag`). Raises UserError when it is not done."""
-    meta = checkpoint_manager.read_meta(stage, tag)
-    tag = meta["settings"]["model_tag"]
-    if not meta["finished"]:
-        command = checkpoint_manager.TRAINING_COMMANDS[stage]
-        raise UserError(
-            f"{TITLES[stage]} of {tag} stands at step {meta['step']} and is not done;"
-            f" run python -m {command} again to go on"
-        )
-    return Parent(stage, tag, meta["step"], checkpoint_manager.model_identity(meta))
+Result = TypeVar("Result")
 
 
 @contextmanager
-def opened(device_type: str) -> Iterator[Runtime]:
-    """The runtime of a command, with words on stderr from the main rank; left again at the end."""
+def command_runtime(device_type: str) -> Iterator[Runtime]:
+    """The runtime of a command; the main rank logs to stderr, the others only warnings."""
     runtime = init_runtime(device_type)
     level = logging.INFO if runtime.is_main else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
@@ -99,65 +54,52 @@ def opened(device_type: str) -> Iterator[Runtime]:
         close_runtime()
 
 
-def finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOptions) -> bool:
-    """True, and said so, when this very run is done. Raises UserError when another one is there."""
-    meta = None if options.dry_run else _found(stage, tag, options)
-    if meta is None:
-        return False
-    directory = paths.checkpoints_dir(stage) / tag
-    refuse_other_settings(directory, meta["settings"], settings, options)
-    if meta["finished"]:
-        logger.info("%s is done already: step %d in %s", TITLES[stage], meta["step"], directory)
-    return bool(meta["finished"])
+def evaluate_on_ranks(
+    label: str, num_items: int, runtime: Runtime, evaluate_share: Callable[..., Result]
+) -> list[Result]:
+    """The results of all ranks, each for its share of the items; every rank calls it.
 
-
-def unnoted_step_tokens(stage: str, tag: str, options: LoopOptions) -> int:
-    """Tokens of a step of a run that noted -1, as runs once did, by its loader's state; else 0."""
-    meta = _found(stage, tag, options)
-    if meta is None or meta["settings"].get("total_batch_size") != -1:
-        return 0
-    return len(meta["loader"].get("lanes", {})) * int(meta["model"]["sequence_len"])
-
-
-def _found(stage: str, tag: str, options: LoopOptions) -> checkpoint_manager.Meta | None:
-    """The newest meta of the run that is there, unless the options leave it aside."""
-    directory = paths.checkpoints_dir(stage) / tag
-    if options.starts_over or not checkpoint_manager.saved_steps(directory):
-        return None
-    return checkpoint_manager.read_meta(stage, tag)
+    evaluate_share: takes `indices` and `on_progress`.
+    """
+    share = range(runtime.rank, num_items, runtime.world_size)  # a rank without items gathers, too
+    with ProgressLine(len(share), label, runtime.is_main) as line:
+        result = evaluate_share(indices=share, on_progress=line.update)
+    return gather_objects(result)
 
 
 def run(plan: Plan, runtime: Runtime) -> None:
-    """Train the stage to its end, from where it was left."""
-    directory = paths.checkpoints_dir(plan.stage) / plan.tag
-    options = plan.options
-    plan.model.keeps_activations = not options.activation_checkpointing
-    _announce(plan, runtime)
-    if options.dry_run:
+    """Train a stage to its end, evaluate it, and write its section of the report."""
+    model, directory = plan.model, plan.directory
+    model.keeps_activations = not plan.activation_checkpointing
+    log_summary(plan, runtime)
+    if plan.dry_run:
         return
-    on_main_first(lambda: _make_way(directory, options.starts_over))
-    if next(plan.model.parameters()).is_meta:
-        plan.model.to_empty(device=runtime.device)
-        plan.model.init_weights(options.seed)
-    optimizers = param_groups.build_optimizers(plan.model, **_rates(plan))
-    log = RunLog(directory, f"{plan.stage}-{plan.tag}", plan.settings, runtime.is_main)
-    speed = autotune.measure_speed(plan.model, runtime)
-    saver = Saver(
-        directory, plan.model, optimizers, runtime,
-        keep=options.keep_checkpoints, minutes=options.save_minutes,
-    )  # fmt: skip
+    if plan.starts_over:
+        on_main_first(lambda: checkpoint_manager.move_to_replaced(directory))
+    on_main_first(lambda: checkpoint_manager.remove_leftovers(directory))
+    if next(model.parameters()).is_meta:
+        model.to_empty(device=runtime.device)
+        model.init_weights(plan.seed)
+    optimizers = param_groups.build_optimizers(model, **plan.rates)
+    log = RunLog(directory, f"{plan.stage}-{directory.name}", plan.settings, runtime.is_main)
+    saver = CheckpointSaver(
+        directory, model, optimizers, runtime, keep=plan.keep_checkpoints, minutes=plan.save_minutes
+    )
+    peak = autotune.peak_tokens_per_second(model, runtime)
     try:
         with stop_requests() as stop:
-            state = _Loop(plan, optimizers, saver, stop, log, speed, runtime).run()
+            context = RunContext(runtime, saver, stop, log, TITLES[plan.stage], peak)
+            state = _train(plan, optimizers, saver, context)
             table = evaluate(plan, runtime)
             if runtime.is_main:
                 log.log(state.step, **table)
-                report.write_section(plan.stage, _section(plan, state, table, log, speed, runtime))
+                report.write_section(plan.stage, _section(plan, state, table, context))
+                # Last, so that a stop before it repeats the evaluation and not the training.
                 checkpoint_manager.update_meta(directory, state.step, finished=True)
             barrier()
     except SystemExit:
         logger.warning(
-            "%s received: %s is saved; run the same command again to go on", stop.name, saver.last
+            "%s received: %s is saved; run the same command again to resume", stop.name, saver.last
         )
         raise
     finally:
@@ -165,198 +107,116 @@ def run(plan: Plan, runtime: Runtime) -> None:
         log.close()
 
 
-def _rates(plan: Plan) -> dict[str, float]:
-    """Learning rates at the plateau and the decay, as `optim.build_optimizers` takes them."""
-    options, scale = plan.options, plan.rate_scale
-    return {
-        "matrix_lr": options.matrix_lr * scale,
-        "embedding_lr": options.embedding_lr * scale,
-        "unembedding_lr": options.unembedding_lr * scale,
-        "weight_decay": scaled_weight_decay(options.weight_decay, plan.model.config.n_embd),
-    }
-
-
-def _announce(plan: Plan, runtime: Runtime) -> None:
-    """The table of the run, before memory is taken."""
-    model, rank_rows = plan.model, plan.rank_rows(runtime.world_size)
-    rows = min(plan.options.device_batch_size, rank_rows)
-    if rows < 1:
-        rows = micro_batch.likely(model, rank_rows, runtime)
+def log_summary(plan: Plan, runtime: Runtime) -> None:
+    """Log the run's size, steps, learning rates and estimated memory, before any is allocated."""
+    model, rows = plan.model, autotune.expected_rows(plan, runtime)
+    memory = memory_estimate.of(model, rows, runtime)
+    times = f"every {plan.eval_every} steps and at the end" if plan.eval_every else "at the end"
     table = [
         *run_summary.of_model(model),
         *run_summary.of_steps(model, plan.schedule, plan.rows, runtime.world_size),
-        *run_summary.of_rates(
-            plan.schedule, param_groups.scaled_rates(model.config, **_rates(plan))
-        ),
-        *run_summary.of_memory(rows, rank_rows, memory_estimate.of(model, rows, runtime)),
+        *run_summary.of_rates(plan.schedule, param_groups.scaled_rates(model.config, **plan.rates)),
+        ("validation", f"{plan.eval_tokens:,} tokens {times}"),
+        *run_summary.of_memory(rows, plan.rank_rows(runtime.world_size), memory),
         *run_summary.of_attention(model.config, runtime.device, runtime.compute_dtype),
     ]
     lines = "\n".join(run_summary.as_lines(table))
-    logger.info(
-        "%s on %s x %d\n%s", TITLES[plan.stage], runtime.device.type, runtime.world_size, lines
+    title = f"{TITLES[plan.stage]} on {runtime.device.type} x {runtime.world_size}"
+    logger.info("%s\n%s", title, lines)
+
+
+def _require_saved(failure: str) -> None:
+    if failure:
+        raise UserError(f"{failure}; run the same command again to resume from the last checkpoint")
+
+
+def _train(
+    plan: Plan, optimizers: list[Any], saver: CheckpointSaver, context: RunContext
+) -> TrainState:
+    """Train to the last step, which is saved; a skipped step restarts from the last checkpoint."""
+    runtime, device_batch_size, skip_steps = context.runtime, 0, set[int]()
+    model = autotune.compiled(plan, context.peak_tokens_per_second, runtime)
+
+    def evaluate_saved(state: TrainState) -> dict[str, float]:
+        saver.complete(state)  # before an evaluation that could fail
+        with context.stop.immediate():  # nothing is lost by a signal now
+            return evaluate(plan, runtime)
+
+    hooks = [
+        Every(GC_STEPS, lambda _: gc.collect()),
+        Every(plan.save_every, saver.begin),
+        Every(plan.eval_every, evaluate_saved),
+    ]
+    with _profiler(plan, runtime.rank) if plan.profile else nullcontext() as profiler:
+        if profiler is not None:
+            hooks.append(Every(1, lambda _: profiler.step()))
+        while True:
+            start, meta = _resume(plan, optimizers, runtime)
+            skip_steps |= set(meta.get("skipped_steps", []))
+            device_batch_size = device_batch_size or autotune.micro_batch_rows(
+                plan, context.peak_tokens_per_second, runtime, meta
+            )
+            run_meta = {
+                "stage": plan.stage,
+                "model": plan.model.config.to_dict(),
+                "tokenizer": plan.tokenizer.content_hash,
+                "settings": plan.settings,
+                "skipped_steps": sorted(skip_steps),
+                "micro_batch": [*autotune.hardware_key(runtime), device_batch_size],
+            }
+            saver.start_from(start.step if meta else -1, run_meta)
+            context.log.truncate_after(start.step)
+            if plan.skips_nonfinite and not meta:
+                _require_saved(saver.complete(start))  # a checkpoint to return to
+            logger.info("from step %d, micro-batches of %d rows", start.step + 1, device_batch_size)
+            try:
+                with context.stop.deferred():
+                    state = trainer.train(
+                        model, optimizers, plan.batches(resume=start.loader or None), plan.schedule,
+                        start, context, device_batch_size=device_batch_size, every=hooks,
+                        prefetch=plan.prefetch, skip_steps=skip_steps,
+                    )  # fmt: skip
+                    _require_saved(saver.complete(state))
+                return state
+            except trainer.NonFiniteError as error:
+                if not plan.skips_nonfinite or len(skip_steps) == MAX_SKIPPED_STEPS:
+                    raise
+                logger.error("%s; returning to it, step %d is skipped", error, error.step)
+                skip_steps.add(error.step)
+
+
+def _profiler(plan: Plan, rank: int) -> profile:
+    """Traces a few of the first steps to a file for ui.perfetto.dev."""
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    path = plan.directory / f"trace_rank{rank}.json"
+    return profile(
+        schedule=schedule(wait=2, warmup=1, active=2, repeat=1),  # the first steps compile
+        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
+        record_shapes=True,
     )
 
 
-def _make_way(directory: Path, starts_over: bool) -> None:
-    """What earlier runs have left in the folder is put aside or cleared of what a kill left."""
-    if starts_over:
-        checkpoint_manager.set_aside(directory)
-    checkpoint_manager.remove_leftovers(directory)
+def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainState, Meta]:
+    """State and meta of the newest complete checkpoint, with weights and moments restored.
 
-
-def _demand(failure: str) -> None:
-    if failure:
-        raise UserError(f"{failure}; run the command again to go on from the last good one")
-
-
-class _Loop:
-    """The loop of one stage, begun again from the last checkpoint where a step is left out."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        optimizers: list[Any],
-        saver: Saver,
-        stop: StopRequests,
-        log: RunLog,
-        speed: trainer.Speed,
-        runtime: Runtime,
-    ) -> None:
-        self.plan, self.optimizers, self.saver, self.stop = plan, optimizers, saver, stop
-        self.log, self.speed, self.runtime = log, speed, runtime
-        self.jump: set[int] = set()
-        self.micro_rows = 0
-        self.traced: Callable[[], object] = lambda: None
-
-    def run(self) -> State:
-        """The state after the last step, which is saved."""
-        model = autotune.compiled(self.plan, self.speed, self.runtime)
-        if not self.plan.options.profile:
-            return self._run(model)
-        path = self.saver.directory / f"trace_rank{self.runtime.rank}.json"
-        with trace.traced_steps(path) as self.traced:
-            return self._run(model)
-
-    def _run(self, model: nn.Module) -> State:
-        while True:
-            start, loader = self._begin()
-            try:
-                return self._train(model, start, loader)
-            except trainer.NotFinite as error:
-                if self.plan.options.on_nonfinite == "stop" or len(self.jump) == MAX_JUMPS:
-                    raise
-                logger.error("%s; going back, step %d is left out", error, error.step)
-                self.jump.add(error.step)
-
-    def _begin(self) -> tuple[State, dict[str, Any] | None]:
-        """The state before the next step and the loader's state, weights and moments restored."""
-        plan, saver = self.plan, self.saver
-        found = on_main_first(lambda: _find(saver.directory, plan))
-        start, loader = State(0, 0.0, math.nan, 0.0, 0, {}, is_last=False), None
-        if found is not None:
-            start, loader = self._restore(Checkpoint(saver.directory, found["step"], found))
-            self.jump |= set(found.get("jumped", []))
-        if not self.micro_rows:
-            self.micro_rows = autotune.micro_rows(plan, self.speed, self.runtime, found or {})
-        saver.start_from(start.step if found else -1, self._facts())
-        self.log.truncate_after(start.step)
-        if found is None and plan.options.on_nonfinite == "skip":
-            _demand(saver.complete(start))  # so that there is something to go back to
-        logger.info("from step %d, micro-batches of %d rows", start.step + 1, self.micro_rows)
-        return start, loader
-
-    def _facts(self) -> dict[str, Any]:
-        """What every checkpoint of the run notes."""
-        return {
-            "stage": self.plan.stage,
-            "model": self.plan.model.config.to_dict(),
-            "tokenizer": self.plan.tokenizer.content_hash,
-            "settings": self.plan.settings,
-            "jumped": sorted(self.jump),
-            "micro_batch": [*autotune.hardware_key(self.runtime), self.micro_rows],
-        }
-
-    def _restore(self, checkpoint: Checkpoint) -> tuple[State, dict[str, Any]]:
-        meta, step = checkpoint.meta, checkpoint.step
-        self.plan.model.load_state_dict(checkpoint.load_model_state(self.runtime.device))
-        states = checkpoint.load_optimizer_states()
-        for optimizer, of_ranks in zip(self.optimizers, states, strict=True):
-            optimizer.load_merged(of_ranks)
-        logger.info("going on from step %d in %s", step, checkpoint.directory)
-        start = State(
-            step=step,
-            progress=meta["progress"],
-            loss=math.nan if meta["loss"] is None else meta["loss"],
-            seconds=meta["train_seconds"],
-            tokens=meta["tokens"],
-            resume=meta["loader"],
-            is_last=step == self.plan.schedule.num_steps,
-        )
-        return start, meta["loader"]
-
-    def _train(self, model: nn.Module, start: State, loader: dict[str, Any] | None) -> State:
-        with self.stop.deferred():
-            state = self._steps(model, start, loader)
-            _demand(self.saver.complete(state))
-        return state
-
-    def _steps(self, model: nn.Module, start: State, loader: dict[str, Any] | None) -> State:
-        plan, options, saver = self.plan, self.plan.options, self.saver
-
-        def save_first(state: State) -> None:
-            saver.complete(state)  # before an evaluation that could fail
-
-        return trainer.train(
-            model,
-            self.optimizers,
-            plan.batches(loader),
-            plan.schedule,
-            start,
-            device_batch_size=self.micro_rows,
-            every=[
-                Every(COLLECT_EVERY, _collect_garbage),
-                Every(options.save_every, saver.begin),
-                Every(options.eval_every, save_first),
-                Every(options.eval_every, lambda _: evaluate(plan, self.runtime), can_be_left=True),
-            ],
-            saver=saver,
-            runtime=self.runtime,
-            stop=self.stop,
-            log=self.log,
-            speed=self.speed,
-            label=TITLES[plan.stage],
-            prefetch=plan.prefetch,
-            jump=self.jump,
-            observed=self._observe,
-        )
-
-    def _observe(self, state: State) -> dict[str, float]:
-        """Numbers of a step that the loop does not know."""
-        self.traced()
-        numbers = {"memory_bytes": float(self.runtime.peak_bytes()), **self.plan.observed()}
-        if "epoch" in state.resume:
-            numbers["epoch"] = dataloader.epoch(state.resume)
-        return numbers
-
-
-def _collect_garbage(_: State) -> None:
-    gc.collect()
-
-
-def _find(directory: Path, plan: Plan) -> checkpoint_manager.Meta | None:
-    """The meta of the newest whole checkpoint. Raises UserError when it is of another run."""
-    checkpoint = checkpoint_manager.newest_complete(directory)
+    Without a checkpoint the state of step 0 and {}.
+    """
+    checkpoint: Checkpoint | None = on_main_first(
+        lambda: checkpoint_manager.newest_complete(plan.directory)
+    )
     if checkpoint is None:
-        return None
-    refuse_other_settings(directory, checkpoint.meta["settings"], plan.settings, plan.options)
-    return checkpoint.meta
+        return TrainState(), {}
+    plan.model.load_state_dict(checkpoint.load_model_state(runtime.device))
+    for optimizer, states in zip(optimizers, checkpoint.load_optimizer_states(), strict=True):
+        optimizer.load_merged(states)  # saved by any number of ranks
+    logger.info("resuming from step %d in %s", checkpoint.step, plan.directory)
+    return TrainState.from_meta(checkpoint.meta), checkpoint.meta
 
 
 def evaluate(plan: Plan, runtime: Runtime) -> dict[str, float]:
-    """Bits per byte of the plan's model by row of the report's table, printed as well."""
+    """Bits per byte of the plan's model by row of the report's table; also logged. Collective."""
     model, tokenizer = plan.model, plan.tokenizer
-    num_tokens = plan.options.eval_tokens
-    text = loss_eval.text_bpb(model, tokenizer, runtime, plan.source, num_tokens)
+    text = loss_eval.text_bpb(model, tokenizer, runtime, plan.source, plan.eval_tokens)
     table = {"bits per byte, text": text}
     if plan.held_out is not None:
         chat = loss_eval.chat_bpb(model, tokenizer, runtime, plan.held_out)
@@ -365,14 +225,34 @@ def evaluate(plan: Plan, runtime: Runtime) -> dict[str, float]:
     return table
 
 
+def greedy_samples(engine: Engine, texts: Sequence[str], is_chat: bool) -> list[dict[str, str]]:
+    """Samples for the report: greedy answers to user messages, or continuations of plain text."""
+    tokenizer = engine.tokenizer
+    if is_chat:
+        chats = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+        prompts = [render_for_completion(chat, tokenizer) for chat in chats]
+    else:
+        bos = tokenizer.get_bos_token_id()
+        prompts = [tokenizer.encode(text, prepend=bos) for text in texts]
+    context = engine.model.config.sequence_len
+    fitting = [(t, ids) for t, ids in zip(texts, prompts, strict=True) if len(ids) < context]
+    completions = engine.complete([ids for _, ids in fitting], max_tokens=SAMPLE_TOKENS)
+    return [
+        {"prompt": text, "answer": tokenizer.decode(completion.tokens)}
+        for (text, _), completion in zip(fitting, completions, strict=True)
+    ]
+
+
 def _section(
-    plan: Plan, state: State, table: dict[str, float], log: RunLog, speed: trainer.Speed,
-    runtime: Runtime,
-) -> dict[str, Any]:  # fmt: skip
-    history = log.history()
-    rate = state.tokens / state.seconds if state.seconds else math.nan
-    curves = {name: _curve(history, name) for name in ["loss", *table, *plan.observed()]}
-    share = speed.share_of_peak(rate, runtime.world_size)
+    plan: Plan, state: TrainState, table: dict[str, float], context: RunContext
+) -> dict[str, Any]:
+    """The stage's section of the report, see `report.write_section`."""
+    history = context.log.history()
+    curves = {
+        name: [[line["step"], line[name]] for line in history if name in line]
+        for name in ("loss", *table, "reward", "answer_tokens")
+    }
+    rate = state.tokens / state.train_seconds if state.train_seconds else math.nan
     return {
         "title": TITLES[plan.stage],
         "column": COLUMNS[plan.stage],
@@ -383,15 +263,11 @@ def _section(
             "steps": state.step,
             "tokens": state.tokens,
             "last loss": state.loss,
-            "tokens per second": rate,
-            "share of the device's peak": "n/a" if share is None else share,
+            "tok/s": rate,
+            "MFU, share of the peak": rate / context.peak_tokens_per_second,
         },
         "table": table,
         "curves": {name: points for name, points in curves.items() if points},
         "samples": plan.samples(),
-        "seconds": state.seconds,
+        "seconds": state.train_seconds,
     }
-
-
-def _curve(history: list[dict[str, Any]], name: str) -> list[list[float]]:
-    return [[line["step"], line[name]] for line in history if name in line]

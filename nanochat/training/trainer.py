@@ -1,22 +1,21 @@
-"""The loop of every stage: each minimises sum(weights * nll) / norm, only the batches differ.
+"""The training loop of every stage: minimize sum(weights * nll) / norm; only the batches differ.
 
-A stage hands in an iterator of `Batch`, a schedule and a list of `Every(n, call)`. What is called
-gets a frozen `State` and has no way back into the loop, so the gradient is the same for any
+A stage supplies an iterator of `Batch`, a schedule, and a list of `Every(n, fn)`. The functions get
+a frozen `TrainState` and cannot influence the loop, so the gradient is the same for any
 device_batch_size and any number of ranks.
 """
 
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nanochat.adamw import ShardedOptimizer
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
@@ -25,297 +24,200 @@ from nanochat.runtime import (
     Runtime,
     StopRequests,
     all_reduce_sum,
-    undisturbed,
-    world_size,
+    gc_and_trim_disabled,
 )
 from nanochat.training import rank_watchdog
+from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 from nanochat.training.schedule import Schedule
 
-WIDTH_STEP = 8  # hardware likes it, and padding stays small
-QUEUE_SECONDS = 0.2  # how soon the maker of batches sees that nobody wants more
-
-
-class Optimizer(Protocol):
-    """What the loop asks of an optimizer; reducing gradients over ranks is its own affair."""
-
-    param_groups: list[dict[str, Any]]
-
-    def step(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run is after a step."""
-
-    step: int
-    """Optimizer steps done."""
-    progress: float
-    loss: float
-    """Of the last step, over all ranks."""
-    seconds: float
-    """Spent in training steps since the first one, restarts included."""
-    tokens: int
-    """Tokens trained on since the first step, restarts included."""
-    resume: dict[str, Any]
-    """The loader's state on this rank."""
-    is_last: bool
+WIDTH_STEP = 8  # tensor cores want multiples of 8, and the padding stays small
 
 
 @dataclass(frozen=True)
 class Every:
-    """Call something after each `steps` steps, never when 0, and not after the last one."""
+    """Call `fn` after each `steps` steps (0: never), except after the last one."""
 
     steps: int
-    call: Callable[[State], dict[str, float] | None]
-    can_be_left: bool = False
-    """The step is saved, so a signal meanwhile ends the process at once."""
-
-    def is_due(self, state: State) -> bool:
-        """True when the call is to be made after this step."""
-        return self.steps > 0 and not state.is_last and state.step % self.steps == 0
+    fn: Callable[[TrainState], object]  # a dictionary that it returns is logged as metrics
 
 
 @dataclass(frozen=True)
-class Speed:
-    """What tokens/s are compared with."""
+class RunContext:
+    """What a run works with, beside its model and data."""
 
-    flops_per_token: float
-    peak_flops: float | None
-    """Of one device, FLOP/s; None when it is not known."""
-
-    def share_of_peak(self, tokens_per_second: float, num_devices: int) -> float | None:
-        """Model FLOP utilisation from 0 to 1, or None."""
-        if self.peak_flops is None:
-            return None
-        return tokens_per_second * self.flops_per_token / (self.peak_flops * num_devices)
+    runtime: Runtime
+    saver: CheckpointSaver
+    stop: StopRequests
+    log: RunLog
+    label: str  # of the progress line
+    peak_tokens_per_second: float  # of all devices together, at 100 % MFU
 
 
-class Saver(Protocol):
-    """What the loop asks of whoever writes checkpoints; every rank asks alike."""
-
-    @property
-    def last(self) -> str:
-        """The last one that is whole, in words."""
-        ...
-
-    def is_due(self) -> bool:
-        """True when too much time has gone by since the last one, by this rank's clock."""
-        ...
-
-    def begin(self, state: State) -> object:
-        """Begin to save, unless the step is being saved already."""
-        ...
-
-    def wait(self) -> str:
-        """Wait until what was begun is done; why it failed, or ""."""
-        ...
-
-
-class NotFinite(UserError):
-    """The loss or a gradient of a step is no number or infinite; no weight has moved."""
+class NonFiniteError(UserError):
+    """The loss or a gradient of a step is infinite or NaN; no weight has changed."""
 
     def __init__(self, step: int, what: str, last_saved: str) -> None:
         super().__init__(
             f"the {what} of step {step} is not finite: stopped before the update; last good"
-            f" checkpoint: {last_saved}; lower the learning rates or look at the data, or let"
-            " --on_nonfinite=skip leave such steps out, then run the command again"
+            f" checkpoint: {last_saved}; lower the learning rates or look at the data, or use"
+            " --on_nonfinite=skip to skip such steps, then run the same command again"
         )
         self.step = step
 
 
 def train(
     model: nn.Module,
-    optimizers: Sequence[Optimizer],
+    optimizers: Sequence[ShardedOptimizer],
     batches: Iterator[Batch],
     schedule: Schedule,
-    start: State,
+    start: TrainState,
+    context: RunContext,
     *,
     device_batch_size: int,
-    every: list[Every],
-    saver: Saver,
-    runtime: Runtime,
-    stop: StopRequests,
-    log: RunLog,
-    speed: Speed,
-    label: str,
+    every: Sequence[Every] = (),
     prefetch: bool = True,
-    jump: Collection[int] = (),
-    observed: Callable[[State], dict[str, float]] = lambda _: {},
-) -> State:
+    skip_steps: Collection[int] = (),
+) -> TrainState:
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
-    `every` is called in its order; what is `observed` is logged with each step. On SIGTERM, SIGINT
-    or SIGUSR1 the state is saved and the loop returns. The steps of `jump` take their batch and
-    leave the weights alone. Raises NotFinite before the update when a loss or a gradient is not
-    finite.
+    The functions of `every` are called in order. On SIGTERM, SIGINT or SIGUSR1 the state is saved
+    and the loop returns. The steps of `skip_steps` consume their batch without an update. Raises
+    NonFiniteError before the update if a loss or a gradient is not finite.
     """
-    state, last_step = start, schedule.num_steps
-    model.zero_grad(set_to_none=True)  # an earlier call may have stopped with some
-    if runtime.device.type == "cuda":
-        batches = map(_pinned, batches)
-    line = ProgressLine(last_step, label, runtime.is_main)
+    state, runtime, saver, stop = start, context.runtime, context.saver, context.stop
+    model.zero_grad(set_to_none=True)  # an earlier call may have raised before its update
     with (
-        line,
-        undisturbed(runtime.device),
-        _watched(runtime, stop),
-        _one_ahead(batches) if prefetch else nullcontext(batches) as ahead,
+        ProgressLine(schedule.num_steps, context.label, runtime.is_main) as line,
+        gc_and_trim_disabled(runtime.device),
+        rank_watchdog.watchdog(runtime, is_leaving=lambda: stop.name is not None),
+        _prefetched(batches, runtime) if prefetch else nullcontext(batches) as upcoming,
     ):
-        while state.step < last_step:
+        while state.step < schedule.num_steps:
             began = time.perf_counter()
-            batch = next(ahead)
-            loss, is_jumped = torch.tensor(math.nan), state.step + 1 in jump
-            if not is_jumped:
+            batch = next(upcoming)
+            if state.step + 1 in skip_steps:
+                stats = _step_stats(model, batch, torch.tensor(math.nan), [], context)
+            else:
                 loss = accumulate_gradients(model, batch, device_batch_size, runtime.device)
-            own = _Own.of(loss, model, batch)
-            facts = _agree(own, stop.name, saver.is_due())
-            if not is_jumped:
-                _refuse_not_finite(facts, state.step + 1, saver)
+                squared_norms = [optimizer.reduce_gradients() for optimizer in optimizers]
+                stats = _step_stats(model, batch, loss, squared_norms, context)
+                _require_finite(stats, state.step + 1, saver)
                 update(optimizers, schedule, state.step)
             model.zero_grad(set_to_none=True)
-            # A GPU may still be moving weights: it is next waited for where a loss is read.
+            # A GPU may still be updating: the host waits for it where the next loss is read.
             seconds = time.perf_counter() - began
-            state = State(
+            state = TrainState(
                 step=state.step + 1,
                 progress=batch.progress,
-                loss=facts.loss,
-                seconds=state.seconds + seconds,
-                tokens=state.tokens + facts.tokens,
-                resume=batch.resume,
-                is_last=state.step + 1 == last_step,
+                loss=stats.loss,
+                train_seconds=state.train_seconds + seconds,
+                tokens=state.tokens + stats.tokens,
+                loader=batch.resume,
             )
-            rate = facts.tokens / seconds
-            numbers = _numbers(state, rate, schedule, speed, runtime.world_size) | observed(state)
-            numbers |= {"gradient_norm": facts.gradient_norm, "parameter_norm": own.parameter_norm}
-            log.log(state.step, **numbers)  # before the save: what is saved is not run again
-            line.update(state.step, **_shown(state, rate, numbers))
-            if facts.is_save_due:
+            _log_step(state, batch, stats, seconds, schedule, context, line)
+            if stats.is_save_due:
                 saver.begin(state)
-            for hook in every:
-                if hook.is_due(state):
-                    with stop.at_once() if hook.can_be_left else nullcontext():
-                        more = hook.call(state)
-                    if more:
-                        log.log(state.step, **more)
-            if facts.signal:
-                stop.name = facts.signal  # which another rank may have got
+            for fn in _due(every, state.step, schedule.num_steps):
+                if isinstance(metrics := fn(state), dict) and metrics:
+                    context.log.log(state.step, **metrics)
+            if stats.signal:
+                stop.name = stats.signal  # possibly received by another rank
                 saver.begin(state)
                 break
     return state
 
 
-def _refuse_not_finite(facts: "_StepFacts", step: int, saver: Saver) -> None:
-    if facts.not_finite:
-        saver.wait()  # so that it is known which checkpoint is the last
-        raise NotFinite(step, facts.not_finite, saver.last)
-
-
-def _watched(runtime: Runtime, stop: StopRequests) -> AbstractContextManager[None]:
-    return rank_watchdog.watched(
-        runtime.store, runtime.rank, runtime.world_size, is_leaving=lambda: stop.name is not None
-    )
-
-
 def accumulate_gradients(
     model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device
 ) -> Tensor:
-    """This rank's sum(weights * nll) / norm; its gradient is added to the parameters' `.grad`."""
+    """This rank's sum(weights * nll) / norm; adds its gradient to the parameters' `.grad`."""
     total = torch.zeros((), device=device, dtype=torch.float32)
-    num_rows = batch.inputs.size(0)
-    for first in range(0, num_rows, device_batch_size):
+    for first in range(0, batch.inputs.size(0), device_batch_size):
         rows = slice(first, first + device_batch_size)
-        cut = rows, slice(width_in_use(batch.targets[rows]))
-        inputs, targets = batch.inputs[cut], batch.targets[cut]
+        used = rows, slice(width_in_use(batch.targets[rows]))
+        inputs, targets = batch.inputs[used], batch.targets[used]
         if batch.weights is None:
             weights = torch.ones(targets.shape, device=device)
         else:
-            weights = _on(device, batch.weights[cut])
-        loss = model(_on(device, inputs), _on(device, targets), weights=weights / batch.norm)
+            weights = _to_device(batch.weights[used], device)
+        loss = model(
+            _to_device(inputs, device), _to_device(targets, device), weights=weights / batch.norm
+        )
         loss.backward()
         total += loss.detach()
     return total
 
 
 def width_in_use(targets: Tensor) -> int:
-    """Columns up to the last target of any row, in whole steps: what is behind has no effect."""
-    last = int((targets >= 0).any(dim=0).nonzero().max()) + 1 if (targets >= 0).any() else 1
-    return min(-(-last // WIDTH_STEP) * WIDTH_STEP, targets.size(1))
+    """Columns up to the last target of any row, rounded up; later ones do not affect the loss."""
+    has_target = (targets >= 0).any(dim=0)
+    last = int(has_target.nonzero().max()) + 1 if has_target.any() else 1
+    return min(-(-last // WIDTH_STEP) * WIDTH_STEP, targets.size(1))  # never beyond the context
 
 
 def tokens_in_use(targets: Tensor) -> int:
-    """Tokens up to the last target of each row: padding is no work done."""
+    """Tokens up to the last target of each row: padding does not count as throughput."""
     columns = torch.arange(1, targets.size(1) + 1)
     return int(((targets >= 0) * columns).amax(dim=1).sum())
 
 
-def _pinned(batch: Batch) -> Batch:
-    """The same in memory that a GPU reads by itself."""
+def _pin(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+    inputs, targets = batch.inputs.pin_memory(), batch.targets.pin_memory()
     weights = None if batch.weights is None else batch.weights.pin_memory()
-    return replace(
-        batch,
-        inputs=batch.inputs.pin_memory(),
-        targets=batch.targets.pin_memory(),
-        weights=weights,
-    )
+    return replace(batch, inputs=inputs, targets=targets, weights=weights)
 
 
-def _on(device: torch.device, tensor: Tensor) -> Tensor:
-    """The tensor there; a GPU fetches what is pinned while the program goes on."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
-class _Own:
-    """What this rank knows of a step once the device has done it."""
+class _StepStats:
+    """What all ranks know of a step before its update."""
 
-    loss: float
-    gradient_norm: float
-    parameter_norm: float
-    """Before the step."""
+    loss: float  # mean over ranks
     tokens: int
-
-    @classmethod
-    def of(cls, loss: Tensor, model: nn.Module, batch: Batch) -> "_Own":
-        """The one place in a step where the device is waited for."""
-        parameters = [parameter.detach() for parameter in model.parameters()]
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norms = [nn.utils.get_total_norm(tensors) for tensors in (gradients, parameters)]
-        numbers = [tensor.to(norms[1]) for tensor in (loss, *norms)]
-        loss_value, gradient_norm, parameter_norm = torch.stack(numbers).tolist()
-        return cls(loss_value, gradient_norm, parameter_norm, tokens_in_use(batch.targets))
-
-
-@dataclass(frozen=True)
-class _StepFacts:
-    loss: float
-    tokens: int
-    gradient_norm: float
-    """Root mean square of the ranks', before they are averaged."""
-    not_finite: str
-    """"loss", "gradient" or ""."""
-    signal: str | None
+    gradient_norm: float  # of the gradient averaged over ranks
+    parameter_norm: float  # before the update
+    not_finite: str  # "loss", "gradient" or ""
+    signal: str | None  # received by any rank
     is_save_due: bool
 
 
-def _agree(own: _Own, signal: str | None, is_save_due: bool) -> _StepFacts:
-    """What all ranks know of a step: the mean loss, the sum of tokens, what is to be done."""
+def _step_stats(
+    model: nn.Module, batch: Batch, loss: Tensor, squared_norms: list[Tensor], context: RunContext
+) -> _StepStats:
+    """squared_norms: this rank's part of the gradient's squared norm, one per optimizer."""
+    norm = nn.utils.get_total_norm([parameter.detach() for parameter in model.parameters()])
+    # The only place in a step where the host waits for the device.
+    local, parameter_norm, *squares = torch.stack(
+        [tensor.to(norm) for tensor in (loss, norm, *squared_norms)]
+    ).tolist()
     names = [number.name for number in STOP_SIGNALS]
-    mine = [own.loss, own.tokens, own.gradient_norm**2, is_save_due]
-    mine += [signal == name for name in names]
-    total, tokens, square, due, *asked = all_reduce_sum([float(one) for one in mine])
-    told = [name for name, count in zip(names, asked, strict=True) if count]
-    is_bad = not math.isfinite(square)
-    return _StepFacts(
-        loss=total / world_size(),
+    sums = [local, tokens_in_use(batch.targets), sum(squares), context.saver.is_due()]
+    sums += [context.stop.name == name for name in names]
+    total, tokens, square, due, *signaled = all_reduce_sum([float(value) for value in sums])
+    bad = [name for name, x in (("loss", total), ("gradient", square)) if not math.isfinite(x)]
+    return _StepStats(
+        loss=total / context.runtime.world_size,
         tokens=int(tokens),
-        gradient_norm=math.sqrt(square / world_size()) if not is_bad else square,
-        not_finite="loss" if not math.isfinite(total) else "gradient" if is_bad else "",
-        signal=told[0] if told else None,
-        is_save_due=due > 0,
+        gradient_norm=math.sqrt(square),
+        parameter_norm=parameter_norm,
+        not_finite=bad[0] if bad else "",
+        signal=next((name for name, count in zip(names, signaled, strict=True) if count), None),
+        is_save_due=due > 0,  # the clocks of the ranks differ
     )
 
 
-def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> None:
-    """Set every group's rates for this step and move."""
+def _require_finite(stats: _StepStats, step: int, saver: CheckpointSaver) -> None:
+    if stats.not_finite:
+        saver.wait()  # the message names the last checkpoint
+        raise NonFiniteError(step, stats.not_finite, saver.last)
+
+
+def update(optimizers: Sequence[ShardedOptimizer], schedule: Schedule, step: int) -> None:
+    """Set the scheduled values of every parameter group and update the parameters."""
     multiplier = schedule.learning_rate(step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -328,65 +230,49 @@ def update(optimizers: Sequence[Optimizer], schedule: Schedule, step: int) -> No
         optimizer.step()
 
 
-def _numbers(
-    state: State, rate: float, schedule: Schedule, speed: Speed, num_devices: int
-) -> dict[str, float]:
-    numbers = {
+def _log_step(
+    state: TrainState, batch: Batch, stats: _StepStats, seconds: float, schedule: Schedule,
+    context: RunContext, line: ProgressLine,
+) -> None:  # fmt: skip
+    """Log a step; called before it is saved, because a saved step is not run again."""
+    rate = stats.tokens / seconds
+    mfu = rate / context.peak_tokens_per_second
+    metrics = {
         "loss": state.loss,
         "lr_multiplier": schedule.learning_rate(state.step - 1),
         "tokens": state.tokens,
         "tokens_per_second": rate,
-        "train_seconds": state.seconds,
+        "mfu": mfu,
+        "train_seconds": state.train_seconds,
         "progress": state.progress,
+        "gradient_norm": stats.gradient_norm,
+        "parameter_norm": stats.parameter_norm,
+        "memory_bytes": context.runtime.peak_bytes(),
     }
-    share = speed.share_of_peak(rate, num_devices)
-    if share is not None:
-        numbers["mfu"] = share
-    return numbers
+    context.log.log(state.step, **metrics, **batch.metrics)
+    line.update(
+        state.step, **{"loss": f"{state.loss:.4f}", "tok/s": f"{rate:,.0f}", "MFU": f"{mfu:.0%}"}
+    )
 
 
-def _shown(state: State, rate: float, numbers: dict[str, float]) -> dict[str, str]:
-    shown = {"loss": f"{state.loss:.4f}", "tok/s": f"{rate:,.0f}"}
-    shown["peak"] = f"{numbers['mfu']:.0%}" if "mfu" in numbers else "n/a"
-    return shown
+def _due(every: Sequence[Every], step: int, num_steps: int) -> list[Callable[..., object]]:
+    return [e.fn for e in every if e.steps and step % e.steps == 0 and step < num_steps]
 
 
 @contextmanager
-def _one_ahead(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """The same batches, the next one made in a thread while this one is trained on.
+def _prefetched(batches: Iterator[Batch], runtime: Runtime) -> Iterator[Iterator[Batch]]:
+    """The same batches, the next one prepared by a thread while one is trained on.
 
-    Behind it no thread reads what the batches are made of.
+    The thread has ended when the context is left, so the caller may close what it reads from.
     """
-    ready: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=1)
-    is_over = threading.Event()
+    if runtime.device.type == "cuda":
+        batches = map(_pin, batches)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as executor:
 
-    def hand_over(item: Batch | Exception | None) -> None:
-        while not is_over.is_set():
-            try:
-                return ready.put(item, timeout=QUEUE_SECONDS)
-            except queue.Full:
-                continue
+        def upcoming() -> Iterator[Batch]:
+            pending = executor.submit(next, batches, None)
+            while (batch := pending.result()) is not None:  # raises what preparing it raised
+                pending = executor.submit(next, batches, None)
+                yield batch
 
-    def make() -> None:
-        try:
-            for batch in batches:
-                hand_over(batch)
-                if is_over.is_set():
-                    return
-            hand_over(None)
-        except Exception as error:  # handed over to the loop, which raises it
-            hand_over(error)
-
-    def taken() -> Iterator[Batch]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=make, daemon=True, name="next-batch")
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        is_over.set()
-        thread.join()
+        yield upcoming()

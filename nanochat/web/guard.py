@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
-from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.errors import where_it_failed
 from nanochat.web.openai_api import ApiError
@@ -29,38 +30,44 @@ SECURITY_HEADERS = {
 }
 CLOSE = {"Connection": "close"}  # the rest of a refused body is not read
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
 
 class Guard:
     """The outermost middleware."""
 
-    def __init__(self, app: App, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
         self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        response = _Response(send)
-        start = time.monotonic()
+        start, status = time.monotonic(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                names = {name for name, _ in message["headers"]}  # a route's own headers win
+                added = [item for item in SECURITY_HEADERS.items() if item[0] not in names]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
         try:
             for name, value in scope["headers"]:
                 if name == b"content-length":  # refused before a byte of the body is read
                     self._check_size(int(value[:20]))  # 20 digits are too large already
-            await self.app(scope, self._limited(receive), response.send)
-        except ApiError as error:
-            await response.fail(error)
+            await self.app(scope, self._limited(receive), send_with_headers)
         except Exception as error:
-            # Not the exception's text: it may quote what the user wrote.
-            logger.error("a route failed: %s", where_it_failed(error))
-            await response.fail(ApiError(500, "internal server error; see the server's log"))
+            if not isinstance(error, ApiError):
+                # Not the exception's text: it may quote what the user wrote.
+                logger.error("a route failed: %s", where_it_failed(error))
+                error = ApiError(500, "internal server error; see the server's log")
+            if not status:  # else the response has been started and can only break off
+                response = JSONResponse(error.body(), error.status_code, headers=CLOSE)
+                await response(scope, receive, send_with_headers)
         finally:
-            self.metrics.requests.labels(response.status).inc()
-            _log_access(scope, response.status, time.monotonic() - start)
+            self.metrics.requests.labels(status).inc()
+            _log_access(scope, status, time.monotonic() - start)
 
     def _check_size(self, num_bytes: int) -> None:
         """Raises ApiError when the body is too large."""
@@ -91,42 +98,11 @@ class Guard:
         return limited
 
 
-class _Response:
-    """Adds the security headers and remembers the status."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            names = {name for name, _ in message["headers"]}  # a route's own headers win
-            added = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in names]
-            message = {**message, "headers": [*message["headers"], *added]}
-        await self._send(message)
-
-    async def fail(self, error: ApiError) -> None:
-        """Send an error and close the connection, unless a response has been started."""
-        if self.status:
-            return
-        body = json.dumps(error.body()).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        start = {"type": "http.response.start", "status": error.status_code, "headers": headers}
-        await self.send(start)
-        await self.send({"type": "http.response.body", "body": body})
-
-
-def _log_access(scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
     """One line of JSON: escaped, bounded, without query and body, which may hold users' text."""
-    client = scope.get("client") or ("", 0)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "client": client[0],
+        "client": (scope.get("client") or [""])[0],
         "method": scope["method"][:16],
         "path": scope["path"][:MAX_LOGGED_PATH],
         "status": status,

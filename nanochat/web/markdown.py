@@ -39,8 +39,8 @@ def to_html(text: str) -> str:
     )
 
 
-def tokens_of(text: str) -> list[Token]:
-    """The same text as the parser has understood it, for the terminal; lines end where they do."""
+def parse(text: str) -> list[Token]:
+    """Parsed Markdown for the terminal; line breaks are kept as on the page."""
     tokens = _parser().parse(text)
     for child in (child for token in tokens for child in token.children or ()):
         if child.type == "softbreak":

@@ -10,17 +10,16 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from nanochat import chat
-from nanochat.chat import Message, render_to_go_on, trim_to_fit
+from nanochat.chat import Message, render_for_continuation, trim_to_fit
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import ToolCall
-from nanochat.inference.sampling import Sampling, TokenChoice
+from nanochat.inference.sampling import Sampling, TokenLogprob
 
 # Bounds on the work of one request; OpenAI has the same two for stop strings and top_logprobs.
 MAX_STOP_STRINGS = 4
@@ -130,6 +129,11 @@ class Generation(Schema):
             raise ApiError(400, message, param="stop")
         return tuple(filter(None, strings))
 
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """The server's defaults, overridden by the fields that the request sets."""
+        fields = {"temperature", "top_k", "top_p", "min_p"}
+        return replace(defaults, **self.model_dump(include=fields, exclude_none=True))
+
     def wants_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -163,53 +167,27 @@ class CompletionRequest(Generation):
         """Alternatives to report for each token; None: no logprobs at all."""
         return self.logprobs
 
-
-@dataclass(frozen=True)
-class Defaults:
-    """The server's values for fields that a request leaves out."""
-
-    temperature: float = 0.0
-    top_k: int = 50
-    max_tokens: int = 512
-
-
-def sampling_of(request: Generation, defaults: Defaults) -> Sampling:
-    """The sampling settings of a request."""
-    temperature, top_k = request.temperature, request.top_k
-    return Sampling(
-        temperature=defaults.temperature if temperature is None else temperature,
-        top_k=defaults.top_k if top_k is None else max(0, top_k),
-        top_p=1.0 if request.top_p is None else request.top_p,
-        min_p=request.min_p or 0.0,
-    )
-
-
-def seed_of(request: Generation) -> int:
-    """The requested seed, else a random one."""
-    return secrets.randbits(63) if request.seed is None else request.seed
+    def scores_prompt(self) -> bool:
+        """Whether the prompt is echoed with its log-probabilities."""
+        return bool(self.echo) and self.logprobs is not None
 
 
 # ---- prompts
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as tokens, after the `num_dropped` oldest messages were trimmed."""
+def chat_prompt(
+    request: ChatRequest, tokenizer: Tokenizer, max_tokens: int
+) -> tuple[list[int], int]:
+    """The conversation as tokens, and how many of the oldest messages were trimmed.
 
-    tokens: list[int]
-    num_dropped: int = 0
-
-
-def prompt_of(request: ChatRequest, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
-    """The conversation as tokens, at most `max_tokens` where the request allows trimming.
-
-    A final assistant message is continued. Raises ApiError on an invalid conversation.
+    max_tokens: of the prompt, where the request allows trimming. A final assistant message is
+    continued. Raises ApiError on an invalid conversation.
     """
     try:
         messages, num_dropped = merge_turns(request.messages), 0
         if request.trim:
             messages, num_dropped = trim_to_fit(messages, tokenizer, max_tokens)
-        return Prompt(render_to_go_on({"messages": messages}, tokenizer), num_dropped)
+        return render_for_continuation({"messages": messages}, tokenizer), num_dropped
     except UserError as error:
         code = "context_length_exceeded" if "context" in str(error) else None
         raise ApiError(400, str(error), param="messages", code=code) from None
@@ -223,12 +201,12 @@ class TextPrompt:
     is_bos_hidden: bool
     """True where the client did not send the <|bos|> and does not get it back."""
 
-    def shown(self, choices: list[TokenChoice]) -> list[TokenChoice | int]:
-        """Scores of the client's tokens; a <|bos|> of theirs has none and stands as a number."""
-        return [*choices] if self.is_bos_hidden else [self.tokens[0], *choices]
+    def shown(self, logprobs: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the tokens that the client sent; its own <|bos|> has none."""
+        return logprobs if self.is_bos_hidden else (TokenLogprob(self.tokens[0], None), *logprobs)
 
 
-def prompts_of(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
+def text_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[TextPrompt]:
     """The prompts of a completion. Raises ApiError on none, too many or an unknown token id."""
     prompts: Any = request.prompt
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
@@ -302,16 +280,13 @@ class Envelope:
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """A complete answer."""
-        return self._object(self.kind, choices, more)
+        head = {"id": self.id, "object": self.kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """One event of a stream."""
-        is_chat = self.kind == "chat.completion"
-        return self._object("chat.completion.chunk" if is_chat else self.kind, choices, more)
-
-    def _object(self, name: str, choices: list[Any], more: dict[str, Any]) -> dict[str, Any]:
-        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
-        return {**head, "choices": choices, **more}
+        name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return {**self.body(choices, **more), "object": name}
 
 
 def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
@@ -323,60 +298,50 @@ def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
     }
 
 
-def tool_body(call: ToolCall) -> dict[str, Any]:
-    """A tool call as JSON."""
-    return asdict(call)
-
-
-def chat_logprobs(
-    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer
-) -> dict[str, Any] | None:
+def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The `logprobs` of a chat; None where there are none."""
 
-    def entry(token: int, logprob: float) -> dict[str, Any]:
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
         raw = tokenizer.decode_bytes([token])
         text = raw.decode(errors="replace")
-        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(raw)}
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
 
     content = [
         {
-            **entry(choice.token, choice.logprob),
-            "top_logprobs": [entry(*other) for other in choice.top_logprobs],
+            **entry(one.token, one.logprob),
+            "top_logprobs": [entry(*other) for other in one.top_logprobs],
         }
-        for choice in choices
-        if isinstance(choice, TokenChoice)
+        for one in logprobs
     ]
-    return {"content": content} if choices else None
+    return {"content": content} if content else None
 
 
 def text_logprobs(
-    choices: Sequence[TokenChoice | int], tokenizer: Tokenizer, offset: int
+    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int
 ) -> dict[str, Any] | None:
     """The `logprobs` of a completion; None where there are none.
 
     offset: characters of the text before these tokens.
     """
-    if not choices:
+    if not logprobs:
         return None
-    tokens: list[str] = []
-    logprobs: list[float | None] = []  # None for a token without a score: the first of a text
-    top_logprobs: list[dict[str, float] | None] = []
-    for choice in choices:
-        if isinstance(choice, int):
-            tokens.append(token_name(choice, tokenizer))
-            logprobs.append(None)
-            top_logprobs.append(None)
-            continue
-        tokens.append(token_name(choice.token, tokenizer))
-        logprobs.append(max(choice.logprob, MIN_LOGPROB))
-        others = choice.top_logprobs
-        top_logprobs.append({token_name(t, tokenizer): max(p, MIN_LOGPROB) for t, p in others})
+    tokens = [token_name(one.token, tokenizer) for one in logprobs]
     return {
         "tokens": tokens,
-        "token_logprobs": logprobs,
-        "top_logprobs": top_logprobs,
+        "token_logprobs": [_finite(one.logprob) for one in logprobs],
+        "top_logprobs": [
+            {token_name(token, tokenizer): _finite(value) for token, value in one.top_logprobs}
+            if one.logprob is not None
+            else None
+            for one in logprobs
+        ],
         "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[:-1],
     }
+
+
+def _finite(logprob: float | None) -> float | None:
+    """JSON has no infinity; None, for the first token of a text, stays."""
+    return None if logprob is None else max(logprob, MIN_LOGPROB)
 
 
 def token_name(token: int, tokenizer: Tokenizer) -> str:

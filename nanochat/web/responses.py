@@ -1,201 +1,142 @@
-"""What was said, as bodies and chunks of the protocol."""
+"""Bodies and streams of the OpenAI protocol, built from the events of an answer.
+
+Both come from the same chunks, each with one choice: a stream sends them, a body joins them.
+"""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from nanochat.inference.detokenizer import Finished
-from nanochat.inference.sampling import TokenChoice
+from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
+from nanochat.inference.sampling import TokenLogprob
+from nanochat.web.inference_service import AnswerEvents
 from nanochat.web.openai_api import (
+    CompletionRequest,
     Envelope,
-    Prompt,
     TextPrompt,
     Tokenizer,
     chat_logprobs,
     text_logprobs,
-    tool_body,
     usage,
 )
-from nanochat.web.service import Answers, Said
+from nanochat.web.worker import PromptLogprobs
 
-Chunks = AsyncIterator[dict[str, Any]]
-
-
-# ---- chat
+Json = dict[str, Any]
 
 
-async def chat_stream(
-    answers: Answers, envelope: Envelope, prompt: Prompt, tokenizer: Tokenizer, with_usage: bool
-) -> Chunks:
-    """The chunks of a chat."""
-    begin = {"role": "assistant", "content": ""}
-    more = _dropped(prompt)
-    for index in range(answers.num_choices):
-        yield envelope.chunk([_delta(index, begin)], **more)
-    num_tokens = 0
-    async for said in answers:
-        logprobs = chat_logprobs(said.choices, tokenizer)
-        if said.tool is not None:
-            yield envelope.chunk([_delta(said.index, {"tools": [tool_body(said.tool)]})])
-        elif said.finished is not None:
-            num_tokens += said.finished.num_tokens
-            yield envelope.chunk([_delta(said.index, {}, said.finished.reason)])
-        else:
-            yield envelope.chunk([_delta(said.index, {"content": said.text}, None, logprobs)])
-    if with_usage:
-        yield envelope.chunk([], usage=usage(len(prompt.tokens), num_tokens))
+@dataclass
+class ResponseBuilder:
+    """One answer, to be sent as a stream or as a body."""
+
+    answer: AnswerEvents
+    envelope: Envelope
+    chunks: AsyncIterator[Json]  # choices as a stream sends them
+    choices: list[Json]  # choices as a body has them, still empty
+    num_prompt_tokens: int
+    extra_fields: Json = field(default_factory=dict)
+
+    async def stream(self, with_usage: bool) -> AsyncIterator[Json]:
+        """The chunks, and at the end one with the usage if the client asks for it."""
+        async for chunk in self.chunks:
+            is_first = "role" in chunk.get("delta", ())
+            yield self.envelope.chunk([chunk], **(self.extra_fields if is_first else {}))
+        if with_usage:
+            yield self.envelope.chunk([], usage=self._usage())
+
+    async def body(self) -> Response:
+        """The complete answer."""
+        async for chunk in self.chunks:
+            choice = self.choices[chunk["index"]]
+            joined, new = choice.get("message", choice), chunk.get("delta", chunk)
+            for name in {"text", "content", "tools"} & new.keys():
+                joined[name] += new[name]
+            for name, values in (chunk["logprobs"] or {}).items():
+                choice["logprobs"] = choice["logprobs"] or {}
+                choice["logprobs"].setdefault(name, []).extend(values)
+            choice["finish_reason"] = chunk["finish_reason"]  # None until the last chunk
+        return JSONResponse(
+            self.envelope.body(self.choices, usage=self._usage(), **self.extra_fields)
+        )
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self.num_prompt_tokens, self.answer.num_tokens)
 
 
-def _delta(
-    index: int, change: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": change, "logprobs": logprobs, "finish_reason": finish_reason}
+def _choice(index: int, name: str, value: Any, logprobs: Any = None, reason: Any = None) -> Json:
+    return {"index": index, name: value, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def chat_body(
-    answers: Answers, envelope: Envelope, prompt: Prompt, tokenizer: Tokenizer
-) -> Response:
-    """A chat answered at once."""
-    whole = [_Whole() for _ in range(answers.num_choices)]
-    async for said in answers:
-        whole[said.index].add(said)
-    choices = [
-        {
-            "index": index,
-            "message": {
-                "role": "assistant",
-                "content": one.text,
-                "refusal": None,
-                "tools": [tool_body(call) for call in one.tools],
-            },
-            "logprobs": chat_logprobs(one.choices, tokenizer),
-            "finish_reason": one.finish_reason,
-        }
-        for index, one in enumerate(whole)
-    ]
-    used = usage(len(prompt.tokens), sum(one.num_tokens for one in whole))
-    return JSONResponse(envelope.body(choices, usage=used, **_dropped(prompt)))
+# ---- POST /v1/chat/completions
 
 
-def _dropped(prompt: Prompt) -> dict[str, int]:
-    return {"dropped_messages": prompt.num_dropped} if prompt.num_dropped else {}
+def chat_response(
+    answer: AnswerEvents,
+    envelope: Envelope,
+    tokenizer: Tokenizer,
+    num_prompt_tokens: int,
+    num_dropped: int,
+) -> ResponseBuilder:
+    """The response to a chat."""
+    choices = []
+    for index in range(answer.num_choices):
+        message: Json = {"role": "assistant", "content": "", "refusal": None, "tools": []}
+        choices.append(_choice(index, "message", message))
+    extra_fields = {"dropped_messages": num_dropped} if num_dropped else {}
+    chunks = _chat_chunks(answer, tokenizer)
+    return ResponseBuilder(answer, envelope, chunks, choices, num_prompt_tokens, extra_fields)
 
 
-class _Whole:
-    """One choice, gathered."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.tools: list[Any] = []
-        self.choices: list[TokenChoice | int] = []
-        self.finish_reason = "length"
-        self.num_tokens = 0
-
-    def add(self, said: Said) -> None:
-        """Take what was said next."""
-        self.text += said.text
-        self.choices += said.choices
-        if said.tool is not None:
-            self.tools.append(said.tool)
-        if said.finished is not None:
-            self.finish_reason = said.finished.reason
-            self.num_tokens = said.finished.num_tokens
+async def _chat_chunks(answer: AnswerEvents, tokenizer: Tokenizer) -> AsyncIterator[Json]:
+    for index in range(answer.num_choices):
+        yield _choice(index, "delta", {"role": "assistant", "content": ""})
+    async for index, event in answer:
+        if isinstance(event, TextPiece):
+            logprobs = chat_logprobs(event.logprobs, tokenizer)
+            yield _choice(index, "delta", {"content": event.text}, logprobs)
+        elif isinstance(event, ToolCall):
+            yield _choice(index, "delta", {"tools": [asdict(event)]})
+        elif isinstance(event, Finished):
+            yield _choice(index, "delta", {}, reason=event.reason)
 
 
-# ---- plain completions
+# ---- POST /v1/completions
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The prompts of a completion, what is shown of them, and how many choices follow each."""
-
-    prompts: list[TextPrompt]
-    is_echoed: bool
-    is_scored: bool
-    """Whether the answers begin with scores of the prompts."""
-    num_each: int
-
-    @property
-    def num_choices(self) -> int:
-        """Of all prompts together."""
-        return self.num_each * len(self.prompts)
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all prompts together."""
-        return sum(len(prompt.tokens) for prompt in self.prompts)
-
-    def echoes(
-        self, number: int, scores: list[TokenChoice], tokenizer: Tokenizer
-    ) -> Iterator[Said]:
-        """A prompt as the beginning of each of its choices."""
-        prompt = self.prompts[number]
-        text = tokenizer.decode(prompt.tokens[1:]) if self.is_echoed else ""
-        choices = prompt.shown(scores) if self.is_scored else []
-        for index in range(number * self.num_each, (number + 1) * self.num_each):
-            yield Said(index, text, choices)
+def completion_response(
+    answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, body: CompletionRequest,
+    prompts: Sequence[TextPrompt],
+) -> ResponseBuilder:  # fmt: skip
+    """The response to a plain completion."""
+    prompt_of = [prompt for prompt in prompts for _ in range(body.n or 1)]  # of each choice
+    choices = [_choice(index, "text", "") for index in range(len(prompt_of))]
+    num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
+    chunks = _completion_chunks(answer, tokenizer, body, prompt_of)
+    return ResponseBuilder(answer, envelope, chunks, choices, num_prompt_tokens)
 
 
-async def _all_said(answers: Answers, plan: Plan, tokenizer: Tokenizer) -> AsyncIterator[Said]:
-    """What the choices of a completion say, their echoes first."""
-    num_scorings = len(plan.prompts) if plan.is_scored else 0
-    if plan.is_echoed and not plan.is_scored:
-        for number in range(len(plan.prompts)):
-            for said in plan.echoes(number, [], tokenizer):
-                yield said
-    async for said in answers:
-        if said.scores is not None:
-            for echo in plan.echoes(said.index, said.scores, tokenizer):
-                yield echo
-        elif said.tool is None:
-            end = said.finished.choice if said.finished else None
-            choices = [*said.choices, *([end] if end else [])]
-            yield replace(said, index=said.index - num_scorings, choices=choices)
-    if answers.num_choices == num_scorings:  # max_tokens 0: nothing follows
-        for index in range(plan.num_choices):
-            yield Said(index, finished=Finished("length", 0, 0))
+async def _completion_chunks(
+    answer: AnswerEvents, tokenizer: Tokenizer, body: CompletionRequest, prompt_of: list[TextPrompt]
+) -> AsyncIterator[Json]:
+    text_offsets: Counter[int] = Counter()  # characters of each choice so far
 
+    def chunk(
+        index: int, text: str, logprobs: Sequence[TokenLogprob] = (), reason: Any = None
+    ) -> Json:
+        fields = text_logprobs(logprobs, tokenizer, text_offsets[index])
+        text_offsets[index] += sum(map(len, fields["tokens"])) if fields else 0
+        return _choice(index, "text", text, fields, reason)
 
-def _choice(
-    said: "Said | _Whole", index: int, finish_reason: str | None, tokenizer: Tokenizer, offset: int
-) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": said.text,
-        "logprobs": text_logprobs(said.choices, tokenizer, offset),
-        "finish_reason": finish_reason,
-    }
-
-
-async def completion_stream(
-    answers: Answers, envelope: Envelope, plan: Plan, tokenizer: Tokenizer, with_usage: bool
-) -> Chunks:
-    """The chunks of a completion."""
-    num_tokens = 0
-    offsets: Counter[int] = Counter()  # where in a choice's text its next token begins
-    async for said in _all_said(answers, plan, tokenizer):
-        reason = said.finished.reason if said.finished else None
-        num_tokens += said.finished.num_tokens if said.finished else 0
-        choice = _choice(said, said.index, reason, tokenizer, offsets[said.index])
-        if said.choices:
-            offsets[said.index] += sum(map(len, choice["logprobs"]["tokens"]))
-        yield envelope.chunk([choice])
-    if with_usage:
-        yield envelope.chunk([], usage=usage(plan.num_tokens, num_tokens))
-
-
-async def completion_body(
-    answers: Answers, envelope: Envelope, plan: Plan, tokenizer: Tokenizer
-) -> Response:
-    """A completion answered at once."""
-    whole = [_Whole() for _ in range(plan.num_choices)]
-    async for said in _all_said(answers, plan, tokenizer):
-        whole[said.index].add(said)
-    choices = [
-        _choice(one, index, one.finish_reason, tokenizer, 0) for index, one in enumerate(whole)
-    ]
-    used = usage(plan.num_tokens, sum(one.num_tokens for one in whole))
-    return JSONResponse(envelope.body(choices, usage=used))
+    echoes = [tokenizer.decode(prompt.tokens[1:]) for prompt in prompt_of] if body.echo else []
+    for index, text in enumerate(echoes if not body.scores_prompt() else []):
+        yield chunk(index, text)
+    async for index, event in answer:
+        if isinstance(event, PromptLogprobs):
+            yield chunk(index, echoes[index], prompt_of[index].shown(event.logprobs))
+        elif isinstance(event, TextPiece):
+            yield chunk(index, event.text, event.logprobs)
+        elif isinstance(event, Finished):
+            # The end token's logprob, too: lm-eval drops the last token and expects this one.
+            yield chunk(index, "", event.logprobs, event.reason)

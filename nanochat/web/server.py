@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from nanochat.engine import Engine
 from nanochat.web import markdown
 from nanochat.web.guard import Guard
+from nanochat.web.inference_service import AnswerEvents, InferenceService, Settings
 from nanochat.web.openai_api import (
     DONE,
     ApiError,
@@ -28,14 +29,17 @@ from nanochat.web.openai_api import (
     CompletionRequest,
     Envelope,
     ErrorBody,
+    Generation,
     Schema,
-    prompt_of,
-    prompts_of,
+    chat_prompt,
     server_sent_event,
+    text_prompts,
 )
-from nanochat.web.responses import Plan, chat_body, chat_stream, completion_body, completion_stream
-from nanochat.web.service import Answers, Service, Settings
-from nanochat.web.worker import Scoring
+from nanochat.web.responses import (
+    ResponseBuilder,
+    chat_response,
+    completion_response,
+)
 
 PAGE = Path(__file__).with_name("ui.html")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -45,17 +49,17 @@ STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """Answers as server-sent events; their work is canceled however the response ends."""
+    """An answer as server-sent events; its work is canceled however the response ends."""
 
-    def __init__(self, answers: Answers, chunks: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, answer: AnswerEvents, chunks: AsyncIterator[dict[str, Any]]) -> None:
         super().__init__(_events(chunks), media_type="text/event-stream", headers=STREAM_HEADERS)
-        self.answers = answers
+        self.answer = answer
 
     async def __call__(self, *args: Any) -> None:
         try:
             await super().__call__(*args)
         finally:
-            self.answers.cancel()
+            self.answer.cancel()
 
 
 async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -67,22 +71,22 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]
         yield server_sent_event(error.body())
 
 
-async def unless_disconnected(
-    request: Request, answers: Answers, work: Awaitable[Response]
-) -> Response:
-    """The result of `work`, which is canceled when the client disconnects."""
+async def respond(request: Request, body: Generation, response: ResponseBuilder) -> Response:
+    """The answer as the client wants it, canceled when the client disconnects."""
+    if body.stream:
+        return EventStream(response.answer, response.stream(body.wants_usage()))
 
     async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watching, working = asyncio.create_task(disconnect()), asyncio.ensure_future(work)
+    watching, working = asyncio.create_task(disconnect()), asyncio.create_task(response.body())
     try:
         await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
         # 499 is nginx's status for a client that has closed the connection; only the log sees it.
         return working.result() if working.done() else Response(status_code=499)
     finally:
-        answers.cancel()
+        response.answer.cancel()
         watching.cancel()
         working.cancel()
 
@@ -116,7 +120,7 @@ class MarkdownRequest(Schema):
     texts: list[str] = Field(max_length=200)
 
 
-def api_routes(service: Service) -> APIRouter:
+def api_routes(service: InferenceService) -> APIRouter:
     """Everything that needs the API key."""
     router = APIRouter(route_class=StrictRoute, dependencies=[Depends(service.require_api_key)])
 
@@ -126,41 +130,34 @@ def api_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
-        service.refuse_other_model(name)
+        service.require_model(name)
         return service.model_body()
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        service.refuse_other_model(body.model)
+        service.require_model(body.model)
         room = service.context - min(MIN_ANSWER_TOKENS, service.context // 4)
         # Tokenizing a long conversation takes milliseconds that other streams would wait for.
-        prompt = await asyncio.to_thread(prompt_of, body, service.tokenizer, room)
+        prompt, num_dropped = await asyncio.to_thread(chat_prompt, body, service.tokenizer, room)
         max_tokens = body.max_completion_tokens or body.max_tokens
         if body.trim and max_tokens:  # the room left may be less than was asked for
-            max_tokens = min(max_tokens, service.context - len(prompt.tokens))
-        answers = service.ask(service.requests(body, [prompt.tokens], max_tokens))
+            max_tokens = min(max_tokens, service.context - len(prompt))
+        answer = service.submit(service.build_requests(body, [prompt], max_tokens))
         envelope = Envelope.new("chat.completion", service.settings.model_name)
-        reply = answers, envelope, prompt, service.tokenizer
-        if body.stream:
-            return EventStream(answers, chat_stream(*reply, body.wants_usage()))
-        return await unless_disconnected(request, answers, chat_body(*reply))
+        response = chat_response(answer, envelope, service.tokenizer, len(prompt), num_dropped)
+        return await respond(request, body, response)
 
     @router.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        service.refuse_other_model(body.model)
-        prompts = await asyncio.to_thread(prompts_of, body, service.tokenizer)
+        service.require_model(body.model)
+        prompts = await asyncio.to_thread(text_prompts, body, service.tokenizer)
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         tokens = [prompt.tokens for prompt in prompts]
-        requests = service.requests(body, tokens, max_tokens)
-        scorings = [] if body.logprobs is None else [Scoring(own, body.logprobs) for own in tokens]
-        # Scorings first: the stream shows a prompt's logprobs before what follows it.
-        answers = service.ask([*(scorings if body.echo else ()), *(requests if max_tokens else ())])
+        requests = service.build_requests(body, tokens, max_tokens, body.scores_prompt())
+        answer = service.submit(requests)
         envelope = Envelope.new("text_completion", service.settings.model_name)
-        plan = Plan(prompts, bool(body.echo), bool(body.echo and scorings), body.n or 1)
-        reply = answers, envelope, plan, service.tokenizer
-        if body.stream:
-            return EventStream(answers, completion_stream(*reply, body.wants_usage()))
-        return await unless_disconnected(request, answers, completion_body(*reply))
+        response = completion_response(answer, envelope, service.tokenizer, body, prompts)
+        return await respond(request, body, response)
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:
@@ -173,7 +170,7 @@ def api_routes(service: Service) -> APIRouter:
     return router
 
 
-def public_routes(service: Service) -> APIRouter:
+def public_routes(service: InferenceService) -> APIRouter:
     """The page, which asks for the key itself, and the health check of load balancers."""
     router = APIRouter()
     page = PAGE.read_text(encoding="utf-8")
@@ -207,7 +204,7 @@ def page_policy(page: str) -> str:
 
 def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
     """The application over engines of one model, whose workers live as long as it does."""
-    service = Service(engines, settings)
+    service = InferenceService(engines, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,8 +1,7 @@
-"""The seam between a server and an engine: jobs go in, events come out.
+"""Threads that run engines: requests go in, events come out. Nothing here knows HTTP.
 
-A worker is a thread that owns an engine; nobody else touches it. What it accepts is bounded, and
-every job that is accepted and not cancelled ends with exactly one `Finished`, `Scores` or `Failed`.
-Nothing here knows HTTP.
+Each engine belongs to one worker thread. Every accepted request that is not canceled ends with
+exactly one `Finished` or `Failed`.
 """
 
 import logging
@@ -11,189 +10,174 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from nanochat.engine import Engine, LiveAnswer, Request
-from nanochat.errors import UserError, where_it_failed
+from nanochat.engine import Engine, Request, RowState
+from nanochat.errors import where_it_failed
 from nanochat.inference.detokenizer import Event, Finished
-from nanochat.inference.sampling import TokenChoice
+from nanochat.inference.sampling import TokenLogprob
 from nanochat.runtime import set_device
 from nanochat.web.prometheus import Throughput
-from nanochat.web.scheduler import Scheduler
+from nanochat.web.scheduler import Busy, Scheduler
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENS_PER_ROUND = 2048  # of prompts that are read while others wait for their next token
+MAX_TOKENS_PER_ROUND = 2048  # of prompts: one prefill pass on a GPU, so that decode hardly waits
 SHUTTING_DOWN = "the server is shutting down"
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How likely are these tokens? Answered by `Scores`."""
+class PromptLogprobs:
+    """The first event of a request with `score_prompt`: one entry per token but the first."""
 
-    tokens: list[int]
-    num_top_logprobs: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A choice for each token but the first."""
-
-    choices: list[TokenChoice]
+    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a job that did not come to its end; `reason` is for the client."""
+    """The end of a request that could not be finished."""
 
-    reason: str
-
-
-WorkerEvent = Event | Scores | Failed
-Deliver = Callable[[list[WorkerEvent]], None]
-HandOver = Callable[[Callable[[], None]], object]
+    reason: str  # shown to the client
 
 
-@dataclass(eq=False)
-class Job:
-    """What was asked, whom, and who is told."""
-
-    asked: Request | Scoring
-    deliver: Deliver
-    num_prompt_tokens: int
-    scheduler: "Scheduler[Job]"
-    answer: LiveAnswer | None = None
-
-    def cancel(self) -> None:
-        """End the work on it; from any thread, at any time. Nothing follows the next token."""
-        self.scheduler.cancel(self)
+WorkerEvent = Event | PromptLogprobs | Failed
+Publish = Callable[[int, list[WorkerEvent]], object]  # index of a request, new events of it
+CallInClient = Callable[[Callable[[], None]], object]  # like loop.call_soon_threadsafe
 
 
 class Worker:
-    """A thread with an engine and a scheduler."""
+    """A thread with an engine, a batch and a scheduler."""
 
     def __init__(self, engine: Engine, num_slots: int, max_waiting: int) -> None:
-        self.engine = engine
-        self.scheduler: Scheduler[Job] = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
-        self._batch = engine.open(num_slots)
-        self._jobs: dict[LiveAnswer, Job] = {}
+        self.engine, self.batch = engine, engine.open(num_slots)
+        self.scheduler = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
         self.throughput = Throughput()
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._hand_over: HandOver = lambda call: call()
+        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.call_in_client: CallInClient = lambda call: call()
 
-    def start(self, hand_over: HandOver) -> None:
-        """Begin to work. `hand_over` calls what it is given in the thread of the one who asks."""
-        self._hand_over = hand_over
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the work after the next token; what still waits or runs fails."""
-        self.scheduler.close()
-        self._thread.join()
-
-    @property
-    def is_alive(self) -> bool:
-        """False before the start, after the stop, and when the thread has died."""
-        return self._thread.is_alive()
-
-    @property
-    def cache_use(self) -> float:
-        """Share of the cache's positions that hold something."""
-        return self._batch.cache_use
-
-    def submit(self, asked: Sequence[tuple[Request | Scoring, Deliver]]) -> list[Job]:
-        """Accept all of them or none. Raises `scheduler.Busy` when there is no room for all."""
-        jobs: list[Job] = []
-        read: list[int] | None = None
-        for one, deliver in asked:
-            tokens = one.prompt if isinstance(one, Request) else one.tokens
-            # A prompt that follows itself is read once.
-            num_tokens = 0 if tokens is read else len(tokens)
-            jobs.append(Job(one, deliver, num_tokens, self.scheduler))
-            read = tokens if isinstance(one, Request) else None
-        self.scheduler.submit(jobs)
-        return jobs
-
-    def _work(self) -> None:
-        set_device(self.engine.model.embedding.weight.device)
+    def _run(self) -> None:
+        set_device(self.engine.model.embedding.weight.device)  # CUDA's current device is per thread
         try:
             while self.scheduler.wait():
                 try:
                     self._round()
-                except Exception as error:  # those who were being answered fail, the rest goes on
+                except Exception as error:  # the requests at hand fail, the server continues
                     logger.error("the engine failed: %s", where_it_failed(error))
-                    self._fail_all("the engine failed; the server's log says where")
-                    self._batch = self.engine.open(self.scheduler.num_slots)
+                    self._fail_all("the engine failed; see the server's log")
+                    self.batch = self.engine.open(self.scheduler.num_slots)
         except Exception as error:
-            logger.error("the engine cannot go on: %s", where_it_failed(error))
-        finally:  # nobody is to wait for a thread that is gone
+            logger.error("the engine cannot be restarted: %s", where_it_failed(error))
+        finally:  # however the thread ends, no client may wait for it
             self.scheduler.close()
             self._fail_all(SHUTTING_DOWN)
 
     def _round(self) -> None:
-        """One token for everybody."""
-        for job in self.scheduler.leaving():
-            if job.answer is not None:
-                del self._jobs[job.answer]
-                self._batch.cancel(job.answer)
-        said: list[tuple[Job, list[WorkerEvent]]] = []
+        """Admit requests, then one token for every running sequence."""
+        for row in self.scheduler.take_canceled():
+            self.batch.cancel(row)
+        events: list[tuple[RowState, list[WorkerEvent]]] = []
         try:
-            self._begin(self.scheduler.admit(), said)
-            if self._jobs:
-                self._step(said)
-        finally:
-            self._tell(said)
+            self._admit(events)
+            stepped = self.batch.step()
+            self.throughput.add(len(stepped))
+            for row, new_events in stepped:
+                events.append((row, [*new_events]))
+                if row.finish_reason:
+                    self.scheduler.finish(row)
+                elif row.tool_calls.pending:
+                    row.tool_calls.pending.add_done_callback(lambda _: self.scheduler.notify())
+        finally:  # a request that has finished gets its events even if another one fails
+            self._publish(events)
 
-    def _step(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
-        stepped = self._batch.step()
-        self.throughput.add(len(stepped))
-        for answer, events in stepped:
-            job = self._jobs[answer]
-            said.append((job, [*events]))
-            if events and isinstance(events[-1], Finished):
-                del self._jobs[answer]
-                self.scheduler.finish(job)
-            elif (call := answer.call) is not None:
-                self.scheduler.pause(job)
-                call.add_done_callback(partial(self._resume, job))
-
-    def _resume(self, job: Job, _: object) -> None:
-        """A tool has answered, in whatever thread."""
-        self.scheduler.resume(job)
-
-    def _begin(self, jobs: list[Job], said: list[tuple[Job, list[WorkerEvent]]]) -> None:
-        """Scorings are done at once, requests join the batch."""
-        admitted: list[tuple[Job, Request]] = []
-        for job in jobs:
-            try:
-                if isinstance(job.asked, Request):
-                    LiveAnswer(self.engine, job.asked)  # raises when it cannot be answered
-                    admitted.append((job, job.asked))
-                    continue
-                choices = self.engine.score(job.asked.tokens, job.asked.num_top_logprobs)
-                said.append((job, [Scores(choices)]))
-            except UserError as error:
-                said.append((job, [Failed(str(error))]))
-            self.scheduler.finish(job)
-        if admitted:
-            answers = self._batch.admit([request for _, request in admitted])
-            for (job, _), answer in zip(admitted, answers, strict=True):
-                job.answer = answer
-                self._jobs[answer] = job
+    def _admit(self, events: list[tuple[RowState, list[WorkerEvent]]]) -> None:
+        rows, scored_prompt = self.scheduler.admit(), None
+        for row in rows:
+            if row.request.score_prompt:
+                if row.prompt is not scored_prompt:  # samples of a prompt share its scores
+                    scored_prompt = row.prompt
+                    scores = self.engine.score(row.prompt, row.request.num_top_logprobs or 0)
+                events.append((row, [PromptLogprobs(tuple(scores))]))
+            if row.max_tokens == 0:
+                events.append((row, [Finished("length", len(row.prompt), 0)]))
+                self.scheduler.finish(row)
+        self.batch.add([row for row in rows if row.max_tokens > 0])
 
     def _fail_all(self, reason: str) -> None:
-        self._jobs = {}
-        self._batch.close()
-        self._tell([(job, [Failed(reason)]) for job in self.scheduler.drain()])
+        self.batch.close()
+        self._publish([(row, [Failed(reason)]) for row in self.scheduler.drain()])
 
-    def _tell(self, said: list[tuple[Job, list[WorkerEvent]]]) -> None:
-        """Hand over what there is to say, all of it at once."""
-        told = [(job.deliver, events) for job, events in said if events]
+    def _publish(self, events: list[tuple[RowState, list[WorkerEvent]]]) -> None:
+        """Deliver the events of a round: one switch of threads for all of them."""
 
-        def deliver_all() -> None:
-            for deliver, events in told:
-                deliver(events)
+        def deliver() -> None:
+            for row, new_events in events:
+                if row.publish and new_events:
+                    row.publish(new_events)
 
-        if told:
+        if any(new_events for _, new_events in events):
             try:
-                self._hand_over(deliver_all)
-            except RuntimeError:  # the loop that would hear it is closed
-                logger.debug("nobody is left to be told")
+                self.call_in_client(deliver)
+            except RuntimeError:
+                logger.debug("the event loop is closed; events were dropped")
+
+
+class EnginePool:
+    """One worker per engine; each request goes to the least loaded."""
+
+    def __init__(self, engines: Sequence[Engine], num_slots: int, max_waiting: int) -> None:
+        """num_slots, max_waiting: of each engine."""
+        self.workers = [Worker(engine, num_slots, max_waiting) for engine in engines]
+
+    def start(self, call_in_client: CallInClient) -> None:
+        """Start the threads; `call_in_client` runs a function in the thread of the client."""
+        for worker in self.workers:
+            worker.call_in_client = call_in_client
+            worker.thread.start()
+
+    def close(self) -> None:
+        """Accept no more requests; queued and running ones fail after the current round."""
+        for worker in self.workers:
+            worker.scheduler.close()
+
+    def stop(self) -> None:
+        """Close, and wait for the threads."""
+        self.close()
+        for worker in self.workers:
+            worker.thread.join()
+
+    def submit(self, requests: Sequence[Request], publish: Publish) -> Callable[[], None]:
+        """Accept all of them or none; returns a function that cancels them, from any thread.
+
+        A round that is already running may still publish events of a canceled request. Raises
+        Busy when there is no room for all.
+        """
+        able = [worker for worker in self.workers if worker.scheduler.is_open]
+        if not able:
+            raise Busy
+        # All on one worker: samples of a prompt share its prefill.
+        worker = min(able, key=lambda w: len(w.scheduler.running) + len(w.scheduler.waiting))
+        rows = [worker.engine.new_row(request) for request in requests]
+        for index, row in enumerate(rows):
+            row.publish = partial(publish, index)
+        worker.scheduler.submit(rows)
+        return partial(worker.scheduler.cancel, rows)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any worker accepts requests."""
+        return any(worker.scheduler.is_open for worker in self.workers)
+
+    @property
+    def num_alive(self) -> int:
+        """Workers whose thread runs."""
+        return sum(worker.thread.is_alive() for worker in self.workers)
+
+    def figures(self) -> dict[str, float]:
+        """Current values by metric name, for `prometheus.POOL_METRICS`."""
+        workers, schedulers = self.workers, [worker.scheduler for worker in self.workers]
+        return {
+            "nanochat_waiting": sum(len(scheduler.waiting) for scheduler in schedulers),
+            "nanochat_running": sum(len(scheduler.running) for scheduler in schedulers),
+            "nanochat_slots": sum(scheduler.num_slots for scheduler in schedulers),
+            "nanochat_cache_use": sum(w.batch.cache_use for w in workers) / len(workers),
+            "nanochat_tokens_total": sum(w.throughput.total for w in workers),
+            "nanochat_tokens_per_second": sum(w.throughput.per_second() for w in workers),
+        }

@@ -1,9 +1,9 @@
-//! Many texts over several threads.
+//! Encoding and counting many texts with several threads.
 
 use crate::count::{self, WordCounts};
 use crate::encode::{self, Encoder, Id};
 use crate::error::Error;
-use crate::memory::make_room;
+use crate::memory::reserve_in_huge_pages;
 use crate::split::Splitter;
 use crate::texts::Texts;
 use std::ops::Range;
@@ -12,22 +12,22 @@ use std::sync::mpsc::{sync_channel, Receiver, TrySendError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// How many threads are meant: 0 means one for each core, and more would only be in the way.
-pub fn num_threads(asked: usize) -> usize {
+/// The number of threads to use: 0 means one per core, which is also the maximum.
+pub fn num_threads(requested: usize) -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    if asked == 0 {
+    if requested == 0 {
         cores
     } else {
-        asked.min(cores)
+        requested.min(cores)
     }
 }
 
-/// What some texts became: all ids, and where each text's end.
+/// The ids of some texts.
 #[derive(Debug, Default)]
 pub struct Encoded<T> {
-    /// What each thread wrote, one share behind another.
+    /// The ids that each worker wrote.
     ids: Vec<Vec<T>>,
-    /// The texts in order: who wrote one, and where.
+    /// For each text, in order: its worker and the range in that worker's ids.
     texts: Vec<(usize, Range<usize>)>,
 }
 
@@ -38,7 +38,7 @@ impl<T: Copy> Encoded<T> {
         texts.map(|(writer, range)| &self.ids[*writer][range.clone()])
     }
 
-    /// All ids, one text behind another, and where each text's end.
+    /// All ids, concatenated, and the end of each text.
     pub fn joined(mut self) -> (Vec<T>, Vec<i64>) {
         let ends = self.texts().scan(0, |end, ids| {
             *end += ids.len() as i64;
@@ -49,21 +49,21 @@ impl<T: Copy> Encoded<T> {
             return (std::mem::take(all), ends);
         }
         let mut all = Vec::new();
-        make_room(&mut all, self.ids.iter().map(Vec::len).sum());
+        reserve_in_huge_pages(&mut all, self.ids.iter().map(Vec::len).sum());
         self.texts().for_each(|ids| all.extend_from_slice(ids));
         (all, ends)
     }
 }
 
-/// One thread's part.
+/// The output of one thread.
 struct Writer<'a, T> {
     worker: encode::Worker<'a>,
     ids: Vec<T>,
-    /// Number of the share and place of each text.
+    /// For each text: the number of its chunk and its range in `ids`.
     texts: Vec<(usize, Range<usize>)>,
 }
 
-/// Ids of all texts that `next` gives out in shares.
+/// Ids of all texts, which `next` returns in chunks.
 pub fn encode<T: Id, S: Texts, E: From<Error>>(
     encoder: &Encoder,
     threads: usize,
@@ -72,29 +72,29 @@ pub fn encode<T: Id, S: Texts, E: From<Error>>(
     let mut number = 0;
     let numbered = || {
         number += 1;
-        next().map(|share| share.map(|share| (number, share)))
+        next().map(|chunk| chunk.map(|chunk| (number, chunk)))
     };
     let writer = || Writer {
         worker: encoder.worker(),
         ids: Vec::new(),
         texts: Vec::new(),
     };
-    let write = |writer: &mut Writer<T>, (number, share): (usize, S)| {
-        share.each(|text| {
+    let write = |writer: &mut Writer<T>, (number, chunk): (usize, S)| {
+        chunk.for_each(|text| {
             let first = writer.ids.len();
-            make_room(&mut writer.ids, text.len());
+            reserve_in_huge_pages(&mut writer.ids, text.len());
             writer.worker.encode(text, &mut writer.ids)?;
             writer.texts.push((number, first..writer.ids.len()));
             Ok(())
         })
     };
-    let writers = share_out(threads, numbered, writer, write)?;
+    let writers = run_workers(threads, numbered, writer, write)?;
     let (mut ids, mut texts) = (Vec::new(), Vec::new());
     for (at, writer) in writers.into_iter().enumerate() {
         texts.extend(writer.texts.into_iter().map(|text| (at, text)));
         ids.push(writer.ids);
     }
-    // Stable, and the texts of a share are in order.
+    // The sort is stable, and the texts of a chunk are in order.
     texts.sort_by_key(|&(_, (number, _))| number);
     let texts = texts.into_iter().map(|(at, (_, range))| (at, range));
     Ok(Encoded {
@@ -103,7 +103,7 @@ pub fn encode<T: Id, S: Texts, E: From<Error>>(
     })
 }
 
-/// Counts of the words of all texts that `next` gives out in shares.
+/// Counts of the words of all texts, which `next` returns in chunks.
 pub fn count<S: Texts, E: From<Error>>(
     splitter: &Splitter,
     threads: usize,
@@ -111,73 +111,73 @@ pub fn count<S: Texts, E: From<Error>>(
 ) -> Result<WordCounts, E> {
     let counts = WordCounts::default();
     let count =
-        |worker: &mut count::Worker, share: S| share.each(|text| worker.count(splitter, text));
-    share_out(threads, next, || count::Worker::new(&counts), count)?;
+        |worker: &mut count::Worker, chunk: S| chunk.for_each(|text| worker.count(splitter, text));
+    run_workers(threads, next, || count::Worker::new(&counts), count)?;
     Ok(counts)
 }
 
-/// Do some work on all that `next` gives out, by several threads; gives each one's worker.
+/// Process all chunks of `next` with several threads; returns the worker of each thread.
 ///
-/// Only this thread asks `next`, reads one share ahead, and works along when the others have enough
-/// to do; they are started when there is more than one share. Ends with the first failure, be it of
-/// `next` or of the work.
-fn share_out<S: Send, W: Send, E: From<Error>>(
+/// Only this thread calls `next`. It reads one chunk ahead, and processes a chunk itself when the
+/// queue is full; other threads are started only if there is more than one chunk. Ends at the first
+/// error of `next` or of the work.
+fn run_workers<S: Send, W: Send, E: From<Error>>(
     threads: usize,
     mut next: impl FnMut() -> Result<Option<S>, E>,
     new_worker: impl Fn() -> W + Sync,
     work: impl Fn(&mut W, S) -> Result<(), Error> + Sync,
 ) -> Result<Vec<W>, E> {
-    let max_others = num_threads(threads) - 1;
-    let (sender, receiver) = sync_channel(2 * max_others);
+    let max_helpers = num_threads(threads) - 1;
+    let (sender, receiver) = sync_channel(2 * max_helpers);
     let (receiver, has_failed) = (Mutex::new(receiver), AtomicBool::new(false));
-    let work_along = || {
+    let run_worker = || {
         let mut worker = new_worker();
-        while let Some(share) = received(&receiver) {
-            work(&mut worker, share).inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
+        while let Some(chunk) = receive(&receiver) {
+            work(&mut worker, chunk).inspect_err(|_| has_failed.store(true, Ordering::Relaxed))?;
         }
         Ok::<_, Error>(worker)
     };
     thread::scope(|scope| {
-        let mut others = Vec::new();
+        let mut helpers = Vec::new();
         let mut worker = new_worker();
-        let mut lead = || {
-            let mut ahead = next()?;
-            while let (Some(share), false) = (ahead, has_failed.load(Ordering::Relaxed)) {
-                ahead = next()?;
-                if ahead.is_some() && others.len() < max_others {
-                    others.push(scope.spawn(work_along));
+        let mut feed = || {
+            let mut next_chunk = next()?;
+            while let (Some(chunk), false) = (next_chunk, has_failed.load(Ordering::Relaxed)) {
+                next_chunk = next()?;
+                if next_chunk.is_some() && helpers.len() < max_helpers {
+                    helpers.push(scope.spawn(run_worker));
                 }
-                let kept = match ahead {
-                    Some(_) => sender.try_send(share).err().map(not_sent),
-                    None => Some(share),
+                let unsent = match next_chunk {
+                    Some(_) => sender.try_send(chunk).err().map(into_chunk),
+                    None => Some(chunk),
                 };
-                if let Some(share) = kept {
-                    work(&mut worker, share)?;
+                if let Some(chunk) = unsent {
+                    work(&mut worker, chunk)?;
                 }
             }
             Ok(())
         };
-        let led = lead();
+        let result = feed();
         drop(sender);
         let mut workers = vec![worker];
-        for other in others {
-            match other.join() {
+        for helper in helpers {
+            match helper.join() {
                 Ok(worker) => workers.push(worker?),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        led.map(|()| workers)
+        result.map(|()| workers)
     })
 }
 
-fn not_sent<S>(error: TrySendError<S>) -> S {
+fn into_chunk<S>(error: TrySendError<S>) -> S {
     match error {
-        TrySendError::Full(share) | TrySendError::Disconnected(share) => share,
+        TrySendError::Full(chunk) | TrySendError::Disconnected(chunk) => chunk,
     }
 }
 
-/// The next share; nothing when there will be none. The lock is held while waiting.
-fn received<S>(receiver: &Mutex<Receiver<S>>) -> Option<S> {
+/// The next chunk; None when there are no more. The lock is held while waiting.
+fn receive<S>(receiver: &Mutex<Receiver<S>>) -> Option<S> {
     let receiver = receiver.lock().unwrap_or_else(PoisonError::into_inner);
     receiver.recv().ok()
 }
@@ -193,20 +193,20 @@ mod tests {
         (0..3000).map(text).collect()
     }
 
-    /// Gives out all texts in shares of some.
-    fn shares(number: usize) -> impl FnMut() -> Result<Option<Vec<String>>, Error> {
+    /// Returns all texts in chunks of `number`.
+    fn chunks(number: usize) -> impl FnMut() -> Result<Option<Vec<String>>, Error> {
         let texts = texts();
-        let mut shares: Vec<_> = texts.chunks(number).rev().map(<[_]>::to_vec).collect();
-        move || Ok(shares.pop())
+        let mut chunks: Vec<_> = texts.chunks(number).rev().map(<[_]>::to_vec).collect();
+        move || Ok(chunks.pop())
     }
 
     fn counted(threads: usize, number: usize) -> WordCounts {
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
-        count(&splitter, threads, shares(number)).unwrap()
+        count(&splitter, threads, chunks(number)).unwrap()
     }
 
     #[test]
-    fn merges_do_not_depend_on_threads_or_shares() {
+    fn merges_do_not_depend_on_threads_or_chunks() {
         let learn = |counts| learn_merges(counts, 400, |_| true).unwrap();
         let expected = learn(counted(1, 3000));
         for (threads, number) in [(1, 1), (2, 7), (5, 100), (8, 3000)] {
@@ -215,12 +215,12 @@ mod tests {
     }
 
     #[test]
-    fn ids_do_not_depend_on_threads_or_shares() {
+    fn ids_do_not_depend_on_threads_or_chunks() {
         let merges = learn_merges(counted(1, 3000), 400, |_| true).unwrap();
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
         let encoder = Encoder::new(&token_bytes(&merges), splitter).unwrap();
         let mut worker = encoder.worker();
-        let alone: Vec<Vec<u16>> = texts()
+        let expected_ids: Vec<Vec<u16>> = texts()
             .iter()
             .map(|text| {
                 let mut ids = Vec::new();
@@ -229,23 +229,26 @@ mod tests {
             })
             .collect();
         for (threads, number) in [(1, 3000), (1, 7), (2, 1), (0, 40), (7, 100)] {
-            let found = encode::<u16, _, _>(&encoder, threads, shares(number)).unwrap();
-            assert_eq!(found.texts().collect::<Vec<_>>(), alone);
+            let found = encode::<u16, _, _>(&encoder, threads, chunks(number)).unwrap();
+            assert_eq!(found.texts().collect::<Vec<_>>(), expected_ids);
             let (ids, ends) = found.joined();
-            assert_eq!(ids, alone.concat());
-            assert_eq!(ends.len(), alone.len());
-            assert_eq!(ends[1], (alone[0].len() + alone[1].len()) as i64);
+            assert_eq!(ids, expected_ids.concat());
+            assert_eq!(ends.len(), expected_ids.len());
+            assert_eq!(
+                ends[1],
+                (expected_ids[0].len() + expected_ids[1].len()) as i64
+            );
         }
     }
 
     #[test]
-    fn nothing_to_do_is_done() {
-        let found = share_out(2, || Ok::<Option<()>, Error>(None), || (), |_, _| Ok(()));
+    fn no_chunk_is_no_work() {
+        let found = run_workers(2, || Ok::<Option<()>, Error>(None), || (), |_, _| Ok(()));
         assert_eq!(found, Ok(vec![()]));
     }
 
     #[test]
-    fn the_first_failure_ends_it() {
+    fn the_first_error_ends_the_work() {
         let mut given = 0;
         let endless = || {
             given += 1;
@@ -255,8 +258,8 @@ mod tests {
             50 => Err(Error::NoText),
             _ => Ok(()),
         };
-        assert_eq!(share_out(3, endless, || (), work), Err(Error::NoText));
+        assert_eq!(run_workers(3, endless, || (), work), Err(Error::NoText));
         let stop = || Err::<Option<usize>, _>(Error::Stopped);
-        assert_eq!(share_out(3, stop, || (), work), Err(Error::Stopped));
+        assert_eq!(run_workers(3, stop, || (), work), Err(Error::Stopped));
     }
 }

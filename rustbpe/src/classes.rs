@@ -1,15 +1,15 @@
-//! What split patterns tell apart: letters, numbers, line breaks, white space and all the rest.
+//! Character classes of split patterns: letters, numbers, line breaks, white space and others.
 //!
-//! The tables are asked from the regex engine, so that the hand-written scanner and a regular
-//! expression agree on every code point, whatever version of Unicode the engine knows.
+//! The tables come from the regex engine, so that the hand-written scanner and a regular expression
+//! agree on every code point, whatever Unicode version the engine has.
 
 use regex_syntax::hir::{Class as HirClass, HirKind};
 use std::sync::LazyLock;
 
-/// The kind of one character.
+/// The class of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Neither of the others: punctuation, marks, emoji, unassigned.
+    /// None of the others: punctuation, marks, emoji, unassigned.
     Other,
     /// \p{L}
     Letter,
@@ -24,13 +24,13 @@ pub enum Class {
 const BLOCK: usize = 256;
 const NUM_BLOCKS: usize = 0x11_0000 / BLOCK;
 
-/// The class of every code point, in blocks of which equal ones are stored once.
+/// The class of every code point, in blocks; equal blocks are stored once.
 pub struct Classes {
     numbers: Vec<u16>,
     blocks: Vec<[Class; BLOCK]>,
 }
 
-/// The one table.
+/// The table, computed on first use.
 pub static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
 
 impl Classes {
@@ -63,7 +63,7 @@ impl Classes {
         table
     }
 
-    /// Class and length in bytes of the character that begins at `at`, inside of UTF-8 text.
+    /// Class and length in bytes of the character at `at` in UTF-8 text.
     #[inline(always)]
     pub fn at(&self, text: &[u8], at: usize) -> (Class, usize) {
         let first = text[at];
@@ -76,7 +76,7 @@ impl Classes {
     }
 }
 
-/// Code point and length of the character of several bytes that begins at `at`.
+/// Code point and length of the multi-byte character at `at`.
 #[inline(always)]
 fn decode(text: &[u8], at: usize) -> (usize, usize) {
     let low = |offset: usize| (text[at + offset] & 0x3F) as usize;
@@ -91,7 +91,7 @@ fn decode(text: &[u8], at: usize) -> (usize, usize) {
     }
 }
 
-/// The code points of a class of the regex engine; none for a pattern that is no class.
+/// The code point ranges of a character class; none for a pattern that is not a class.
 fn ranges(pattern: &str) -> Vec<(usize, usize)> {
     let kind = regex_syntax::parse(pattern).map(|hir| hir.into_kind());
     let Ok(HirKind::Class(HirClass::Unicode(class))) = kind else {
@@ -108,14 +108,14 @@ mod tests {
     use fancy_regex::Regex;
 
     #[test]
-    fn every_code_point_has_the_class_that_the_regex_engine_gives_it() {
+    fn every_code_point_has_the_class_of_the_regex_engine() {
         let engine = [
             (Regex::new(r"^\p{L}").unwrap(), Class::Letter),
             (Regex::new(r"^\p{N}").unwrap(), Class::Number),
             (Regex::new(r"^[\r\n]").unwrap(), Class::Newline),
             (Regex::new(r"^\s").unwrap(), Class::Space),
         ];
-        // All that are in use, and a sample of the empty planes.
+        // All planes in use, and a sample of the empty ones.
         let (used, empty) = ('\0'..='\u{3FFFF}', '\u{40000}'..=char::MAX);
         for letter in used.chain(empty.step_by(97)) {
             let text = letter.to_string();

@@ -1,21 +1,21 @@
-//! Counting words: memory grows with distinct words, not with text.
+//! Counting words: memory grows with the number of distinct words, not with the text.
 //!
-//! Each worker counts into a small table that fits a core's own cache; what is crowded out of it
-//! goes to shared tables. The sums do not depend on who counted what.
+//! Each worker counts in a small table that fits the cache of its core; evicted counts go to shared
+//! tables. The sums do not depend on which worker counted what.
 
 use crate::error::Error;
-use crate::split::{Splitter, Taker};
+use crate::split::{Splitter, WordSink};
 use crate::word::{Key, Word};
 use rustc_hash::FxHashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const NUM_SHARDS: usize = 16;
-/// Pairs of slots of a worker's own table: 786 KB.
-const NEAR_BITS: u32 = 14;
-/// Counts that a worker collects for one shard before it takes the shard's lock.
-const PENDING: usize = 512;
+/// Buckets of a worker's table, as a power of two: 786 KB in all.
+const LOCAL_BITS: u32 = 14;
+/// Counts that a worker queues for a shard before it takes the shard's lock.
+const MAX_PENDING: usize = 512;
 
-/// How often each word was seen.
+/// The number of occurrences of each word.
 #[derive(Default)]
 pub struct WordCounts {
     short: [Mutex<FxHashMap<Key, u64>>; NUM_SHARDS],
@@ -23,7 +23,7 @@ pub struct WordCounts {
 }
 
 impl WordCounts {
-    /// Count the words of some texts; for one worker alone.
+    /// Count the words of some texts with a single worker.
     pub fn count<T: AsRef<str>>(&self, splitter: &Splitter, texts: &[T]) -> Result<(), Error> {
         let mut worker = Worker::new(self);
         texts
@@ -31,40 +31,40 @@ impl WordCounts {
             .try_for_each(|text| worker.count(splitter, text.as_ref()))
     }
 
-    /// The words and their counts, in no order; the tables are freed one after another.
-    pub fn drain(self, mut take: impl FnMut(&[u8], u64)) {
+    /// Visit the words and their counts, in no order; each table is freed when it is done.
+    pub fn drain(self, mut visit: impl FnMut(&[u8], u64)) {
         for shard in self.short {
             for (key, count) in shard.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 let (bytes, length) = key.bytes();
-                take(&bytes[..length], count);
+                visit(&bytes[..length], count);
             }
         }
         let long = self.long.into_inner();
         for (word, count) in long.unwrap_or_else(PoisonError::into_inner) {
-            take(&word, count);
+            visit(&word, count);
         }
     }
 }
 
-/// A count is never half done when a lock is given up, so a poisoned lock is as good.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Lock a mutex. Poison is ignored: no panic can leave a count half updated.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts on its own and hands over to the shared tables, the rest when it is dropped.
+/// Counts locally and adds to the shared tables: evicted counts now and then, the rest on drop.
 pub struct Worker<'a> {
     shared: &'a WordCounts,
-    near: Vec<[(Key, u64); 2]>,
+    local: Vec<[(Key, u64); 2]>,
     pending: [Vec<(Key, u64)>; NUM_SHARDS],
     long: FxHashMap<Box<[u8]>, u64>,
 }
 
 impl<'a> Worker<'a> {
-    /// A worker for shared tables.
+    /// A worker that adds to `shared`.
     pub fn new(shared: &'a WordCounts) -> Self {
         Self {
             shared,
-            near: vec![[(Key::default(), 0); 2]; 1 << NEAR_BITS],
+            local: vec![[(Key::default(), 0); 2]; 1 << LOCAL_BITS],
             pending: Default::default(),
             long: FxHashMap::default(),
         }
@@ -77,38 +77,38 @@ impl<'a> Worker<'a> {
 
     #[inline(always)]
     fn count_short(&mut self, key: Key) {
-        let place = key.place(1 << NEAR_BITS);
-        let [first, second] = &mut self.near[place];
+        let bucket = key.bucket(1 << LOCAL_BITS);
+        let [first, second] = &mut self.local[bucket];
         if first.0 == key {
             first.1 += 1;
         } else if second.0 == key {
             second.1 += 1;
         } else {
-            self.crowd_out(place, key);
+            self.evict(bucket, key);
         }
     }
 
-    /// The rarer of two words makes room for a new one.
+    /// Replace the rarer word of a bucket by a new one.
     #[cold]
-    fn crowd_out(&mut self, place: usize, key: Key) {
-        let slots = &mut self.near[place];
-        let rarer = usize::from(slots[1].1 < slots[0].1);
-        let old = std::mem::replace(&mut slots[rarer], (key, 1));
+    fn evict(&mut self, bucket: usize, key: Key) {
+        let slots = &mut self.local[bucket];
+        let rarest = usize::from(slots[1].1 < slots[0].1);
+        let old = std::mem::replace(&mut slots[rarest], (key, 1));
         if old.1 > 0 {
-            self.hand_over(old.0, old.1);
+            self.enqueue(old.0, old.1);
         }
     }
 
-    fn hand_over(&mut self, key: Key, count: u64) {
-        let shard = (key.mixed() >> 60) as usize % NUM_SHARDS;
+    fn enqueue(&mut self, key: Key, count: u64) {
+        let shard = (key.hash64() >> 60) as usize % NUM_SHARDS;
         self.pending[shard].push((key, count));
-        if self.pending[shard].len() >= PENDING {
-            self.settle(shard);
+        if self.pending[shard].len() >= MAX_PENDING {
+            self.flush(shard);
         }
     }
 
-    fn settle(&mut self, shard: usize) {
-        let mut counts = locked(&self.shared.short[shard]);
+    fn flush(&mut self, shard: usize) {
+        let mut counts = lock(&self.shared.short[shard]);
         for (key, count) in self.pending[shard].drain(..) {
             *counts.entry(key).or_insert(0) += count;
         }
@@ -125,9 +125,9 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl Taker<'_> for Worker<'_> {
+impl WordSink<'_> for Worker<'_> {
     #[inline(always)]
-    fn take(&mut self, word: Word) {
+    fn push(&mut self, word: Word) {
         let key = word.key();
         if key.is_short() {
             self.count_short(key);
@@ -139,15 +139,15 @@ impl Taker<'_> for Worker<'_> {
 
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
-        for (key, count) in std::mem::take(&mut self.near).into_iter().flatten() {
+        for (key, count) in std::mem::take(&mut self.local).into_iter().flatten() {
             if count > 0 {
-                self.hand_over(key, count);
+                self.enqueue(key, count);
             }
         }
         for shard in 0..NUM_SHARDS {
-            self.settle(shard);
+            self.flush(shard);
         }
-        let mut long = locked(&self.shared.long);
+        let mut long = lock(&self.shared.long);
         for (word, count) in self.long.drain() {
             *long.entry(word).or_insert(0) += count;
         }
@@ -169,8 +169,8 @@ mod tests {
 
     struct Plain<'a>(&'a mut BTreeMap<Vec<u8>, u64>);
 
-    impl Taker<'_> for Plain<'_> {
-        fn take(&mut self, word: Word) {
+    impl WordSink<'_> for Plain<'_> {
+        fn push(&mut self, word: Word) {
             *self.0.entry(word.bytes().to_vec()).or_insert(0) += 1;
         }
     }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_counts_are_those_of_a_plain_map() {
+    fn counts_equal_those_of_a_plain_map() {
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
         let counts = WordCounts::default();
         counts.count(&splitter, &texts()).unwrap();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_do_not_depend_on_who_counts_what() {
+    fn counts_do_not_depend_on_the_number_of_workers() {
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
         let (whole, shared) = (WordCounts::default(), WordCounts::default());
         whole.count(&splitter, &texts()).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_crowded_out_is_not_forgotten() {
+    fn evicted_counts_are_not_lost() {
         let splitter = Splitter::by_regex(r"\S+").unwrap();
         let texts: Vec<String> = (0..200_000)
             .map(|i| format!("{} {}", i % 70_000, i))

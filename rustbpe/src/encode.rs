@@ -1,32 +1,34 @@
-//! Encoding: each word's bytes are merged, the pair of lowest rank first.
+//! Encoding: the bytes of each word are merged, the pair of lowest rank first.
 //!
-//! Most words of a text have been seen before, so what words became is remembered, in tables of
-//! bounded size. A new word is merged in time that grows with its length only.
+//! Most words of a text have occurred before, so the ids of words are cached, in tables of bounded
+//! size. A new word is merged in time that is nearly linear in its length.
 
 use crate::error::Error;
-use crate::known::{fetch, Few, OtherWords, ShortWords, MAX_FEW, NO_ID};
 use crate::merge::NUM_BYTES;
-use crate::split::{Splitter, Taker, MAX_TAKEN};
+use crate::split::{Splitter, WordSink, MAX_WINDOW_WORDS};
 use crate::word::{Key, Word};
+use crate::word_cache::{
+    prefetch, InlineIds, OtherWordCache, ShortWordCache, MAX_INLINE_IDS, NO_ID,
+};
 use rustc_hash::FxHashMap;
 use std::array::from_fn;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Up to this length the lowest rank is found by looking at all pairs.
-const MAX_PLAIN: usize = 64;
-/// The rank of a pair that is no token.
+/// Up to this length the lowest rank is found by a scan over all pairs, faster than a heap.
+const MAX_SCANNED: usize = 64;
+/// The rank of a pair that is not a token.
 const NONE: u32 = NO_ID;
-/// Tokens that are looked for among the whole ones, and places to look at.
+/// Tokens in the table of words that are tokens, and its buckets.
 const NUM_KEYS: usize = 1 << 16;
-const NUM_PLACES: usize = 1 << 17;
+const NUM_BUCKETS: usize = 1 << 17;
 
-/// A number type that ids are given out in.
+/// An integer type for ids.
 pub trait Id: Copy + Default + Send {
-    /// The id in this type; the caller knows that it fits.
+    /// Convert an id that fits.
     fn from_u32(id: u32) -> Self;
-    /// The id as a place in a table.
+    /// The id as an index.
     fn index(self) -> usize;
 }
 
@@ -54,34 +56,34 @@ impl Id for u16 {
     }
 }
 
-/// A vocabulary ready to encode with, to be shared by threads.
+/// A vocabulary prepared for encoding, shared by threads.
 pub struct Encoder {
     splitter: Splitter,
     ids: FxHashMap<Box<[u8]>, u32>,
-    /// Every token comes about by merging its bytes.
+    /// Every token is the result of merging its bytes.
     has_all_parts: bool,
     bytes: [u32; NUM_BYTES],
     /// Words that are tokens.
-    whole: Whole,
-    /// The token that a pair becomes.
+    token_table: TokenTable,
+    /// The token into which a pair is merged.
     pairs: FxHashMap<(u32, u32), u32>,
-    /// The same for the first 256 x 256 pairs, which every new word asks for.
+    /// The same for pairs of the first 256 tokens, which every new word looks up.
     byte_pairs: Vec<u32>,
-    /// What workers know together, and what each one knows, between two uses.
-    short: Mutex<Arc<ShortWords>>,
-    others: Mutex<Vec<OtherWords>>,
+    /// The cache that workers share, and their own caches while they are not in use.
+    short: Mutex<Arc<ShortWordCache>>,
+    others: Mutex<Vec<OtherWordCache>>,
 }
 
 impl Encoder {
-    /// From the bytes of every token in the order of ids, the lowest ids being merged first.
+    /// From the bytes of every token in the order of ids; lower ids are merged first.
     ///
-    /// A pair of tokens becomes a token whenever one has just their bytes, as in tiktoken.
+    /// A pair is merged whenever its concatenated bytes are a token, as in tiktoken.
     pub fn new(tokens: &[Vec<u8>], splitter: Splitter) -> Result<Self, Error> {
         let mut ids = FxHashMap::default();
         for (id, token) in tokens.iter().enumerate() {
             if token.is_empty() || ids.insert(token[..].into(), id as u32).is_some() {
-                let why = format!("token {id} is empty or stands twice");
-                return Err(Error::Vocabulary(why));
+                let reason = format!("token {id} is empty or a repetition");
+                return Err(Error::Vocabulary(reason));
             }
         }
         let mut bytes = [NONE; NUM_BYTES];
@@ -96,7 +98,7 @@ impl Encoder {
             has_all_parts: false,
             ids,
             bytes,
-            whole: Whole::new(tokens),
+            token_table: TokenTable::new(tokens),
             pairs: FxHashMap::default(),
             byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
             short: Mutex::default(),
@@ -109,9 +111,9 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// Where every token comes about by one merge of what the merges before it leave of its bytes,
-    /// as in all that were trained, no other pair with its bytes ever meets: these pairs will do,
-    /// and a small table is a fast one. False when a token does not.
+    /// Add for each token the one pair into which earlier merges turn its bytes. In a trained
+    /// vocabulary this exists for every token, and no other pair with the same bytes ever becomes
+    /// adjacent; so these pairs suffice, and a small table is fast. False when a token has none.
     fn add_parts(&mut self, tokens: &[Vec<u8>]) -> bool {
         for (token, id) in tokens.iter().zip(0..) {
             match self.merge(token, id)[..] {
@@ -143,7 +145,7 @@ impl Encoder {
         }
     }
 
-    /// The place of a pair of ids below 256.
+    /// The index of a pair of ids below 256.
     #[inline(always)]
     fn byte_pair(&self, left: u32, right: u32) -> Option<usize> {
         (left | right < NUM_BYTES as u32).then_some((left as usize) << 8 | right as usize)
@@ -157,7 +159,7 @@ impl Encoder {
         }
     }
 
-    /// A worker, with what others before it have learned.
+    /// A worker, with the caches of earlier ones.
     pub fn worker(&self) -> Worker<'_> {
         let short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,30 +170,31 @@ impl Encoder {
         }
     }
 
-    /// What to go on with when a table is crowded: that itself while somebody else makes a new one.
-    fn successor(&self, crowded: &Arc<ShortWords>) -> Arc<ShortWords> {
+    /// The replacement of a full cache; the full one itself while another thread builds it.
+    fn replacement(&self, full: &Arc<ShortWordCache>) -> Arc<ShortWordCache> {
         let Ok(mut short) = self.short.try_lock() else {
-            return Arc::clone(crowded);
+            return Arc::clone(full);
         };
-        if Arc::ptr_eq(&short, crowded) {
-            *short = Arc::new(crowded.successor());
+        if Arc::ptr_eq(&short, full) {
+            *short = Arc::new(full.replacement());
         }
         Arc::clone(&short)
     }
 
-    /// Ids of a word that is not remembered.
+    /// Ids of a word that is not cached.
     fn encode_word(&self, word: &[u8]) -> Vec<u32> {
-        let whole = match self.has_all_parts {
+        // Otherwise a word may be a token that merging does not produce.
+        let token = match self.has_all_parts {
             true => None,
             false => self.ids.get(word),
         };
-        match whole {
+        match token {
             Some(&id) => vec![id],
             None => self.merge(word, NONE),
         }
     }
 
-    /// The two tokens that a token is made of, by the merges before its own; none of a byte.
+    /// The two tokens that are merged into a token; None for a byte.
     pub fn parts(&self, token: &[u8]) -> Option<(u32, u32)> {
         let &id = self.ids.get(token)?;
         match self.merge(token, id)[..] {
@@ -200,19 +203,19 @@ impl Encoder {
         }
     }
 
-    /// Merge the bytes of a word by the ranks below a limit.
+    /// Merge the bytes of a word, using only ranks below a limit.
     fn merge(&self, word: &[u8], limit: u32) -> Vec<u32> {
-        if word.len() <= MAX_PLAIN {
-            return self.merge_plainly(word, limit);
+        if word.len() <= MAX_SCANNED {
+            return self.merge_short(word, limit);
         }
         let ids = word.iter().map(|&byte| self.bytes[usize::from(byte)]);
-        Chain::new(self, ids.collect(), limit).merged()
+        TokenList::new(self, ids.collect(), limit).into_ids()
     }
 
-    /// The time grows with the square of the number of bytes.
-    fn merge_plainly(&self, word: &[u8], limit: u32) -> Vec<u32> {
-        let mut room = [Part::default(); MAX_PLAIN];
-        let mut parts = &mut room[..word.len()];
+    /// For short words; time is quadratic in the length.
+    fn merge_short(&self, word: &[u8], limit: u32) -> Vec<u32> {
+        let mut buffer = [Part::default(); MAX_SCANNED];
+        let mut parts = &mut buffer[..word.len()];
         for (part, &byte) in parts.iter_mut().zip(word) {
             part.token = self.bytes[usize::from(byte)];
         }
@@ -240,7 +243,7 @@ impl Encoder {
     }
 }
 
-/// A token of a word, and the rank of the pair that it begins.
+/// A token of a word, and the rank of the pair with the next token.
 #[derive(Clone, Copy)]
 struct Part {
     token: u32,
@@ -254,34 +257,34 @@ impl Default for Part {
     }
 }
 
-/// Finds short words that are tokens: nine of ten words of a text. A table that is written once,
-/// small enough for a core's own cache, since its places are narrow and the keys of frequent tokens
-/// stand together.
-struct Whole {
-    /// The token that may be at each place; where places collide, the one of the lowest id.
-    places: Box<[u16; NUM_PLACES]>,
+/// Finds short words that are tokens, which are nine of ten words of a text. Immutable, and small
+/// enough for the cache of a core: buckets have two bytes, and the keys of frequent tokens are
+/// adjacent.
+struct TokenTable {
+    /// The only token that may match in each bucket; of colliding tokens the one of the lowest id.
+    buckets: Box<[u16; NUM_BUCKETS]>,
     /// Key of each short token, by id.
     keys: Box<[Key; NUM_KEYS]>,
 }
 
-impl Whole {
+impl TokenTable {
     fn new(tokens: &[Vec<u8>]) -> Self {
-        // Any token will do for a free place: its key is compared, and no word has the default.
-        let (mut places, mut keys) = (boxed(), boxed::<Key, NUM_KEYS>());
+        // An empty bucket may hold any id: the key is compared, and no word has the default key.
+        let (mut buckets, mut keys) = (boxed(), boxed::<Key, NUM_KEYS>());
         let first = tokens.iter().zip(0..=u16::MAX);
-        // The lowest id is written last.
+        // In reverse, so that the lowest id is written last.
         for (token, id) in first.rev() {
             let key = Word::new(token).key();
             if key.is_short() {
                 keys[usize::from(id)] = key;
-                places[key.place(NUM_PLACES)] = id;
+                buckets[key.bucket(NUM_BUCKETS)] = id;
             }
         }
-        Self { places, keys }
+        Self { buckets, keys }
     }
 }
 
-/// Defaults, none of which has been on the stack: there may be little of it.
+/// Default values, allocated on the heap: threads may have small stacks.
 fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
     match vec![T::default(); N].into_boxed_slice().try_into() {
         Ok(boxed) => boxed,
@@ -289,7 +292,7 @@ fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
     }
 }
 
-/// The first of the lowest ranks, and its place.
+/// Index and value of the lowest rank, the first one of equals.
 #[inline(always)]
 fn lowest(parts: &[Part]) -> (usize, u32) {
     let mut found = (0, NONE);
@@ -301,26 +304,26 @@ fn lowest(parts: &[Part]) -> (usize, u32) {
     found
 }
 
-/// A long word as a chain of tokens, and a heap of the pairs that can be merged.
-struct Chain<'a> {
+/// A long word as a linked list of tokens, with a heap of the pairs that can be merged.
+struct TokenList<'a> {
     encoder: &'a Encoder,
     limit: u32,
     tokens: Vec<u32>,
-    /// Rank of the pair that a token begins; NONE as well for a token that was merged away.
+    /// Rank of the pair with the next token; NONE also for a token that was merged into another.
     ranks: Vec<u32>,
     next: Vec<u32>,
     before: Vec<u32>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
-impl<'a> Chain<'a> {
+impl<'a> TokenList<'a> {
     fn new(encoder: &'a Encoder, tokens: Vec<u32>, limit: u32) -> Self {
         let number = tokens.len() as u32;
         let pairs = tokens.windows(2);
         let mut ranks: Vec<u32> = pairs.map(|pair| encoder.rank(pair[0], pair[1])).collect();
         ranks.push(NONE);
-        let places = ranks.iter().zip(0..);
-        let known = places.filter(|(&rank, _)| rank < limit);
+        let buckets = ranks.iter().zip(0..);
+        let known = buckets.filter(|(&rank, _)| rank < limit);
         Self {
             encoder,
             limit,
@@ -332,7 +335,7 @@ impl<'a> Chain<'a> {
         }
     }
 
-    fn merged(mut self) -> Vec<u32> {
+    fn into_ids(mut self) -> Vec<u32> {
         while let Some(Reverse((rank, at))) = self.heap.pop() {
             if self.ranks[at as usize] == rank {
                 self.merge(at, rank);
@@ -347,13 +350,13 @@ impl<'a> Chain<'a> {
         ids
     }
 
-    /// Join the token at `at` with the next one.
+    /// Merge the token at `at` with the next one.
     fn merge(&mut self, at: u32, token: u32) {
-        let gone = self.next[at as usize];
-        let next = self.next[gone as usize];
+        let removed = self.next[at as usize];
+        let next = self.next[removed as usize];
         self.tokens[at as usize] = token;
         self.next[at as usize] = next;
-        self.ranks[gone as usize] = NONE;
+        self.ranks[removed as usize] = NONE;
         if let Some(before) = self.before.get_mut(next as usize) {
             *before = at;
         }
@@ -364,7 +367,7 @@ impl<'a> Chain<'a> {
         }
     }
 
-    /// Find the rank of the pair that the token at `at` begins.
+    /// Update the rank of the pair that starts at `at`.
     fn rank(&mut self, at: u32) {
         let next = self.next[at as usize] as usize;
         let rank = match self.tokens.get(next) {
@@ -378,36 +381,36 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// One thread's way to encode.
+/// Encodes in one thread.
 pub struct Worker<'a> {
     encoder: &'a Encoder,
-    short: Arc<ShortWords>,
-    others: OtherWords,
+    short: Arc<ShortWordCache>,
+    others: OtherWordCache,
 }
 
 impl Worker<'_> {
-    /// Add the ids of a text to `ids`.
+    /// Append the ids of a text to `ids`.
     pub fn encode<T: Id>(&mut self, text: &str, ids: &mut Vec<T>) -> Result<(), Error> {
-        let (mut filling, mut waiting) = (Run::new(), Run::new());
+        let (mut filling, mut pending) = (WordBatch::new(), WordBatch::new());
         let splitter = &self.encoder.splitter;
-        let mut runs = Runs {
+        let mut pipeline = Pipeline {
             worker: self,
             text: text.as_bytes(),
             ids,
             filling: &mut filling,
-            waiting: &mut waiting,
+            pending: &mut pending,
         };
-        splitter.split(text, &mut runs)?;
-        runs.turn();
-        runs.turn();
+        splitter.split(text, &mut pipeline)?;
+        pipeline.advance();
+        pipeline.advance();
         Ok(())
     }
 
-    /// Add the ids of a word that does not stand at its place.
+    /// Append the ids of a word that is not in its first bucket.
     #[cold]
-    fn encode_unseen<T: Id>(&mut self, key: Key, word: &[u8], to: &mut Vec<T>) {
-        if let Some(ids) = self.short.get_beside(key) {
-            return add_few(ids, to);
+    fn encode_missed<T: Id>(&mut self, key: Key, word: &[u8], to: &mut Vec<T>) {
+        if let Some(ids) = self.short.get_displaced(key) {
+            return push_inline(ids, to);
         }
         let mut add = |ids: &[u32]| to.extend(ids.iter().map(|&id| T::from_u32(id)));
         if let Some(ids) = self.others.get(word) {
@@ -415,11 +418,11 @@ impl Worker<'_> {
         }
         let ids = self.encoder.encode_word(word);
         add(&ids);
-        if key.is_short() && ids.len() <= MAX_FEW {
-            let few = from_fn(|at| ids.get(at).copied().unwrap_or(NO_ID));
-            self.short.put(key, few);
-            if self.short.is_crowded() {
-                self.short = self.encoder.successor(&self.short);
+        if key.is_short() && ids.len() <= MAX_INLINE_IDS {
+            let inline = from_fn(|at| ids.get(at).copied().unwrap_or(NO_ID));
+            self.short.put(key, inline);
+            if self.short.is_full() {
+                self.short = self.encoder.replacement(&self.short);
             }
         } else {
             self.others.put(word, &ids);
@@ -435,47 +438,47 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// A run of words is looked up as soon as it has so many.
-const RUN: usize = 64;
-/// Words that it may have by then.
-const MAX_RUN: usize = RUN + MAX_TAKEN;
-/// Ids that are written at once.
+/// Words after which a batch is looked up.
+const BATCH: usize = 64;
+/// Words that it may have by then, since a window is finished first.
+const MAX_BATCH: usize = BATCH + MAX_WINDOW_WORDS;
+/// Ids that are copied at once.
 const BLOCK: usize = 16;
 
-/// A run of words and what is known of them. The tables are larger than the caches near the core:
-/// where words are looked up one by one, the time goes into waiting for memory.
-struct Run<T> {
-    keys: [Key; MAX_RUN],
-    /// Where each word begins.
-    firsts: [usize; MAX_RUN],
+/// A batch of words that are looked up together. The tables are larger than the L1 and L2 caches;
+/// looking words up one by one would spend the time waiting for memory.
+struct WordBatch<T> {
+    keys: [Key; MAX_BATCH],
+    /// The start of each word in the text.
+    firsts: [usize; MAX_BATCH],
     number: usize,
-    /// The token that each word may be.
-    candidates: [T; MAX_RUN + BLOCK],
-    /// Places of the words that are no tokens.
-    others: [u8; MAX_RUN + 1],
+    /// The token that each word may be equal to.
+    candidates: [T; MAX_BATCH + BLOCK],
+    /// Indices of the words that are not tokens.
+    others: [u8; MAX_BATCH + 1],
     num_others: usize,
 }
 
-impl<T: Id> Run<T> {
+impl<T: Id> WordBatch<T> {
     fn new() -> Self {
         Self {
-            keys: [Key::default(); MAX_RUN],
-            firsts: [0; MAX_RUN],
+            keys: [Key::default(); MAX_BATCH],
+            firsts: [0; MAX_BATCH],
             number: 0,
-            candidates: [T::default(); MAX_RUN + BLOCK],
-            others: [0; MAX_RUN + 1],
+            candidates: [T::default(); MAX_BATCH + BLOCK],
+            others: [0; MAX_BATCH + 1],
             num_others: 0,
         }
     }
 
-    /// Find the tokens, and have the slots of the other words fetched.
+    /// Find the words that are tokens, and prefetch the cache slots of the others.
     #[inline(always)]
-    fn find(&mut self, whole: &Whole, short: &ShortWords) {
-        let Whole { places, keys } = whole;
+    fn look_up(&mut self, token_table: &TokenTable, short: &ShortWordCache) {
+        let TokenTable { buckets, keys } = token_table;
         let words = &self.keys[..self.number];
         for (id, &key) in self.candidates.iter_mut().zip(words) {
-            let candidate = places[key.place(NUM_PLACES)];
-            fetch(&keys[usize::from(candidate)]);
+            let candidate = buckets[key.bucket(NUM_BUCKETS)];
+            prefetch(&keys[usize::from(candidate)]);
             *id = T::from_u32(candidate.into());
         }
         let mut number = 0;
@@ -485,12 +488,12 @@ impl<T: Id> Run<T> {
         }
         self.num_others = number;
         for &at in &self.others[..self.num_others] {
-            short.fetch(self.keys[at as usize]);
+            short.prefetch(self.keys[at as usize]);
         }
     }
 
     #[inline(always)]
-    fn give_out(&mut self, worker: &mut Worker, text: &[u8], to: &mut Vec<T>) {
+    fn write_ids(&mut self, worker: &mut Worker, text: &[u8], to: &mut Vec<T>) {
         let mut first = 0;
         for &at in &self.others[..self.num_others] {
             let at = at as usize;
@@ -498,8 +501,8 @@ impl<T: Id> Run<T> {
             first = at + 1;
             let (key, begin) = (self.keys[at], self.firsts[at]);
             match worker.short.get(key) {
-                Some(ids) => add_few(ids, to),
-                None => worker.encode_unseen(key, &text[begin..begin + key.length()], to),
+                Some(ids) => push_inline(ids, to),
+                None => worker.encode_missed(key, &text[begin..begin + key.length()], to),
             }
         }
         extend(to, &self.candidates, first, self.number);
@@ -507,46 +510,47 @@ impl<T: Id> Run<T> {
     }
 }
 
-/// Two runs: while words are cut for one, memory brings what the other one needs.
-struct Runs<'m, 'e, T: Id> {
+/// Two batches: while text is split for one, the memory loads what the other one needs.
+struct Pipeline<'m, 'e, T: Id> {
     worker: &'m mut Worker<'e>,
     text: &'m [u8],
     ids: &'m mut Vec<T>,
-    filling: &'m mut Run<T>,
-    waiting: &'m mut Run<T>,
+    filling: &'m mut WordBatch<T>,
+    pending: &'m mut WordBatch<T>,
 }
 
-impl<T: Id> Taker<'_> for Runs<'_, '_, T> {
+impl<T: Id> WordSink<'_> for Pipeline<'_, '_, T> {
     #[inline(always)]
-    fn take(&mut self, word: Word) {
-        let run = &mut self.filling;
-        // The remainder is the number itself; it spares a check.
-        let at = run.number % MAX_RUN;
-        (run.keys[at], run.firsts[at]) = (word.key(), word.first());
-        run.number += 1;
+    fn push(&mut self, word: Word) {
+        let batch = &mut self.filling;
+        // The number is below MAX_BATCH; the remainder only removes a bounds check.
+        let at = batch.number % MAX_BATCH;
+        (batch.keys[at], batch.firsts[at]) = (word.key(), word.first());
+        batch.number += 1;
     }
 
     #[inline(always)]
-    fn rest(&mut self) {
-        if self.filling.number >= RUN {
-            self.turn();
+    fn window_end(&mut self) {
+        if self.filling.number >= BATCH {
+            self.advance();
         }
     }
 }
 
-impl<T: Id> Runs<'_, '_, T> {
+impl<T: Id> Pipeline<'_, '_, T> {
     #[inline(never)]
-    fn turn(&mut self) {
+    fn advance(&mut self) {
         let worker = &mut *self.worker;
-        self.filling.find(&worker.encoder.whole, &worker.short);
-        self.waiting.give_out(worker, self.text, self.ids);
-        std::mem::swap(&mut self.filling, &mut self.waiting);
+        self.filling
+            .look_up(&worker.encoder.token_table, &worker.short);
+        self.pending.write_ids(worker, self.text, self.ids);
+        std::mem::swap(&mut self.filling, &mut self.pending);
     }
 }
 
-/// Add the ids of a short word.
+/// Append the ids of a short word.
 #[inline(always)]
-fn add_few<T: Id>(ids: Few, to: &mut Vec<T>) {
+fn push_inline<T: Id>(ids: InlineIds, to: &mut Vec<T>) {
     let number = ids
         .iter()
         .map(|&id| usize::from(id != NO_ID))
@@ -556,10 +560,10 @@ fn add_few<T: Id>(ids: Few, to: &mut Vec<T>) {
     to.truncate(length);
 }
 
-/// Add `ids[first..end]`, behind which a block can be read: whole blocks are written and shortened,
-/// since how many ids stand between two words that are no tokens nobody can guess.
+/// Append `ids[first..end]`, after which another block is readable: complete blocks are copied and
+/// then truncated, because a loop over an unpredictable number of ids mispredicts its branch.
 #[inline(always)]
-fn extend<T: Id>(to: &mut Vec<T>, ids: &[T; MAX_RUN + BLOCK], first: usize, end: usize) {
+fn extend<T: Id>(to: &mut Vec<T>, ids: &[T; MAX_BATCH + BLOCK], first: usize, end: usize) {
     let length = to.len() + end - first;
     let number = (end - first).div_ceil(BLOCK);
     for block in ids[first..].chunks_exact(BLOCK).take(number) {
@@ -585,7 +589,7 @@ mod tests {
         ids
     }
 
-    /// Merges of "a" to runs of 2, 4, ... 64, of "b" and "c" to "bc", of that and "a" to "bca".
+    /// Merges of "a" to runs of 2, 4, ... 64; of "b" and "c" to "bc"; of that and "a" to "bca".
     const MERGES: [(u32, u32); 8] = [
         (97, 97),
         (256, 256),
@@ -605,25 +609,25 @@ mod tests {
     }
 
     #[test]
-    fn a_word_seen_again_gives_the_same_ids() {
+    fn a_cached_word_has_the_same_ids() {
         let encoder = encoder(&MERGES);
         let words: Vec<String> = (0..5000)
             .map(|i| format!("{i}abc{} ", "a".repeat(i % 99)))
             .collect();
-        let alone: Vec<u32> = words
+        let expected: Vec<u32> = words
             .iter()
             .flat_map(|word| encode(&self::encoder(&MERGES), word))
             .collect();
         for _ in 0..2 {
-            assert_eq!(encode(&encoder, &words.concat()), alone);
+            assert_eq!(encode(&encoder, &words.concat()), expected);
         }
     }
 
     #[test]
-    fn long_words_are_merged_as_short_ones_are() {
+    fn long_words_are_merged_like_short_ones() {
         let encoder = encoder(&MERGES);
         let mut state = 1_u64;
-        for length in (0..MAX_PLAIN).chain([100, 1000]) {
+        for length in (0..MAX_SCANNED).chain([100, 1000]) {
             let word: Vec<u8> = (0..length)
                 .map(|_| {
                     state = state
@@ -633,14 +637,14 @@ mod tests {
                 })
                 .collect();
             let ids: Vec<u32> = word.iter().map(|&byte| u32::from(byte)).collect();
-            let chained = Chain::new(&encoder, ids.clone(), NONE).merged();
-            assert_eq!(chained, slowly(&MERGES, ids), "{length}");
+            let chained = TokenList::new(&encoder, ids.clone(), NONE).into_ids();
+            assert_eq!(chained, reference_ids(&MERGES, ids), "{length}");
             assert_eq!(chained, encoder.merge(&word, NONE));
         }
     }
 
-    /// The definition: the merges one after another, each from the left.
-    fn slowly(merges: &[(u32, u32)], mut ids: Vec<u32>) -> Vec<u32> {
+    /// The reference implementation: merge after merge, each from the left.
+    fn reference_ids(merges: &[(u32, u32)], mut ids: Vec<u32>) -> Vec<u32> {
         for (&(left, right), token) in merges.iter().zip(NUM_BYTES as u32..) {
             let mut at = 0;
             while at + 1 < ids.len() {
@@ -674,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_the_parts_that_it_was_merged_from() {
+    fn the_parts_of_a_token_are_its_merge() {
         let encoder = encoder(&MERGES);
         let tokens = token_bytes(&MERGES);
         for (token, &parts) in tokens[NUM_BYTES..].iter().zip(&MERGES) {
@@ -685,7 +689,7 @@ mod tests {
     }
 
     #[test]
-    fn a_megabyte_of_one_letter_is_one_word_and_no_trouble() {
+    fn a_megabyte_of_one_letter_is_encoded_in_linear_time() {
         let encoder = encoder(&MERGES);
         let ids = encode(&encoder, &"a".repeat(1 << 20));
         assert_eq!(ids, vec![263; 1 << 14]);

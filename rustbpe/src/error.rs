@@ -1,25 +1,25 @@
-//! What can go wrong, said to people.
+//! Errors that the user can fix.
 
 use std::fmt;
 
-/// A mistake in what was asked: the message names value, bound and remedy.
+/// An invalid request: the message names value, bound and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// The vocabulary has no room for all bytes, or more tokens than ids can count.
+    /// The vocabulary is too small for all bytes, or too large for ids of 32 bits.
     VocabularySize(usize),
     /// The split pattern is not a regular expression.
     Pattern(String),
     /// The split pattern took too long on a text.
     Split(String),
-    /// Something that was given as text is none.
+    /// An input is not valid text.
     NotText(String),
-    /// There was not one word in the texts.
+    /// The texts contain no word.
     NoText,
-    /// The distinct words do not fit.
+    /// The distinct words have too many bytes.
     TooManyWords,
-    /// A vocabulary has no token, or two, for something.
+    /// A token of the vocabulary is missing, empty, repeated or not a merge.
     Vocabulary(String),
-    /// Somebody asked to stop.
+    /// The caller asked to stop.
     Stopped,
 }
 
@@ -32,17 +32,19 @@ impl fmt::Display for Error {
             ),
             Self::VocabularySize(size) => write!(
                 f,
-                "vocab_size={size} is more than ids of 32 bits can count; use less"
+                "vocab_size={size} is more than 32-bit ids can number; use less"
             ),
-            Self::Pattern(why) => write!(f, "the split pattern is not a regular expression: {why}"),
-            Self::Split(why) => write!(f, "the split pattern failed on a text: {why}"),
-            Self::NotText(why) => write!(f, "a text cannot be read: {why}"),
-            Self::NoText => write!(f, "the texts hold no word to learn from; give some text"),
+            Self::Pattern(reason) => {
+                write!(f, "the split pattern is not a regular expression: {reason}")
+            }
+            Self::Split(reason) => write!(f, "the split pattern failed on a text: {reason}"),
+            Self::NotText(reason) => write!(f, "a text cannot be read: {reason}"),
+            Self::NoText => write!(f, "the texts contain no word to learn from; give some text"),
             Self::TooManyWords => write!(
                 f,
                 "the distinct words have more than 4 billion bytes; give less text"
             ),
-            Self::Vocabulary(why) => write!(f, "this is no vocabulary: {why}"),
+            Self::Vocabulary(reason) => write!(f, "invalid vocabulary: {reason}"),
             Self::Stopped => write!(f, "training was stopped"),
         }
     }

@@ -1,19 +1,20 @@
-//! Byte-pair encoding: the split pattern, counting of words, merging, encoding.
+//! Byte-pair encoding: splitting by a pattern, counting words, learning merges, encoding.
 //!
-//! The algorithm knows no Python; `python.rs`, behind the feature `python`, is its face.
+//! The algorithm does not depend on Python; the bindings are `python.rs`, behind the feature
+//! `python`.
 
 pub mod batch;
 pub mod classes;
 pub mod count;
 pub mod encode;
 pub mod error;
-mod known;
 mod memory;
 pub mod merge;
 pub mod split;
 pub mod texts;
 mod window;
 pub mod word;
+mod word_cache;
 
 #[cfg(feature = "python")]
 mod python;

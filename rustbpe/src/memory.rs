@@ -1,16 +1,16 @@
-//! Memory for large tables.
+//! Huge pages for large tables and buffers.
 
-/// A vector of so many values, all the default, in large pages where the system has some to give: a table that
-/// is read all over costs the processor a translation of addresses for nearly every look.
-pub fn in_large_pages<T: Default>(number: usize) -> Vec<T> {
+/// A vector of `number` default values, in huge pages where the system offers them: random reads of
+/// a large table in ordinary pages miss the TLB nearly every time.
+pub fn vec_in_huge_pages<T: Default>(number: usize) -> Vec<T> {
     let mut values = Vec::new();
-    make_room(&mut values, number);
+    reserve_in_huge_pages(&mut values, number);
     values.resize_with(number, T::default);
     values
 }
 
-/// Room for so many more values, in large pages as well: each new page costs a call of the system.
-pub fn make_room<T>(values: &mut Vec<T>, number: usize) {
+/// Reserve capacity for `number` more values, also in huge pages: fewer page faults while it fills.
+pub fn reserve_in_huge_pages<T>(values: &mut Vec<T>, number: usize) {
     if values.capacity() - values.len() >= number {
         return;
     }
@@ -20,29 +20,29 @@ pub fn make_room<T>(values: &mut Vec<T>, number: usize) {
         let start = values.as_mut_ptr() as usize;
         let bytes = values.capacity() * size_of::<T>();
         let (first, end) = (
-            start.next_multiple_of(LARGE_PAGE),
-            (start + bytes) & !(LARGE_PAGE - 1),
+            start.next_multiple_of(HUGE_PAGE_BYTES),
+            (start + bytes) & !(HUGE_PAGE_BYTES - 1),
         );
         if first < end {
-            // SAFETY: the pages lie within the vector's memory, and the advice leaves what is in
-            // them as it is. It is one: that the system does not take it does not matter.
+            // SAFETY: the pages lie within the vector's memory, and the advice does not change
+            // their content. A failure is harmless: it is only advice.
             unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
         }
     }
 }
 
-/// As on x86 and most ARM systems; with others the advice is for nothing.
+/// The size on x86 and most ARM systems; elsewhere the advice has no effect.
 #[cfg(all(target_os = "linux", not(miri)))]
-const LARGE_PAGE: usize = 2 << 20;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_values_are_there() {
+    fn all_values_are_the_default() {
         for number in [0, 1, 1000, 3 << 20] {
-            assert_eq!(in_large_pages::<u8>(number), vec![0; number]);
+            assert_eq!(vec_in_huge_pages::<u8>(number), vec![0; number]);
         }
     }
 }

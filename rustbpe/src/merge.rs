@@ -1,12 +1,13 @@
-//! Learning merges: the most frequent pair becomes a token, again and again.
+//! Learning merges: the most frequent pair becomes a token, until the vocabulary is complete.
 //!
 //! Ties are defined: among pairs of equal count the one with the smallest (left id, right id) is
-//! merged first, so merges depend on nothing but the word counts.
+//! merged first, so that merges depend only on the word counts.
 //!
-//! Only pairs of at least `floor` occurrences are watched, with the words that they stand in. A
-//! pair's count never grows after the merge that made it, so no other pair can be the most frequent
-//! one while a watched pair is left; when none is, the floor is lowered and all pairs are counted
-//! anew. This keeps the tables small: rare pairs, which are most of them, never get there.
+//! Only pairs with at least `min_count` occurrences are candidates, with the words in which they
+//! occur. The count of a pair never grows after the merge that created it, so the most frequent
+//! pair is a candidate as long as any candidate is left. When none is, the minimum is lowered and
+//! all pairs are counted again. This keeps the tables small: most pairs are rare and never become
+//! candidates.
 
 use crate::count::WordCounts;
 use crate::error::Error;
@@ -14,51 +15,52 @@ use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Ids of the two tokens that are joined.
+/// Ids of two adjacent tokens.
 pub type Pair = (u32, u32);
 
 /// Tokens 0 ... 255 are the bytes.
 pub const NUM_BYTES: usize = 256;
 
-/// Merges between two questions whether to go on.
-const MERGES_PER_QUESTION: usize = 256;
-/// How much the floor is lowered when no watched pair is left.
-const FLOOR_STEP: u64 = 4;
-/// Stands behind the last token of a word.
+/// Merges between two calls of `keep_going`.
+const MERGES_PER_CALL: usize = 256;
+/// Divisor of the minimum count when no candidate is left.
+const MIN_COUNT_STEP: u64 = 4;
+/// Terminates the tokens of a word.
 const END: u32 = u32::MAX;
 
 /// Learn merges until there are `vocab_size` tokens or no pair is left.
 ///
-/// Merge number i makes token 256 + i. `go_on` is asked now and then with the number of merges.
+/// Merge number i creates token 256 + i. `keep_going` is called now and then with the number of
+/// merges; false stops.
 pub fn learn_merges(
     counts: WordCounts,
     vocab_size: usize,
-    mut go_on: impl FnMut(usize) -> bool,
+    mut keep_going: impl FnMut(usize) -> bool,
 ) -> Result<Vec<Pair>, Error> {
     if !(NUM_BYTES..END as usize).contains(&vocab_size) {
         return Err(Error::VocabularySize(vocab_size));
     }
     let mut words = Words::new(counts)?;
-    let mut watch = Watch::new(&words);
+    let mut candidates = Candidates::new(&words);
     let mut merges = Vec::new();
     while merges.len() < vocab_size - NUM_BYTES {
-        if merges.len() % MERGES_PER_QUESTION == 0 && !go_on(merges.len()) {
+        if merges.len() % MERGES_PER_CALL == 0 && !keep_going(merges.len()) {
             return Err(Error::Stopped);
         }
-        let Some((pair, places)) = watch.take_most_frequent(&mut words) else {
+        let Some((pair, words_with_pair)) = candidates.take_most_frequent(&mut words) else {
             break;
         };
         let token = (NUM_BYTES + merges.len()) as u32;
-        for place in places {
-            watch.merge(&mut words, place, pair, token);
+        for word in words_with_pair {
+            candidates.merge(&mut words, word, pair, token);
         }
-        watch.add_new_pairs();
+        candidates.add_new_pairs();
         merges.push(pair);
     }
     Ok(merges)
 }
 
-/// All distinct words: their tokens one after another, each word's closed by `END`.
+/// All distinct words: their tokens, concatenated, each word terminated by `END`.
 struct Words {
     tokens: Vec<u32>,
     starts: Vec<u32>,
@@ -91,14 +93,14 @@ impl Words {
         })
     }
 
-    /// Close the gaps that merges have left and forget words that are one token by now.
+    /// Close the gaps that merges have left, and remove words that are a single token.
     fn close_gaps(&mut self) {
         let (mut to, mut kept) = (0, 0);
         for word in 0..self.starts.len() {
             let start = self.starts[word] as usize;
             let length = self.of(word as u32).count();
             if length > 1 {
-                // The gaps are behind: `to` never overtakes `start`.
+                // Words only move down: `to` is never above `start`.
                 self.tokens.copy_within(start..=start + length, to);
                 self.starts[kept] = to as u32;
                 self.counts[kept] = self.counts[word];
@@ -117,17 +119,17 @@ impl Words {
         rest.iter().copied().take_while(|&token| token != END)
     }
 
-    /// Each pair of neighbours, word by word, with the word and its count.
-    fn for_each_pair(&self, mut take: impl FnMut(Pair, u32, u64)) {
+    /// Each adjacent pair, word by word, with the word and its count.
+    fn for_each_pair(&self, mut visit: impl FnMut(Pair, u32, u64)) {
         for (word, (&start, &count)) in self.starts.iter().zip(&self.counts).enumerate() {
             let rest = &self.tokens[start as usize..];
             for pair in rest.windows(2).take_while(|pair| pair[1] != END) {
-                take((pair[0], pair[1]), word as u32, count);
+                visit((pair[0], pair[1]), word as u32, count);
             }
         }
     }
 
-    /// How often each pair occurs.
+    /// The number of occurrences of each pair.
     fn pair_counts(&self) -> FxHashMap<Pair, u64> {
         let mut counts = FxHashMap::default();
         self.for_each_pair(|pair, _, count| *counts.entry(pair).or_insert(0) += count);
@@ -135,15 +137,15 @@ impl Words {
     }
 }
 
-/// A pair that may become a token.
+/// A pair that may be merged next.
 #[derive(Default)]
-struct Watched {
+struct Candidate {
     count: u64,
-    /// Words that it stands in, and some in which it stood.
+    /// Words in which it occurs, and some in which it no longer does.
     words: Vec<u32>,
 }
 
-impl Watched {
+impl Candidate {
     fn add_word(&mut self, word: u32) {
         if self.words.last() != Some(&word) {
             self.words.push(word);
@@ -151,123 +153,123 @@ impl Watched {
     }
 }
 
-struct Watch {
-    floor: u64,
-    pairs: FxHashMap<Pair, Watched>,
-    /// Lazy: an entry holds when its count is still the pair's.
+struct Candidates {
+    min_count: u64,
+    pairs: FxHashMap<Pair, Candidate>,
+    /// Lazily updated: an entry is valid if its count is still that of the pair.
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
-    /// The pairs of the token that is being made, occurrence by occurrence, and their counts.
-    new_places: Vec<(Pair, u32)>,
+    /// Pairs that the current merge creates: each occurrence with its word, and their counts.
+    new_occurrences: Vec<(Pair, u32)>,
     new_counts: FxHashMap<Pair, u64>,
 }
 
-impl Watch {
+impl Candidates {
     fn new(words: &Words) -> Self {
         let counts = words.pair_counts();
         let most = counts.values().max().copied().unwrap_or(0);
-        let mut watch = Self {
-            floor: (most / FLOOR_STEP).max(1),
+        let mut candidates = Self {
+            min_count: (most / MIN_COUNT_STEP).max(1),
             pairs: FxHashMap::default(),
             heap: BinaryHeap::new(),
-            new_places: Vec::new(),
+            new_occurrences: Vec::new(),
             new_counts: FxHashMap::default(),
         };
-        watch.watch(words, &counts);
-        watch
+        candidates.add_frequent_pairs(words, &counts);
+        candidates
     }
 
-    /// Watch all pairs that are frequent enough.
-    fn watch(&mut self, words: &Words, counts: &FxHashMap<Pair, u64>) {
-        let floor = self.floor;
-        let frequent = counts.iter().filter(|(_, &count)| count >= floor);
+    /// Add all pairs that are frequent enough.
+    fn add_frequent_pairs(&mut self, words: &Words, counts: &FxHashMap<Pair, u64>) {
+        let min_count = self.min_count;
+        let frequent = counts.iter().filter(|(_, &count)| count >= min_count);
         for (&pair, &count) in frequent {
             let words = Vec::new();
-            self.pairs.insert(pair, Watched { count, words });
+            self.pairs.insert(pair, Candidate { count, words });
             self.heap.push((count, Reverse(pair)));
         }
         words.for_each_pair(|pair, word, _| {
-            if let Some(watched) = self.pairs.get_mut(&pair) {
-                watched.add_word(word);
+            if let Some(candidate) = self.pairs.get_mut(&pair) {
+                candidate.add_word(word);
             }
         });
     }
 
-    /// The next pair to merge, no longer watched, and the words to look for it in.
+    /// Remove and return the most frequent pair, with the words to search for it.
     fn take_most_frequent(&mut self, words: &mut Words) -> Option<(Pair, Vec<u32>)> {
         loop {
             while let Some((count, Reverse(pair))) = self.heap.pop() {
-                let now = self.pairs.get(&pair).map_or(0, |watched| watched.count);
+                let now = self.pairs.get(&pair).map_or(0, |candidate| candidate.count);
                 if now == count {
                     let taken = self.pairs.remove(&pair)?;
                     return Some((pair, taken.words));
                 }
-                if now >= self.floor {
+                if now >= self.min_count {
                     self.heap.push((now, Reverse(pair)));
                 } else {
                     self.pairs.remove(&pair);
                 }
             }
-            if self.floor == 1 {
+            if self.min_count == 1 {
                 return None;
             }
-            self.lower_floor(words);
+            self.lower_min_count(words);
         }
     }
 
     #[cold]
-    fn lower_floor(&mut self, words: &mut Words) {
-        self.floor = (self.floor / FLOOR_STEP).max(1);
+    fn lower_min_count(&mut self, words: &mut Words) {
+        self.min_count = (self.min_count / MIN_COUNT_STEP).max(1);
         self.pairs.clear();
         words.close_gaps();
-        self.watch(words, &words.pair_counts());
+        self.add_frequent_pairs(words, &words.pair_counts());
     }
 
-    /// Merge a pair in one word, from the left, and note what this does to its neighbours' pairs.
+    /// Merge a pair in one word, from the left, and update the counts of adjacent pairs.
     fn merge(&mut self, words: &mut Words, word: u32, (left, right): Pair, token: u32) {
         let count = words.counts[word as usize];
         let tokens = &mut words.tokens[words.starts[word as usize] as usize..];
-        let (mut from, mut to, mut is_behind_match) = (0, 0, false);
+        let (mut from, mut to, mut follows_match) = (0, 0, false);
         while tokens[from] != END {
             let is_match = tokens[from] == left && tokens[from + 1] == right;
             let new = if is_match { token } else { tokens[from] };
-            if is_match && from > 0 && !is_behind_match {
-                self.take_away((tokens[from - 1], left), count);
+            if is_match && from > 0 && !follows_match {
+                self.subtract((tokens[from - 1], left), count);
             }
             if is_match && tokens[from + 2] != END {
-                self.take_away((right, tokens[from + 2]), count);
+                self.subtract((right, tokens[from + 2]), count);
             }
             if to > 0 && (is_match || tokens[to - 1] == token) {
                 let pair = (tokens[to - 1], new);
                 *self.new_counts.entry(pair).or_insert(0) += count;
-                self.new_places.push((pair, word));
+                self.new_occurrences.push((pair, word));
             }
             tokens[to] = new;
             to += 1;
             from += 1 + usize::from(is_match);
-            is_behind_match = is_match;
+            follows_match = is_match;
         }
         tokens[to] = END;
     }
 
-    fn take_away(&mut self, pair: Pair, count: u64) {
-        if let Some(watched) = self.pairs.get_mut(&pair) {
-            watched.count -= count;
+    fn subtract(&mut self, pair: Pair, count: u64) {
+        if let Some(candidate) = self.pairs.get_mut(&pair) {
+            candidate.count -= count;
         }
     }
 
-    /// Watch the frequent ones of the pairs that the last merge has made.
+    /// Add the frequent ones of the pairs that the last merge has created.
     fn add_new_pairs(&mut self) {
-        let floor = self.floor;
-        self.new_counts.retain(|_, &mut count| count >= floor);
+        let min_count = self.min_count;
+        self.new_counts.retain(|_, &mut count| count >= min_count);
         for (&pair, &count) in &self.new_counts {
             let words = Vec::new();
-            self.pairs.insert(pair, Watched { count, words });
+            self.pairs.insert(pair, Candidate { count, words });
             self.heap.push((count, Reverse(pair)));
         }
-        for (pair, word) in self.new_places.drain(..) {
+        for (pair, word) in self.new_occurrences.drain(..) {
             if self.new_counts.contains_key(&pair) {
-                if let Some(watched) = self.pairs.get_mut(&pair) {
-                    watched.add_word(word);
+                if let Some(candidate) = self.pairs.get_mut(&pair) {
+                    candidate.add_word(word);
                 }
             }
         }
@@ -275,7 +277,7 @@ impl Watch {
     }
 }
 
-/// The bytes of every token: 256 bytes, then one for each merge.
+/// The bytes of every token: the 256 single bytes, then one token per merge.
 pub fn token_bytes(merges: &[Pair]) -> Vec<Vec<u8>> {
     let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
     for &(left, right) in merges {
@@ -301,8 +303,8 @@ mod tests {
         counts
     }
 
-    /// The definition: everything counted anew for each merge.
-    fn learn_slowly(words: &[(&str, u64)], vocab_size: usize) -> Vec<Pair> {
+    /// The reference implementation: all pairs are counted again for each merge.
+    fn learn_reference(words: &[(&str, u64)], vocab_size: usize) -> Vec<Pair> {
         let of = |word: &str| word.bytes().map(u32::from).collect();
         let mut words: Vec<(Vec<u32>, u64)> = words.iter().map(|&(w, n)| (of(w), n)).collect();
         let mut merges = Vec::new();
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn merges_are_those_of_the_definition() {
+    fn merges_equal_the_reference_implementation() {
         let mut state = 7_u64;
         let mut random = |below: u64| {
             state = state
@@ -367,26 +369,26 @@ mod tests {
                 }
                 let words: Vec<(&str, u64)> = words.iter().map(|(w, &n)| (&w[..], n)).collect();
                 let fast = learn_merges(counts(&words), 300, |_| true).unwrap();
-                assert_eq!(fast, learn_slowly(&words, 300), "{words:?}");
+                assert_eq!(fast, learn_reference(&words, 300), "{words:?}");
             }
         }
     }
 
     #[test]
-    fn it_ends_when_no_pair_is_left() {
+    fn learning_ends_when_no_pair_is_left() {
         let merges = learn_merges(counts(&[("abc", 1)]), 1000, |_| true).unwrap();
         assert_eq!(merges.len(), 2);
         assert_eq!(token_bytes(&merges)[257], b"abc");
     }
 
     #[test]
-    fn words_of_one_letter_are_words_but_give_no_pair() {
+    fn words_of_one_letter_have_no_pair() {
         let merges = learn_merges(counts(&[("a", 3)]), 300, |_| true);
         assert_eq!(merges, Ok(Vec::new()));
     }
 
     #[test]
-    fn bad_requests_are_refused() {
+    fn invalid_requests_are_refused() {
         let learn = |counts, size| learn_merges(counts, size, |_| true);
         for size in [0, 255, u32::MAX as usize] {
             let found = learn(counts(&[("ab", 1)]), size);

@@ -1,4 +1,4 @@
-//! The Python face: `rustbpe.Tokenizer`.
+//! The Python module: `rustbpe.Tokenizer`.
 
 use crate::batch::{self, Encoded};
 use crate::encode::{Encoder, Id};
@@ -17,12 +17,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of text, about, that are counted at a time, whatever `buffer_size` allows.
-const COUNTED_SHARE: usize = 1 << 18;
+/// Bytes of text, about, in a chunk for counting, even if `buffer_size` allows more.
+const COUNT_CHUNK_BYTES: usize = 1 << 18;
 /// The same for encoding.
-const ENCODED_SHARE: usize = 1 << 17;
-/// Between two calls of a progress callback.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+const ENCODE_CHUNK_BYTES: usize = 1 << 17;
+/// Minimum time between two calls of a progress callback.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
@@ -55,7 +55,7 @@ impl Vocabulary {
 
 #[pymethods]
 impl Tokenizer {
-    /// From the bytes of each token in the order of ids; without, the 256 bytes.
+    /// From the bytes of each token in the order of ids; by default the 256 single bytes.
     #[new]
     #[pyo3(signature = (tokens=None, pattern=None))]
     fn new(py: Python<'_>, tokens: Option<Vec<Vec<u8>>>, pattern: Option<&str>) -> PyResult<Self> {
@@ -67,12 +67,12 @@ impl Tokenizer {
 
     /// Learn merges from an iterator of str or of Arrow arrays of strings, which are not copied.
     ///
-    /// Texts are counted by `num_threads` threads (0: one for each core), at most `buffer_size` at
-    /// a time, while the next ones are read. `progress(what, done, total)` is called now and then:
-    /// "counting" bytes of text, of an unknown total that is given as 0, or "merging".
+    /// Texts are counted by `num_threads` threads (0: one per core), in chunks of at most
+    /// `buffer_size`, while the next ones are read. `progress(what, done, total)` is called now and
+    /// then: "counting" bytes of text, with total 0 because it is unknown, or "merging".
     /// Ends with fewer than `vocab_size` tokens when the texts have no pair left to merge.
-    /// Raises ValueError on a vocabulary below 256, a bad pattern or no text; TypeError on an
-    /// item that is neither; and what the iterator or the callback raises.
+    /// Raises ValueError on a vocabulary below 256, an invalid pattern or no text; TypeError on an
+    /// item of another type; and what the iterator or the callback raises.
     #[allow(clippy::too_many_arguments)] // they are keywords in Python
     #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, num_threads=0, progress=None))]
     fn train_from_iterator(
@@ -90,26 +90,26 @@ impl Tokenizer {
         if vocab_size < NUM_BYTES {
             return Err(Error::VocabularySize(vocab_size).into());
         }
-        let mut shares = Shares::new(iterator, COUNTED_SHARE, buffer_size)?;
+        let mut chunks = Chunks::new(iterator, COUNT_CHUNK_BYTES, buffer_size)?;
         let mut progress = Progress::new(progress);
         let vocabulary = py.detach(|| -> PyResult<_> {
             let mut counted = 0;
             let counts = batch::count(&splitter, num_threads, || {
                 Python::attach(|py| {
-                    progress.tell(py, "counting", counted, 0)?;
-                    let share = shares.next(py)?;
-                    counted += share.as_ref().map_or(0, PyTexts::size);
-                    Ok::<_, PyErr>(share)
+                    progress.report(py, "counting", counted, 0)?;
+                    let chunk = chunks.next(py)?;
+                    counted += chunk.as_ref().map_or(0, PyTexts::size);
+                    Ok::<_, PyErr>(chunk)
                 })
             })?;
-            let mut trouble = Ok(());
+            let mut callback_result = Ok(());
             let merges = learn_merges(counts, vocab_size, |number| {
-                trouble = Python::attach(|py| {
-                    progress.tell(py, "merging", number, vocab_size - NUM_BYTES)
+                callback_result = Python::attach(|py| {
+                    progress.report(py, "merging", number, vocab_size - NUM_BYTES)
                 });
-                trouble.is_ok()
+                callback_result.is_ok()
             });
-            trouble?;
+            callback_result?;
             Ok(Vocabulary::new(token_bytes(&merges?), pattern)?)
         })?;
         *self
@@ -136,7 +136,7 @@ impl Tokenizer {
 
     /// [(left id, right id), ...] of every token after the 256 bytes.
     ///
-    /// Raises ValueError when a token does not come about by merging two before it.
+    /// Raises ValueError when a token is not the merge of two earlier ones.
     fn get_merges(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32)>> {
         let vocabulary = self.vocabulary();
         py.detach(|| {
@@ -145,8 +145,8 @@ impl Tokenizer {
                 .map(|(id, token)| {
                     let parts = vocabulary.encoder.parts(token);
                     parts.ok_or_else(|| {
-                        let why = format!("token {id} is not a pair of tokens before it");
-                        Error::Vocabulary(why).into()
+                        let reason = format!("token {id} is not a pair of tokens before it");
+                        Error::Vocabulary(reason).into()
                     })
                 })
                 .collect()
@@ -165,12 +165,12 @@ impl Tokenizer {
         Ok(py.detach(|| {
             let mut ids = Vec::new();
             let mut worker = vocabulary.encoder.worker();
-            let encoded = texts.each(|text| worker.encode(text, &mut ids));
+            let encoded = texts.for_each(|text| worker.encode(text, &mut ids));
             encoded.map(|()| ids)
         })?)
     }
 
-    /// Token ids of each text, by `num_threads` threads (0: one for each core).
+    /// Token ids of each text, with `num_threads` threads (0: one per core).
     #[pyo3(signature = (texts, num_threads=0))]
     fn encode_batch(
         &self,
@@ -182,8 +182,8 @@ impl Tokenizer {
         Ok(encoded.texts().map(<[u32]>::to_vec).collect())
     }
 
-    /// Token ids of all texts, one after another, and where each text's end, as two arrays: of
-    /// uint16, or uint32 when the vocabulary has more than 65,536 ids or `wide` is true; and int64.
+    /// Token ids of all texts, concatenated, and the end of each text, as two arrays: uint16, or
+    /// uint32 when the vocabulary has more than 65,536 ids or `wide` is true; and int64.
     ///
     /// Texts are a list of str or an Arrow array of strings, which is not copied.
     #[pyo3(signature = (texts, num_threads=0, wide=false))]
@@ -202,7 +202,7 @@ impl Tokenizer {
     }
 }
 
-/// Ids and ends, which are not copied on their way.
+/// Ids and ends as arrays, without a copy.
 fn arrays<T: Id + Element>(
     encoded: Encoded<T>,
     py: Python<'_>,
@@ -231,15 +231,15 @@ impl Tokenizer {
             true => (texts,).into_pyobject(py)?.try_iter()?,
             false => texts.try_iter()?,
         };
-        let mut shares = Shares::new(&iterator, ENCODED_SHARE, usize::MAX)?;
+        let mut chunks = Chunks::new(&iterator, ENCODE_CHUNK_BYTES, usize::MAX)?;
         py.detach(|| {
-            let next = || Python::attach(|py| shares.next(py));
+            let next = || Python::attach(|py| chunks.next(py));
             batch::encode(&vocabulary.encoder, num_threads, next)
         })
     }
 }
 
-/// Calls back, not too often, and looks for Ctrl-C.
+/// Calls the progress callback, not too often, and checks for Ctrl-C.
 struct Progress {
     callback: Option<Py<PyAny>>,
     last: Instant,
@@ -251,10 +251,10 @@ impl Progress {
         Self { callback, last }
     }
 
-    fn tell(&mut self, py: Python<'_>, what: &str, done: usize, total: usize) -> PyResult<()> {
+    fn report(&mut self, py: Python<'_>, what: &str, done: usize, total: usize) -> PyResult<()> {
         py.check_signals()?;
         if let Some(callback) = &self.callback {
-            if self.last.elapsed() >= PROGRESS_PAUSE {
+            if self.last.elapsed() >= PROGRESS_INTERVAL {
                 self.last = Instant::now();
                 callback.call1(py, (what, done, total))?;
             }
@@ -263,16 +263,16 @@ impl Progress {
     }
 }
 
-/// What Python gives out, in shares that are readable without the interpreter's lock.
-struct Shares {
+/// The items of a Python iterator, in chunks that can be read without the GIL.
+struct Chunks {
     iterator: Py<PyIterator>,
-    /// Arrow arrays whose turn has come.
+    /// Arrow arrays that are not finished.
     rows: VecDeque<Rows>,
     max_bytes: usize,
     max_texts: usize,
 }
 
-impl Shares {
+impl Chunks {
     fn new(texts: &Bound<'_, PyAny>, max_bytes: usize, max_texts: usize) -> PyResult<Self> {
         Ok(Self {
             iterator: texts.try_iter()?.unbind(),
@@ -294,7 +294,7 @@ impl Shares {
                     texts.push(Text::new(&text)?);
                     num_units += texts[texts.len() - 1].units().number();
                 }
-                Err(other) => add_rows(&other.into_inner(), &mut self.rows)?,
+                Err(item) => add_rows(&item.into_inner(), &mut self.rows)?,
             }
         }
         if !texts.is_empty() {
@@ -326,14 +326,14 @@ fn add_rows(item: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> 
     Ok(())
 }
 
-/// Some texts of Python's.
+/// A chunk of texts in Python's memory.
 enum PyTexts {
     Strings(Vec<Text>),
     Rows(Rows),
 }
 
 impl PyTexts {
-    /// Bytes of all, about.
+    /// Bytes of all texts, about.
     fn size(&self) -> usize {
         match self {
             Self::Strings(texts) => texts.iter().map(|text| text.units().number()).sum(),
@@ -343,17 +343,17 @@ impl PyTexts {
 }
 
 impl Texts for PyTexts {
-    fn each(&self, mut take: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
+    fn for_each(&self, mut visit: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
         match self {
             Self::Strings(texts) => {
-                let mut room = Vec::new();
+                let mut buffer = Vec::new();
                 let mut texts = texts.iter();
-                texts.try_for_each(|text| take(text.units().text(&mut room)))
+                texts.try_for_each(|text| visit(text.units().text(&mut buffer)))
             }
             Self::Rows(rows) => rows.rows.clone().try_for_each(|row| {
                 let bytes = rows.column.row(row).ok_or_else(damaged)?;
                 let text = std::str::from_utf8(bytes);
-                take(text.map_err(|error| Error::NotText(error.to_string()))?)
+                visit(text.map_err(|error| Error::NotText(error.to_string()))?)
             }),
         }
     }
@@ -374,7 +374,7 @@ impl Rows {
         end.checked_sub(first)
     }
 
-    /// Take rows away until they have so many bytes: one at least.
+    /// Split off the first rows, at least one, until they have `max_bytes`.
     fn take(&mut self, max_bytes: usize) -> Result<Self, Error> {
         let first = self.column.offset(self.rows.start).ok_or_else(damaged)?;
         let mut taken = Self {
@@ -396,7 +396,7 @@ fn damaged() -> Error {
     Error::NotText("an Arrow array points beyond its data".to_string())
 }
 
-/// An Arrow array of strings: its buffers as they are, shared with their owner.
+/// An Arrow array of strings: its buffers, shared with their owner.
 struct Column {
     validity: Option<PyUntypedBuffer>,
     offsets: PyUntypedBuffer,
@@ -407,15 +407,15 @@ struct Column {
 }
 
 impl Column {
-    /// Nothing when the array has no rows.
+    /// None when the array has no rows.
     fn new(array: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
         let kind = match array.hasattr("buffers")? {
             true => array.getattr("type")?.str()?.to_string(),
             false => array.get_type().to_string(),
         };
         if kind != "string" && kind != "large_string" {
-            let words = "texts must be str or Arrow arrays of strings, got an item of";
-            return Err(PyTypeError::new_err(format!("{words} {kind}")));
+            let message = "texts must be str or Arrow arrays of strings, got an item of";
+            return Err(PyTypeError::new_err(format!("{message} {kind}")));
         }
         let length = array.len()?;
         if length == 0 {
@@ -436,7 +436,7 @@ impl Column {
         }))
     }
 
-    /// The bytes of a row; an empty text where there is none. Nothing when the array is damaged.
+    /// The bytes of a row, empty for null. None when the array is damaged.
     fn row(&self, row: usize) -> Option<&[u8]> {
         if let Some(validity) = &self.validity {
             let bit = self.first + row;
@@ -447,7 +447,7 @@ impl Column {
         bytes_of(&self.data).get(self.offset(row)?..self.offset(row + 1)?)
     }
 
-    /// Where a row begins.
+    /// The start of a row in `data`.
     fn offset(&self, row: usize) -> Option<usize> {
         let offsets = bytes_of(&self.offsets);
         let row = self.first + row;
@@ -466,9 +466,9 @@ fn bytes_of(buffer: &PyUntypedBuffer) -> &[u8] {
     if buffer.len_bytes() == 0 {
         return &[];
     }
-    // It saves a copy of every text that is read from a file.
+    // This saves a copy of every text that is read from a file.
     // SAFETY: the buffer protocol keeps the memory in place while `buffer` lives, which the slice
-    // borrows; an Arrow buffer is one run of bytes, and nobody writes to one that is in an array.
+    // borrows; an Arrow buffer is contiguous and immutable once it is in an array.
     unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }
 }
 

@@ -1,21 +1,21 @@
-//! Cutting text into words that merges never cross.
+//! Splitting text into words that merges never cross.
 //!
-//! The patterns of GPT-2, of GPT-4 and ours are scanned by hand, with the results of the regular
-//! expression; any other pattern is left to the regex engine.
+//! The patterns of GPT-2 and GPT-4 and the default have a hand-written scanner with the results of
+//! the regular expression; any other pattern is matched by the regex engine.
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
-use crate::window::{padded, Head, Kinds, Window, MARKED};
+use crate::window::{padded, ByteMasks, Head, Window, WINDOW_BYTES};
 use crate::word::Word;
 use fancy_regex::Regex;
 
-/// GPT-4's pattern with numbers cut to at most two digits.
+/// GPT-4's pattern with numbers split into at most two digits.
 pub const DEFAULT_PATTERN: &str = concat!(
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}|",
     r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 );
 
-/// Other spellings that are scanned by hand.
+/// The patterns that have a scanner, in all their spellings.
 const KNOWN_PATTERNS: [(&str, Rules); 5] = [
     (DEFAULT_PATTERN, Rules::gpt4(2, false)),
     (
@@ -42,30 +42,30 @@ const KNOWN_PATTERNS: [(&str, Rules); 5] = [
     ),
 ];
 
-/// Wherein the known patterns differ.
+/// The differences between the known patterns.
 #[derive(Debug, Clone, Copy)]
 struct Rules {
-    /// 'S is a contraction as 's is, and any sign but a line break may lead a run of letters; else
-    /// only a space may, and it may lead numbers as well.
-    like_gpt4: bool,
-    /// Digits of a number at most.
+    /// 'S is a contraction like 's, and any symbol except a line break may precede letters in their
+    /// word; otherwise only a space may, and it may precede numbers too.
+    is_gpt4: bool,
+    /// Digits of a number, at most.
     max_digits: usize,
-    /// White space at the very end is one word even where line breaks are in it.
-    end_in_one: bool,
+    /// White space at the end of the text is one word even if it contains line breaks.
+    joins_trailing_space: bool,
 }
 
 impl Rules {
     const GPT2: Self = Self {
-        like_gpt4: false,
+        is_gpt4: false,
         max_digits: usize::MAX,
-        end_in_one: true,
+        joins_trailing_space: true,
     };
 
-    const fn gpt4(max_digits: usize, end_in_one: bool) -> Self {
+    const fn gpt4(max_digits: usize, joins_trailing_space: bool) -> Self {
         Self {
-            like_gpt4: true,
+            is_gpt4: true,
             max_digits,
-            end_in_one,
+            joins_trailing_space,
         }
     }
 }
@@ -88,7 +88,7 @@ impl Splitter {
         }
     }
 
-    /// Compile a pattern for the regex engine, known or not.
+    /// Compile a pattern for the regex engine, even if there is a scanner.
     pub fn by_regex(pattern: &str) -> Result<Self, Error> {
         match Regex::new(pattern) {
             Ok(regex) => Ok(Self(Kind::Regex(Box::new(regex)))),
@@ -96,18 +96,18 @@ impl Splitter {
         }
     }
 
-    /// Give `taker` each word of a text, in order; what the pattern skips is left out.
+    /// Pass each word of a text to `sink`, in order, without text that the pattern does not match.
     #[inline(always)]
-    pub fn split<'a>(&self, text: &'a str, taker: &mut impl Taker<'a>) -> Result<(), Error> {
+    pub fn split<'a>(&self, text: &'a str, sink: &mut impl WordSink<'a>) -> Result<(), Error> {
         match &self.0 {
-            Kind::Scanner(scanner) => scanner.split(text.as_bytes(), taker),
+            Kind::Scanner(scanner) => scanner.split(text.as_bytes(), sink),
             Kind::Regex(regex) => {
                 let bytes = text.as_bytes();
                 for found in regex.find_iter(text) {
                     let found = found.map_err(|error| Error::Split(error.to_string()))?;
                     if !found.as_str().is_empty() {
-                        Next::at(bytes, found.start()).give(bytes, found.end(), taker);
-                        taker.rest();
+                        WordStart::at(bytes, found.start()).emit(bytes, found.end(), sink);
+                        sink.window_end();
                     }
                 }
             }
@@ -116,106 +116,106 @@ impl Splitter {
     }
 }
 
-/// Whoever takes the words. A trait and no closure, since what is done with a word has to be
-/// compiled into the loop that finds it.
-pub trait Taker<'a> {
-    /// Take the next word.
-    fn take(&mut self, word: Word<'a>);
+/// Receives the words. A trait instead of a closure, because its methods have to be inlined into
+/// the loop that finds the words.
+pub trait WordSink<'a> {
+    /// Receive the next word.
+    fn push(&mut self, word: Word<'a>);
 
-    /// Do what would disturb the cutting. Comes after `MAX_TAKEN` words at most.
+    /// Called after at most `MAX_WINDOW_WORDS` words, for work that would slow the scan down.
     #[inline(always)]
-    fn rest(&mut self) {}
+    fn window_end(&mut self) {}
 }
 
-/// Words between two rests, at most: one ends with each byte of a window.
-pub const MAX_TAKEN: usize = MARKED;
+/// Words of a window, at most: one may end with each byte.
+pub const MAX_WINDOW_WORDS: usize = WINDOW_BYTES;
 
-/// How many bytes before a byte can decide whether a word begins with it: a sign of four bytes, and
-/// the byte before, which tells whether that sign is a first one. Behind it one byte can. Six digits
-/// can too; but where these begin before a window, the last one found its last byte unclear.
-const NEIGHBOURS: usize = 5;
-/// The last byte of a window.
-const LAST: usize = MARKED - 1;
+/// Number of preceding bytes that decide whether a word starts at a byte: a symbol of four bytes,
+/// and the byte before, which tells whether that symbol is the first one. One following byte does.
+/// Six digits do too; but where they start before a window, the previous window ended ambiguously.
+const OVERLAP: usize = 5;
+/// Index of the last byte of a window.
+const LAST: usize = WINDOW_BYTES - 1;
 
-/// A bit for each byte of a window.
+/// Bit masks of a window.
 struct Marks {
-    /// A word begins with it, if no byte before it that is unclear has a say in that.
+    /// A word starts here, unless an ambiguous byte before it decides otherwise.
     starts: u64,
-    /// To be looked at one by one: white space and numbers beyond ASCII, tabs, digits behind a second
-    /// group of them, line breaks beside spaces; in GPT-2's manner all line breaks.
-    unclear: u64,
+    /// Bytes that `end` has to decide: non-ASCII white space and numbers, tabs, digits after a
+    /// second group, line breaks next to spaces; with GPT-2's pattern all line breaks.
+    ambiguous: u64,
 }
 
-/// Where the word begins that is to be taken next.
+/// The start of the next word.
 #[derive(Clone, Copy)]
-struct Next {
+struct WordStart {
     at: usize,
     head: Head,
 }
 
-impl Next {
+impl WordStart {
     fn at(text: &[u8], at: usize) -> Self {
         let head = Head::of(&text[at..]);
         Self { at, head }
     }
 
-    /// Give the word away, now that its end is known.
+    /// Pass the word on, once its end is known.
     #[inline(always)]
-    fn give<'a>(self, text: &'a [u8], end: usize, taker: &mut impl Taker<'a>) {
-        taker.take(Word::within(text, self.at, end, self.head));
+    fn emit<'a>(self, text: &'a [u8], end: usize, sink: &mut impl WordSink<'a>) {
+        sink.push(Word::within(text, self.at, end, self.head));
     }
 }
 
 struct Scanner {
     rules: Rules,
     classes: &'static Classes,
-    /// The processor has the instructions of `split_at_once`.
-    is_wide: bool,
+    /// The processor has the instructions of `split_avx512`.
+    has_avx512: bool,
 }
 
 impl Scanner {
     fn new(rules: Rules) -> Self {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        let is_wide = std::is_x86_feature_detected!("avx512bw")
+        let has_avx512 = std::is_x86_feature_detected!("avx512bw")
             && std::is_x86_feature_detected!("bmi1")
             && std::is_x86_feature_detected!("bmi2");
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let is_wide = false;
+        let has_avx512 = false;
         Self {
             rules,
             classes: &CLASSES,
-            is_wide,
+            has_avx512,
         }
     }
 
     #[inline(always)]
-    fn split<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
+    fn split<'a>(&self, text: &'a [u8], sink: &mut impl WordSink<'a>) {
         #[cfg(target_arch = "x86_64")]
-        if self.is_wide {
-            // SAFETY: the processor has been asked for the instructions.
-            return unsafe { self.split_at_once(text, taker) };
+        if self.has_avx512 {
+            // SAFETY: `new` has checked that the processor has the instructions.
+            return unsafe { self.split_avx512(text, sink) };
         }
-        self.split_by(Kinds::of, text, taker);
+        self.split_windows(ByteMasks::of, text, sink);
     }
 
-    /// The same, compiled for newer processors.
+    /// The same, compiled for processors with AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512bw,bmi1,bmi2")]
-    fn split_at_once<'a>(&self, text: &'a [u8], taker: &mut impl Taker<'a>) {
-        self.split_by(|window| Kinds::at_once(window), text, taker);
+    fn split_avx512<'a>(&self, text: &'a [u8], sink: &mut impl WordSink<'a>) {
+        self.split_windows(|window| ByteMasks::avx512(window), text, sink);
     }
 
-    /// Windows follow one another with some bytes in common and do not wait for what the last one
-    /// gave, unless a word reaches beyond it.
+    /// Windows overlap by a few bytes, so that a window does not depend on the result of the
+    /// previous one, unless a word extends beyond it.
     #[inline(always)]
-    fn split_by<'a>(
+    fn split_windows<'a>(
         &self,
-        kinds_of: impl Fn(&Window) -> Kinds,
+        masks_of: impl Fn(&Window) -> ByteMasks,
         text: &'a [u8],
-        taker: &mut impl Taker<'a>,
+        sink: &mut impl WordSink<'a>,
     ) {
-        let mut next = Next::at(text, 0);
-        let (mut first, mut num_seen) = (0, 0);
+        let mut next = WordStart::at(text, 0);
+        let (mut first, mut overlap) = (0, 0);
         while next.at < text.len() {
             let room;
             let window = match text[first..].first_chunk() {
@@ -225,114 +225,114 @@ impl Scanner {
                     &room
                 }
             };
-            let mut marks = self.marks(text, first, kinds_of(window));
-            // What was seen before is done, and with the first byte the word at hand begins; what
-            // follows the last one is not seen.
-            marks.starts &= !0 << num_seen & !1 & !(1 << LAST);
-            marks.unclear &= !0 << num_seen;
-            next = self.split_window(text, next, first, window, marks, taker);
-            taker.rest();
-            (first, num_seen) = match next.at < first + LAST {
-                true => (first + LAST - NEIGHBOURS, NEIGHBOURS),
+            let mut marks = self.marks(text, first, masks_of(window));
+            // The overlap is done, the current word starts with the first byte, and the last byte
+            // cannot be decided without the one after it.
+            marks.starts &= !0 << overlap & !1 & !(1 << LAST);
+            marks.ambiguous &= !0 << overlap;
+            next = self.split_window(text, next, first, window, marks, sink);
+            sink.window_end();
+            (first, overlap) = match next.at < first + LAST {
+                true => (first + LAST - OVERLAP, OVERLAP),
                 false => (next.at, 0),
             };
         }
     }
 
-    /// Take the words that end in the window at `first`; gives the one that begins last.
+    /// Emit the words that end in the window at `first`; returns the start of the last word.
     #[inline(always)]
     fn split_window<'a>(
         &self,
         text: &'a [u8],
-        mut next: Next,
+        mut next: WordStart,
         first: usize,
         window: &Window,
         Marks {
             mut starts,
-            mut unclear,
+            mut ambiguous,
         }: Marks,
-        taker: &mut impl Taker<'a>,
-    ) -> Next {
+        sink: &mut impl WordSink<'a>,
+    ) -> WordStart {
         loop {
-            // What stands before the first unclear byte may belong to its word.
-            let clear = (unclear & unclear.wrapping_neg()).wrapping_sub(1) >> 1;
+            // The byte before the first ambiguous one may belong to the same word.
+            let clear = (ambiguous & ambiguous.wrapping_neg()).wrapping_sub(1) >> 1;
             let mut ends = starts & clear;
             while ends != 0 {
                 let place = ends.trailing_zeros() as usize;
                 ends &= ends - 1;
-                next.give(text, first + place, taker);
-                next = Next {
+                next.emit(text, first + place, sink);
+                next = WordStart {
                     at: first + place,
                     head: Head::within(window, place),
                 };
             }
-            if unclear == 0 {
+            if ambiguous == 0 {
                 return next;
             }
-            let first_unclear = first + unclear.trailing_zeros() as usize;
-            while next.at <= first_unclear && next.at < text.len() {
+            let first_ambiguous = first + ambiguous.trailing_zeros() as usize;
+            while next.at <= first_ambiguous && next.at < text.len() {
                 let end = self.end(text, next.at);
-                next.give(text, end, taker);
-                next = Next::at(text, end);
+                next.emit(text, end, sink);
+                next = WordStart::at(text, end);
             }
             if next.at >= text.len().min(first + LAST) {
                 return next;
             }
             starts &= !1 << (next.at - first);
-            unclear &= !0 << (next.at - first);
+            ambiguous &= !0 << (next.at - first);
         }
     }
 
-    /// Where words begin in the window at `first`, as the bytes around each byte tell. All at once,
-    /// since a guess at what the next word is would be wrong too often.
+    /// Where words start in the window at `first`, by the classes of adjacent bytes. For all bytes
+    /// at once and without branches: a branch on the next word's class is often mispredicted.
     #[inline(always)]
-    fn marks(&self, text: &[u8], first: usize, mut kinds: Kinds) -> Marks {
-        let inner = match kinds.others {
+    fn marks(&self, text: &[u8], first: usize, mut masks: ByteMasks) -> Marks {
+        let continuation = match masks.others {
             0 => 0,
-            _ => self.sort_others(text, first, &mut kinds),
+            _ => self.classify_non_ascii(text, first, &mut masks),
         };
-        let Kinds {
+        let ByteMasks {
             letters,
             digits,
             spaces,
             newlines,
             apostrophes,
-            others: mut unclear,
-        } = kinds;
-        let signs = !(letters | digits | spaces | newlines | unclear);
-        let behind_space = spaces << 1;
-        let first_signs = signs & !(signs << 1 | behind_space);
-        let first_letters = letters & !(letters << 1 | behind_space);
+            others: mut ambiguous,
+        } = masks;
+        let symbols = !(letters | digits | spaces | newlines | ambiguous);
+        let after_space = spaces << 1;
+        let first_symbols = symbols & !(symbols << 1 | after_space);
+        let first_letters = letters & !(letters << 1 | after_space);
         let first_digits = digits & !(digits << 1);
-        // All spaces but the last one are one word; the last one leads what follows.
-        let first_spaces = spaces & !(behind_space & spaces >> 1);
-        let mut starts = first_signs | first_spaces;
-        if self.rules.like_gpt4 {
+        // All spaces but the last one are a word; the last one belongs to what follows.
+        let first_spaces = spaces & !(after_space & spaces >> 1);
+        let mut starts = first_symbols | first_spaces;
+        if self.rules.is_gpt4 {
             let max_digits = self.rules.max_digits;
             let mut too_many = digits;
             for _ in 0..max_digits {
                 too_many &= too_many << 1;
             }
-            // Where digits begin is known, unless a number beyond ASCII may stand before them; then so
-            // is where their second group begins.
-            let second_groups = (first_digits & !(unclear << 1)) << max_digits & too_many;
+            // The start of digits is known unless a non-ASCII number may precede them; with it the
+            // start of their second group is known.
+            let second_groups = (first_digits & !(ambiguous << 1)) << max_digits & too_many;
             let mut in_second_groups = second_groups;
             for _ in 1..max_digits {
                 in_second_groups |= in_second_groups << 1;
             }
-            // Line breaks belong to the signs before them, and are one word with spaces.
-            unclear |= too_many & !in_second_groups | newlines & (behind_space | spaces >> 1);
-            starts |= newlines & !(newlines << 1 | signs << 1);
-            // The sum carries a bit over the inner bytes of a first sign.
-            let behind_first_signs = (first_signs << 1).wrapping_add(inner);
-            starts |= first_letters & !behind_first_signs | first_digits | second_groups;
+            // Line breaks belong to the symbols before them; next to spaces they form one word.
+            ambiguous |= too_many & !in_second_groups | newlines & (after_space | spaces >> 1);
+            starts |= newlines & !(newlines << 1 | symbols << 1);
+            // The addition carries a bit over the continuation bytes of a first symbol.
+            let after_first_symbols = (first_symbols << 1).wrapping_add(continuation);
+            starts |= first_letters & !after_first_symbols | first_digits | second_groups;
         } else {
-            unclear |= newlines;
-            starts |= first_letters | first_digits & !behind_space;
+            ambiguous |= newlines;
+            starts |= first_letters | first_digits & !after_space;
         }
-        // An apostrophe that begins a word may begin a contraction: behind that a word begins, within
-        // it none.
-        let mut first_apostrophes = first_signs & apostrophes;
+        // An apostrophe that starts a word may start a contraction: the next word starts after it,
+        // and none within it.
+        let mut first_apostrophes = first_symbols & apostrophes;
         while first_apostrophes != 0 {
             let place = first_apostrophes.trailing_zeros();
             first_apostrophes &= first_apostrophes - 1;
@@ -341,20 +341,21 @@ impl Scanner {
                 starts = starts & !(2 << place) | 2 << place << length;
             }
         }
-        Marks { starts, unclear }
+        Marks { starts, ambiguous }
     }
 
-    /// Mark letters and signs beyond ASCII as such, all of their bytes. Gives the bytes of signs but
-    /// their first ones; where a window begins within a sign one is missing, which has no say.
+    /// Classify non-ASCII letters and symbols, with all of their bytes. Returns the continuation
+    /// bytes of symbols; where a window starts within a symbol the first one may be missing, which
+    /// does not matter.
     #[inline(never)]
-    fn sort_others(&self, text: &[u8], first: usize, kinds: &mut Kinds) -> u64 {
-        let (mut rest, mut inner) = (kinds.others, 0);
+    fn classify_non_ascii(&self, text: &[u8], first: usize, masks: &mut ByteMasks) -> u64 {
+        let (mut rest, mut continuation) = (masks.others, 0);
         while rest != 0 {
             let mut at = first + rest.trailing_zeros() as usize;
             if at >= text.len() {
                 break;
             }
-            // The first one may begin before the window.
+            // The first character may start before the window.
             while text[at] & 0xC0 == 0x80 {
                 at -= 1;
             }
@@ -366,16 +367,16 @@ impl Scanner {
             };
             rest &= !bytes;
             match class {
-                Class::Letter => kinds.letters |= bytes,
-                Class::Other => inner |= bytes & bytes << 1,
+                Class::Letter => masks.letters |= bytes,
+                Class::Other => continuation |= bytes & bytes << 1,
                 _ => continue,
             }
-            kinds.others &= !bytes;
+            masks.others &= !bytes;
         }
-        inner
+        continuation
     }
 
-    /// The end of the word that begins at `at`.
+    /// The end of the word that starts at `at`.
     fn end(&self, text: &[u8], at: usize) -> usize {
         let (class, length) = self.classes.at(text, at);
         let next = at + length;
@@ -388,13 +389,13 @@ impl Scanner {
         match class {
             Class::Letter => self.run(text, next, Class::Letter),
             Class::Number => self.numbers(text, at),
-            Class::Newline => self.white(text, at),
-            Class::Space | Class::Other => self.behind_prefix(text, at, next, class),
+            Class::Newline => self.white_space(text, at),
+            Class::Space | Class::Other => self.after_prefix(text, at, next, class),
         }
     }
 
-    /// The same where a sign or white space begins it, which may be the prefix of something else.
-    fn behind_prefix(&self, text: &[u8], at: usize, next: usize, class: Class) -> usize {
+    /// The same for a symbol or white space, which may be the prefix of letters or numbers.
+    fn after_prefix(&self, text: &[u8], at: usize, next: usize, class: Class) -> usize {
         let is_space = text[at] == b' ';
         let follows = if next < text.len() {
             self.classes.at(text, next).0
@@ -402,33 +403,33 @@ impl Scanner {
             Class::Newline
         };
         match (class, follows) {
-            (_, Class::Letter) if self.rules.like_gpt4 || is_space => {
+            (_, Class::Letter) if self.rules.is_gpt4 || is_space => {
                 self.run(text, next, Class::Letter)
             }
-            (_, Class::Number) if !self.rules.like_gpt4 && is_space => self.numbers(text, next),
-            (Class::Other, _) => self.signs(text, next),
-            (_, Class::Other) if is_space => self.signs(text, next),
-            _ => self.white(text, at),
+            (_, Class::Number) if !self.rules.is_gpt4 && is_space => self.numbers(text, next),
+            (Class::Other, _) => self.symbols(text, next),
+            (_, Class::Other) if is_space => self.symbols(text, next),
+            _ => self.white_space(text, at),
         }
     }
 
-    /// Bytes behind an apostrophe that belong to a contraction; 0 when it is none.
+    /// Number of bytes of a contraction after its apostrophe; 0 when it is none.
     fn contraction(&self, rest: &[u8]) -> usize {
         let fold = |byte: Option<&u8>| match byte {
-            Some(byte) if self.rules.like_gpt4 => byte.to_ascii_lowercase(),
+            Some(byte) if self.rules.is_gpt4 => byte.to_ascii_lowercase(),
             Some(byte) => *byte,
             None => 0,
         };
         match (fold(rest.first()), fold(rest.get(1))) {
             (b's' | b'd' | b'm' | b't', _) => 1,
             (b'l', b'l') | (b'v', b'e') | (b'r', b'e') => 2,
-            // The long s, which is an s when case does not matter.
-            _ if self.rules.like_gpt4 && rest.starts_with("\u{17F}".as_bytes()) => 2,
+            // The long s, which is equal to s when case is ignored.
+            _ if self.rules.is_gpt4 && rest.starts_with("\u{17F}".as_bytes()) => 2,
             _ => 0,
         }
     }
 
-    /// The end of a run of one class.
+    /// The end of a run of characters of one class.
     fn run(&self, text: &[u8], mut at: usize, class: Class) -> usize {
         while at < text.len() {
             let (found, length) = self.classes.at(text, at);
@@ -454,20 +455,20 @@ impl Scanner {
         at
     }
 
-    /// The end of a run of signs and, in GPT-4's manner, the line breaks behind it.
-    fn signs(&self, text: &[u8], at: usize) -> usize {
+    /// The end of a run of symbols and, with GPT-4's pattern, of the line breaks after it.
+    fn symbols(&self, text: &[u8], at: usize) -> usize {
         let end = self.run(text, at, Class::Other);
-        if self.rules.like_gpt4 {
+        if self.rules.is_gpt4 {
             self.run(text, end, Class::Newline)
         } else {
             end
         }
     }
 
-    /// The end of a word of white space: behind its last line break, else before its last
-    /// character when something follows, which then gets that one as its prefix.
-    fn white(&self, text: &[u8], at: usize) -> usize {
-        let (mut end, mut last, mut behind_newline) = (at, at, 0);
+    /// The end of a word of white space: after its last line break, else before its last character
+    /// if something follows, whose prefix that character becomes.
+    fn white_space(&self, text: &[u8], at: usize) -> usize {
+        let (mut end, mut last, mut after_newline) = (at, at, 0);
         while end < text.len() {
             let (class, length) = self.classes.at(text, end);
             if class != Class::Space && class != Class::Newline {
@@ -476,12 +477,13 @@ impl Scanner {
             last = end;
             end += length;
             if class == Class::Newline {
-                behind_newline = end;
+                after_newline = end;
             }
         }
         let is_last = end == text.len();
-        if self.rules.like_gpt4 && behind_newline > 0 && !(is_last && self.rules.end_in_one) {
-            behind_newline
+        if self.rules.is_gpt4 && after_newline > 0 && !(is_last && self.rules.joins_trailing_space)
+        {
+            after_newline
         } else if is_last || last == at {
             end
         } else {
@@ -495,64 +497,70 @@ mod tests {
     use super::*;
 
     fn words(pattern: &str, text: &str) -> Vec<String> {
-        cut(&Splitter::new(pattern).unwrap(), text)
+        split_words(&Splitter::new(pattern).unwrap(), text)
     }
 
     #[derive(Default)]
-    struct Cut {
+    struct Words {
         words: Vec<String>,
-        num_taken: usize,
-        max_taken: usize,
+        num_words: usize,
+        max_words: usize,
     }
 
-    impl Taker<'_> for Cut {
-        fn take(&mut self, word: Word) {
+    impl WordSink<'_> for Words {
+        fn push(&mut self, word: Word) {
             let bytes = word.bytes().to_vec();
             self.words.push(String::from_utf8(bytes).unwrap());
-            self.num_taken += 1;
-            self.max_taken = self.max_taken.max(self.num_taken);
+            self.num_words += 1;
+            self.max_words = self.max_words.max(self.num_words);
         }
 
-        fn rest(&mut self) {
-            self.num_taken = 0;
+        fn window_end(&mut self) {
+            self.num_words = 0;
         }
     }
 
-    /// By hand, with the processor's newest instructions and without, and by the regular expression.
+    /// The scanner with and without AVX-512, and the regular expression.
     fn assert_all_agree(pattern: &str, texts: impl Iterator<Item = String>) {
         let mut narrow = Splitter::new(pattern).unwrap();
         let Kind::Scanner(scanner) = &mut narrow.0 else {
             panic!("{pattern} is not scanned by hand");
         };
-        scanner.is_wide = false;
-        let by_hand = [Splitter::new(pattern).unwrap(), narrow];
+        scanner.has_avx512 = false;
+        let scanners = [Splitter::new(pattern).unwrap(), narrow];
         let by_regex = Splitter::by_regex(pattern).unwrap();
         for text in texts {
-            let expected = cut(&by_regex, &text);
-            for splitter in &by_hand {
-                assert_eq!(cut(splitter, &text), expected, "{pattern} on {text:?}");
+            let expected = split_words(&by_regex, &text);
+            for splitter in &scanners {
+                assert_eq!(
+                    split_words(splitter, &text),
+                    expected,
+                    "{pattern} on {text:?}"
+                );
             }
             assert_eq!(expected.concat(), text);
         }
     }
 
-    fn cut(splitter: &Splitter, text: &str) -> Vec<String> {
-        let mut cut = Cut::default();
-        splitter.split(text, &mut cut).unwrap();
-        assert!(cut.max_taken <= MAX_TAKEN);
-        cut.words
+    fn split_words(splitter: &Splitter, text: &str) -> Vec<String> {
+        let mut split_words = Words::default();
+        splitter.split(text, &mut split_words).unwrap();
+        assert!(split_words.max_words <= MAX_WINDOW_WORDS);
+        split_words.words
     }
 
     #[test]
-    fn a_taker_rests_in_time() {
-        let mut cut = Cut::default();
+    fn window_end_is_called_in_time() {
+        let mut split_words = Words::default();
         let splitter = Splitter::new(DEFAULT_PATTERN).unwrap();
-        splitter.split(&"!\t".repeat(100), &mut cut).unwrap();
-        assert_eq!(cut.max_taken, MAX_TAKEN);
+        splitter
+            .split(&"!\t".repeat(100), &mut split_words)
+            .unwrap();
+        assert_eq!(split_words.max_words, MAX_WINDOW_WORDS);
     }
 
     #[test]
-    fn numbers_are_cut_to_two_digits() {
+    fn numbers_are_split_into_two_digits() {
         assert_eq!(
             words(DEFAULT_PATTERN, "in 12345"),
             ["in", " ", "12", "34", "5"]
@@ -560,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn contractions_stand_apart() {
+    fn contractions_are_words() {
         assert_eq!(
             words(DEFAULT_PATTERN, "I'll, DON'T"),
             ["I", "'ll", ",", " DON", "'T"]
@@ -568,12 +576,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_pattern_is_refused() {
+    fn an_invalid_pattern_is_refused() {
         assert!(matches!(Splitter::new("(a"), Err(Error::Pattern(_))));
     }
 
-    /// Characters on which the patterns' branches differ, and some of every class.
-    const SIGNS: [char; 34] = [
+    /// Characters that the alternatives of the patterns distinguish, and some of every class.
+    const CHARACTERS: [char; 34] = [
         ' ',
         ' ',
         '\n',
@@ -610,13 +618,13 @@ mod tests {
         '\u{10FFFF}',
     ];
 
-    /// The first ones end what is plain.
-    const PLAIN_SIGNS: [char; 24] = [
+    /// Mostly plain; the first ones are ambiguous or not ASCII.
+    const PLAIN_CHARACTERS: [char; 24] = [
         '½', '\u{2003}', '\t', '\n', 'é', '日', '’', '\'', '7', '8', ' ', ' ', ' ', 'a', 'b', 'Z',
         's', 'l', 'x', ',', '(', '🙂', '\u{7F}', '@',
     ];
 
-    /// Numbers without end, the same on every run.
+    /// An xorshift generator.
     fn random(mut state: u64) -> impl FnMut(usize) -> usize {
         move |below| {
             state ^= state << 13;
@@ -627,25 +635,27 @@ mod tests {
     }
 
     #[test]
-    fn the_scanner_cuts_as_the_regular_expression_does() {
+    fn the_scanner_agrees_with_the_regular_expression() {
         let num_texts = if cfg!(miri) { 20 } else { 4_000 };
         for (pattern, _) in KNOWN_PATTERNS {
             let mut random = random(88_172_645_463_325_252);
             let texts = (0..num_texts).map(|_| {
-                // Now and then only a few signs, so that they meet in runs; every other text is
-                // plain for the most part, and of more than one window.
-                let (signs, length) = match random(2) {
-                    0 => (&SIGNS[..1 + random(SIGNS.len())], random(40)),
-                    _ => (&PLAIN_SIGNS[random(12)..], random(300)),
+                // A few characters only, so that they form runs; every other text is mostly plain
+                // and longer than a window.
+                let (symbols, length) = match random(2) {
+                    0 => (&CHARACTERS[..1 + random(CHARACTERS.len())], random(40)),
+                    _ => (&PLAIN_CHARACTERS[random(12)..], random(300)),
                 };
-                (0..length).map(|_| signs[random(signs.len())]).collect()
+                (0..length)
+                    .map(|_| symbols[random(symbols.len())])
+                    .collect()
             });
             assert_all_agree(pattern, texts);
         }
     }
 
     #[test]
-    fn the_scanner_agrees_on_all_short_texts_of_a_few_signs_wherever_they_stand() {
+    fn the_scanner_agrees_on_all_short_texts_of_a_few_units_at_any_offset() {
         const UNITS: [&str; 12] = [
             "½", "7", "777", "'", "sa", "ſ", "“", "🙂", "é", " ", "\t", "\n",
         ];
@@ -655,19 +665,19 @@ mod tests {
             let texts = (0..places * UNITS.len().pow(longest)).map(|number| {
                 let digits = (0..longest).map(|digit| number / UNITS.len().pow(digit));
                 let units: String = digits.map(|digit| UNITS[digit % UNITS.len()]).collect();
-                "x".repeat(random(MARKED)) + &units + " x y z"
+                "x".repeat(random(WINDOW_BYTES)) + &units + " x y z"
             });
             assert_all_agree(pattern, texts);
         }
     }
 
     #[test]
-    fn the_scanner_agrees_on_any_character_between_any_neighbours() {
+    fn the_scanner_agrees_on_any_character_in_any_context() {
         let step = if cfg!(miri) { 30_011 } else { 41 };
         for (pattern, _) in KNOWN_PATTERNS {
-            let signs = ('\0'..=char::MAX).step_by(step);
+            let symbols = ('\0'..=char::MAX).step_by(step);
             let texts =
-                signs.map(|sign| format!("a{sign}b {sign}1{sign} '{sign} {sign}{sign}!{sign}"));
+                symbols.map(|sign| format!("a{sign}b {sign}1{sign} '{sign} {sign}{sign}!{sign}"));
             assert_all_agree(pattern, texts);
         }
     }

@@ -1,28 +1,28 @@
-//! A piece of text that is looked at as a whole.
+//! A window of 64 bytes whose bytes are classified together.
 
-/// Bytes of a window whose kinds are marked: a bit each.
-pub const MARKED: usize = 64;
+/// Bytes of a window that are classified: one bit each.
+pub const WINDOW_BYTES: usize = 64;
 
-/// The bytes of one, and so many behind them that each marked byte has a head.
-pub type Window = [u8; MARKED + Head::LENGTH];
+/// The classified bytes, and enough after them that each has a `Head`.
+pub type Window = [u8; WINDOW_BYTES + Head::LENGTH];
 
-/// The window of a text's last bytes, zeros behind them.
+/// The window of a text's last bytes, padded with zeros.
 #[cold]
 pub fn padded(text: &[u8]) -> Window {
-    let mut window = [0; MARKED + Head::LENGTH];
+    let mut window = [0; WINDOW_BYTES + Head::LENGTH];
     window[..text.len()].copy_from_slice(text);
     window
 }
 
-/// Sixteen bytes of text from some place, the first one lowest.
+/// Sixteen bytes of text, the first one lowest.
 #[derive(Clone, Copy)]
 pub struct Head(pub u128);
 
 impl Head {
-    /// How many bytes it is.
+    /// Its size in bytes.
     const LENGTH: usize = 16;
 
-    /// What a text begins with; zeros behind its end.
+    /// The first bytes of a text, padded with zeros.
     #[inline(always)]
     pub fn of(text: &[u8]) -> Self {
         match text.first_chunk() {
@@ -31,11 +31,11 @@ impl Head {
         }
     }
 
-    /// What stands in a window from one of its marked bytes on.
+    /// The bytes of a window from one of its classified bytes on.
     #[inline(always)]
     pub fn within(window: &Window, place: usize) -> Self {
-        // The remainder is the place itself; it spares a check.
-        Self::of(&window[place % MARKED..])
+        // `place` is below MARKED; the remainder only removes a bounds check.
+        Self::of(&window[place % WINDOW_BYTES..])
     }
 
     #[cold]
@@ -46,10 +46,10 @@ impl Head {
     }
 }
 
-/// A bit for each marked byte of a window: whether it is of some kind.
+/// Bit masks of a window: one bit per byte and class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kinds {
-    /// Letters: ASCII ones, until the others are sorted.
+pub struct ByteMasks {
+    /// Letters: ASCII letters, until `classify_non_ascii` adds the others.
     pub letters: u64,
     /// ASCII digits.
     pub digits: u64,
@@ -57,18 +57,18 @@ pub struct Kinds {
     pub spaces: u64,
     /// Line feeds and carriage returns.
     pub newlines: u64,
-    /// Apostrophes, which are signs.
+    /// Apostrophes, which are symbols too.
     pub apostrophes: u64,
-    /// Control characters but DEL and line breaks, and what is not ASCII.
+    /// Control characters without DEL and line breaks, and all that is not ASCII.
     pub others: u64,
 }
 
-impl Kinds {
-    /// All at once, on processors that can. Cutting text takes a tenth less time.
+impl ByteMasks {
+    /// 64 bytes at a time with AVX-512: splitting takes 10 % less time than with SSE2.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512bw")]
     #[inline]
-    pub fn at_once(window: &Window) -> Self {
+    pub fn avx512(window: &Window) -> Self {
         use std::arch::x86_64::*;
         let all = |byte: u8| _mm512_set1_epi8(byte as i8);
         let is = |bytes, byte| _mm512_cmpeq_epi8_mask(bytes, all(byte));
@@ -85,24 +85,24 @@ impl Kinds {
             spaces: is(bytes, b' '),
             newlines,
             apostrophes: is(bytes, b'\''),
-            // Bytes count as signed here: all that are not ASCII lie below zero.
+            // The comparison is signed: bytes that are not ASCII are negative.
             others: _mm512_cmplt_epi8_mask(bytes, all(b' ')) & !newlines,
         }
     }
 
-    /// Sixteen bytes at a time: by eights, cutting text takes nearly twice as long.
+    /// 16 bytes at a time with SSE2: splitting by eights takes nearly twice as long.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn of(window: &Window) -> Self {
         use std::arch::x86_64::*;
-        let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(16).enumerate() {
+        let mut masks = Self::default();
+        for (at, bytes) in window[..WINDOW_BYTES].chunks_exact(16).enumerate() {
             let (low, high) = bytes.split_at(8);
-            // SAFETY: every processor of this kind has these instructions, SSE2.
+            // SAFETY: every x86-64 processor has SSE2.
             #[allow(unused_unsafe)] // newer compilers know that
             unsafe {
                 let all = |byte: u8| _mm_set1_epi8(byte as i8);
-                // Bytes count as signed here: all that are not ASCII lie below zero.
+                // The comparison is signed: bytes that are not ASCII are negative.
                 let between = |bytes, first: u8, last: u8| {
                     let from_first = _mm_cmpgt_epi8(bytes, all(first - 1));
                     _mm_and_si128(from_first, _mm_cmplt_epi8(bytes, all(last + 1)))
@@ -112,56 +112,56 @@ impl Kinds {
                 let below_space = _mm_cmplt_epi8(bytes, all(b' '));
                 let feeds = _mm_cmpeq_epi8(bytes, all(b'\n'));
                 let newlines = _mm_or_si128(feeds, _mm_cmpeq_epi8(bytes, all(b'\r')));
-                kinds.letters |= marks(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
-                kinds.digits |= marks(between(bytes, b'0', b'9'));
-                kinds.spaces |= marks(_mm_cmpeq_epi8(bytes, all(b' ')));
-                kinds.newlines |= marks(newlines);
-                kinds.apostrophes |= marks(_mm_cmpeq_epi8(bytes, all(b'\'')));
-                kinds.others |= marks(_mm_andnot_si128(newlines, below_space));
+                masks.letters |= marks(between(_mm_or_si128(bytes, all(0x20)), b'a', b'z'));
+                masks.digits |= marks(between(bytes, b'0', b'9'));
+                masks.spaces |= marks(_mm_cmpeq_epi8(bytes, all(b' ')));
+                masks.newlines |= marks(newlines);
+                masks.apostrophes |= marks(_mm_cmpeq_epi8(bytes, all(b'\'')));
+                masks.others |= marks(_mm_andnot_si128(newlines, below_space));
             }
         }
-        kinds
+        masks
     }
 
-    /// The marks on any processor.
+    /// The masks on other processors.
     #[cfg(not(target_arch = "x86_64"))]
     #[inline(always)]
     pub fn of(window: &Window) -> Self {
-        Self::by_eight(window)
+        Self::portable(window)
     }
 
-    /// Eight bytes at a time.
+    /// 8 bytes at a time in a general register.
     #[cfg(any(test, not(target_arch = "x86_64")))]
     #[inline(always)]
-    fn by_eight(window: &Window) -> Self {
+    fn portable(window: &Window) -> Self {
         const ONES: u64 = 0x0101_0101_0101_0101;
         const HIGHS: u64 = 0x80 * ONES;
-        // The high bit of each byte that lies between two ASCII ones.
+        // The high bit of each byte in a range of ASCII.
         let between = |bytes: u64, first: u8, last: u8| {
             let low = bytes & !HIGHS;
             let from_first = low + u64::from(0x80 - first) * ONES;
             let past_last = low + u64::from(0x7F - last) * ONES;
             from_first & !past_last & !bytes & HIGHS
         };
-        let mut kinds = Self::default();
-        for (at, bytes) in window[..MARKED].chunks_exact(8).enumerate() {
+        let mut masks = Self::default();
+        for (at, bytes) in window[..WINDOW_BYTES].chunks_exact(8).enumerate() {
             let bytes = eight(bytes);
-            // The product moves the eight bits together into the highest byte.
+            // The product gathers the eight high bits in the highest byte.
             let marks =
                 |highs: u64| ((highs >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * at);
             let newlines = between(bytes, b'\n', b'\n') | between(bytes, b'\r', b'\r');
-            kinds.letters |= marks(between(bytes | (0x20 * ONES), b'a', b'z'));
-            kinds.digits |= marks(between(bytes, b'0', b'9'));
-            kinds.spaces |= marks(between(bytes, b' ', b' '));
-            kinds.newlines |= marks(newlines);
-            kinds.apostrophes |= marks(between(bytes, b'\'', b'\''));
-            kinds.others |= marks(!(between(bytes, b' ', 0x7F) | newlines) & HIGHS);
+            masks.letters |= marks(between(bytes | (0x20 * ONES), b'a', b'z'));
+            masks.digits |= marks(between(bytes, b'0', b'9'));
+            masks.spaces |= marks(between(bytes, b' ', b' '));
+            masks.newlines |= marks(newlines);
+            masks.apostrophes |= marks(between(bytes, b'\'', b'\''));
+            masks.others |= marks(!(between(bytes, b' ', 0x7F) | newlines) & HIGHS);
         }
-        kinds
+        masks
     }
 }
 
-/// Eight bytes as a number, the first one lowest.
+/// Eight bytes as a little-endian number.
 #[inline(always)]
 pub fn eight(bytes: &[u8]) -> u64 {
     let mut eight = [0; 8];
@@ -174,13 +174,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_has_the_marks_of_its_kind_alone() {
+    fn every_byte_is_in_the_masks_of_its_class_only() {
         for byte in 0..=u8::MAX {
-            for at in 0..MARKED {
-                let mut window = padded(&[b'!'; MARKED]);
+            for at in 0..WINDOW_BYTES {
+                let mut window = padded(&[b'!'; WINDOW_BYTES]);
                 window[at] = byte;
                 let mark = |is: bool| u64::from(is) << at;
-                let expected = Kinds {
+                let expected = ByteMasks {
                     letters: mark(byte.is_ascii_alphabetic()),
                     digits: mark(byte.is_ascii_digit()),
                     spaces: mark(byte == b' '),
@@ -190,12 +190,12 @@ mod tests {
                         (byte < b' ' && byte != b'\n' && byte != b'\r') || !byte.is_ascii(),
                     ),
                 };
-                assert_eq!(Kinds::of(&window), expected, "{byte} at {at}");
-                assert_eq!(Kinds::by_eight(&window), expected, "{byte} at {at}");
+                assert_eq!(ByteMasks::of(&window), expected, "{byte} at {at}");
+                assert_eq!(ByteMasks::portable(&window), expected, "{byte} at {at}");
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
                 if std::is_x86_feature_detected!("avx512bw") {
-                    // SAFETY: the processor has what is asked for.
-                    let found = unsafe { Kinds::at_once(&window) };
+                    // SAFETY: the processor has AVX-512BW.
+                    let found = unsafe { ByteMasks::avx512(&window) };
                     assert_eq!(found, expected, "{byte} at {at}");
                 }
             }

@@ -1,4 +1,4 @@
-"""Attention one query at a time, in float64: the slow twin of what the model does."""
+"""Reference implementation of attention: one query at a time, in float64."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, position: int, base: float) -> Tensor:
-    """x (D,) float64 with each pair (i, i + D/2) turned by minus position * base^(-2i/D)."""
+    """x (D,) float64 with each pair (i, i + D/2) rotated by minus position * base^(-2i/D)."""
     half = x.numel() // 2
-    turned = x.clone()
+    rotated = x.clone()
     for i in range(half):
         angle = position * base ** (-i / half)
         a, b = float(x[i]), float(x[i + half])
-        turned[i] = a * math.cos(angle) + b * math.sin(angle)
-        turned[i + half] = b * math.cos(angle) - a * math.sin(angle)
-    return turned
+        rotated[i] = a * math.cos(angle) + b * math.sin(angle)
+        rotated[i + half] = b * math.cos(angle) - a * math.sin(angle)
+    return rotated
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -23,18 +23,18 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     return x / math.sqrt(float((x * x).mean()) + eps)
 
 
-def turned_and_normed(x: Tensor, *, base: float, eps: float) -> Tensor:
+def rotate_and_norm(x: Tensor, *, base: float, eps: float) -> Tensor:
     """x (H, T, D), raw projections of one row: rotary, then norm, of each position of each head."""
-    turned = [
+    heads = [
         [rms_norm(rotate(head[t], t, base), eps) for t in range(len(head))] for head in x.double()
     ]
-    return torch.stack([torch.stack(head) for head in turned])
+    return torch.stack([torch.stack(head) for head in heads])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """q (H, T, D), k and v (K, T, D) of one row: outputs (H, T, D) float64.
 
-    Softmax over the newest `window` tokens, or over all of the past; head h reads key head
+    Softmax over the latest `window` tokens, or over all earlier ones; head h uses KV head
     h // (H / K).
     """
     q, k, v = q.double(), k.double(), v.double()
@@ -44,9 +44,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     for head in range(num_heads):
         group = head // per_group
         for t in range(length):
-            seen = [s for s in range(t + 1) if window is None or t - s < window]
-            scores = [float(q[head, t] @ k[group, s]) / math.sqrt(width) for s in seen]
-            shares = [math.exp(score - max(scores)) for score in scores]
-            for s, share in zip(seen, shares, strict=True):
-                out[head, t] += share / sum(shares) * v[group, s]
+            visible = [s for s in range(t + 1) if window is None or t - s < window]
+            scores = [float(q[head, t] @ k[group, s]) / math.sqrt(width) for s in visible]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for s, weight in zip(visible, weights, strict=True):
+                out[head, t] += weight / sum(weights) * v[group, s]
     return out

@@ -1,6 +1,6 @@
-"""Byte-pair encoding as its definition says it: the slow twin of the Rust core.
+"""Byte-pair encoding by its definition: the reference implementation of the Rust crate.
 
-Everything is counted anew for every merge. Split patterns run on the package `regex`.
+All pairs are counted again for every merge. Split patterns run on the package `regex`.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 def split(text: str, pattern: str = OUR_PATTERN) -> list[str]:
     """The words of a text, which merges never cross."""
-    return [found.group() for found in regex.finditer(pattern, text)]
+    return [match.group() for match in regex.finditer(pattern, text)]
 
 
 def learn_merges(texts: Iterable[str], vocab_size: int, pattern: str = OUR_PATTERN) -> list[Pair]:
@@ -51,7 +51,7 @@ def learn_merges(texts: Iterable[str], vocab_size: int, pattern: str = OUR_PATTE
 
 
 def merged(word: Word, pair: Pair, token: int) -> Word:
-    """A word with each occurrence of a pair, from the left, replaced by a token."""
+    """A word with each occurrence of a pair replaced by a token, from the left."""
     new: list[int] = []
     for symbol in word:
         if new and new[-1] == pair[0] and symbol == pair[1]:
@@ -62,7 +62,7 @@ def merged(word: Word, pair: Pair, token: int) -> Word:
 
 
 def tokens_of(merges: list[Pair]) -> list[bytes]:
-    """The bytes of every token: 256 bytes, then one for each merge."""
+    """The bytes of every token: the 256 single bytes, then one token per merge."""
     tokens = [bytes([byte]) for byte in range(256)]
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
@@ -70,7 +70,7 @@ def tokens_of(merges: list[Pair]) -> list[bytes]:
 
 
 def encode(merges: list[Pair], text: str, pattern: str = OUR_PATTERN) -> list[int]:
-    """Ids of a text: in each word the merges are done in the order they were learned in."""
+    """Ids of a text: in each word the merges are applied in the order of learning."""
     ids: list[int] = []
     for piece in split(text, pattern):
         word: Word = tuple(piece.encode())

@@ -1,4 +1,4 @@
-"""CORE one item and one sequence at a time: the slow twin of nanochat.core_eval."""
+"""CORE, one item and one sequence at a time: the reference implementation."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from nanochat.tokenizer import RustBPETokenizer
 
 
 def items_of(path: Path, max_items: int) -> list[dict[str, Any]]:
-    """Items in the published order, cropped after it when `max_items` is positive."""
+    """Items in the published order, then cropped if `max_items` is positive."""
     items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(1337).shuffle(items)
     return items[:max_items] if max_items > 0 else items
@@ -23,7 +23,7 @@ def items_of(path: Path, max_items: int) -> list[dict[str, Any]]:
 def is_right(
     task: CoreTask, items: list[dict[str, Any]], index: int, model: GPT, tokenizer: RustBPETokenizer
 ) -> bool:
-    """Whether the model gets one item right."""
+    """Whether the model solves one item."""
     item = items[index]
     others = [i for i in range(len(items)) if i != index]
     places = random.Random(1234 + index).sample(others, min(task.num_shots, len(others)))
@@ -34,19 +34,19 @@ def is_right(
         ends = task.delimiter + item["continuation"]
         texts = [head + option + ends for option in item["context_options"]]
     else:
-        asked = head + item["context"].strip() + task.delimiter
-        texts = [asked.strip(), asked + item["continuation"]]
+        prompt = head + item["context"].strip() + task.delimiter
+        texts = [prompt.strip(), prompt + item["continuation"]]
     rows = [tokenizer.encode(text, prepend="<|bos|>") for text in texts]
     if task.kind == "schema":
-        alike = equal_tokens([row[::-1] for row in rows])
-        starts = [len(row) - alike for row in rows]
+        num_equal = equal_tokens([row[::-1] for row in rows])
+        starts = [len(row) - num_equal for row in rows]
     else:
         starts = [equal_tokens(rows)] * len(rows)
     if task.kind == "language_modeling":
         losses, right = span_of(model, rows[1], starts[1])
         return bool(losses) and right
     if any(start == len(row) for start, row in zip(starts, rows, strict=True)):
-        return bool(item["gold"] == 0)  # a choice of no token of its own: the first wins
+        return bool(item["gold"] == 0)  # a choice has no token of its own: the first wins
     means = []
     for row, start in zip(rows, starts, strict=True):
         losses, _ = span_of(model, row, start)
@@ -66,7 +66,7 @@ def example(task: CoreTask, item: dict[str, Any]) -> str:
 
 
 def equal_tokens(rows: list[list[int]]) -> int:
-    """How many tokens all rows begin with alike."""
+    """Number of leading tokens that all rows share."""
     count = 0
     while all(count < len(row) and row[count] == rows[0][count] for row in rows):
         count += 1

@@ -1,4 +1,4 @@
-"""Answers token by token, without a cache and without a batch: the slow twin of nanochat.engine."""
+"""Reference implementation of nanochat.engine: no cache, no batch, one forward per token."""
 
 import random
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def answer(
     model: GPT, prompt: Sequence[int], how: Sampling, seed: int, max_tokens: int,
     end_tokens: frozenset[int],
 ) -> list[int]:  # fmt: skip
-    """What is sampled after a prompt, the end token included; tools are not called."""
+    """The sampled tokens, the end token included; no tools."""
     tokens, rng = list(prompt), random.Random(seed)
     while len(tokens) < len(prompt) + max_tokens:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Sampling one token from one row, number by number: the slow twin of nanochat.engine's."""
+"""Reference implementation of nanochat.inference.sampling: one row, plain Python."""
 
 import math
 
@@ -26,7 +26,7 @@ def distribution(logits: list[float], how: Sampling) -> dict[int, float]:
 
 
 def draw(logits: list[float], how: Sampling, uniform: float) -> int:
-    """The token at `uniform` when probabilities stand end to end, the most likely first."""
+    """The token whose share of [0, 1) holds `uniform`, the most likely tokens first."""
     reached, drawn = 0.0, -1
     for token, share in distribution(logits, how).items():
         if reached < uniform or drawn < 0:
@@ -38,7 +38,7 @@ def draw(logits: list[float], how: Sampling, uniform: float) -> int:
 def logprobs(
     logits: list[float], token: int, num_top_logprobs: int
 ) -> tuple[float, list[tuple[int, float]]]:
-    """How likely a token is before temperature, and the most likely ones, in nats."""
+    """A token's log-probability before temperature, and those of the most likely tokens."""
     top = max(logits)
     log_sum = top + math.log(sum(math.exp(one - top) for one in logits))
     order = sorted(range(len(logits)), key=lambda one: -logits[one])[:num_top_logprobs]

@@ -1,4 +1,4 @@
-"""A small model that knows a few conversations by heart, made in seconds: something to talk to."""
+"""A small model that has memorized a few conversations, trained in seconds."""
 
 from functools import cache
 from pathlib import Path
@@ -32,19 +32,19 @@ LEARNING_RATE = 0.01
 
 
 def conversations() -> list[list[Message]]:
-    """What the model has learned."""
+    """The training data."""
     single = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         for question, answer in ANSWERS.items()
     ]
     roles = ["user", "assistant"] * 2
-    longer = [{"role": r, "content": text} for r, text in zip(roles, DIALOGUE, strict=True)]
-    return [*single, longer]
+    dialogue = [{"role": r, "content": text} for r, text in zip(roles, DIALOGUE, strict=True)]
+    return [*single, dialogue]
 
 
 @cache
 def model_and_tokenizer() -> tuple[GPT, RustBPETokenizer]:
-    """The model in evaluation mode; one for all tests, so leave it as it is."""
+    """The model in evaluation mode. All tests share it: do not modify it."""
     texts = [*ANSWERS, LONG, MARKDOWN, EVIL, "I am nanochat.", "347 + 588 = 935.", *DIALOGUE]
     tokenizer = RustBPETokenizer.train_from_iterator(texts * 3, 420)
     ids = [render_conversation({"messages": one}, tokenizer)[0] for one in conversations()]
@@ -83,7 +83,7 @@ def adam_step(
 
 
 def save(base: Path) -> None:
-    """Make it the finetuned model of a base directory, which must be the environment's."""
+    """Save it as the finetuned model of `base`, which must be the current base directory."""
     model, tokenizer = model_and_tokenizer()
     assert paths.base_dir() == base
     tokenizer.save(paths.tokenizer_dir())
