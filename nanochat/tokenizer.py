@@ -6,7 +6,7 @@ from the same ranks and give the same ids. Text never becomes a special token.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -39,8 +39,6 @@ FORMAT_VERSION = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 MAX_VOCAB_SIZE = 2**32 - 1  # an id has 32 bits
 
-Progress = Callable[[str, int, int], object]  # (what, done, total)
-
 
 class RustBPETokenizer:
     """Text to ids and back, trained and encoded by rustbpe."""
@@ -69,7 +67,6 @@ class RustBPETokenizer:
         vocab_size: int,
         pattern: str = SPLIT_PATTERN,
         num_threads: int = 0,
-        progress: Progress | None = None,
     ) -> Self:
         """Learn merges until there are `vocab_size` tokens, the nine special ones included.
 
@@ -84,13 +81,8 @@ class RustBPETokenizer:
             )
         trainer = rustbpe.Tokenizer()
         try:
-            trainer.train_from_iterator(
-                texts,
-                vocab_size - len(SPECIAL_TOKENS),
-                pattern=pattern,
-                num_threads=num_threads,
-                progress=progress,
-            )
+            num_ranks = vocab_size - len(SPECIAL_TOKENS)
+            trainer.train_from_iterator(texts, num_ranks, pattern=pattern, num_threads=num_threads)
         except ValueError as error:
             raise UserError(str(error)) from None
         return cls(dict(trainer.get_mergeable_ranks()), pattern)
@@ -102,8 +94,7 @@ class RustBPETokenizer:
         content = self._content()
         header = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content)}
         # A line per number, so that a diff shows which merges differ.
-        text = json.dumps(header | content, indent=0, ensure_ascii=True)
-        paths.write_atomic(directory / FILE_NAME, text)
+        paths.write_atomic(directory / FILE_NAME, json.dumps(header | content, indent=0))
 
     @classmethod
     def from_directory(cls, directory: Path) -> Self:
