@@ -63,7 +63,6 @@ def _count(rng: Random, split: Split) -> Question:
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",
         expression=f"'{word}'.count('{letter}')",
-        result=str(number),
         kind="number",
         unseen_wording=is_unseen,
     )
@@ -94,7 +93,6 @@ def calendar_question(rng: Random, split: Split) -> Question:
     # Twice as many neighbors as seasons and numbers, which have only twelve questions each.
     topic = rng.choice(("after", "after", "before", "before", "season", "number"))
     core, is_unseen = CALENDAR[topic].pick(rng, split)
-    values: tuple[str, ...]
     if topic in ("after", "before"):
         units = (("day", world.DAYS), ("month", world.MONTHS), ("season", world.SEASONS))
         unit, values = rng.choice(units)
