@@ -77,21 +77,17 @@ def _json(content: Any) -> str:
 def hf_tensors(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The tensors under transformers' names. Raises UserError if a name or shape does not fit."""
     layout = hf_layout(config)
-    unknown = sorted(state.keys() - layout.keys())
-    if unknown:
-        raise UserError(
-            f"the model has {', '.join(unknown[:4])}, which the Hugging Face format does not"
-            " support; only the classic recipe can be exported"
-        )
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wrong = [
-        f"{hf_name}: {shapes.get(name)}, expected {expected}"
-        for name, (hf_name, expected) in layout.items()
-        if shapes.get(name) != expected
-    ]
+    wrong = []
+    for name in sorted(shapes.keys() | layout.keys()):
+        hf_name, expected = layout.get(name, (name, None))
+        if shapes.get(name) != expected:
+            wrong.append(f"{hf_name}: {shapes.get(name)}, expected {expected}")
     if wrong:
-        facts = "; ".join(wrong[:4])
-        raise UserError(f"the model cannot be mapped to the Hugging Face format ({facts})")
+        raise UserError(
+            f"the model cannot be mapped to the Hugging Face format ({'; '.join(wrong[:4])}); only"
+            " the classic recipe can be exported"
+        )
     return {layout[name][0]: tensor.detach().cpu() for name, tensor in state.items()}
 
 

@@ -21,7 +21,7 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, load_checkpoint
+from scripts.inference import EvalOptions, load_checkpoint
 from tasks.arc import ARC
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
