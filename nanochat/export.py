@@ -6,6 +6,7 @@ model that cannot be mapped completely is refused.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,8 +17,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
-from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
@@ -55,16 +55,20 @@ def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.d
         "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len)),
         "chat_template.jinja": CHAT_TEMPLATE.read_text(encoding="utf-8"),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # In the same parent, so that the rename stays on one file system.
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        for name, content in files.items():
-            paths.write_atomic(folder / name, content)
-        folder.chmod(0o755)  # mkdtemp makes it private
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with named_failures(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # In the same parent, so that the rename stays on one file system.
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            for name, content in files.items():
+                with (folder / name).open("wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fsync(file.fileno())  # a power loss after the rename must not empty it
+            folder.chmod(0o755)  # mkdtemp makes it private
+            folder.rename(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _json(content: Any) -> str:
