@@ -41,7 +41,6 @@ class Options(ChatOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
     training.main("mid", parse(Options, argv), make_plan)
 
 
