@@ -143,7 +143,7 @@ def masked_conversations(
         # Sorted by length, micro-batches need less padding; the sum of gradients is the same.
         rendered.sort(key=lambda row: len(row[0]))
         longest = len(rendered[-1][0]) - 1
-        inputs, targets = _padded(
+        inputs, targets = padded_rows(
             rendered[rank::world_size],
             num_rows=-(-rows // world_size),
             length=min(-(-longest // LENGTH_STEP) * LENGTH_STEP, sequence_len),
@@ -163,7 +163,7 @@ def masked_conversations(
         )  # fmt: skip
 
 
-def _padded(
+def padded_rows(
     rendered: list[tuple[list[int], list[int]]], *, num_rows: int, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """inputs and targets (num_rows, length); missing rows are padding without targets."""
