@@ -40,15 +40,13 @@ class Options(ChatOptions):
     max_new_tokens: Annotated[int, at_least(1)] = 256
     """Maximum tokens of an answer."""
     temperature: Annotated[float, at_least(0)] = 1.0
-    """Of the samples."""
+    """Temperature of the samples."""
     top_k: Annotated[int, at_least(0)] = 50
     """Sample from this many most probable tokens; 0 means all."""
     init_lr: Annotated[float, at_least(0)] = 0.05
-    """Initial learning rates, as a share of those of the options."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
     training.main("rl", parse(Options, argv), make_plan)
 
 

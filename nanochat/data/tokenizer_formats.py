@@ -4,6 +4,7 @@ The tokenizer itself is `nanochat.tokenizer`; this module knows ranks, merges an
 """
 
 import base64
+import itertools
 import json
 import queue
 import re
@@ -147,10 +148,9 @@ def byte_letters() -> list[str]:
 
     Printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    substitutes = {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-    return [substitutes.get(byte, chr(byte)) for byte in range(256)]
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = map(chr, itertools.count(0x100))
+    return [chr(byte) if byte in printable else next(substitutes) for byte in range(256)]
 
 
 def _to_oniguruma(pattern: str) -> str:
