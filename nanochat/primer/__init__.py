@@ -24,7 +24,6 @@ from nanochat.primer.talk import choice_question, choice_series, memory_conversa
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 
 Stage = Literal["mid", "sft", "rl"]
-Conversation = dict[str, Any]
 
 _QUESTIONS = {
     "facts": fact_question,
@@ -79,7 +78,7 @@ def fingerprint() -> str:
 
 def conversation(
     seed: int, index: int, split: Split = "train", family: str | None = None, stage: Stage = "sft"
-) -> Conversation:
+) -> dict[str, Any]:
     """A conversation of one or several turns, and how its last answer is graded.
 
     family: one of FAMILIES, or None for the stage's mixture.

@@ -141,19 +141,19 @@ def choice_question(rng: Random, split: Split) -> Question:
     letter alone would have to be guessed before the fact is said.
     """
     fact = rng.choice(FACTS)
-    asked = ask(rng, split, fact)
+    question = ask(rng, split, fact)
     choices = [fact.key, *rng.sample(fact.rivals, min(3, len(fact.rivals)))]
     rng.shuffle(choices)
     letter = CHOICE_LETTERS[choices.index(fact.key)]
-    core = asked.identity.split("|")[-1].format(x=fact.about)  # asked.text has a greeting, too
+    core = question.identity.split("|")[-1].format(x=fact.about)  # question.text has a greeting
     rows = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
     return replace(
-        asked,
+        question,
         text=f"Multiple Choice question: {capitalized(core)}?\n{rows}"
         "\nSay what is right, with its letter.",
         answer=f"{fact.sentence.removesuffix('.')}={letter}.",
         key=letter,
-        identity=f"choice|{asked.identity}",
+        identity=f"choice|{question.identity}",
         rivals=(),  # all of them are in the question; the letter is what is graded
         kind="choice",
     )
@@ -179,12 +179,12 @@ def memory_conversation(rng: Random, split: Split, terse: bool) -> tuple[Message
     """Earlier messages, and a question that only they make answerable."""
     makers = (_two_facts, _about_the_user, _about_the_user, _running_sum)
     while True:
-        earlier, last = rng.choice(makers)(rng, split, terse)
+        earlier, last = rng.choice(makers)(rng, terse)
         if split_of(last.identity) == split:
             return earlier, last
 
 
-def _two_facts(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _two_facts(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """Where does Mia live? And what is her job?"""
     # Only subjects with a pronoun: the second question has it in place of the name.
     about = rng.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
@@ -240,7 +240,7 @@ STATEMENTS = (
 )  # fmt: skip
 
 
-def _about_the_user(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _about_the_user(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """My name is Tom. ... What is my name?"""
     kind = rng.choice((STATEMENTS[0], *STATEMENTS))  # the name twice: it is what users say first
     value = rng.choice(kind.values)
@@ -264,7 +264,7 @@ def _about_the_user(rng: Random, split: Split, terse: bool) -> tuple[Messages, Q
     return earlier, last
 
 
-def _running_sum(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _running_sum(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """What is 5 + 7? And plus 10?"""
     first = draw(_first_sum, rng, "train")
     sign = rng.choice("+-*")
