@@ -83,31 +83,27 @@ def evaluate(options: Options, runtime: Runtime) -> None:
         "seconds": 0.0,
     }
     if section["complete"]:
-        for line in [*map(_line, section["rows"][1:]), *section["notes"]]:
-            logger.info("%s", line)
+        logger.info("%s", "\n".join([*map(_line, section["rows"][1:]), *section["notes"]]))
         return
     if missing:
         logger.warning("%s", missing)
     model, tokenizer = load_checkpoint("base", meta, runtime)
     size = options.tokens_per_batch
-    evaluate_task = partial(
-        core_eval.evaluate_task,
-        encode=lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
-        logits_at=lambda tokens, at: model(tokens, logits_at=at),
-        limit=model.config.sequence_len,
-        device=runtime.device,
-        tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
-    )
-    for task in [*core_tasks, PLAIN_CHOICE] if is_primer else core_tasks:
-        if task.label in section["results"]:
-            continue
+    tasks = [*core_tasks, PLAIN_CHOICE] if is_primer else core_tasks
+    for task in (task for task in tasks if task.label not in section["results"]):
         began = time.perf_counter()
         if task is PLAIN_CHOICE:
             items = plain_choices(options.primer_problems)
         else:
             items = core_eval.read_items(folder, task, options.max_per_task)
-        share = partial(evaluate_task, task, items)
-        shares = stage.evaluate_on_ranks(task.label, len(items), runtime, share)
+        evaluate_share = partial(
+            core_eval.evaluate_task, task, items,
+            encode=lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
+            logits_at=lambda tokens, at: model(tokens, logits_at=at),
+            limit=model.config.sequence_len, device=runtime.device,
+            tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
+        )  # fmt: skip
+        shares = stage.evaluate_on_ranks(task.label, len(items), runtime, evaluate_share)
         counts = sum(shares, Counts())
         section["results"][task.label] = vars(counts)
         section["rows"] = [*(section["rows"] or [HEADER]), _row(task, counts)]
@@ -117,8 +113,7 @@ def evaluate(options: Options, runtime: Runtime) -> None:
             report.write_section(SECTION, section)
     if runtime.is_main:
         table, notes = core_score(options, folder, core_tasks, section["results"], missing)
-        for note in notes:
-            logger.info("%s", note)
+        logger.info("%s", "\n".join(notes))
         beginnings = PRIMER_BEGINNINGS if is_primer else TEXT_BEGINNINGS
         samples = stage.greedy_samples(Engine(model, tokenizer), beginnings, is_chat=False)
         final = {"table": table, "notes": notes, "samples": samples, "complete": True}
