@@ -4,6 +4,7 @@ The vocabulary is 256 bytes, the merges in order, then nine special tokens. All 
 from the same ranks and give the same ids. Text never becomes a special token.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -149,11 +150,19 @@ class RustBPETokenizer:
     @classmethod
     def from_tiktoken(cls, path: Path, pattern: str = SPLIT_PATTERN) -> Self:
         """From a rank file of tiktoken, which has no pattern. Raises UserError on another kind."""
-        return cls(formats.read_tiktoken(path), pattern)
+        try:
+            lines = [line.split() for line in path.read_bytes().splitlines() if line]
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
+        return cls(ranks, pattern)
 
     def to_tiktoken(self, path: Path) -> None:
-        """Write a rank file of tiktoken."""
-        formats.write_tiktoken(path, self._tokens)
+        """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
+        lines = (
+            f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(self._tokens)
+        )
+        paths.write_atomic(path, "".join(lines))
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Self:

@@ -20,8 +20,7 @@ from nanochat.tokenizer import get_tokenizer
 from nanochat.training import scaling_laws
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import LoopOptions, Setup, defining_settings
+from scripts.training import LoopOptions, Setup, defining_settings, train
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Options(LoopOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    training.main("base", parse(Options, argv), make_plan, start)
+    train("base", parse(Options, argv), make_plan, start)
 
 
 def start(name: str, options: Options, runtime: Runtime) -> Setup:

@@ -14,8 +14,7 @@ from nanochat.errors import UserError
 from nanochat.training import rollout
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import ChatOptions, Setup
+from scripts.training import ChatOptions, Setup, train
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
@@ -47,7 +46,7 @@ class Options(ChatOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    training.main("rl", parse(Options, argv), make_plan)
+    train("rl", parse(Options, argv), make_plan)
 
 
 def make_plan(options: Options, setup: Setup) -> Plan:

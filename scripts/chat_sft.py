@@ -12,8 +12,7 @@ from nanochat.configurator import at_least, between, parse, run
 from nanochat.data import chat_batches
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import ChatOptions, Setup
+from scripts.training import ChatOptions, Setup, train
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
@@ -41,7 +40,7 @@ class Options(ChatOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    training.main("sft", parse(Options, argv), make_plan)
+    train("sft", parse(Options, argv), make_plan)
 
 
 def make_plan(options: Options, setup: Setup) -> Plan:

@@ -240,7 +240,7 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
     return Setup(name, options, runtime, tag, source, settings, load)
 
 
-def main(
+def train(
     name: str,
     options: LoopOptions,
     make_plan: Callable[[Any, Setup], Plan],

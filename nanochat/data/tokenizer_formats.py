@@ -3,7 +3,6 @@
 The tokenizer itself is `nanochat.tokenizer`; this module knows ranks, merges and split patterns.
 """
 
-import base64
 import itertools
 import json
 import queue
@@ -18,7 +17,6 @@ import tiktoken.load
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.runtime import hub_offline
 
@@ -38,21 +36,6 @@ def tiktoken_encoding(ranks: Ranks, pattern: str, special: dict[str, int]) -> ti
     return tiktoken.Encoding(
         "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
     )
-
-
-def read_tiktoken(path: Path) -> Ranks:
-    """The ranks of a tiktoken file. Raises UserError when it is another kind of file."""
-    try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
-        return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
-
-
-def write_tiktoken(path: Path, tokens: list[bytes]) -> None:
-    """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
-    lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens))
-    paths.write_atomic(path, "".join(lines))
 
 
 def published_encoding(name: str) -> tiktoken.Encoding:
