@@ -21,22 +21,23 @@ FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")  # where torch has a fused AdamW
 
 
 class Bucket:
-    """Parameters that one collective reduces or gathers, as a flat buffer of equal shards."""
+    """A parameter group as one flat buffer that is cut into equal shards, one per rank."""
 
     def __init__(
-        self, group: dict[str, Any], named: Named, atom: int, rank: int, world_size: int
+        self, group: dict[str, Any], splits_tensors: bool, rank: int, world_size: int
     ) -> None:
-        """atom: the number of successive elements that must stay on one rank."""
-        self.group, self.named = group, named
-        num_atoms = sum(parameter.numel() for _, parameter in named) // atom
-        self.shard_size = -(-num_atoms // world_size) * atom  # the last shards may have padding
+        self.group, self.named = group, group["params"]
+        self.sizes = [parameter.numel() for _, parameter in self.named]
+        atom = 1 if splits_tensors else self.sizes[0]  # successive elements that stay together
+        self.shard_size = -(-sum(self.sizes) // (atom * world_size)) * atom
+        self.size = self.shard_size * world_size  # with padding at the end
         self.ranges: dict[str, slice] = {}  # the parts of flat parameters that this rank updates
         start = rank * self.shard_size  # of the shard, relative to each parameter in turn
-        for name, parameter in named:
-            part = slice(max(0, start), min(parameter.numel(), start + self.shard_size))
+        for (name, _), size in zip(self.named, self.sizes, strict=True):
+            part = slice(max(0, start), min(size, start + self.shard_size))
             if part.start < part.stop:
                 self.ranges[name] = part
-            start -= parameter.numel()
+            start -= size
         self.stacks: dict[str, Tensor] = {}  # moments of all parts, for batched updates
 
     @property
@@ -65,8 +66,8 @@ class ShardedOptimizer:
         """param_groups: {"params": [(name, parameter), ...], "lr": rate, ...}.
 
         Parameters are named so that a checkpoint does not depend on their order. The ranks are
-        those of torch.distributed if it is initialized. splits_tensors: shards are cut from each
-        flattened parameter; else each rank gets complete parameters of a group of equal shapes.
+        those of torch.distributed if it is initialized. splits_tensors: a shard may begin and end
+        within a parameter; else all parameters of a group have equal shapes and are kept whole.
         """
         self.param_groups = [{**group, "initial_lr": group["lr"]} for group in param_groups]
         is_distributed = dist.is_initialized()
@@ -75,12 +76,9 @@ class ShardedOptimizer:
         self.num_steps = 0
         self.moments: dict[str, dict[str, Tensor]] = {}
         self._reduced: list[Tensor] | None = None  # averaged gradient shards by bucket
-        self.buckets = []
-        for group in self.param_groups:
-            named = group["params"]
-            for part in [[pair] for pair in named] if splits_tensors else [named]:
-                atom = 1 if splits_tensors else part[0][1].numel()
-                self.buckets.append(Bucket(group, part, atom, self.rank, self.world_size))
+        self.buckets = [
+            Bucket(group, splits_tensors, self.rank, self.world_size) for group in self.param_groups
+        ]
 
     def _update(self, bucket: Bucket, gradient: Tensor) -> None:
         """Update the bucket's shards in place; gradient: (shard_size,), averaged, padded."""
@@ -115,14 +113,14 @@ class ShardedOptimizer:
                 gather_handles.append((bucket, self._all_gather(bucket)))
         self._reduced = None
         for bucket, pending in gather_handles:
-            parts = _wait(*pending).split(bucket.named[0][1].numel())
-            for (_, parameter), full in zip(bucket.named, parts, strict=False):  # then padding
+            buffer = _wait(*pending)[: sum(bucket.sizes)]  # without padding
+            for (_, parameter), full in zip(bucket.named, buffer.split(bucket.sizes), strict=True):
                 parameter.copy_(full.view_as(parameter))
 
     def _reduce_scatter(self, bucket: Bucket) -> tuple[Tensor, Any]:
         """This rank's shard of the averaged gradient, valid once the handle is waited for."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for _, p in bucket.named]
-        buffer = bucket.flatten(gradients, bucket.shard_size * self.world_size)
+        buffer = bucket.flatten(gradients, bucket.size)
         if self.world_size == 1:
             return buffer, None
         shard = buffer.new_empty(bucket.shard_size)
@@ -132,7 +130,7 @@ class ShardedOptimizer:
     def _all_gather(self, bucket: Bucket) -> tuple[Tensor, Any]:
         """The updated shards of all ranks, valid once the handle is waited for."""
         shard = bucket.flatten(bucket.shards.values(), bucket.shard_size)
-        buffer = shard.new_empty(bucket.shard_size * self.world_size)
+        buffer = shard.new_empty(bucket.size)
         return buffer, dist.all_gather_into_tensor(buffer, shard, async_op=True)
 
     # ---- checkpoints
@@ -211,26 +209,18 @@ class DistAdamW(ShardedOptimizer):
                 self.moments[name] = {k: torch.zeros_like(shard) for k in ("first", "second")}
 
     def _update(self, bucket: Bucket, gradient: Tensor) -> None:
-        group = bucket.group
-        for name, shard in bucket.shards.items():  # at most one
+        group, start = bucket.group, 0
+        for name, shard in bucket.shards.items():
+            moments, size = self.moments[name], shard.numel()
             # The kernel counts this step itself.
             step = torch.full((), self.num_steps - 1, dtype=torch.float32, device=shard.device)
             adamw(
-                [shard],
-                [gradient[: shard.numel()]],
-                [self.moments[name]["first"]],
-                [self.moments[name]["second"]],
-                [],
-                [step],
-                fused=shard.device.type in FUSED_DEVICES,
-                amsgrad=False,
-                maximize=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-            )
+                [shard], [gradient[start : start + size]], [moments["first"]], [moments["second"]],
+                [], [step], fused=shard.device.type in FUSED_DEVICES, amsgrad=False, maximize=False,
+                beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+                weight_decay=group["weight_decay"], eps=group["eps"],
+            )  # fmt: skip
+            start += size
 
 
 def _wait(tensor: Tensor, handle: Any) -> Tensor:

@@ -38,10 +38,6 @@ COUNT = re.compile(
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-class _Rejected(Exception):
-    """The expression is not allowed."""
-
-
 def evaluate(expression: str) -> str | None:
     """The value of an expression as text, or None when it is not allowed or has no value.
 
@@ -58,7 +54,7 @@ def evaluate(expression: str) -> str | None:
     try:
         tree = ast.parse(THOUSANDS.sub("", expression), mode="eval")
         return _format(_evaluate(tree.body))
-    except (_Rejected, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
 
 
@@ -69,17 +65,12 @@ def _evaluate(node: ast.expr) -> Number:
         return UNARY[type(node.op)](_evaluate(node.operand))
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         left, right = _evaluate(node.left), _evaluate(node.right)
-        # Before the power is computed: 9**9**9 has 370 million digits.
-        if isinstance(node.op, ast.Pow) and _is_too_large(left, right):
-            raise _Rejected
+        # Before the power is computed: 9**9**9 has 370 million digits. At least 2, so that no base
+        # takes an exponent above MAX_BITS.
+        if isinstance(node.op, ast.Pow) and math.log2(max(2, abs(left))) * abs(right) > MAX_BITS:
+            raise ValueError
         return _bounded(BINARY[type(node.op)](left, right))
-    raise _Rejected
-
-
-def _is_too_large(base: Number, exponent: Number) -> bool:
-    if abs(exponent) > MAX_BITS:
-        return True
-    return abs(base) > 1 and math.log2(abs(base)) * abs(exponent) > MAX_BITS
+    raise ValueError
 
 
 def _bounded(value: object) -> Number:
@@ -87,7 +78,7 @@ def _bounded(value: object) -> Number:
         return value
     if isinstance(value, int) and value.bit_length() <= MAX_BITS:
         return value
-    raise _Rejected  # too large, infinite, or complex as (-8) ** 0.5
+    raise ValueError  # too large, infinite, or complex as (-8) ** 0.5
 
 
 def _format(value: Number) -> str:

@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 META_NAME = re.compile(r"meta_(\d{6,})\.json")
-TENSORS_NAME = re.compile(r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt")
-TEMPORARY_NAME = re.compile(r"\.(?:model|optim|meta)_\d{6,}.*\.part")  # see paths.atomic_file
+# Tensors of a step, and temporary files, see paths.atomic_file. Other files are not ours to remove.
+REMOVABLE_NAME = re.compile(
+    r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt|\.(?:model|optim|meta)_\d{6,}.*\.part"
+)
 REPLACED = "replaced"  # folder for runs that --fresh has replaced; no tag may have this name
 COMPILE_PREFIX = "_orig_mod."  # torch.compile puts it before parameter names
 TRAINING_COMMANDS = {  # in the order of the pipeline
@@ -224,11 +226,10 @@ def _remove(directory: Path, step: int) -> None:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed saves left behind: temporary files, and tensors without a meta file."""
-    steps = set(saved_steps(directory))
-    for path in [*directory.glob(".*.part"), *directory.glob("*.pt")]:
-        tensors = TENSORS_NAME.fullmatch(path.name)  # other files are not ours to remove
-        is_orphan = tensors is not None and int(tensors[1]) not in steps
-        if is_orphan or TEMPORARY_NAME.fullmatch(path.name):
+    steps = saved_steps(directory)
+    for path in directory.glob("*"):
+        name = REMOVABLE_NAME.fullmatch(path.name)
+        if name and (name[1] is None or int(name[1]) not in steps):
             path.unlink(missing_ok=True)
 
 
@@ -303,19 +304,25 @@ def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
         meta = _read_meta(directory, candidate)
         if meta:
             return meta
-    wanted = "checkpoint" if step < 0 else f"checkpoint of step {step}"
-    raise UserError(f"no readable {wanted} in {directory}; train that stage again with --fresh")
+    raise _nothing_to_load(directory, step)
+
+
+def _nothing_to_load(directory: Path, step: int) -> UserError:
+    wanted = "complete checkpoint" if step < 0 else f"complete checkpoint of step {step}"
+    have = ", ".join(map(str, saved_steps(directory)))
+    return UserError(
+        f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"
+    )
 
 
 def _read_meta(directory: Path, step: int) -> Meta | None:
     """None when it is missing, damaged, or of another format."""
     try:
         meta = json.loads(_meta_path(directory, step).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        is_valid = meta["version"] == FORMAT_VERSION and meta["sha256"] == _meta_digest(meta)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(meta, dict) or meta.get("version") != FORMAT_VERSION:
-        return None
-    return meta if meta.get("sha256") == _meta_digest(meta) else None
+    return meta if is_valid else None
 
 
 def newest_complete(
@@ -336,32 +343,28 @@ def newest_complete(
 
 def _damage(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
     """What is wrong with a checkpoint, in words; empty when nothing is."""
-    if meta is None:
-        damage = "its meta file cannot be read"
-    elif model_only_on is None:
-        damage = _damaged_file(directory, meta["files"])
-    else:  # the optimizer shards are twice the size and not needed to run the model
-        names = [_model_name(meta["step"])] if model_only_on.local_rank == 0 else []
-        damage = _damaged_file(directory, {name: meta["files"][name] for name in names})
+    damage = "its meta file cannot be read"
+    if meta is not None:
+        names = list(meta["files"])
+        if model_only_on is not None:  # optimizer shards are twice the size and not needed to run
+            names = [_model_name(meta["step"])] if model_only_on.local_rank == 0 else []
+        damages = (_file_damage(directory / name, meta["files"][name]) for name in names)
+        damage = next(filter(None, damages), "")
     if model_only_on is not None:  # nodes may have disks of their own: all ranks load the same step
         damage = next(filter(None, gather_objects(damage)), "")
     return damage
 
 
-def _damaged_file(directory: Path, files: dict[str, Any]) -> str:
-    for name, facts in files.items():
-        try:
-            with (directory / name).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size  # a file cut short is found without hashing
-                if size != facts["size"]:
-                    return f"{name} has {size} bytes, expected {facts['size']}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                    return f"checksum mismatch of {name}"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return ""
+def _file_damage(path: Path, facts: dict[str, Any]) -> str:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size  # a file cut short is found without hashing
+            if size != facts["size"]:
+                return f"{path.name} has {size} bytes, expected {facts['size']}"
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return "" if digest == facts["sha256"] else f"checksum mismatch of {path.name}"
 
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
@@ -370,16 +373,6 @@ def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) ->
         model = GPT(GPTConfig.from_dict(meta["model"]), compute_dtype=compute_dtype)
     model.rotary.init_tables()
     return model
-
-
-def check_tokenizer(meta: Meta, tokenizer: RustBPETokenizer) -> None:
-    """Raises UserError when the model of `meta` was trained with another tokenizer."""
-    if meta["tokenizer"] != tokenizer.content_hash:
-        raise UserError(
-            f"the checkpoint was trained with tokenizer {meta['tokenizer'][:12]}, but"
-            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; restore the former"
-            " or train the model again with --fresh"
-        )
 
 
 def load_model(
@@ -392,13 +385,14 @@ def load_model(
     directory = find_directory(stage, tag)
     checkpoint = newest_complete(directory, step, model_only_on=runtime)
     if checkpoint is None:
-        wanted = "complete checkpoint" if step < 0 else f"complete checkpoint of step {step}"
-        have = ", ".join(map(str, saved_steps(directory)))
+        raise _nothing_to_load(directory, step)
+    meta, tokenizer = checkpoint.meta, get_tokenizer()
+    if meta["tokenizer"] != tokenizer.content_hash:
         raise UserError(
-            f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"
+            f"the checkpoint was trained with tokenizer {meta['tokenizer'][:12]}, but"
+            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; restore the former"
+            " or train the model again with --fresh"
         )
-    tokenizer = get_tokenizer()
-    check_tokenizer(checkpoint.meta, tokenizer)
-    model = build_model(checkpoint.meta, runtime.device, runtime.compute_dtype)
+    model = build_model(meta, runtime.device, runtime.compute_dtype)
     model.load_state_dict(checkpoint.load_model_state(runtime.device))
-    return model.eval(), tokenizer, checkpoint.meta
+    return model.eval(), tokenizer, meta

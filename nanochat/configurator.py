@@ -153,28 +153,26 @@ def _convert(where: str, text: str, hint: Any) -> Any:
     """`text` as a value of type `hint`. Raises UserError naming what was expected."""
     if text.lower() == "none" and type(None) in get_args(hint):
         return None
-    value = _of_type(where, text, _plain(hint))
+    kind = _plain(hint)
+    value: Any
+    if get_origin(kind) is Literal:
+        value = _choice(where, text, get_args(kind))
+    elif kind is bool:
+        value = _choice(where, text.lower(), TRUE_WORDS + FALSE_WORDS) in TRUE_WORDS
+    else:
+        try:
+            value = kind(text)
+        except ValueError:
+            name = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+            raise UserError(f"{where}={text} is not {name}") from None
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}={text} is not a finite number")
+    if kind is int and not -(2**63) <= value < 2**63:  # torch would raise OverflowError later
+        raise UserError(f"{where}={text} does not fit 64 bits")
     for check in get_args(hint):
         violation = check.violation(value) if isinstance(check, Check) else ""
         if violation:
             raise UserError(f"{where}={text} {violation}")
-    return value
-
-
-def _of_type(where: str, text: str, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return _choice(where, text, get_args(hint))
-    if hint is bool:
-        return _choice(where, text.lower(), TRUE_WORDS + FALSE_WORDS) in TRUE_WORDS
-    try:
-        value = hint(text)
-    except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(hint, hint.__name__)
-        raise UserError(f"{where}={text} is not {kind}") from None
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{where}={text} is not a finite number")
-    if hint is int and not -(2**63) <= value < 2**63:  # torch would raise OverflowError later
-        raise UserError(f"{where}={text} does not fit 64 bits")
     return value
 
 

@@ -42,28 +42,18 @@ V2_BASELINES = {  # DCLM's correction of September 2025; published numbers use v
 }
 # First digits of the git blob ids of the files that the published numbers were measured on.
 PUBLISHED_FILES = {
-    "commonsense_reasoning/commonsense_qa.jsonl": "f1cc16a88b05",
-    "commonsense_reasoning/copa.jsonl": "b22f96e08ae9",
-    "commonsense_reasoning/openbook_qa.jsonl": "a8aff255a64c",
-    "commonsense_reasoning/piqa.jsonl": "a9992adfdefd",
-    "language_understanding/bigbench_language_identification.jsonl": "1f132fbbb12a",
-    "language_understanding/hellaswag.jsonl": "448321079fdc",
-    "language_understanding/lambada_openai.jsonl": "4da02dd53b9e",
-    "language_understanding/winograd_wsc.jsonl": "762fe030ac69",
-    "language_understanding/winogrande.jsonl": "316e87ae4659",
-    "reading_comprehension/boolq.jsonl": "f42083a58713",
-    "reading_comprehension/coqa.jsonl": "028bd4e51326",
-    "reading_comprehension/squad.jsonl": "dc733b8f58ec",
-    "symbolic_problem_solving/agi_eval_lsat_ar.jsonl": "d663b427ba31",
-    "symbolic_problem_solving/bigbench_cs_algorithms.jsonl": "7ecee0f270f3",
-    "symbolic_problem_solving/bigbench_dyck_languages.jsonl": "27a4ac2b3b18",
-    "symbolic_problem_solving/bigbench_operators.jsonl": "a982dc4f9627",
-    "symbolic_problem_solving/bigbench_repeat_copy_logic.jsonl": "86621f10e712",
-    "world_knowledge/arc_challenge.jsonl": "ce66b8dcfb4b",
-    "world_knowledge/arc_easy.jsonl": "b5fd1bf87a24",
-    "world_knowledge/bigbench_qa_wikidata.jsonl": "5e1be72797ba",
-    "world_knowledge/jeopardy_all.jsonl": "2f771918dbc8",
-}
+    "commonsense_qa": "f1cc16a88b05", "copa": "b22f96e08ae9",
+    "openbook_qa": "a8aff255a64c", "piqa": "a9992adfdefd",
+    "bigbench_language_identification": "1f132fbbb12a", "hellaswag": "448321079fdc",
+    "lambada_openai": "4da02dd53b9e", "winograd_wsc": "762fe030ac69",
+    "winogrande": "316e87ae4659", "boolq": "f42083a58713",
+    "coqa": "028bd4e51326", "squad": "dc733b8f58ec",
+    "agi_eval_lsat_ar": "d663b427ba31", "bigbench_cs_algorithms": "7ecee0f270f3",
+    "bigbench_dyck_languages": "27a4ac2b3b18", "bigbench_operators": "a982dc4f9627",
+    "bigbench_repeat_copy_logic": "86621f10e712", "arc_challenge": "ce66b8dcfb4b",
+    "arc_easy": "b5fd1bf87a24", "bigbench_qa_wikidata": "5e1be72797ba",
+    "jeopardy_all": "2f771918dbc8",
+}  # fmt: skip
 
 
 # ---- the bundle
@@ -123,7 +113,7 @@ def unpublished_files(folder: Path, tasks: Sequence[CoreTask]) -> list[str]:
     for task in tasks:
         content = (folder / DATA_FOLDER / task.file).read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-        if not blob.hexdigest().startswith(PUBLISHED_FILES.get(task.file, "none")):
+        if not blob.hexdigest().startswith(PUBLISHED_FILES.get(Path(task.file).stem, "none")):
             labels.append(task.label)
     return labels
 

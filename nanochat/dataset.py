@@ -24,12 +24,7 @@ from nanochat import paths, primer
 from nanochat.configurator import Short, parse, run
 from nanochat.data.download import HubFile, sha256
 from nanochat.data.hub_files import fetch, prefetch, stage_names
-from nanochat.data.shards import (
-    Documents,
-    group_texts,
-    open_parquet,
-    write_shard,
-)
+from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
 from nanochat.data.text_import import iter_file_texts, text_files, text_format
 from nanochat.errors import UserError
 
@@ -46,17 +41,9 @@ IMPORT_SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
 VAL_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class HubSource:
-    """Shards of a data set on the hub; the last one is the validation shard."""
-
-    repo: str
-    num_files: int
-
-
-HUB_SOURCES = {
-    "fineweb-edu": HubSource("karpathy/fineweb-edu-100b-shuffle", 1823),
-    "climbmix": HubSource("karpathy/climbmix-400b-shuffle", 6543),  # non-commercial license
+HUB_SOURCES = {  # repository and number of shards, of which the last one validates
+    "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823),
+    "climbmix": ("karpathy/climbmix-400b-shuffle", 6543),  # non-commercial license
 }
 
 
@@ -88,8 +75,7 @@ def _has_manifest(name: str) -> bool:
 def current_source() -> str:
     """The source that was made last. Raises UserError when there is none."""
     try:
-        chosen = json.loads(_current_path().read_text(encoding="utf-8"))
-        return str(chosen["source"])
+        return str(json.loads(_current_path().read_text(encoding="utf-8"))["source"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"no text in {paths.base_dir() / 'data'}; run python -m nanochat.dataset first"
@@ -112,7 +98,7 @@ def make(source: str, num_shards: int) -> str:
     name = source_name(source)
     shards = _Shards(name)
     if name in HUB_SOURCES:
-        manifest = _download_shards(HUB_SOURCES[name], num_shards, shards)
+        manifest = _download_shards(*HUB_SOURCES[name], num_shards, shards)
     elif name == "primer":
         manifest = _write_primer(num_shards, shards)
     elif _has_manifest(source):
@@ -121,7 +107,10 @@ def make(source: str, num_shards: int) -> str:
         manifest = _import_path(Path(source).expanduser().resolve(), shards)
     for split in SPLITS:
         if not sum(shard["rows"] for shard in manifest[split]):
-            raise UserError(f"source {source} has no document for its split {split}; add some text")
+            raise UserError(
+                f"{source} holds too little text for its split {split}: at least two different"
+                " documents that are not blank are needed, one to train and one to validate"
+            )
     # Last, so that a failed download leaves the source in use as it was.
     paths.write_atomic(shards.folder / "manifest.json", json.dumps(manifest, indent=1))
     paths.write_atomic(_current_path(), json.dumps({"source": name}))
@@ -137,26 +126,21 @@ class _Shards:
         recorded = [shard for split in SPLITS for shard in self.manifest.get(split, [])]
         self.recorded = {self.folder / shard["path"]: shard for shard in recorded}
 
-    def unchanged(self, path: Path) -> dict[str, Any] | None:
-        """The manifest's entry for a shard whose size and time are those recorded."""
-        shard = self.recorded.get(path)
-        if shard is None or not path.is_file():
-            return None
-        return shard if _size_and_time(path) == [shard["bytes"], shard["mtime_ns"]] else None
-
     def is_intact(self, path: Path) -> bool:
         """True when a shard exists and, if it was recorded, has not changed since."""
         if not path.is_file():
             return False
-        if path not in self.recorded or self.unchanged(path):
+        if (shard := self.recorded.get(path)) is None:
             return True
-        return sha256(path) == self.recorded[path]["sha256"]  # copied or restored: another time
+        is_same = _size_and_time(path) == [shard["bytes"], shard["mtime_ns"]]
+        return is_same or sha256(path) == shard["sha256"]  # copied or restored: another time
 
     def describe(self, path: Path) -> dict[str, Any]:
         """The manifest's entry for a shard. Raises UserError when the shard is damaged."""
-        if shard := self.unchanged(path):
-            return shard  # hashing again would read gigabytes
         size, mtime = _size_and_time(path)
+        shard: dict[str, Any] = self.recorded.get(path, {})
+        if [size, mtime] == [shard.get("bytes"), shard.get("mtime_ns")]:
+            return shard  # hashing again would read gigabytes
         is_ours = path.is_relative_to(self.folder)  # relative then: the folder may be moved
         return {
             "path": path.name if is_ours else str(path),
@@ -172,17 +156,17 @@ def _size_and_time(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _download_shards(source: HubSource, num_shards: int, shards: _Shards) -> Manifest:
-    if not 1 <= num_shards < source.num_files:
-        raise UserError(f"-n {num_shards} is not between 1 and {source.num_files - 1}")
+def _download_shards(repo: str, num_files: int, num_shards: int, shards: _Shards) -> Manifest:
+    if not 1 <= num_shards < num_files:
+        raise UserError(f"-n {num_shards} is not between 1 and {num_files - 1}")
     # The validation shard is pinned by name: it is never trained on, whatever else is present.
-    numbers = [source.num_files - 1, *range(num_shards)]
+    numbers = [num_files - 1, *range(num_shards)]
     found = [shards.folder / f"shard_{number:05d}.parquet" for number in numbers]
     for path in found:
         if path.is_file() and not shards.is_intact(path):
             logger.warning("%s: checksum mismatch, downloading again", path)
             path.unlink()
-    fetch([HubFile(source.repo, path.name, path) for path in found])
+    fetch([HubFile(repo, path.name, path) for path in found])
     val, *train = [shards.describe(path) for path in found]
     return {"train": train, "val": [val]}
 
@@ -190,17 +174,15 @@ def _download_shards(source: HubSource, num_shards: int, shards: _Shards) -> Man
 def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
     if num_shards < 1:
         raise UserError(f"-n {num_shards} is below 1; use 1 or more")
-    size = PRIMER_SHARD_DOCUMENTS
-    contents: list[tuple[str, Split, range]] = [("val_00000", "val", range(PRIMER_VAL_DOCUMENTS))]
-    for number in range(num_shards):
-        indices = range(number * size, (number + 1) * size)
-        contents.append((f"train_{number:05d}", "train", indices))
+    sizes: list[tuple[Split, int, int]] = [("val", 0, PRIMER_VAL_DOCUMENTS)]
+    sizes += [("train", number, PRIMER_SHARD_DOCUMENTS) for number in range(num_shards)]
     manifest: Manifest = {"train": [], "val": [], "world": primer.fingerprint()}
     # Shards that another version of the generator wrote are intact but hold other text.
     is_same_world = shards.manifest.get("world") == manifest["world"]
-    for name, split, indices in contents:
-        path = shards.folder / f"{name}.parquet"
+    for split, number, size in sizes:
+        path = shards.folder / f"{split}_{number:05d}.parquet"
         if not is_same_world or not shards.is_intact(path):
+            indices = range(number * size, (number + 1) * size)
             write_shard(path, (primer.document(PRIMER_SEED, i, split) for i in indices))
             logger.info("wrote %s", path)
         manifest[split].append(shards.describe(path))
@@ -224,10 +206,10 @@ def _import_path(path: Path, shards: _Shards) -> Manifest:
     if shards.manifest.get("files") == stamps and all(map(shards.is_intact, shards.recorded)):
         logger.info("%s is imported already and has not changed", path)
         return shards.manifest
-    return {**_write_imported(path, files, shards), "files": stamps}
+    return {**_write_imported(files, shards), "files": stamps}
 
 
-def _write_imported(path: Path, files: list[Path], shards: _Shards) -> Manifest:
+def _write_imported(files: list[Path], shards: _Shards) -> Manifest:
     # The files are read three times, so that no corpus has to fit in memory.
     # Texts whose hash is below the limit validate: one at least, also of very few documents.
     lowest = min(map(_hash, iter_file_texts(files)), default=1.0)
@@ -242,11 +224,6 @@ def _write_imported(path: Path, files: list[Path], shards: _Shards) -> Manifest:
             write_shard(shard, batch)
             logger.info("wrote %s", shard)
             manifest[split].append(shards.describe(shard))
-    if not manifest["train"] or not manifest["val"]:
-        raise UserError(
-            f"{path} holds too little text: at least two different documents that are not blank"
-            " are needed, one to train and one to validate"
-        )
     return manifest
 
 

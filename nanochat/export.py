@@ -6,6 +6,7 @@ model that cannot be mapped completely is refused.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,8 +17,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
-from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
@@ -55,16 +55,20 @@ def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.d
         "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len)),
         "chat_template.jinja": CHAT_TEMPLATE.read_text(encoding="utf-8"),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # In the same parent, so that the rename stays on one file system.
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        for name, content in files.items():
-            paths.write_atomic(folder / name, content)
-        folder.chmod(0o755)  # mkdtemp makes it private
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with named_failures(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # In the same parent, so that the rename stays on one file system.
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            for name, content in files.items():
+                with (folder / name).open("wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fsync(file.fileno())  # a power loss after the rename must not empty it
+            folder.chmod(0o755)  # mkdtemp makes it private
+            folder.rename(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _json(content: Any) -> str:
@@ -77,21 +81,17 @@ def _json(content: Any) -> str:
 def hf_tensors(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The tensors under transformers' names. Raises UserError if a name or shape does not fit."""
     layout = hf_layout(config)
-    unknown = sorted(state.keys() - layout.keys())
-    if unknown:
-        raise UserError(
-            f"the model has {', '.join(unknown[:4])}, which the Hugging Face format does not"
-            " support; only the classic recipe can be exported"
-        )
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wrong = [
-        f"{hf_name}: {shapes.get(name)}, expected {expected}"
-        for name, (hf_name, expected) in layout.items()
-        if shapes.get(name) != expected
-    ]
+    wrong = []
+    for name in sorted(shapes.keys() | layout.keys()):
+        hf_name, expected = layout.get(name, (name, None))
+        if shapes.get(name) != expected:
+            wrong.append(f"{hf_name}: {shapes.get(name)}, expected {expected}")
     if wrong:
-        facts = "; ".join(wrong[:4])
-        raise UserError(f"the model cannot be mapped to the Hugging Face format ({facts})")
+        raise UserError(
+            f"the model cannot be mapped to the Hugging Face format ({'; '.join(wrong[:4])}); only"
+            " the classic recipe can be exported"
+        )
     return {layout[name][0]: tensor.detach().cpu() for name, tensor in state.items()}
 
 

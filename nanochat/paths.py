@@ -29,7 +29,6 @@ def data_dir(source: str) -> Path:
 
 
 def tokenizer_dir() -> Path:
-    """The trained tokenizer."""
     return base_dir() / "tokenizer"
 
 
@@ -39,7 +38,6 @@ def checkpoints_dir(stage: str) -> Path:
 
 
 def report_dir() -> Path:
-    """The report and its sections."""
     return base_dir() / "report"
 
 
@@ -60,15 +58,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     On an error, or when the process is killed, what was there before stays. Raises UserError as
     `named_failures` does.
     """
-    temporary: Path | None = None
     with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder: a rename is atomic only within a file system.
+        handle, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        temporary = Path(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # In the same folder: a rename is atomic only within a file system.
-            handle, name = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".part", dir=path.parent
-            )
-            temporary = Path(name)
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
@@ -76,8 +71,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.chmod(0o644)  # mkstemp: 0o600, which others who share the folder cannot read
             temporary.replace(path)
         finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -48,7 +48,7 @@ def write_section(name: str, section: Section) -> None:
     `table` is a column of the results table: shares from 0 to 1, except rows that name "bits per
     byte" or "CORE". `rows` is a table of its own, header first. `results` is not rendered.
     """
-    text = json.dumps({"written": _now(), **section}, indent=1, ensure_ascii=False)
+    text = json.dumps({**section, "written": _now()}, indent=1, ensure_ascii=False)
     paths.write_atomic(_path(name), text)
 
 
@@ -118,9 +118,10 @@ def generate(price_per_hour: float = 0.0) -> Path:
 # ---- parts of the report
 
 
-def _table(rows: Sequence[Sequence[str]], rule: str = "--:") -> str:
+def _table(rows: Sequence[Sequence[Any]], rule: str = "--:") -> str:
     """A Markdown table, header first; `rule` aligns all columns but the first."""
-    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
+    cells = [[_number(cell) for cell in row] for row in rows]
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in cells]
     lines.insert(1, f"|---|{f'{rule}|' * (len(rows[0]) - 1)}")
     return "\n".join(lines)
 
@@ -187,9 +188,9 @@ def _wall_clock(sections: dict[str, Section], price_per_hour: float) -> str:
 def _render(name: str, section: Section) -> str:
     parts = [f"## {section['title']}", *(section.get("notes") or [])]
     if section.get("metrics"):
-        parts.append(_table([("", ""), *((k, _number(v)) for k, v in section["metrics"].items())]))
+        parts.append(_table([("", ""), *section["metrics"].items()]))
     if section.get("rows"):
-        parts.append(_table([[_number(cell) for cell in row] for row in section["rows"]]))
+        parts.append(_table(section["rows"]))
     plot = _plot(name, section)
     if plot is not None:
         parts.append(f"![{section['title']}]({plot.name})")

@@ -4,9 +4,10 @@ The vocabulary is 256 bytes, the merges in order, then nine special tokens. All 
 from the same ranks and give the same ids. Text never becomes a special token.
 """
 
+import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -39,8 +40,6 @@ FORMAT_VERSION = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 MAX_VOCAB_SIZE = 2**32 - 1  # an id has 32 bits
 
-Progress = Callable[[str, int, int], object]  # (what, done, total)
-
 
 class RustBPETokenizer:
     """Text to ids and back, trained and encoded by rustbpe."""
@@ -69,7 +68,6 @@ class RustBPETokenizer:
         vocab_size: int,
         pattern: str = SPLIT_PATTERN,
         num_threads: int = 0,
-        progress: Progress | None = None,
     ) -> Self:
         """Learn merges until there are `vocab_size` tokens, the nine special ones included.
 
@@ -84,13 +82,8 @@ class RustBPETokenizer:
             )
         trainer = rustbpe.Tokenizer()
         try:
-            trainer.train_from_iterator(
-                texts,
-                vocab_size - len(SPECIAL_TOKENS),
-                pattern=pattern,
-                num_threads=num_threads,
-                progress=progress,
-            )
+            num_ranks = vocab_size - len(SPECIAL_TOKENS)
+            trainer.train_from_iterator(texts, num_ranks, pattern=pattern, num_threads=num_threads)
         except ValueError as error:
             raise UserError(str(error)) from None
         return cls(dict(trainer.get_mergeable_ranks()), pattern)
@@ -102,8 +95,7 @@ class RustBPETokenizer:
         content = self._content()
         header = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content)}
         # A line per number, so that a diff shows which merges differ.
-        text = json.dumps(header | content, indent=0, ensure_ascii=True)
-        paths.write_atomic(directory / FILE_NAME, text)
+        paths.write_atomic(directory / FILE_NAME, json.dumps(header | content, indent=0))
 
     @classmethod
     def from_directory(cls, directory: Path) -> Self:
@@ -158,11 +150,19 @@ class RustBPETokenizer:
     @classmethod
     def from_tiktoken(cls, path: Path, pattern: str = SPLIT_PATTERN) -> Self:
         """From a rank file of tiktoken, which has no pattern. Raises UserError on another kind."""
-        return cls(formats.read_tiktoken(path), pattern)
+        try:
+            lines = [line.split() for line in path.read_bytes().splitlines() if line]
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
+        return cls(ranks, pattern)
 
     def to_tiktoken(self, path: Path) -> None:
-        """Write a rank file of tiktoken."""
-        formats.write_tiktoken(path, self._tokens)
+        """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
+        lines = (
+            f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(self._tokens)
+        )
+        paths.write_atomic(path, "".join(lines))
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Self:

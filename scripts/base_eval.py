@@ -7,7 +7,6 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_eval
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from nanochat.core_eval import Baselines, CoreTask, Counts
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime, barrier, on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, load_checkpoint
+from scripts.inference import EvalOptions, load_checkpoint
 from tasks.primer import plain_choices
 
 logger = logging.getLogger(__name__)
@@ -35,9 +34,6 @@ TEXT_BEGINNINGS = (
     "The capital of France is", "The chemical symbol of gold is", "If yesterday was Friday, then",
     "The opposite of hot is", "The planets of the solar system are:", "One day",
 )  # fmt: skip
-
-Results = dict[str, Counts]
-"""By label of the task."""
 
 
 @dataclass(frozen=True)
@@ -76,47 +72,52 @@ def evaluate(options: Options, runtime: Runtime) -> None:
         "baselines": options.baselines,
         "primer_problems": options.primer_problems if is_primer else 0,  # else unused
     }
-    section = on_main_first(lambda: report.already_measured(SECTION, settings, options.fresh)) or {}
-    if section.get("complete"):
-        for line in [*map(_line, section["rows"][1:]), *section["notes"]]:
-            logger.info("%s", line)
+    section = on_main_first(lambda: report.already_measured(SECTION, settings, options.fresh)) or {
+        "title": "Evaluation of the BASE model on plain text",
+        "column": "BASE",
+        "order": 15,  # after bits per byte (10), before chat tasks (20)
+        "settings": settings,
+        "rows": [],
+        "results": {},  # from which the next call continues
+        "complete": False,  # until table, notes and samples are there
+        "seconds": 0.0,
+    }
+    if section["complete"]:
+        logger.info("%s", "\n".join([*map(_line, section["rows"][1:]), *section["notes"]]))
         return
     if missing:
         logger.warning("%s", missing)
     model, tokenizer = load_checkpoint("base", meta, runtime)
     size = options.tokens_per_batch
-    evaluate_task = partial(
-        core_eval.evaluate_task,
-        encode=lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
-        logits_at=lambda tokens, at: model(tokens, logits_at=at),
-        limit=model.config.sequence_len,
-        device=runtime.device,
-        tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
-    )
-    results = {label: Counts(**counts) for label, counts in section.get("results", {}).items()}
-    seconds = section.get("seconds", 0.0)
     tasks = [*core_tasks, PLAIN_CHOICE] if is_primer else core_tasks
-    for task in (task for task in tasks if task.label not in results):
+    for task in (task for task in tasks if task.label not in section["results"]):
         began = time.perf_counter()
         if task is PLAIN_CHOICE:
             items = plain_choices(options.primer_problems)
         else:
             items = core_eval.read_items(folder, task, options.max_per_task)
-        share = partial(evaluate_task, task, items)
-        counts = stage.evaluate_on_ranks(task.label, len(items), runtime, share)
-        results[task.label] = sum(counts, Counts())
-        seconds += time.perf_counter() - began
+        evaluate_share = partial(
+            core_eval.evaluate_task, task, items,
+            encode=lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
+            logits_at=lambda tokens, at: model(tokens, logits_at=at),
+            limit=model.config.sequence_len, device=runtime.device,
+            tokens_per_batch=size if size > 0 else TOKENS_PER_BATCH[runtime.device.type],
+        )  # fmt: skip
+        shares = stage.evaluate_on_ranks(task.label, len(items), runtime, evaluate_share)
+        counts = sum(shares, Counts())
+        section["results"][task.label] = vars(counts)
+        section["rows"] = [*(section["rows"] or [HEADER]), _row(task, counts)]
+        section["seconds"] += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
-            logger.info("%s", _line(_row(task, results[task.label])))
-            report.write_section(SECTION, make_section(settings, tasks, results, seconds))
+            logger.info("%s", _line(section["rows"][-1]))
+            report.write_section(SECTION, section)
     if runtime.is_main:
-        table, notes = core_score(options, folder, core_tasks, results, missing)
-        for note in notes:
-            logger.info("%s", note)
+        table, notes = core_score(options, folder, core_tasks, section["results"], missing)
+        logger.info("%s", "\n".join(notes))
         beginnings = PRIMER_BEGINNINGS if is_primer else TEXT_BEGINNINGS
         samples = stage.greedy_samples(Engine(model, tokenizer), beginnings, is_chat=False)
         final = {"table": table, "notes": notes, "samples": samples, "complete": True}
-        report.write_section(SECTION, make_section(settings, tasks, results, seconds) | final)
+        report.write_section(SECTION, section | final)
     barrier()  # no rank leaves the group while the main one still generates samples
 
 
@@ -135,35 +136,18 @@ def find_bundle(folder: Path, baselines: Baselines) -> tuple[list[CoreTask], str
 # ---- the report
 
 
-def make_section(
-    settings: dict[str, Any], tasks: Sequence[CoreTask], results: Results, seconds: float
-) -> dict[str, Any]:
-    """The section with the results so far, from which the next call continues."""
-    rows = [_row(task, results[task.label]) for task in tasks if task.label in results]
-    return {
-        "title": "Evaluation of the BASE model on plain text",
-        "column": "BASE",
-        "order": 15,  # after bits per byte (10), before chat tasks (20)
-        "settings": settings,
-        "rows": [HEADER, *rows] if rows else [],
-        "results": {label: vars(counts) for label, counts in results.items()},
-        "complete": False,  # until table, notes and samples are there
-        "seconds": seconds,
-    }
-
-
 def core_score(
-    options: Options, folder: Path, tasks: Sequence[CoreTask], results: Results, missing: str
+    options: Options, folder: Path, tasks: list[CoreTask], results: dict[str, Any], missing: str
 ) -> tuple[dict[str, float], list[str]]:
     """Rows for the results table, CORE only if it was measured as published; and notes."""
     table, notes = {}, [missing] if missing else []
-    if PLAIN_CHOICE.label in results:
-        table[PLAIN_CHOICE.label] = results[PLAIN_CHOICE.label].accuracy
+    counts = {label: Counts(**result) for label, result in results.items()}
+    if PLAIN_CHOICE.label in counts:
+        table[PLAIN_CHOICE.label] = counts.pop(PLAIN_CHOICE.label).accuracy
     if not tasks:
         return table, notes
-    counts = [results[task.label] for task in tasks]
-    mean = sum(map(_centered, tasks, counts)) / len(counts)
-    score, total = f"{mean:.4f} (baselines {options.baselines})", sum(counts, Counts())
+    mean = sum(_centered(task, counts[task.label]) for task in tasks) / len(tasks)
+    score, total = f"{mean:.4f} (baselines {options.baselines})", sum(counts.values(), Counts())
     differences = []
     if options.max_per_task > 0:
         differences.append(f"at most {options.max_per_task} items per task")

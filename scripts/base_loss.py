@@ -12,7 +12,7 @@ from nanochat import dataset, loss_eval, report
 from nanochat.configurator import at_least, parse, run
 from nanochat.runtime import on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, load_checkpoint
+from scripts.inference import EvalOptions, load_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.training import scaling_laws
-from nanochat.training.config import LoopOptions, Plan, defining_settings
+from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import Setup
+from scripts.training import LoopOptions, Setup, defining_settings, train
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Options(LoopOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
-    training.main("base", parse(Options, argv), make_plan, start)
+    train("base", parse(Options, argv), make_plan, start)
 
 
 def start(name: str, options: Options, runtime: Runtime) -> Setup:

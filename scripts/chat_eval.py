@@ -21,7 +21,7 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.runtime import Runtime, on_main_first
 from nanochat.training import stage
-from scripts.evaluation import EvalOptions, load_checkpoint
+from scripts.inference import EvalOptions, load_checkpoint
 from tasks.arc import ARC
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
@@ -99,9 +99,16 @@ def evaluate(options: Options, runtime: Runtime) -> None:
     makers = families | {label: make for label, (make, _) in CHAT_TASKS.items()}
     labels = on_main_first(lambda: choose_tasks(options, makers))  # one rank downloads their files
     name = f"chat_eval_{options.source}"
-    section = on_main_first(lambda: report.read_section(name, settings)) or {}
-    results = {label: Tally(**tally) for label, tally in section.get("results", {}).items()}
-    seconds = section.get("seconds", 0.0)
+    section = on_main_first(lambda: report.read_section(name, settings)) or {
+        "title": f"Evaluation of the {options.source.upper()} model",
+        "column": options.source.upper(),
+        # After the stages (0 to 3), bits per byte (10) and base_eval (15).
+        "order": 20 + report.COLUMNS.index(options.source.upper()),
+        "settings": settings,
+        "results": {},
+        "seconds": 0.0,
+    }
+    results = {label: Tally(**tally) for label, tally in section["results"].items()}
     # Results of other tasks stay in the section, also with --fresh.
     missing = [label for label in labels if options.fresh or label not in results]
     if missing:
@@ -111,10 +118,16 @@ def evaluate(options: Options, runtime: Runtime) -> None:
     for label in missing:
         began = time.perf_counter()
         results[label] = measure(label, makers[label](), engine, options, runtime)
-        seconds += time.perf_counter() - began
+        section["seconds"] += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
-            report.write_section(name, make_section(options.source, settings, results, seconds))
-    log_table(labels, results, settings)
+            report.write_section(name, section | rendered(results, settings))
+    for label in labels:
+        tally = results[label]
+        cut = f", {tally.num_cut} prompts longer than the context" if tally.num_cut else ""
+        logger.info("  %-28s %6.2f %%  of %d%s", label, 100 * tally.accuracy, tally.num_total, cut)
+    for label, value in summary(results, settings).items():
+        is_core = label.startswith(CHATCORE)
+        logger.info("  %-28s %s", label, f"{value:.4f}" if is_core else f"{100 * value:6.2f} %")
 
 
 def choose_tasks(options: Options, makers: Makers) -> list[str]:
@@ -157,7 +170,7 @@ def measure(label: str, task: Task, engine: Engine, options: Options, runtime: R
     return merged(stage.evaluate_on_ranks(label, num_problems, runtime, evaluate_share))
 
 
-# ---- the table
+# ---- the report
 
 
 def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
@@ -176,19 +189,12 @@ def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def make_section(
-    source: str, settings: dict[str, Any], results: Results, seconds: float
-) -> dict[str, Any]:
-    """The section of the report; a later call adds to its results."""
+def rendered(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
+    """The results in the fields of the report's section."""
     num_cut = sum(tally.num_cut for tally in results.values())
     note = f"{num_cut} prompts exceeded the context; the model saw their end."
     accuracies = {label: tally.accuracy for label, tally in results.items()}
     return {
-        "title": f"Evaluation of the {source.upper()} model",
-        "column": source.upper(),
-        # After the stages (0 to 3), bits per byte (10) and base_eval (15).
-        "order": 20 + report.COLUMNS.index(source.upper()),
-        "settings": settings,
         "metrics": {f"{name}, right of {t.num_total}": t.num_passed for name, t in results.items()},
         "notes": [note] if num_cut else [],
         "table": accuracies | summary(results, settings),
@@ -198,19 +204,7 @@ def make_section(
             for s in tally.samples
         ],
         "results": {label: vars(tally) for label, tally in results.items()},
-        "seconds": seconds,
     }
-
-
-def log_table(labels: list[str], results: Results, settings: dict[str, Any]) -> None:
-    """Log the results of these tasks, and the scores over all that is measured."""
-    for label in labels:
-        tally = results[label]
-        cut = f", {tally.num_cut} prompts longer than the context" if tally.num_cut else ""
-        logger.info("  %-28s %6.2f %%  of %d%s", label, 100 * tally.accuracy, tally.num_total, cut)
-    for label, value in summary(results, settings).items():
-        is_core = label.startswith(CHATCORE)
-        logger.info("  %-28s %s", label, f"{value:.4f}" if is_core else f"{100 * value:6.2f} %")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from nanochat.errors import UserError
 from nanochat.training import rollout
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import ChatOptions, Setup
+from scripts.training import ChatOptions, Setup, train
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
@@ -40,16 +39,14 @@ class Options(ChatOptions):
     max_new_tokens: Annotated[int, at_least(1)] = 256
     """Maximum tokens of an answer."""
     temperature: Annotated[float, at_least(0)] = 1.0
-    """Of the samples."""
+    """Temperature of the samples."""
     top_k: Annotated[int, at_least(0)] = 50
     """Sample from this many most probable tokens; 0 means all."""
     init_lr: Annotated[float, at_least(0)] = 0.05
-    """Initial learning rates, as a share of those of the options."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
-    training.main("rl", parse(Options, argv), make_plan)
+    train("rl", parse(Options, argv), make_plan)
 
 
 def make_plan(options: Options, setup: Setup) -> Plan:

@@ -12,8 +12,7 @@ from nanochat.configurator import at_least, between, parse, run
 from nanochat.data import chat_batches
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import ChatOptions, Setup
+from scripts.training import ChatOptions, Setup, train
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
@@ -36,14 +35,12 @@ class Options(ChatOptions):
     warmdown_share: Annotated[float, between(0, 1)] = 1.0
     """Share of the run, at its end, in which the learning rate falls."""
     init_lr: Annotated[float, at_least(0)] = 0.1
-    """Initial learning rates, as a share of those of the options."""
     identity_file: str = ""
     """Conversations about the model itself, one JSON list of messages per line (CustomJSON)."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
-    training.main("sft", parse(Options, argv), make_plan)
+    train("sft", parse(Options, argv), make_plan)
 
 
 def make_plan(options: Options, setup: Setup) -> Plan:

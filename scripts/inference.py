@@ -1,13 +1,15 @@
-"""What commands share that load a trained model: which checkpoint, and how an answer is sampled."""
+"""What the commands share that load a trained model: chat, evaluation, export."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Meta
 from nanochat.configurator import Short, at_least, between, folder_name
 from nanochat.engine import Engine
+from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
+from nanochat.tokenizer import RustBPETokenizer
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,25 @@ class InferenceOptions(CheckpointOptions):
             )
             engines.append(Engine(model, tokenizer))
         return engines, meta
+
+
+@dataclass(frozen=True)
+class EvalOptions(CheckpointOptions):
+    """Options of every evaluation command."""
+
+    device_type: str = ""
+    """cuda, mps or cpu; empty means the fastest available."""
+    fresh: bool = False
+    """Measure again what has been measured."""
+
+    def find_checkpoint(self, stage: str) -> tuple[Meta, dict[str, Any]]:
+        """The meta of the checkpoint, and settings that identify its weights."""
+        meta = checkpoint_manager.read_meta(stage, self.model_tag, self.step)
+        # With other weights under the same step everything is measured again.
+        return meta, {"model": checkpoint_manager.model_identity(meta), "step": meta["step"]}
+
+
+def load_checkpoint(stage: str, meta: Meta, runtime: Runtime) -> tuple[GPT, RustBPETokenizer]:
+    """The model of `meta`, even if a newer one has been saved since, and its tokenizer."""
+    tag, step = meta["settings"]["model_tag"], meta["step"]
+    return checkpoint_manager.load_model(stage, runtime, tag, step)[:2]

@@ -13,8 +13,7 @@ from nanochat.data import chat_batches
 from nanochat.training.config import Plan
 from nanochat.training.scaling_laws import global_rows
 from nanochat.training.schedule import Schedule
-from scripts import training
-from scripts.training import ChatOptions, Setup
+from scripts.training import ChatOptions, Setup, train
 from tasks.common import Task, TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
@@ -41,8 +40,7 @@ class Options(ChatOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train to the end, or log that the run is finished."""
-    training.main("mid", parse(Options, argv), make_plan)
+    train("mid", parse(Options, argv), make_plan)
 
 
 def make_plan(options: Options, setup: Setup) -> Plan:

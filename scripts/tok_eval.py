@@ -104,27 +104,23 @@ def _compare_backends(tokenizer: RustBPETokenizer, texts: dict[str, list[str]]) 
     for name, backend in BACKENDS.items():
         theirs = backend(tokenizer.ranks, tokenizer.pattern).encode(flat)
         differing = sum(a != b for a, b in zip(ours, theirs, strict=True))
-        if differing:
-            notes.append(f"{name} gives OTHER ids on {differing} of {len(flat)} texts.")
-        else:
-            notes.append(f"{name} gives equal ids on all {len(flat):,} texts.")
+        result = f"OTHER ids on {differing:,} of" if differing else "equal ids on all"
+        notes.append(f"{name} gives {result} {len(flat):,} texts.")
     return notes
 
 
 def _published_encoders() -> tuple[Encoders, list[str]]:
     """Encoders of the published vocabularies, and a line that names those not available."""
     found: Encoders = {}
-    missing = {}
+    missing, reason = [], ""
     for name, file in PUBLISHED.items():
         try:
             found[name] = published_encoding(file).encode_ordinary
         except UserError as error:
-            missing[name] = str(error)
-    if not missing:
-        return found, []
-    # One reason is enough: without a network they all have the same.
-    names, reason = " and ".join(missing), list(missing.values())[-1]
-    return found, [f"Not compared with the vocabularies of {names}: {reason}."]
+            missing.append(name)
+            reason = str(error)  # one is enough: without a network they all have the same
+    names = " and ".join(missing)
+    return found, [f"Not compared with the vocabularies of {names}: {reason}."] if missing else []
 
 
 def _table(

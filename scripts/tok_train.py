@@ -38,8 +38,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = {"source": dataset.current_source(), **asdict(options), "fresh": False}
-    # The section alone does not suffice: the tokenizer may be missing, damaged or another one.
-    is_stale = not _is_reported(report.read_section(SECTION))
+    try:  # the section alone does not suffice: the tokenizer may be missing, damaged or another one
+        reported = report.read_section(SECTION) or {}
+        is_stale = reported["metrics"]["sha256"] != get_tokenizer().content_hash
+    except (UserError, KeyError):
+        is_stale = True
     if report.already_measured(SECTION, settings, options.fresh or is_stale):
         return
     start = time.perf_counter()
@@ -73,14 +76,6 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": seconds,
     }
     report.write_section(SECTION, section)
-
-
-def _is_reported(section: report.Section | None) -> bool:
-    """True when the section reports the tokenizer that is there."""
-    try:
-        return section is not None and section["metrics"]["sha256"] == get_tokenizer().content_hash
-    except (UserError, KeyError):
-        return False
 
 
 if __name__ == "__main__":

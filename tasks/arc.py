@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask, one_turn, render_choices
 
 
@@ -18,7 +17,7 @@ class ARC(HubTask):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(split_files("allenai/ai2_arc", f"{subset}/{split}"), start, stop)
+        super().__init__("allenai/ai2_arc", f"{subset}/{split}", start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         letters, answer = row["choices"]["label"], row["answerKey"]

@@ -61,14 +61,14 @@ class Task:
 
 
 class HubTask(Task):
-    """The rows of `hub_files.split_files` in shuffled order; subclasses make them conversations."""
+    """The rows of a data set in shuffled order; subclasses make them conversations."""
 
     def __init__(
-        self, files: list[tuple[str, str]], start: int = 0, stop: int | None = None
+        self, repo: str, split: str, start: int, stop: int | None, num_files: int = 1
     ) -> None:
-        """Raises UserError when the files cannot be downloaded."""
+        """split: "folder/split" on the hub.  Raises UserError when it cannot be downloaded."""
         super().__init__(start, stop)
-        self.rows = shuffled(hub_files.task_rows(files))
+        self.rows = shuffled(hub_files.task_rows(hub_files.split_files(repo, split, num_files)))
 
     def num_examples(self) -> int:
         return len(self.rows)
@@ -86,8 +86,7 @@ class TaskSequence(Task):
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
-        self.tasks = list(tasks)
-        self.order = [(task, i) for task in self.tasks for i in range(len(task))]
+        self.order = [(task, i) for task in tasks for i in range(len(task))]
 
     def num_examples(self) -> int:
         return len(self.order)

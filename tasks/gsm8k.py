@@ -6,7 +6,6 @@
 import re
 from typing import Any, Literal
 
-from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask, one_turn
 
 FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -23,7 +22,7 @@ class GSM8K(HubTask):
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        super().__init__(split_files("openai/gsm8k", f"{subset}/{split}"), start, stop)
+        super().__init__("openai/gsm8k", f"{subset}/{split}", start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         answer = row["answer"]

@@ -4,7 +4,6 @@ import itertools
 import re
 from typing import Any
 
-from nanochat.data.hub_files import split_files
 from nanochat.execution import execute_code
 from tasks.common import Conversation, HubTask, final_text, one_turn
 
@@ -15,8 +14,7 @@ class HumanEval(HubTask):
     """164 problems; an answer is judged by executing it, which needs the sandbox."""
 
     def __init__(self, start: int = 0, stop: int | None = None) -> None:
-        files = split_files("openai/openai_humaneval", "openai_humaneval/test")
-        super().__init__(files, start, stop)
+        super().__init__("openai/openai_humaneval", "openai_humaneval/test", start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         solution = f"{row['prompt']}\n{row['canonical_solution']}"

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask, one_turn, render_choices
 
 LETTERS = ("A", "B", "C", "D")
@@ -22,7 +21,7 @@ class MMLU(HubTask):
     ) -> None:
         # The training set is stored in the folder of the others, under the name of its subset.
         name = "auxiliary_train" if subset == "auxiliary_train" else split
-        super().__init__(split_files("cais/mmlu", f"all/{name}"), start, stop)
+        super().__init__("cais/mmlu", f"all/{name}", start, stop)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         row = row.get("train") or row  # some copies wrap each row of the training set

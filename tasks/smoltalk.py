@@ -2,11 +2,7 @@
 
 from typing import Any, Literal
 
-from nanochat.data.hub_files import split_files
 from tasks.common import Conversation, HubTask
-
-# Parquet files of each split on the hub.
-NUM_FILES = {"train": 4, "test": 1}
 
 
 class SmolTalk(HubTask):
@@ -15,8 +11,8 @@ class SmolTalk(HubTask):
     def __init__(
         self, split: Literal["train", "test"], start: int = 0, stop: int | None = None
     ) -> None:
-        repo = "HuggingFaceTB/smol-smoltalk"
-        super().__init__(split_files(repo, f"data/{split}", NUM_FILES[split]), start, stop)
+        num_files = {"train": 4, "test": 1}[split]  # on the hub
+        super().__init__("HuggingFaceTB/smol-smoltalk", f"data/{split}", start, stop, num_files)
 
     def to_conversation(self, row: dict[str, Any]) -> Conversation:
         return {"messages": row["messages"]}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from nanochat.primer.question import Split, split_of
 from nanochat.primer.words import WORDS
+from nanochat.primer.world import LETTERS
 from tasks.common import Conversation, Task, final_text, one_turn
 
 WORD_LIST = Path("/usr/share/dict/words")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 QUESTIONS = (
     "How many {letter} are in {word}?",

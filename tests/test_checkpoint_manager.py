@@ -249,12 +249,14 @@ def test_loader_states_of_all_ranks_are_merged() -> None:
     assert merged == {"step": 3, "lanes": {"0": [1, 2], "1": [5, 6]}}
 
 
-def test_another_tokenizer_is_refused(model: GPT) -> None:
+def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         content_hash = "another"
 
-    with pytest.raises(UserError, match="trained with tokenizer"):
-        checkpoints.check_tokenizer({"tokenizer": "first"}, Other())  # type: ignore[arg-type]
+    save_small_run("sft")
+    monkeypatch.setattr(checkpoints, "get_tokenizer", Other)
+    with pytest.raises(UserError, match=r"trained with tokenizer \w{12}, but .* holds another;"):
+        checkpoints.load_model("sft", init_runtime("cpu"))
 
 
 # ---- loading only the model

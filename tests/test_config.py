@@ -9,7 +9,8 @@ from nanochat import checkpoint_manager, paths, primer
 from nanochat.data import chat_batches
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
-from nanochat.training.config import LoopOptions, Plan, default_eval_tokens, is_finished
+from nanochat.training.config import Plan
+from scripts.training import LoopOptions, default_eval_tokens, is_finished
 from tasks.primer import Primer
 from tests.small_model import small_tokenizer
 

@@ -130,7 +130,7 @@ def test_a_shard_with_a_flipped_bit_is_written_again_by_the_next_make() -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with six shards of fineweb-edu, number 5 the last."""
-    small = dataset.HubSource("someone/texts", num_files=6)
+    small = ("someone/texts", 6)
     monkeypatch.setattr(dataset, "HUB_SOURCES", {"fineweb-edu": small, "climbmix": small})
     with running_hub() as running:
         monkeypatch.setenv("HF_ENDPOINT", f"{running.url}/")

@@ -558,6 +558,12 @@ def test_canceling_a_sequence_does_not_change_the_others(engine: Engine) -> None
         assert [found[rows[n]] for n in others] == [alone[n] for n in others]
 
 
+def test_a_scored_prompt_counts_twice_among_the_tokens_to_process(engine: Engine) -> None:
+    for is_scored in (False, True):
+        row = engine.new_row(Request([1, 2, 3], score_prompt=is_scored))
+        assert row.num_prompt_tokens == (6 if is_scored else 3)
+
+
 def test_scores_are_the_logprobs_of_a_full_forward(engine: Engine) -> None:
     tokens = random_ids(15)
     with torch.no_grad():

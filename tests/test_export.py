@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from nanochat import export, paths
+from nanochat import export
 from nanochat.chat import merge_system, render_conversation, render_for_completion
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
@@ -170,11 +172,11 @@ def test_an_existing_folder_is_not_touched(model: GPT, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing(
     model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disk_full(path: Path, content: str) -> None:
-        raise UserError("the disk is full")
+    def disk_full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(paths, "write_atomic", disk_full)
-    with pytest.raises(UserError, match="full"):
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(UserError, match=r"^the disk is full: .*model was not written"):
         export.export_hf(model, small_tokenizer(), tmp_path / "model", torch.float32)
     assert list(tmp_path.iterdir()) == []
 

@@ -25,11 +25,9 @@ def user_texts(conversation: dict[str, Any]) -> list[str]:
 
 
 def spoken(content: str | list[dict[str, str]]) -> str:
-    return (
-        content
-        if isinstance(content, str)
-        else "".join(p["text"] for p in content if p["type"] == "text")
-    )
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def lower_words(text: str) -> str:
@@ -92,8 +90,8 @@ def test_documents_are_clean_prose() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_train_and_test_never_share_a_question(family: str) -> None:
     def questions(split: Any, stage: Any) -> set[str]:
-        found = (primer.conversation(5, i, split, family, stage) for i in range(1500))
-        return {lower_words(" | ".join(user_texts(conversation))) for conversation in found}
+        conversations = (primer.conversation(5, i, split, family, stage) for i in range(1500))
+        return {lower_words(" | ".join(user_texts(talk))) for talk in conversations}
 
     test = questions("test", "sft")
     assert len(test) > 50
@@ -103,15 +101,15 @@ def test_train_and_test_never_share_a_question(family: str) -> None:
 
 def test_held_out_sums_do_not_occur_anywhere_in_training_text() -> None:
     def sums(texts: list[str]) -> set[tuple[str, ...]]:
-        return {found for text in texts for found in SUM.findall(text)}
+        return {operands for text in texts for operands in SUM.findall(text)}
 
     tests = (primer.conversation(2, i, "test", "arithmetic") for i in range(3000))
-    held_out = sums([user_texts(one)[-1] for one in tests if not one["unseen_wording"]])
+    held_out = sums([user_texts(test)[-1] for test in tests if not test["unseen_wording"]])
     trained = sums([primer.document(1, i) for i in range(8000)])
     for i in range(5000):
-        one = primer.conversation(2, i, stage="mid")
-        trained |= sums([text for m in one["messages"] for text in [str(m["content"])]])
-    small = {one for one in held_out if int(one[0]) < 20 and int(one[2]) < 20}
+        messages = primer.conversation(2, i, stage="mid")["messages"]
+        trained |= sums([str(message["content"]) for message in messages])
+    small = {(a, sign, b) for a, sign, b in held_out if int(a) < 20 and int(b) < 20}
     assert len(trained) > 1000 and len(small) > 20
     assert not trained & held_out
 
@@ -128,13 +126,13 @@ def test_validation_text_contains_only_held_out_questions() -> None:
 def test_the_known_answer_is_graded_right_and_other_answers_wrong(family: str) -> None:
     task = Primer("test", family=family, size=300)
     conversations = [task[i] for i in range(len(task))]
-    answers = [spoken(one["messages"][-1]["content"]) for one in conversations]
-    for one, answer in zip(conversations, answers, strict=True):
-        assert task.evaluate(one, answer), (user_texts(one), answer)
-        assert not task.evaluate(one, ""), user_texts(one)
+    answers = [spoken(talk["messages"][-1]["content"]) for talk in conversations]
+    for talk, answer in zip(conversations, answers, strict=True):
+        assert task.evaluate(talk, answer), (user_texts(talk), answer)
+        assert not task.evaluate(talk, ""), user_texts(talk)
     wrongly_right = sum(
-        task.evaluate(one, other)
-        for one, answer, other in zip(conversations, answers, answers[1:], strict=False)
+        task.evaluate(talk, other)
+        for talk, answer, other in zip(conversations, answers, answers[1:], strict=False)
         if answer != other
     )
     kinds = 4 if family == "choice" else 1000 if family == "unknown" else 20
@@ -168,14 +166,14 @@ def test_operands_have_up_to_four_digits() -> None:
 
 def test_the_answer_to_a_question_about_a_story_is_in_the_story() -> None:
     for i in range(500):
-        one = primer.conversation(1, i, "test", "reading")
-        assert one["answer"] in user_texts(one)[0]
+        talk = primer.conversation(1, i, "test", "reading")
+        assert talk["answer"] in user_texts(talk)[0]
 
 
 def test_sft_answers_are_complete_sentences_and_half_of_midtraining_is_terse() -> None:
     def last_answers(stage: Any) -> list[str]:
-        found = [primer.conversation(1, i, stage=stage) for i in range(600)]
-        return [spoken(one["messages"][-1]["content"]) for one in found]
+        conversations = [primer.conversation(1, i, stage=stage) for i in range(600)]
+        return [spoken(talk["messages"][-1]["content"]) for talk in conversations]
 
     assert all(len(answer.split()) >= 2 and answer[-1] in ".!?" for answer in last_answers("sft"))
     terse = [answer for answer in last_answers("mid") if len(answer.split()) < 3]
@@ -202,6 +200,6 @@ def test_unknown_names_are_never_names_of_the_world() -> None:
     known |= {*world.GIRLS, *world.BOYS, *(thing.name for thing in world.THINGS)}
     for split in ("train", "test"):
         for i in range(1000):
-            identity = user_texts(primer.conversation(1, i, split, "unknown"))[-1]  # type: ignore[arg-type]
+            identity = user_texts(primer.conversation(1, i, split, "unknown"))[-1]
             words = set(re.findall(r"[A-Za-z]+", identity)) - {"Hello", "Hi"}
             assert not {word for word in words if word in known and word[0].isupper()}

@@ -91,9 +91,7 @@ def test_answers_of_equal_reward_give_no_gradient() -> None:
 
 
 def test_progress_and_resume_count_steps() -> None:
-    batch = batch_of(
-        [scored([1], [2], [1], 1.0)], sequence_len=64, world_size=1, step=2, num_steps=4
-    )
+    batch = batch_of([scored([1], [2], [1], 1.0)], step=2, num_steps=4)
     assert batch.progress == pytest.approx(0.75)
     assert batch.resume == {"step": 3}
 

@@ -21,7 +21,7 @@ from nanochat.data import shards
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training.config import LoopOptions
+from scripts.training import LoopOptions
 
 
 class _Moments:

@@ -20,7 +20,7 @@ from nanochat import checkpoint_manager as checkpoints
 from nanochat.data.shards import Documents
 from nanochat.dataloader import block_order
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training.config import LoopOptions
+from scripts.training import LoopOptions
 from tests import processes
 from tests.processes import Running
 

@@ -115,7 +115,7 @@ def masked_conversations(
         rendered.sort(key=lambda row: len(row[0]))
         longest = len(rendered[-1][0]) - 1
         length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, sequence_len)
-        inputs, targets = _padded(rendered[rank::world_size], -(-rows // world_size), length)
+        inputs, targets = padded_rows(rendered[rank::world_size], -(-rows // world_size), length)
         norm = max(1, num_targets) / world_size  # 1: no NaN without targets
         yield Batch(inputs, targets, None, norm, (step + 1) / num_steps, {"step": step + 1})
     if num_truncated and rank == 0:
@@ -125,7 +125,7 @@ def masked_conversations(
         )  # fmt: skip
 
 
-def _padded(
+def padded_rows(
     rendered: list[tuple[list[int], list[int]]], num_rows: int, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """inputs and targets (num_rows, length); missing rows are padding without targets."""

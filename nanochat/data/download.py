@@ -98,8 +98,7 @@ def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> Non
             text = f"HTTP {status}" if status else str(error) or type(error).__name__
             reason = " ".join(text.split())
             unreachable = httpx.ConnectError | httpx.ConnectTimeout | ConnectionError
-            is_reached = not isinstance(error, unreachable)
-            limit = MAX_ATTEMPTS if is_reached else MAX_ATTEMPTS_UNREACHABLE
+            limit = MAX_ATTEMPTS_UNREACHABLE if isinstance(error, unreachable) else MAX_ATTEMPTS
             if status in FINAL_STATUS_CODES or failures >= limit:
                 raise UserError(
                     f"{url} could not be downloaded: {reason}; check the network (HF_ENDPOINT names"

@@ -3,7 +3,7 @@
 The tokenizer itself is `nanochat.tokenizer`; this module knows ranks, merges and split patterns.
 """
 
-import base64
+import itertools
 import json
 import queue
 import re
@@ -17,7 +17,6 @@ import tiktoken.load
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.runtime import hub_offline
 
@@ -37,21 +36,6 @@ def tiktoken_encoding(ranks: Ranks, pattern: str, special: dict[str, int]) -> ti
     return tiktoken.Encoding(
         "nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
     )
-
-
-def read_tiktoken(path: Path) -> Ranks:
-    """The ranks of a tiktoken file. Raises UserError when it is another kind of file."""
-    try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
-        return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
-
-
-def write_tiktoken(path: Path, tokens: list[bytes]) -> None:
-    """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
-    lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens))
-    paths.write_atomic(path, "".join(lines))
 
 
 def published_encoding(name: str) -> tiktoken.Encoding:
@@ -147,10 +131,9 @@ def byte_letters() -> list[str]:
 
     Printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    substitutes = {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-    return [substitutes.get(byte, chr(byte)) for byte in range(256)]
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = map(chr, itertools.count(0x100))
+    return [chr(byte) if byte in printable else next(substitutes) for byte in range(256)]
 
 
 def _to_oniguruma(pattern: str) -> str:

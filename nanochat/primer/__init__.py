@@ -18,13 +18,12 @@ from nanochat.primer import base_text
 from nanochat.primer.copying import list_question, list_series, repeat_question
 from nanochat.primer.facts import fact_question, unknown_question
 from nanochat.primer.numbers import sum_question, word_problem
-from nanochat.primer.question import Messages, Question, Split, draw
+from nanochat.primer.question import Messages, Question, Split, draw, stable_hash
 from nanochat.primer.reading import reading_question, reading_series
 from nanochat.primer.talk import choice_question, choice_series, memory_conversation, talk_question
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 
 Stage = Literal["mid", "sft", "rl"]
-Conversation = dict[str, Any]
 
 _QUESTIONS = {
     "facts": fact_question,
@@ -78,12 +77,8 @@ def fingerprint() -> str:
 
 
 def conversation(
-    seed: int,
-    index: int,
-    split: Split = "train",
-    family: str | None = None,
-    stage: Stage = "sft",
-) -> Conversation:
+    seed: int, index: int, split: Split = "train", family: str | None = None, stage: Stage = "sft"
+) -> dict[str, Any]:
     """A conversation of one or several turns, and how its last answer is graded.
 
     family: one of FAMILIES, or None for the stage's mixture.
@@ -132,6 +127,4 @@ def _messages(turns: list[Question], is_terse: bool) -> Messages:
 
 
 def _rng(*parts: object) -> Random:
-    """A generator seeded by a hash that is stable across processes, unlike hash()."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return Random(int.from_bytes(digest, "little"))
+    return Random(stable_hash(repr(parts)))

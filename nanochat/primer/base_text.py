@@ -159,7 +159,7 @@ def _question_and_answer(rng: Random, split: Split) -> str:
         text = question.text.strip()
         mark = "" if text.endswith(("?", ".", "!")) else "?"
         # The calculation is written out: base text has no tool calls.
-        work = f"{question.expression} = {question.result}. " if question.expression else ""
+        work = f"{question.expression} = {question.key}. " if question.expression else ""
         lines.append(f"Question: {text}{mark} Answer: {work}{question.answer}")
     return "\n".join(lines)
 
@@ -266,16 +266,15 @@ def _sums(rng: Random, split: Split) -> str:
     for _ in range(rng.randint(1, 3)):
         x, y = _small_sum(rng, split)
         name, items = rng.choice(world.CHILDREN), plural(rng.choice(world.ITEMS))
-        lines.append(
-            one_of(
-                rng,
-                f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}."
-                f" Now {name} has {x + y} {items}.",
-                f"{x} + {y} = {x + y}.",
-                f"{name} has {x + y} {items} and gives away {y}: {x + y} - {y} = {x}."
-                f" There are {x} left.",
-            )
+        line = one_of(
+            rng,
+            f"{name} has {x} {items} and gets {y} more: {x} + {y} = {x + y}."
+            f" Now {name} has {x + y} {items}.",
+            f"{x} + {y} = {x + y}.",
+            f"{name} has {x + y} {items} and gives away {y}: {x + y} - {y} = {x}."
+            f" There are {x} left.",
         )
+        lines.append(line)
     return " ".join(lines)
 
 

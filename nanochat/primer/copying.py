@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Question, Split, draw_series
+from nanochat.primer.question import Paraphrases, Passage, Question, Split, draw_series
 from nanochat.primer.words import WORDS
 
 _RANDOM_ITEMS: tuple[Callable[[Random], str], ...] = (
@@ -49,9 +49,7 @@ def repeat_question(rng: Random, split: Split) -> Question:
 
 
 _COLUMNS = (
-    world.COLOURS,
-    world.COLOURS,
-    world.COLOURS,  # three of eight: colours are the values of most multiple-choice questions
+    *[world.COLOURS] * 3,  # of eight: colours are the values of most multiple-choice questions
     WORDS,
     tuple(person.name for person in world.PEOPLE),
     tuple(dict.fromkeys(person.dish for person in world.PEOPLE)),
@@ -71,7 +69,7 @@ def list_series(rng: Random, split: Split) -> list[Question]:
     return draw_series(_list, rng, split, at_least=1, separator="\n")
 
 
-def _list(rng: Random) -> tuple[str, list[Question]]:
+def _list(rng: Random) -> Passage:
     values = rng.sample(rng.choice(_COLUMNS), rng.randint(3, 4))
     labels = rng.sample(rng.choice((_NAMES, _LETTERS)), len(values))
     rows = [value + label for value, label in zip(values, labels, strict=True)]

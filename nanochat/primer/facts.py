@@ -1,6 +1,6 @@
 """Questions about the facts of the world, and questions about what is not in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -82,12 +82,6 @@ who unseen: tell me who is the {job} of {town}
 """)  # fmt: skip
 
 
-def _rivals(values: Sequence[str], key: str) -> tuple[str, ...]:
-    """The other values, without those that are part of the right one or contain it."""
-    # Sorted, since choice_question samples from them and sets have no stable order.
-    return tuple(sorted(value for value in set(values) if value not in key and key not in value))
-
-
 # For each table, how a row is named and a sentence for each topic. {x} is the subject or, in a
 # follow-up, its pronoun; a sentence without {x} is about a class of things ("a fox").
 _SENTENCES = (
@@ -107,15 +101,18 @@ _SENTENCES = (
 def _all_facts() -> Iterator[Fact]:
     for rows, subject, sentences in _SENTENCES:
         for row in map(columns, rows):
-            for topic, sentence in sentences.items():
-                is_definition = "{x}" not in sentence
+            for topic, template in sentences.items():
+                is_definition = "{x}" not in template
                 about = row["a_name"] if is_definition else subject.format(**row)
                 pronoun = "" if is_definition else row.get("pronoun", "it")
-                in_full, follow_up = (
-                    capitalized(sentence.format(x=x, **row)) for x in (about, pronoun)
-                )
-                rivals = _rivals([vars(other)[topic] for other in rows], row[topic])
-                yield Fact(about, topic, row[topic], in_full, follow_up, pronoun, rivals)
+                sentence = capitalized(template.format(x=about, **row))
+                follow_up = capitalized(template.format(x=pronoun, **row))
+                key = row[topic]
+                values = {vars(other)[topic] for other in rows}
+                # Without values that are part of the right one or contain it. Sorted, since
+                # choice_question samples from them and sets have no stable order.
+                rivals = sorted(value for value in values if value not in key and key not in value)
+                yield Fact(about, topic, key, sentence, follow_up, pronoun, tuple(rivals))
 
 
 FACTS = tuple(_all_facts())
@@ -150,9 +147,7 @@ def ask(rng: Random, split: Split, fact: Fact) -> Question:
 
 
 # Words before a pronoun in the object case.
-_OBJECT_PLACES = (
-    "for {x}", "feed {x}", "find {x}", "visit {x}", "give {x}", "with {x}", "paint {x}",
-)  # fmt: skip
+_BEFORE_OBJECT = words("for feed find visit give with paint")
 
 
 def ask_follow_up(rng: Random, fact: Fact) -> Question:
@@ -164,7 +159,7 @@ def ask_follow_up(rng: Random, fact: Fact) -> Question:
     if " of {x}" in core:  # "the colour of {x}" -> "its colour"
         core = core.replace("the ", f"{possessive} ", 1).replace(" of {x}", "")
     opening = rng.choice(("and ", "and ", "", "now, ", "okay, and ", "thanks! And "))
-    pronoun = obj if any(place in core for place in _OBJECT_PLACES) else subject
+    pronoun = obj if any(f"{word} {{x}}" in core for word in _BEFORE_OBJECT) else subject
     text = opening + core.format(x=pronoun) + rng.choice(("?", "?", ""))
     return Question(
         text=capitalized(text),

@@ -79,17 +79,15 @@ def sum_question(rng: Random, split: Split) -> Question:
         key=result,
         identity=identity,
         expression=expression,
-        result=result,
         kind="number",
         # A known sum in an unseen paraphrase is no test question here.
         unseen_wording=is_unseen and split_of(identity) == "test",
     )
 
 
-Bounds = tuple[int, int]  # inclusive
-# Names of numbers in the order of the draws, with their bounds; or with a function of the numbers
-# drawn before, whose value is the bounds or the number itself.
-Ranges = dict[str, Bounds | Callable[..., Bounds | int]]
+# Names of numbers in the order of the draws, with inclusive bounds; or with a function of the
+# numbers drawn before, whose value is the bounds or the number itself.
+Ranges = dict[str, tuple[int, int] | Callable[..., tuple[int, int] | int]]
 
 
 class Problem:
@@ -206,6 +204,5 @@ def word_problem(rng: Random, split: Split) -> Question:
         key=result,
         identity=f"problem|{wording}|{values}",
         expression=expression,
-        result=result,
         kind="number",
     )

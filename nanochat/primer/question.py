@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
-from nanochat.primer.world import capitalized
+from nanochat.primer.world import capitalized, words
 
 Split = Literal["train", "test"]
 Messages = list[dict[str, Any]]
@@ -24,32 +24,34 @@ class Question:
     answer: str  # a complete short sentence
     key: str  # the core of the answer; on its own it is the terse answer
     identity: str  # hashed by split_of: equal identities are the same question
-    expression: str = ""  # the calculator's input, if the answer needs one
-    result: str = ""  # the calculator's output
+    expression: str = ""  # the calculator's input, if it is needed; its output is the key
     must_contain: str = ""  # graded in place of `key` where the key alone is ambiguous
     rivals: tuple[str, ...] = ()  # values of the same kind that a right answer does not contain
     kind: Literal["words", "number", "choice"] = "words"  # how tasks.primer grades it
     unseen_wording: bool = False  # a paraphrase that training never uses
 
-    def content(self, *, terse: bool) -> str | list[dict[str, str]]:
-        """The assistant message: a text, or the parts of a tool call and the text after it."""
+    def messages(self, *, terse: bool = False) -> Messages:
+        """The question, and its answer as a text or as the parts of a tool call with a text."""
         # The answer to a choice stays complete: the value in it is what leads to the letter.
         is_key = terse and self.kind != "choice"
         text = capitalized(self.key) + "." if is_key else self.answer
-        if not self.expression:
-            return text
-        return [
+        parts = [
             {"type": "python", "text": self.expression},
-            {"type": "python_output", "text": self.result},
+            {"type": "python_output", "text": self.key},
             {"type": "text", "text": text},
         ]
-
-    def messages(self, *, terse: bool = False) -> Messages:
-        """The question and its answer as two messages."""
         return [
             {"role": "user", "content": self.text},
-            {"role": "assistant", "content": self.content(terse=terse)},
+            {"role": "assistant", "content": parts if self.expression else text},
         ]
+
+
+Passage = tuple[str, list[Question]]  # a text, and questions about it that do not contain it
+
+
+def stable_hash(text: str) -> int:
+    """64 bits that are the same in every process, unlike hash()."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def split_of(identity: str) -> Split:
@@ -59,9 +61,8 @@ def split_of(identity: str) -> Split:
     seed and version of the world, so that nothing held out occurs in training by chance.
     """
     # Capitals and punctuation are ignored: a missing full stop does not make a new question.
-    words = " ".join(re.findall(r"[a-z0-9+*/|-]+", identity.lower()))
-    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()  # hash() differs by process
-    return "test" if int.from_bytes(digest, "little") % 100 < TEST_PERCENT else "train"
+    normalized = " ".join(re.findall(r"[a-z0-9+*/|-]+", identity.lower()))
+    return "test" if stable_hash(normalized) % 100 < TEST_PERCENT else "train"
 
 
 def draw(make: Callable[[Random, Split], Question], rng: Random, split: Split) -> Question:
@@ -76,11 +77,7 @@ def draw(make: Callable[[Random, Split], Question], rng: Random, split: Split) -
 
 
 def draw_series(
-    make: Callable[[Random], tuple[str, list[Question]]],
-    rng: Random,
-    split: Split,
-    at_least: int,
-    separator: str,
+    make: Callable[[Random], Passage], rng: Random, split: Split, at_least: int, separator: str
 ) -> list[Question]:
     """Questions of the split about one text, in random order; the first one contains the text."""
     questions: list[Question] = []
@@ -129,10 +126,9 @@ OPENINGS = (
     "Okay, ", "Quick question: ", "Hello nanochat, ",
 )  # fmt: skip
 # First words of a request, which ends with a full stop; everything else ends with a question mark.
-IMPERATIVES = (
-    "tell", "name", "spell", "count", "calculate", "add", "multiply", "divide", "work", "compute",
-    "take", "subtract", "share", "I",
-)  # fmt: skip
+IMPERATIVES = words("""
+    tell name spell count calculate add multiply divide work compute take subtract share I
+""")  # fmt: skip
 
 
 def as_typed(rng: Random, core: str) -> str:

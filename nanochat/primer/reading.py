@@ -4,21 +4,25 @@ from dataclasses import replace
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Question, Split, draw_series, one_of
+from nanochat.primer.question import Paraphrases, Passage, Question, Split, draw_series, one_of
 from nanochat.primer.world import a, capitalized, two_children
 
-StoryQuestion = tuple[str, str, str, tuple[str, ...]]  # core, answer, key, rivals
+StoryQuestion = tuple[str, str, str, tuple[str, ...]]  # core, answer, key, possible values
 Plot = tuple[str, *tuple[StoryQuestion, ...]]  # a text and questions about it
 
 
-def story(rng: Random) -> tuple[str, list[Question]]:
-    """A story of a few sentences, and questions about it; their text does not contain the story."""
+def story(rng: Random) -> Passage:
+    """A story of a few sentences, and questions about it."""
     text, *questions = rng.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(rng)
     return text, [
-        # The story is part of the identity: the same question about another story is a new one.
-        Question(capitalized(core) + "?", answer, key, f"reading|{text}|{core}", rivals=rivals)
-        for core, answer, key, rivals in questions
-    ]
+        Question(
+            text=capitalized(core) + "?", answer=answer, key=key,
+            # The story is part of it: the same question about another story is a new one.
+            identity=f"reading|{text}|{core}",
+            rivals=tuple(value for value in values if value != key),
+        )
+        for core, answer, key, values in questions
+    ]  # fmt: skip
 
 
 def _opening(rng: Random) -> str:
@@ -47,12 +51,11 @@ def _hidden_thing(rng: Random) -> Plot:
     )
     return (
         text,
-        _colour_question(item, colour),
-        (f"where is the {item}", f"The {item} is in {holder}.", holder,
-         _others(world.HOLDERS, holder)),
+        (f"what colour is the {item}", f"The {item} is {colour}.", colour, world.COLOURS),
+        (f"where is the {item}", f"The {item} is in {holder}.", holder, world.HOLDERS),
         (f"who has hidden the {item}", f"It was {name}.", name, (friend,)) if "hid" in text
         else (f"whose {item} is it", f"It is {name}'s {item}.", name, (friend,)),
-        _feeling_question(friend, feeling),
+        (f"how did {friend} feel", f"{friend} felt {feeling}.", feeling, world.FEELINGS),
     )  # fmt: skip
 
 
@@ -70,10 +73,10 @@ def _gift(rng: Random) -> Plot:
     return (
         text,
         (f"what did {name} give {friend}", f"{name} gave {friend} {a(colour)} {item}.", item,
-         _others(world.ITEMS, item)),
+         world.ITEMS),
         (f"who got the {item}", f"{friend} got the {item}.", friend, (name,)),
-        _colour_question(item, colour),
-        _feeling_question(friend, feeling),
+        (f"what colour is the {item}", f"The {item} is {colour}.", colour, world.COLOURS),
+        (f"how did {friend} feel", f"{friend} felt {feeling}.", feeling, world.FEELINGS),
     )  # fmt: skip
 
 
@@ -116,23 +119,9 @@ def _lost_and_found(rng: Random) -> Plot:
         text,
         (f"who found the {item}", f"{friend} found the {item}.", friend, (name,)),
         (f"where was the {item}", f"The {item} was in {second}.", second, (first,)),
-        _colour_question(item, colour),
+        (f"what colour is the {item}", f"The {item} is {colour}.", colour, world.COLOURS),
         (f"where did {name} look first", f"{name} looked in {first} first.", first, (second,)),
     )  # fmt: skip
-
-
-def _colour_question(item: str, colour: str) -> StoryQuestion:
-    others = _others(world.COLOURS, colour)
-    return f"what colour is the {item}", f"The {item} is {colour}.", colour, others
-
-
-def _feeling_question(name: str, feeling: str) -> StoryQuestion:
-    others = _others(world.FEELINGS, feeling)
-    return f"how did {name} feel", f"{name} felt {feeling}.", feeling, others
-
-
-def _others(values: tuple[str, ...], key: str) -> tuple[str, ...]:
-    return tuple(value for value in values if value != key)
 
 
 FRAMES = Paraphrases(

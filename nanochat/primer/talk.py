@@ -141,19 +141,19 @@ def choice_question(rng: Random, split: Split) -> Question:
     letter alone would have to be guessed before the fact is said.
     """
     fact = rng.choice(FACTS)
-    asked = ask(rng, split, fact)
+    question = ask(rng, split, fact)
     choices = [fact.key, *rng.sample(fact.rivals, min(3, len(fact.rivals)))]
     rng.shuffle(choices)
     letter = CHOICE_LETTERS[choices.index(fact.key)]
-    core = asked.identity.split("|")[-1].format(x=fact.about)  # asked.text has a greeting, too
+    core = question.identity.split("|")[-1].format(x=fact.about)  # question.text has a greeting
     rows = "".join(f"- {c}={ltr}\n" for c, ltr in zip(choices, CHOICE_LETTERS, strict=False))
     return replace(
-        asked,
+        question,
         text=f"Multiple Choice question: {capitalized(core)}?\n{rows}"
         "\nSay what is right, with its letter.",
         answer=f"{fact.sentence.removesuffix('.')}={letter}.",
         key=letter,
-        identity=f"choice|{asked.identity}",
+        identity=f"choice|{question.identity}",
         rivals=(),  # all of them are in the question; the letter is what is graded
         kind="choice",
     )
@@ -179,12 +179,12 @@ def memory_conversation(rng: Random, split: Split, terse: bool) -> tuple[Message
     """Earlier messages, and a question that only they make answerable."""
     makers = (_two_facts, _about_the_user, _about_the_user, _running_sum)
     while True:
-        earlier, last = rng.choice(makers)(rng, split, terse)
+        earlier, last = rng.choice(makers)(rng, terse)
         if split_of(last.identity) == split:
             return earlier, last
 
 
-def _two_facts(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _two_facts(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """Where does Mia live? And what is her job?"""
     # Only subjects with a pronoun: the second question has it in place of the name.
     about = rng.choice([name for name, facts in FACTS_BY_ABOUT.items() if facts[0].pronoun])
@@ -199,65 +199,61 @@ def _two_facts(rng: Random, split: Split, terse: bool) -> tuple[Messages, Questi
 class Statement:
     """Something that users say about themselves and ask for later; {x} is the value."""
 
-    statements: tuple[str, ...]
-    reply: str  # {X} is the value capitalized
-    questions: tuple[str, ...]
-    answer: str
     values: tuple[str, ...]
+    reply: str  # {X} is the value capitalized
+    answer: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 STATEMENTS = (
     Statement(
-        (
+        CHILDREN, reply="Nice to meet you, {x}!", answer="Your name is {x}.",
+        statements=(
             "My name is {x}.", "I am {x}.", "Hi, I'm {x}.", "Hello, my name is {x}.",
             "I am called {x}.", "You can call me {x}.",
         ),
-        "Nice to meet you, {x}!",
-        (
+        questions=(
             "What is my name?", "Do you know my name?", "Who am I?", "what's my name",
             "Tell me my name.", "Can you remember my name?",
         ),
-        "Your name is {x}.",
-        CHILDREN,
     ),
     Statement(
-        ("My favourite colour is {x}.", "I like {x} best.", "The colour that I like best is {x}."),
-        "{X} is a nice colour.",
-        (
+        COLOURS, reply="{X} is a nice colour.", answer="Your favourite colour is {x}.",
+        statements=(
+            "My favourite colour is {x}.", "I like {x} best.",
+            "The colour that I like best is {x}.",
+        ),
+        questions=(
             "What is my favourite colour?", "Which colour do I like best?", "what colour do I like",
             "Do you know my favourite colour?",
         ),
-        "Your favourite colour is {x}.",
-        COLOURS,
     ),
     Statement(
-        ("I live in {x}.", "My home is in {x}.", "I am from {x}.", "I come from {x}."),
-        "{x} is a nice town.",
-        (
+        tuple(town.name for town in TOWNS), reply="{x} is a nice town.", answer="You live in {x}.",
+        statements=("I live in {x}.", "My home is in {x}.", "I am from {x}.", "I come from {x}."),
+        questions=(
             "Where do I live?", "Which town am I from?", "where is my home",
             "Do you know where I live?",
         ),
-        "You live in {x}.",
-        tuple(town.name for town in TOWNS),
     ),
 )  # fmt: skip
 
 
-def _about_the_user(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _about_the_user(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """My name is Tom. ... What is my name?"""
     kind = rng.choice((STATEMENTS[0], *STATEMENTS))  # the name twice: it is what users say first
     value = rng.choice(kind.values)
     statement, question = rng.choice(kind.statements).format(x=value), rng.choice(kind.questions)
-    between: Messages = []
-    if rng.random() < 0.6:  # a turn on something else, so that the statement is not always the last
-        fact = draw(lambda rng, split: ask(rng, split, rng.choice(FACTS)), rng, "train")
-        between = fact.messages(terse=terse)
     earlier: Messages = [
         {"role": "user", "content": statement},
         {"role": "assistant", "content": kind.reply.format(x=value, X=value.capitalize())},
-        *between,
     ]
-    distractor = between[0]["content"] if between else ""
+    distractor = ""
+    if rng.random() < 0.6:  # a turn on something else, so that the statement is not always the last
+        fact = draw(lambda rng, split: ask(rng, split, rng.choice(FACTS)), rng, "train")
+        earlier += fact.messages(terse=terse)
+        distractor = fact.text
     last = Question(
         text=question,
         answer=kind.answer.format(x=value),
@@ -268,18 +264,18 @@ def _about_the_user(rng: Random, split: Split, terse: bool) -> tuple[Messages, Q
     return earlier, last
 
 
-def _running_sum(rng: Random, split: Split, terse: bool) -> tuple[Messages, Question]:
+def _running_sum(rng: Random, terse: bool) -> tuple[Messages, Question]:
     """What is 5 + 7? And plus 10?"""
     first = draw(_first_sum, rng, "train")
     sign = rng.choice("+-*")
-    limit = min(9 if sign == "*" else 999, int(first.result))  # no negative differences
+    limit = min(9 if sign == "*" else 999, int(first.key))  # no negative differences
     number = rng.randint(1, limit)
     wordings = {
         "+": ("And plus {n}?", "Now add {n}.", "now add {n} to that", "And {n} more?", "plus {n}"),
         "-": ("And minus {n}?", "Now take away {n}.", "now subtract {n} from that", "minus {n}"),
         "*": ("And times {n}?", "Now multiply that by {n}.", "times {n}"),
     }[sign]
-    expression = f"{first.result} {sign} {number}"
+    expression = f"{first.key} {sign} {number}"
     return first.messages(terse=terse), _sum(rng.choice(wordings).format(n=number), expression)
 
 
@@ -294,5 +290,5 @@ def _sum(text: str, expression: str) -> Question:
     return Question(
         text=text, answer=f"{expression} is {result}.", key=result,
         identity=f"sum|{expression}",  # as in sum_question: held out there is held out here
-        expression=expression, result=result, kind="number",
+        expression=expression, kind="number",
     )  # fmt: skip

@@ -6,18 +6,14 @@ from nanochat.primer import world
 from nanochat.primer.question import Paraphrases, Question, Split, as_typed
 from nanochat.primer.world import a, capitalized
 
-
-def _single_words() -> tuple[str, ...]:
-    animals, things, people = world.ANIMALS, world.THINGS, world.PEOPLE
-    words = {animal.name for animal in animals} | {animal.food for animal in animals}
-    words |= {thing.name for thing in things} | set(world.ITEMS)
-    words |= {person.job for person in people} | {person.dish for person in people}
-    words |= {name.lower() for name in (*world.DAYS, *world.MONTHS)}
-    words |= {*world.COLOURS, *world.SEASONS, *world.WEATHERS}
-    return tuple(sorted(word for word in words if " " not in word))  # sorted: sets have no order
-
-
-WORDS = _single_words()  # words of the world that can be spelled, in lower case
+_TERMS = {
+    *(word for animal in world.ANIMALS for word in (animal.name, animal.food)),
+    *(word for person in world.PEOPLE for word in (person.job, person.dish)),
+    *(thing.name for thing in world.THINGS),
+    *(name.lower() for name in (*world.DAYS, *world.MONTHS)),
+} | {*world.ITEMS, *world.COLOURS, *world.SEASONS, *world.WEATHERS}
+# Words of the world that can be spelled, in lower case; sorted, since sets have no stable order.
+WORDS = tuple(sorted(term for term in _TERMS if " " not in term))
 
 SPELLING = Paraphrases.table("""
 spell: how do you spell {w} | spell {w} | spell the word {w} | how is {w} spelled
@@ -63,7 +59,6 @@ def _count(rng: Random, split: Split) -> Question:
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",
         expression=f"'{word}'.count('{letter}')",
-        result=str(number),
         kind="number",
         unseen_wording=is_unseen,
     )
@@ -94,7 +89,6 @@ def calendar_question(rng: Random, split: Split) -> Question:
     # Twice as many neighbors as seasons and numbers, which have only twelve questions each.
     topic = rng.choice(("after", "after", "before", "before", "season", "number"))
     core, is_unseen = CALENDAR[topic].pick(rng, split)
-    values: tuple[str, ...]
     if topic in ("after", "before"):
         units = (("day", world.DAYS), ("month", world.MONTHS), ("season", world.SEASONS))
         unit, values = rng.choice(units)

@@ -282,8 +282,7 @@ SPOTS = tuple(f"the {spot}" for spot in words("""
     mill market tower office church laundry bakery cabin greenhouse museum
 """))  # fmt: skip
 HOLDERS = tuple(f"the {holder}" for holder in words("""
-    box basket drawer bag cupboard bucket jar chest pot sack suitcase barrel crate tin hat
-    trunk
+    box basket drawer bag cupboard bucket jar chest pot sack suitcase barrel crate tin hat trunk
 """))  # fmt: skip
 FEELINGS = words("""
     happy tired proud sad angry hungry curious calm surprised cheerful worried thankful

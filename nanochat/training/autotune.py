@@ -118,11 +118,16 @@ def search(plan: Plan, runtime: Runtime) -> int:
     if runtime.device.type == "cuda":
         sizes = _estimated_to_fit(model, sizes, runtime, MEMORY_SHARE_TRIED)
         return largest_that_fits(sizes, lambda rows: _run_pass(model, rows, runtime))
+
+    def seconds(rows: int) -> float:
+        _run_pass(model, rows, runtime)  # warm-up: allocations, kernel selection
+        began = time.perf_counter()
+        _run_pass(model, rows, runtime)
+        return time.perf_counter() - began
+
     sizes = [rows for rows in sizes if rows * model.config.sequence_len in CPU_SEARCH_TOKENS]
     with gc_and_trim_disabled(runtime.device):
-        return fastest(
-            sizes or [expected_rows(plan, runtime)], lambda rows: _seconds(model, rows, runtime)
-        )
+        return fastest(sizes or [expected_rows(plan, runtime)], seconds)
 
 
 def largest_that_fits(sizes: Iterable[int], attempt: Callable[[int], object]) -> int:
@@ -169,10 +174,3 @@ def _run_pass(model: GPT, rows: int, runtime: Runtime) -> None:
         model.zero_grad(set_to_none=True)
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _seconds(model: GPT, rows: int, runtime: Runtime) -> float:
-    _run_pass(model, rows, runtime)  # warm-up: allocations, kernel selection
-    began = time.perf_counter()
-    _run_pass(model, rows, runtime)
-    return time.perf_counter() - began

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 import torch
 
-from nanochat.chat import Conversation, render_for_completion
+from nanochat.chat import Conversation, Tokenizer, render_for_completion
 from nanochat.data.batch import Batch
-from nanochat.data.chat_batches import LENGTH_STEP, Conversations
+from nanochat.data.chat_batches import LENGTH_STEP, Conversations, padded_rows
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
 from nanochat.runtime import all_reduce_sum, derive_seed
-from nanochat.tokenizer import RustBPETokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ def sample_and_score(
         group = completions[number * num_samples : (number + 1) * num_samples]
         rewards = [task.reward(conversation, tokenizer.decode(c.tokens)) for c in group]
         baseline = sum(rewards) / len(rewards)  # lower variance than none, without a critic
-        for completion, reward in zip(group, rewards, strict=True):
-            scored.append(Scored(prompt, completion, reward, reward - baseline))
+        scored += [Scored(prompt, c, r, r - baseline) for c, r in zip(group, rewards, strict=True)]
     return scored
 
 
@@ -77,25 +75,20 @@ def to_batch(
     Forced tokens (tool output) and the prompt are not targets. Collective: the norm counts the
     targets of all ranks, and the metrics are means over them.
     """
-    rows = [answer.prompt + answer.completion.tokens for answer in scored]
-    width = -(-max(len(row) for row in rows) // LENGTH_STEP) * LENGTH_STEP - 1
-    width = min(width, sequence_len)  # the model refuses rows beyond its context
-    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
-    targets = torch.full((len(rows), width), -1, dtype=torch.int64)
-    weights = torch.zeros(len(rows), width)
-    for i, (row, answer) in enumerate(zip(rows, scored, strict=True)):
-        tokens = torch.tensor(row)
-        is_sampled = torch.tensor([0] * len(answer.prompt) + answer.completion.mask).bool()
-        inputs[i, : len(row) - 1] = tokens[:-1]
-        targets[i, : len(row) - 1] = torch.where(is_sampled, tokens, -1)[1:]
-        weights[i] = answer.advantage
+    rows = [
+        (a.prompt + a.completion.tokens, [0] * len(a.prompt) + a.completion.mask) for a in scored
+    ]
+    length = -(-max(len(ids) for ids, _ in rows) // LENGTH_STEP) * LENGTH_STEP - 1
+    length = min(length, sequence_len)  # the model refuses rows beyond its context
+    inputs, targets = padded_rows(rows, num_rows=len(rows), length=length)
+    advantages = torch.tensor([[answer.advantage] for answer in scored])
     reward, num_targets, num_answers = all_reduce_sum(
         [sum(a.reward for a in scored), float((targets >= 0).sum()), float(len(scored))]
     )
     return Batch(
         inputs=inputs,
         targets=targets,
-        weights=weights,
+        weights=advantages.repeat(1, length),
         norm=max(1.0, num_targets / world_size),
         progress=(step + 1) / num_steps,
         resume={"step": step + 1},
@@ -103,7 +96,7 @@ def to_batch(
     )
 
 
-def prompts_that_fit(task: ScoredTask, tokenizer: RustBPETokenizer, context: int) -> list[int]:
+def prompts_that_fit(task: ScoredTask, tokenizer: Tokenizer, context: int) -> list[int]:
     """Indices of the conversations whose prompt leaves room for an answer.
 
     Raises UserError if none does.

@@ -24,21 +24,17 @@ def horizon_tokens(
     Raises UserError when that is not positive, or 2^63 or more.
     """
     if target_flops > 0:
-        return _checked("target_flops", target_flops, max(1, target_flops / flops_per_token))
-    if tokens_per_parameter <= 0:
+        option, tokens = f"target_flops={target_flops:g}", max(1, target_flops / flops_per_token)
+    elif tokens_per_parameter > 0:
+        option = f"tokens_per_parameter={tokens_per_parameter:g}"
+        tokens = tokens_per_parameter * num_parameters
+    else:
         raise UserError(
             f"--tokens_per_parameter={tokens_per_parameter} gives no horizon; use a positive"
             " number (20 is usual), or --num_iterations or --target_flops"
         )
-    tokens = tokens_per_parameter * num_parameters
-    return _checked("tokens_per_parameter", tokens_per_parameter, tokens)
-
-
-def _checked(option: str, value: float, tokens: float) -> int:
     if tokens >= 2**63:  # beyond int64, which counts tokens in tensors and files
-        raise UserError(
-            f"--{option}={value:g} gives {tokens:.3g} tokens; use less, below {2**63:.3g}"
-        )
+        raise UserError(f"--{option} gives {tokens:.3g} tokens; use less, below {2**63:.3g}")
     return int(tokens)
 
 

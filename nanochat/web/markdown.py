@@ -1,4 +1,4 @@
-"""Markdown of an answer as HTML that is safe to show."""
+"""Markdown of answers as safe HTML for the page, and parsed for the terminal."""
 
 from functools import cache
 
@@ -9,10 +9,10 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
-MAX_CHARACTERS = 50_000  # of one text; what is longer is shown as it is
-# Many lexers have patterns that are quadratic or worse (autoit: 9,000 spaces, 146 s, and a pattern
-# holds the interpreter's lock): only these, each tried with long runs of all signs, at most 0.3 s.
+MAX_CHARACTERS = 50_000  # of one text; a longer one is shown as plain text
 MAX_HIGHLIGHTED_CHARACTERS = 3_000  # of one block of code
+# Many lexers have patterns that are quadratic or worse, and a pattern holds the GIL (autoit takes
+# 146 s for 9,000 spaces). These were tried with long runs of every character: at most 0.3 s.
 LANGUAGES = {
     "bash", "c", "cpp", "css", "diff", "go", "haskell", "html", "ini", "java", "javascript", "js",
     "json", "jsx", "kotlin", "latex", "lua", "perl", "php", "py", "pycon", "python", "r", "ruby",
@@ -26,7 +26,7 @@ ATTRIBUTES = {"a": {"href", "title"}, "code": {"class"}, "span": {"class"}, "ol"
 
 
 def to_html(text: str) -> str:
-    """HTML of a Markdown text: no raw HTML, no image, no script, links only to the web."""
+    """HTML without raw HTML, scripts and images; links lead to the web only."""
     if len(text) > MAX_CHARACTERS:
         return f"<pre>{nh3.clean_text(text)}</pre>"
     return nh3.clean(
@@ -35,7 +35,7 @@ def to_html(text: str) -> str:
         attributes=ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
-        set_tag_attribute_values={"a": {"target": "_blank"}},  # an answer may be under way here
+        set_tag_attribute_values={"a": {"target": "_blank"}},  # this page may be streaming
     )
 
 
@@ -50,13 +50,13 @@ def parse(text: str) -> list[Token]:
 
 @cache
 def _parser() -> MarkdownIt:
-    options = {"html": False, "breaks": True, "highlight": _highlighted}
+    options = {"html": False, "breaks": True, "highlight": _highlight}
     parser = MarkdownIt("commonmark", options)
     return parser.enable(["table", "strikethrough"]).disable("image")
 
 
-def _highlighted(code: str, language: str, _attributes: str) -> str:
-    """Code with spans of Pygments' short classes; empty lets the parser escape it."""
+def _highlight(code: str, language: str, _attributes: str) -> str:
+    """Code with Pygments' span classes; "" makes the parser escape the code itself."""
     if language.lower() not in LANGUAGES or len(code) > MAX_HIGHLIGHTED_CHARACTERS:
         return ""
     return highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True))

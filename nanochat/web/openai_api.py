@@ -120,12 +120,11 @@ class Generation(Schema):
     def stop_strings(self) -> tuple[str, ...]:
         """Raises ApiError when there are too many or one is too long."""
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        longest = max(map(len, strings), default=0)
-        if len(strings) > MAX_STOP_STRINGS or longest > MAX_STOP_CHARACTERS:
-            message = (
-                f"stop has {len(strings)} strings of up to {longest} characters; send at most"
-                f" {MAX_STOP_STRINGS} of at most {MAX_STOP_CHARACTERS}"
-            )
+        if len(strings) > MAX_STOP_STRINGS:
+            message = f"{len(strings)} stop strings; send at most {MAX_STOP_STRINGS}"
+            raise ApiError(400, message, param="stop")
+        if max(map(len, strings), default=0) > MAX_STOP_CHARACTERS:
+            message = f"a stop string has more than {MAX_STOP_CHARACTERS} characters"
             raise ApiError(400, message, param="stop")
         return tuple(filter(None, strings))
 
@@ -306,13 +305,10 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dic
         text = raw.decode(errors="replace")
         return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
 
-    content = [
-        {
-            **entry(one.token, one.logprob),
-            "top_logprobs": [entry(*other) for other in one.top_logprobs],
-        }
-        for one in logprobs
-    ]
+    content = []
+    for item in logprobs:
+        others = [entry(*other) for other in item.top_logprobs]
+        content.append({**entry(item.token, item.logprob), "top_logprobs": others})
     return {"content": content} if content else None
 
 
@@ -325,15 +321,15 @@ def text_logprobs(
     """
     if not logprobs:
         return None
-    tokens = [token_name(one.token, tokenizer) for one in logprobs]
+    tokens = [token_name(item.token, tokenizer) for item in logprobs]
     return {
         "tokens": tokens,
-        "token_logprobs": [_finite(one.logprob) for one in logprobs],
+        "token_logprobs": [_finite(item.logprob) for item in logprobs],
         "top_logprobs": [
-            {token_name(token, tokenizer): _finite(value) for token, value in one.top_logprobs}
-            if one.logprob is not None
+            {token_name(token, tokenizer): _finite(value) for token, value in item.top_logprobs}
+            if item.logprob is not None
             else None
-            for one in logprobs
+            for item in logprobs
         ],
         "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[:-1],
     }
