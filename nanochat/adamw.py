@@ -17,8 +17,6 @@ from nanochat.errors import UserError
 
 Named = list[tuple[str, nn.Parameter]]
 
-FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")  # where torch has a fused AdamW
-
 
 class Bucket:
     """A parameter group as one flat buffer that is cut into equal shards, one per rank."""
@@ -216,7 +214,7 @@ class DistAdamW(ShardedOptimizer):
             step = torch.full((), self.num_steps - 1, dtype=torch.float32, device=shard.device)
             adamw(
                 [shard], [gradient[start : start + size]], [moments["first"]], [moments["second"]],
-                [], [step], fused=shard.device.type in FUSED_DEVICES, amsgrad=False, maximize=False,
+                [], [step], fused=True, amsgrad=False, maximize=False,
                 beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
                 weight_decay=group["weight_decay"], eps=group["eps"],
             )  # fmt: skip

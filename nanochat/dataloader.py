@@ -1,16 +1,19 @@
 """Packs documents into batches, identically on any number of ranks.
 
-Each row of the global step is a lane. Lane l of L reads the documents l, l + L, l + 2L, ... epoch
-after epoch, each document preceded by <|bos|>, and fills one row per step. A row that starts inside
-a document gets its own <|bos|>. Nothing is skipped or repeated. Rank r of W runs the lanes with
-l % W == r; the state of a lane is two integers.
+There is one token stream: document after document, epoch after epoch, each preceded by <|bos|>. It
+is cut into rows of T + 1 tokens: T inputs and, shifted by one, T targets. Rows do not overlap; a
+row that starts inside a document gets its own <|bos|>, so every token of a document is a target
+exactly once. Blocks of 4,096 rows are shuffled by (seed, block), so that one long document does not
+fill a batch; the last block ends with the run. Row r of a step belongs to rank r % world_size: each
+rank encodes the whole stream and keeps its own rows. What is trained on depends only on the rows
+per step. The state is the position of a block (document, offset) and the row within it.
 
 # B rows of this rank  T sequence_len
 """
 
-from collections import OrderedDict
+import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +21,14 @@ import torch
 
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
+from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
+
+Ids = np.ndarray[Any, Any]  # token ids, as narrow as the vocabulary allows
+Position = tuple[int, int]  # document, through the epochs; tokens of it used, its <|bos|> included
+
+BLOCK_ROWS = 4096  # 8.4M tokens at T = 2048: 17 MB as uint16, and longer than almost any document
+BATCH_DOCUMENTS = 256  # encoded at a time: enough work for several threads
 
 
 class Texts(Protocol):
@@ -29,167 +39,154 @@ class Texts(Protocol):
     def __getitem__(self, indices: slice, /) -> Sequence[str]: ...
 
 
-Row = np.ndarray[Any, np.dtype[np.int64]]  # tokens of one row of the step
-Ids = np.ndarray[Any, Any]  # tokens of documents, as narrow as the vocabulary allows
+class DocumentSource(Protocol):
+    """Documents as token ids, numbered through the epochs."""
 
-RUN_DOCUMENTS = 256  # encoded at a time: enough work for several threads
-CACHED_BYTES = 256_000_000  # of token ids
-
-
-class TokenSource(Protocol):
-    """Documents as token ids without <|bos|>, numbered through the epochs."""
-
+    bos: int  # id of <|bos|>, which no document contains
     num_documents: int  # of one epoch
 
-    def tokens(self, counter: int) -> Sequence[int] | Ids: ...
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        """Ids of some documents from number `first` on, end to end, and where each one ends."""
 
 
 class EncodedTexts:
-    """Texts, encoded in batches; counter n is document n % len of epoch n // len.
-
-    Lanes read neighboring documents and drift apart slowly, so encoded batches are cached.
-    """
+    """Texts, encoded in batches; number n is text n % len of epoch n // len."""
 
     def __init__(self, texts: Texts, tokenizer: RustBPETokenizer, num_threads: int = 4) -> None:
         if not len(texts):
             raise UserError("no documents; run python -m nanochat.dataset first")
         self.texts, self.tokenizer, self.num_threads = texts, tokenizer, num_threads
-        self.num_documents = len(texts)
-        self.encoded: OrderedDict[int, tuple[Ids, Ids]] = OrderedDict()
-        self.cached_bytes = 0
+        self.bos, self.num_documents = tokenizer.get_bos_token_id(), len(texts)
 
-    def tokens(self, counter: int) -> Ids:
-        run, place = divmod(counter % self.num_documents, RUN_DOCUMENTS)
-        ids, ends = self._encoded(run)
-        return ids[ends[place - 1] if place else 0 : ends[place]]
-
-    def _encoded(self, run: int) -> tuple[Ids, Ids]:
-        """Token ids of a batch of documents, and where each document ends."""
-        if run not in self.encoded:
-            texts = self.texts[run * RUN_DOCUMENTS : (run + 1) * RUN_DOCUMENTS]
-            self.encoded[run] = self.tokenizer.encode_to_array(texts, self.num_threads)
-            self.cached_bytes += self.encoded[run][0].nbytes
-        self.encoded.move_to_end(run)
-        while self.cached_bytes > CACHED_BYTES and len(self.encoded) > 1:
-            _, (ids, _) = self.encoded.popitem(last=False)
-            self.cached_bytes -= ids.nbytes
-        return self.encoded[run]
-
-
-@dataclass
-class Lane:
-    """Position of one row of the step in its documents."""
-
-    counter: int  # current document, numbered through the epochs
-    offset: int  # tokens of it already used
-    document: Sequence[int] | Ids | None = None  # its tokens, once encoded
-
-    def fill(self, source: TokenSource, num_lanes: int, bos: int, row: Row) -> None:
-        """Fill `row` with the next tokens of this lane, starting with <|bos|>."""
-        filled = 0
-        while filled < len(row):
-            if not filled or self.offset == 0:
-                row[filled] = bos
-                filled += 1
-            if self.document is None:
-                self.document = source.tokens(self.counter)
-            part = self.document[self.offset : self.offset + len(row) - filled]
-            row[filled : filled + len(part)] = part
-            filled += len(part)
-            self.offset += len(part)
-            if self.offset >= len(self.document):
-                self.counter, self.offset, self.document = self.counter + num_lanes, 0, None
-
-
-def packed_batches(
-    source: TokenSource,
-    *,
-    bos: int,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    resume: dict[str, Any] | None = None,
-) -> Iterator[Batch]:
-    """This rank's share of the `rows` rows of each step, from the start or a saved state.
-
-    Raises UserError if the state belongs to a run with another number of documents or rows.
-    """
-    own = range(rank, rows, world_size)
-    if resume:
-        _refuse_other_run(resume, rows, sequence_len, source.num_documents)
-    saved = resume["lanes"] if resume else {}
-    lanes = {number: Lane(*saved.get(str(number), (number, 0))) for number in own}
-    first_step = resume["step"] if resume else 0
-    for step in range(first_step, num_steps):
-        block = np.empty((len(own), sequence_len + 1), np.int64)
-        for lane, row in zip(lanes.values(), block, strict=True):
-            lane.fill(source, rows, bos, row)
-        # Copied by numpy: synchronizing torch's threads costs more than the copy.
-        inputs, targets = block[:, :-1].copy(), block[:, 1:].copy()
-        state = {
-            "step": step + 1,
-            "documents": source.num_documents,
-            "lanes": {str(n): [lane.counter, lane.offset] for n, lane in lanes.items()},
-        }
-        yield Batch(
-            inputs=torch.from_numpy(inputs),
-            targets=torch.from_numpy(targets),
-            weights=None,
-            norm=float(rows * sequence_len / world_size),
-            progress=(step + 1) / num_steps,
-            resume=state,
-            metrics={"epoch": epoch(state)},
-        )
-
-
-def epoch(resume: dict[str, Any]) -> float:
-    """Number of epochs at a loader state, e.g. 1.5."""
-    counters = [counter for counter, _ in resume["lanes"].values()]
-    # An evaluation may have fewer rows than ranks: then some ranks have no lane.
-    return sum(counters) / max(1, len(counters)) / resume["documents"]
-
-
-def _refuse_other_run(
-    resume: dict[str, Any], rows: int, sequence_len: int, num_documents: int
-) -> None:
-    saved_rows = len(resume["lanes"])
-    if saved_rows != rows:
-        raise UserError(
-            f"the run was saved with {saved_rows} rows a step and now has {rows}; use"
-            f" --total_batch_size={saved_rows * sequence_len}, or start over with --fresh"
-        )
-    if resume.get("documents", num_documents) != num_documents:
-        raise UserError(
-            f"the run was saved with {resume['documents']} training documents and now there are"
-            f" {num_documents}; restore the text, or start over with --fresh"
-        )
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        index = first % self.num_documents  # the slice ends at the end of the epoch
+        texts = self.texts[index : index + BATCH_DOCUMENTS]
+        return self.tokenizer.encode_to_array(texts, self.num_threads)
 
 
 def tokenizing_distributed_data_loader(
-    documents: Texts,
-    tokenizer: RustBPETokenizer,
-    *,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    resume: dict[str, Any] | None = None,
-    num_threads: int = 4,
+    documents: Texts, tokenizer: RustBPETokenizer, *, num_threads: int = 4, **packing: Any
 ) -> Iterator[Batch]:
-    """Batches (B, T) of packed documents, tokenized on the fly in threads.
+    """Batches (B, T) of packed documents, tokenized on the fly; keywords as of `packed_batches`."""
+    return packed_batches(EncodedTexts(documents, tokenizer, num_threads), **packing)
 
-    rows: per optimizer step, over all ranks.  resume: `Batch.resume`, merged over ranks.
+
+def packed_batches(
+    source: DocumentSource, *,
+    rows: int, sequence_len: int, rank: int, world_size: int, num_steps: int, seed: int = 0,
+    resume: dict[str, Any] | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """This rank's share of the `rows` rows of each step, from the start or from `Batch.resume`.
+
+    Raises UserError if the state belongs to a run with another number of documents or rows.
     """
-    return packed_batches(
-        EncodedTexts(documents, tokenizer, num_threads),
-        bos=tokenizer.get_bos_token_id(),
-        rows=rows,
-        sequence_len=sequence_len,
-        rank=rank,
-        world_size=world_size,
-        num_steps=num_steps,
-        resume=resume,
-    )
+    state = {"step": 0, "document": 0, "offset": 0, "row": 0} if resume is None else resume
+    run = {"rows": rows, "documents": source.num_documents}
+    _check_resume(run | state, run)
+    position, total = (state["document"], state["offset"]), rows * num_steps
+    num_read = state["step"] * rows - state["row"]  # rows of the stream; a state starts a block
+    positions = {num_read: position}  # where the steps and blocks start, by rows read
+    stream = cut_rows(source, sequence_len, position)
+    shuffled = _shuffled(stream, num_read, total, seed)
+    kept: dict[int, Ids] = {}  # rows of this rank that are yet to be trained on
+    for step in range(state["step"], num_steps):
+        first, end = step * rows, (step + 1) * rows
+        # Any row may be the last of its block. Reading a block ahead spreads the work over steps.
+        until = min(total, end + BLOCK_ROWS - 1)
+        while num_read < until:
+            row, tokens, position = next(shuffled)
+            if row >= first and row % rows % world_size == rank:
+                kept[row] = tokens.copy()  # a view would hold the rows of all ranks
+            num_read += 1
+            if num_read % rows == 0 or num_read % BLOCK_ROWS == 0:
+                positions[num_read] = position
+        own = [kept.pop(row) for row in range(first + rank, end, world_size)]
+        block = end - end % BLOCK_ROWS  # first row of the block that the next step starts in
+        while (oldest := next(iter(positions))) < block:
+            del positions[oldest]
+        document, offset = positions[block]
+        state = {"step": step + 1, "document": document, "offset": offset, "row": end - block}
+        inputs, targets = _tensors(own, source.bos, sequence_len)
+        norm = rows * sequence_len / world_size
+        # Documents the stream has gone through; the order within a block is left aside.
+        metrics = {"epoch": positions[end][0] / source.num_documents}
+        yield Batch(inputs, targets, None, norm, end / total, run | state, metrics)
+
+
+def _check_resume(resume: dict[str, Any], run: dict[str, int]) -> None:
+    if "lanes" in resume:  # each row of the step once read documents of its own
+        raise UserError(
+            f"the checkpoint of step {resume['step']} has the loader state of an earlier version"
+            f" ({len(resume['lanes'])} lanes), which cannot be resumed; finish the run with that"
+            " version, or start over with --fresh"
+        )
+    for name, value in run.items():
+        if resume[name] != value:
+            raise UserError(
+                f"the run was saved with {resume[name]} {name} (rows per step, documents per epoch)"
+                f" and now has {value}; restore the earlier number, or start over with --fresh"
+            )
+
+
+def _tensors(rows: list[Ids], bos: int, sequence_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """inputs and targets (B, T) int64 of rows of T + 1 tokens, or T without their <|bos|>."""
+    tokens = np.full((len(rows), sequence_len + 1), bos, np.int64)
+    for line, row in zip(tokens, rows, strict=True):
+        line[-len(row) :] = row
+    # Copied by numpy: synchronizing torch's threads costs more than the copy.
+    return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
+
+
+# ---- the stream
+
+
+def cut_rows(
+    source: DocumentSource, sequence_len: int, position: Position
+) -> Iterator[tuple[Ids, Position]]:
+    """Endless rows of the stream from a position on, each with the position after it.
+
+    T + 1 tokens that start with <|bos|>, or T tokens that are to be preceded by one.
+    """
+    first, cut = position  # number of the document that `tokens` starts with; start of the next row
+    number = first  # of the next document to encode
+    tokens, starts = np.empty(0, np.uint16), np.empty(0, np.int64)
+    while True:
+        ids, ends = source.encode(number)
+        number += len(ends)
+        begins = np.concatenate(([0], ends[:-1]))
+        # Each document is shifted by the <|bos|> of those before it.
+        starts = np.concatenate((starts, len(tokens) + begins + np.arange(len(ends))))
+        tokens = np.concatenate((tokens.astype(ids.dtype), np.insert(ids, begins, source.bos)))
+        cuts = [cut]
+        while cut < len(tokens):
+            cut += sequence_len + int(tokens[cut] == source.bos)  # else its own takes a place
+            cuts.append(cut)
+        if cut > len(tokens):  # the last row is incomplete
+            cuts.pop()
+        bounds = np.append(starts, len(tokens))  # where the next document will start
+        documents = np.searchsorted(bounds, cuts, side="right") - 1
+        offsets = cuts - bounds[documents]
+        after = zip((first + documents[1:]).tolist(), offsets[1:].tolist(), strict=True)
+        for (begin, end), next_position in zip(pairwise(cuts), after, strict=True):
+            yield tokens[begin:end], next_position
+        kept = min(int(documents[-1]), len(starts) - 1)  # the next row starts in it or after it
+        first, cut = first + kept, cuts[-1] - int(starts[kept])
+        tokens, starts = tokens[starts[kept] :], starts[kept:] - starts[kept]
+
+
+def _shuffled(
+    stream: Iterator[tuple[Ids, Position]], first: int, total: int, seed: int
+) -> Iterator[tuple[int, Ids, Position]]:
+    """The rows of the stream from the block at row `first` on, each with its number in the run."""
+    for block_first in range(first, total, BLOCK_ROWS):
+        num_rows = min(BLOCK_ROWS, total - block_first)
+        for place in block_order(seed, block_first // BLOCK_ROWS, num_rows):
+            yield block_first + place, *next(stream)
+
+
+def block_order(seed: int, block: int, num_rows: int) -> list[int]:
+    """For each row of a block, in stream order, its place in the order of training."""
+    order = list(range(num_rows))
+    # Not numpy's generator: a later version may draw other numbers, and a resumed run other rows.
+    random.Random(derive_seed(seed, "block", block)).shuffle(order)
+    return order

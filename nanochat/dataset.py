@@ -24,7 +24,7 @@ from nanochat import paths, primer
 from nanochat.configurator import Short, parse, run
 from nanochat.data.download import HubFile, sha256
 from nanochat.data.hub_files import fetch, prefetch, stage_names
-from nanochat.data.shards import Documents, group_texts, is_shard, open_parquet, write_shard
+from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
 from nanochat.data.text_import import iter_file_texts, text_files, text_format
 from nanochat.errors import UserError
 
@@ -198,7 +198,7 @@ def _import_path(path: Path, shards: _Shards) -> Manifest:
         raise UserError(
             f"{path} holds no .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt file; put text there"
         )
-    if len(files) > 1 and all(text_format(file) == ".parquet" and is_shard(file) for file in files):
+    if len(files) > 1 and all(text_format(file) == ".parquet" for file in files):
         # Already shards: used in place, the last by name for validation.
         described = [shards.describe(file) for file in files]
         return {"train": described[:-1], "val": described[-1:]}
@@ -283,8 +283,8 @@ def iter_texts(
 
 def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[str]:
     remaining = max_chars
-    for index in range(len(documents)):
-        text = documents[index][: doc_cap if doc_cap > 0 else None]
+    for document in documents:
+        text = document[: doc_cap if doc_cap > 0 else None]
         if max_chars > 0:
             if remaining <= 0:
                 return

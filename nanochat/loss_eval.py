@@ -22,13 +22,9 @@ TEXT_ROWS = 32  # per step over all ranks, fixed: any number of ranks evaluates 
 
 
 def text_bpb(
-    model: GPT,
-    tokenizer: RustBPETokenizer,
-    runtime: Runtime,
-    source: str,
-    num_tokens: int,
+    model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, source: str, num_tokens: int,
     split: Literal["train", "val"] = "val",
-) -> float:
+) -> float:  # fmt: skip
     """Bits per byte on the first `num_tokens` tokens of a split, packed as in training.
 
     Rounded down to steps of 32 rows, at least one. Raises UserError if `num_tokens` < 1.
@@ -37,15 +33,11 @@ def text_bpb(
         raise UserError(f"--eval_tokens={num_tokens} evaluates nothing; use 1 or more")
     length = model.config.sequence_len
     batches = tokenizing_distributed_data_loader(
-        shards.Documents(dataset.shard_paths(source, split)),
-        tokenizer,
-        rows=TEXT_ROWS,
-        sequence_len=length,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        num_steps=max(1, num_tokens // (TEXT_ROWS * length)),
-    )
-    return _bpb(model, tokenizer, batches, runtime)
+        shards.Documents(dataset.shard_paths(source, split)), tokenizer,
+        rows=TEXT_ROWS, sequence_len=length, rank=runtime.rank, world_size=runtime.world_size,
+        num_steps=max(1, num_tokens // (TEXT_ROWS * length)),  # the shuffled block ends there
+    )  # fmt: skip
+    return evaluate_bpb(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
 
 
 def chat_bpb(
@@ -53,28 +45,20 @@ def chat_bpb(
 ) -> float:
     """Bits per byte on the assistant's messages of held-out conversations."""
     batches = masked_conversations(
-        held_out,
-        tokenizer,
-        rows=ROWS_PER_PASS * runtime.world_size,
-        sequence_len=model.config.sequence_len,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        num_epochs=1,
-        seed=0,
-    )
-    return _bpb(model, tokenizer, batches, runtime)
+        held_out, tokenizer, rows=ROWS_PER_PASS * runtime.world_size,
+        sequence_len=model.config.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
+        num_epochs=1, seed=0,
+    )  # fmt: skip
+    return evaluate_bpb(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
 
 
-def _bpb(
-    model: GPT, tokenizer: RustBPETokenizer, batches: Iterable[Batch], runtime: Runtime
-) -> float:
-    token_bytes = torch.tensor(tokenizer.token_bytes(), dtype=torch.int32, device=runtime.device)
-    return evaluate_bpb(model, batches, token_bytes, device_batch_size=ROWS_PER_PASS)
+def _token_bytes(tokenizer: RustBPETokenizer, runtime: Runtime) -> Tensor:
+    return torch.tensor(tokenizer.token_bytes(), dtype=torch.int32, device=runtime.device)
 
 
 @torch.inference_mode()
 def evaluate_bpb(
-    model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, *, device_batch_size: int
+    model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, device_batch_size: int
 ) -> float:
     """Bits per UTF-8 byte of the batches' targets over all ranks. Collective.
 
@@ -83,27 +67,20 @@ def evaluate_bpb(
     """
     was_training = model.training
     model.eval()
-    nats, num_bytes, num_batches = 0.0, 0, 0
+    sums = [0.0, 0.0, 0.0]  # nats, bytes, batches; float64 is exact up to 2^53 bytes
     for batch in batches:
-        num_batches += 1
+        sums[2] += 1
         for first in range(0, batch.inputs.size(0), device_batch_size):
             rows = slice(first, first + device_batch_size)
-            sums = _sums(model, batch.inputs[rows], batch.targets[rows], token_bytes)
-            nats, num_bytes = nats + sums[0], num_bytes + sums[1]
+            inputs = batch.inputs[rows].to(token_bytes.device)
+            targets = batch.targets[rows].to(token_bytes.device)
+            nll = model(inputs, targets)
+            # Clamped: a masked target is -1, which would index the last token.
+            sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
+            sums[0] += float((nll * (sizes > 0)).sum(dtype=torch.float64))
+            sums[1] += int(sizes.sum())
     model.train(was_training)
-    total_nats, total_bytes, total_batches = all_reduce_sum(
-        [nats, float(num_bytes), float(num_batches)]
-    )
-    if total_batches == 0:
+    nats, num_bytes, num_batches = all_reduce_sum(sums)
+    if num_batches == 0:
         raise UserError("bits per byte over 0 steps is undefined; evaluate at least one step")
-    return total_nats / (math.log(2) * total_bytes) if total_bytes else math.inf
-
-
-def _sums(
-    model: nn.Module, inputs: Tensor, targets: Tensor, token_bytes: Tensor
-) -> tuple[float, int]:
-    """Nats and bytes of the targets that have bytes."""
-    inputs, targets = inputs.to(token_bytes.device), targets.to(token_bytes.device)
-    nll = model(inputs, targets)
-    sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
-    return float((nll * (sizes > 0)).sum(dtype=torch.float64)), int(sizes.sum())
+    return nats / (math.log(2) * num_bytes) if num_bytes else math.inf

@@ -110,7 +110,7 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     documents = shards.Documents(dataset.shard_paths(setup.source, "train"))
     batches = partial(
         tokenizing_distributed_data_loader, documents, tokenizer,
-        rows=rows, sequence_len=options.max_seq_len, num_steps=num_steps,
+        rows=rows, sequence_len=options.max_seq_len, num_steps=num_steps, seed=options.seed,
     )  # fmt: skip
     phases = options.warmup_steps, options.warmdown_share, options.final_lr
     return setup.plan(

@@ -1,16 +1,16 @@
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 
+from nanochat import dataloader
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import (
-    ShuffledTask,
+    ShuffledConversations,
     masked_conversations,
     masked_steps,
     packed_conversations,
@@ -20,7 +20,8 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 from nanochat.training.trainer import accumulate_gradients
-from tests.reference.batches import lane_rows, masked_row
+from tasks.primer import Primer
+from tests.reference.batches import masked_row, shuffled_rows, stream_rows
 
 CONTEXT = 64
 
@@ -109,11 +110,12 @@ def test_every_epoch_has_each_conversation_once_in_another_order() -> None:
     one, three = masked(rows=11), masked(rows=11, num_epochs=3)
     assert rows_of(three) == Counter({row: 3 * n for row, n in reference_rows(TASK).items()})
     assert all(rows_of([batch]) == rows_of(one) for batch in three)
-    order = ShuffledTask(TASK, 7)
-    epochs = [[order.conversation(epoch * 11 + i) for i in range(11)] for epoch in range(3)]
+    shuffled = ShuffledConversations(TASK, tokenizer(), 7)
+    epochs = [[shuffled.render(epoch * 11 + i) for i in range(11)] for epoch in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [ShuffledTask(TASK, 7).conversation(i) for i in range(11)] == epochs[0]
-    assert [ShuffledTask(TASK, 8).conversation(i) for i in range(11)] != epochs[0]
+    again, other = (ShuffledConversations(TASK, tokenizer(), seed) for seed in (7, 8))
+    assert [again.render(i) for i in range(11)] == epochs[0]
+    assert [other.render(i) for i in range(11)] != epochs[0]
 
 
 def test_a_step_may_span_two_epochs() -> None:
@@ -247,23 +249,22 @@ def packed(task: Any = TASK, **changes: Any) -> list[Batch]:
     return list(packed_conversations(task, tokenizer(), **arguments))
 
 
-def reference_lanes(rows: int, row_len: int) -> list[Iterator[list[int]]]:
-    order = ShuffledTask(TASK, 7)
-
-    def tokens(counter: int) -> list[int]:
-        return render_conversation(order.conversation(counter), tokenizer())[0][1:]
-
-    bos = tokenizer().get_bos_token_id()
-    return [lane_rows(tokens, lane, rows, bos, row_len) for lane in range(rows)]
-
-
 @pytest.mark.parametrize("rows", [1, 4, 16])
-def test_packed_rows_equal_the_reference_over_epochs(rows: int) -> None:
-    lanes = reference_lanes(rows, 25)
-    for batch in packed(rows=rows):
-        whole = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
-        assert whole == [next(lane) for lane in lanes]
-        assert batch.weights is None and batch.norm == rows * 24
+def test_packed_rows_equal_the_reference_over_epochs(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(dataloader, "BLOCK_ROWS", 20)
+    order = ShuffledConversations(TASK, tokenizer(), 7)
+    bos = tokenizer().get_bos_token_id()
+    stream = stream_rows(lambda number: order.render(number)[0][1:], bos, 25)
+    expected = shuffled_rows(stream, 30 * rows, 20, partial(dataloader.block_order, 7))
+    batches = packed(rows=rows)
+    assert [row for batch in batches for row in packed_rows(batch)] == expected
+    assert all(batch.weights is None and batch.norm == rows * 24 for batch in batches)
+
+
+def packed_rows(batch: Batch) -> list[list[int]]:
+    return torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
 
 
 def test_packed_rows_depend_neither_on_ranks_nor_on_resuming() -> None:
@@ -280,6 +281,14 @@ def test_packed_steps_are_about_one_epoch() -> None:
     num_tokens = sum(len(render_conversation(one, tokenizer())[0]) for one in TASK)
     assert packed_steps(TASK, tokenizer(), rows=2, sequence_len=8) == round(num_tokens / 16)
     assert packed_steps(TASK[:1], tokenizer(), rows=512, sequence_len=512) == 1
+
+
+def test_packed_steps_train_on_each_conversation_of_a_task_once() -> None:
+    task = Primer("train", stage="mid", size=2000)
+    shape = {"rows": 8, "sequence_len": 64}
+    num_steps = packed_steps(task, tokenizer(), **shape)
+    *_, last = packed(task, num_steps=num_steps, **shape)
+    assert last.metrics["epoch"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("make", [packed, masked])

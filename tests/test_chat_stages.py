@@ -68,9 +68,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_finetuning_accepts_more_ranks_than_rows(
-    on_ranks: dict[int, Path], tmp_path: Path
-) -> None:
+def test_finetuning_accepts_more_ranks_than_rows(on_ranks: dict[int, Path], tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(on_ranks[1], base)
     options = "--fresh --num_conversations=3 --rows_per_step=1 --device_batch_size=4"

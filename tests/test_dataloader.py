@@ -1,9 +1,11 @@
 import json
 import random
 from collections import Counter
-from itertools import islice
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,33 +14,44 @@ from nanochat import dataloader
 from nanochat.checkpoint_manager import merge_loader_states
 from nanochat.data.batch import Batch
 from nanochat.dataloader import (
-    EncodedTexts,
-    epoch,
+    Ids,
+    block_order,
     packed_batches,
     tokenizing_distributed_data_loader,
 )
 from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
-from tests.reference.batches import lane_rows
+from tests.reference.batches import shuffled_rows, stream_rows
 
 BOS = 0
 LENGTH = 8
+BLOCK_ROWS = 32  # so that 20 steps of 4 rows reach into the third block
+SEED = 5
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataloader, "BLOCK_ROWS", BLOCK_ROWS)
 
 
 class Numbered:
     """Documents whose tokens tell which one they are of, and in which epoch and place."""
 
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-        self.num_documents = len(lengths)
+    def __init__(self, lengths: list[int], batch_size: int = 3) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.bos, self.num_documents = BOS, len(lengths)
 
-    def tokens(self, counter: int) -> list[int]:
-        return [counter * 1000 + 1 + i for i in range(self.lengths[counter % len(self.lengths)])]
+    def tokens(self, number: int) -> list[int]:
+        return [number * 1000 + 1 + i for i in range(self.lengths[number % len(self.lengths)])]
+
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        documents = [self.tokens(first + i) for i in range(self.batch_size)]
+        return np.array(list(chain(*documents))), np.cumsum([len(tokens) for tokens in documents])
 
 
 LENGTHS = {
     "mixed": [random.Random(6).choice([0, 1, 2, 5, 7, 8, 9, 30]) for _ in range(37)],
-    "fewer than lanes": [3, 11],
+    "two": [3, 11],
     "one": [5],
     "one of no token": [0],
     "all empty": [0, 0, 0],
@@ -49,28 +62,30 @@ LENGTHS = {
 }
 
 
-def batches(
-    source: Any, rows: int = 4, rank: int = 0, world_size: int = 1, num_steps: int = 20,
-    resume: dict[str, Any] | None = None,
-) -> list[Batch]:  # fmt: skip
-    return list(
-        packed_batches(
-            source, bos=BOS, rows=rows, sequence_len=LENGTH, rank=rank, world_size=world_size,
-            num_steps=num_steps, resume=resume,
-        )
-    )  # fmt: skip
+def batches(source: Any, **changes: Any) -> list[Batch]:
+    arguments: dict[str, Any] = {
+        "rows": 4, "sequence_len": LENGTH, "rank": 0, "world_size": 1,
+        "num_steps": 20, "seed": SEED, **changes,
+    }  # fmt: skip
+    return list(packed_batches(source, **arguments))
 
 
-def whole_rows(batch: Batch) -> list[list[int]]:
-    """What was packed: the inputs and, behind them, the last target."""
+def ranks(source: Any, world_size: int, **changes: Any) -> list[list[Batch]]:
+    return [
+        batches(source, rank=rank, world_size=world_size, **changes) for rank in range(world_size)
+    ]
+
+
+def packed_rows(batch: Batch) -> list[list[int]]:
+    """The inputs and, after them, the last target."""
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
     return torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
 
 
-def together(of_ranks: list[list[Batch]]) -> list[Tensor]:
-    """The inputs and targets of each step over all ranks, by lane."""
+def merged(ranks: list[list[Batch]]) -> list[Tensor]:
+    """The inputs and targets of each step over all ranks."""
     steps = []
-    for parts in zip(*of_ranks, strict=True):
+    for parts in zip(*ranks, strict=True):
         world_size = len(parts)
         rows = sum(part.inputs.size(0) for part in parts)
         step = torch.empty(rows, 2, LENGTH, dtype=torch.int64)
@@ -80,65 +95,139 @@ def together(of_ranks: list[list[Batch]]) -> list[Tensor]:
     return steps
 
 
+def assert_equal(ours: list[Tensor], expected: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", LENGTHS)
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_every_lane_equals_the_reference(name: str, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 4, 50])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_rows_equal_the_reference(name: str, rows: int, batch_size: int) -> None:
+    """With steps smaller and larger than a block."""
+    source = Numbered(LENGTHS[name], batch_size)
+    stream = stream_rows(source.tokens, BOS, LENGTH + 1)
+    expected = shuffled_rows(stream, 20 * rows, BLOCK_ROWS, partial(block_order, SEED))
+    found = [row for batch in batches(source, rows=rows) for row in packed_rows(batch)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_each_document_appears_exactly_once_per_epoch(name: str, world_size: int) -> None:
     source = Numbered(LENGTHS[name])
-    references = [lane_rows(source.tokens, lane, rows, BOS, LENGTH + 1) for lane in range(rows)]
-    for batch in batches(source, rows):
-        assert whole_rows(batch) == [next(reference) for reference in references]
+    of_ranks = ranks(source, world_size, rows=12, num_steps=40)
+    seen = Counter(
+        token for made in of_ranks for batch in made for row in packed_rows(batch) for token in row
+    )
+    del seen[BOS]
+    # Everything before the last position, once; the last row may end inside a document.
+    number, part = max(divmod(token, 1000) for token in [*seen, 0])
+    expected = [token for n in range(number) for token in source.tokens(n)]
+    expected += source.tokens(number)[:part]
+    assert seen == Counter(expected)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["mixed", "fewer than lanes", "one", "very long"])
-def test_over_three_epochs_each_document_comes_once_an_epoch(name: str, world_size: int) -> None:
-    source = Numbered(LENGTHS[name])
-    num_documents = 3 * source.num_documents
-    given: Counter[int] = Counter()
-    for rank in range(world_size):
-        made = packed_batches(
-            source, bos=BOS, rows=12, sequence_len=LENGTH, rank=rank, world_size=world_size,
-            num_steps=10_000,
-        )  # fmt: skip
-        for batch in made:
-            given.update(token for row in whole_rows(batch) for token in row if token != BOS)
-            if min(counter for counter, _ in batch.resume["lanes"].values()) >= num_documents:
-                break
-    wanted = [token for counter in range(num_documents) for token in source.tokens(counter)]
-    assert all(given[token] == 1 for token in wanted)
-    assert max(given.values()) == 1
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 8])
-def test_what_is_trained_on_does_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("rows", [8, 13, 50])
+def test_rows_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int) -> None:
     source = Numbered(LENGTHS["mixed"])
-    alone = together([batches(source, 8)])
-    ranks = [batches(source, 8, rank, world_size) for rank in range(world_size)]
-    assert all(torch.equal(a, b) for a, b in zip(alone, together(ranks), strict=True))
-    for parts in zip(*ranks, strict=True):
-        assert {part.norm for part in parts} == {8 * LENGTH / world_size}
+    expected = merged([batches(source, rows=rows)])
+    of_ranks = ranks(source, world_size, rows=rows)
+    assert_equal(merged(of_ranks), expected)
+    norms = {batch.norm for made in of_ranks for batch in made}
+    assert norms == {rows * LENGTH / world_size}
+    assert all(
+        len({json.dumps(batch.resume) for batch in parts}) == 1
+        for parts in zip(*of_ranks, strict=True)
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_rows_of_the_run_do_not_depend_on_the_rows_per_step(rows: int) -> None:
+    source = Numbered(LENGTHS["mixed"])
+    found = [
+        row for b in batches(source, rows=rows, num_steps=80 // rows) for row in packed_rows(b)
+    ]
+    assert found == [row for batch in batches(source) for row in packed_rows(batch)]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 4), (4, 2), (2, 3), (8, 5)])
-@pytest.mark.parametrize("stop", [1, 7, 19])
-def test_a_resumed_run_goes_on_as_if_nothing_had_been(before: int, after: int, stop: int) -> None:
-    source = Numbered(LENGTHS["mixed"])
-    straight = together([batches(source, 12)])
-    states = [batches(source, 12, rank, before)[stop - 1].resume for rank in range(before)]
-    merged = json.loads(json.dumps(merge_loader_states(states)))
-    rest = [batches(source, 12, rank, after, resume=merged) for rank in range(after)]
-    assert all(torch.equal(a, b) for a, b in zip(straight[stop:], together(rest), strict=True))
+@pytest.mark.parametrize(("name", "rows"), [("mixed", 12), ("very long", 8), ("one", 50)])
+def test_a_run_resumed_after_any_step_equals_an_uninterrupted_one(
+    name: str, rows: int, before: int, after: int
+) -> None:
+    """Across epochs and blocks, and on another number of ranks."""
+    source = Numbered(LENGTHS[name])
+    uninterrupted = batches(source, rows=rows)
+    expected = merged([uninterrupted])
+    first_runs = ranks(source, before, rows=rows)
+    for stop in range(1, 21):
+        states = [made[stop - 1].resume for made in first_runs]
+        state = json.loads(json.dumps(merge_loader_states(states)))
+        rest = ranks(source, after, rows=rows, resume=state)
+        assert_equal(merged(rest), expected[stop:])
+        assert [b.resume for b in rest[0]] == [b.resume for b in uninterrupted[stop:]]
 
 
-def test_a_state_is_of_its_own_step_also_when_later_batches_are_made() -> None:
+def test_a_state_belongs_to_its_step_when_later_batches_were_prefetched() -> None:
     source = Numbered(LENGTHS["mixed"])
     states = [json.dumps(batch.resume) for batch in batches(source)]
-    assert states == [
-        json.dumps(next(islice(packed_batches(
-            source, bos=BOS, rows=4, sequence_len=LENGTH, rank=0, world_size=1, num_steps=20),
-            step, None)).resume)
-        for step in range(20)
-    ]  # fmt: skip
+    one_by_one = packed_batches(
+        source, rows=4, sequence_len=LENGTH, rank=0, world_size=1, num_steps=20, seed=SEED
+    )
+    assert states == [json.dumps(batch.resume) for batch in one_by_one]
+
+
+def test_the_state_is_the_position_of_the_block_and_the_row_in_it() -> None:
+    """Rows of 8 tokens and a <|bos|>, from documents of 8: row n is document n."""
+    made = batches(Numbered([LENGTH] * 10), rows=10, num_steps=7)
+    states = [(batch.resume["document"], batch.resume["row"]) for batch in made]
+    assert states == [(0, 10), (0, 20), (0, 30), (32, 8), (32, 18), (32, 28), (64, 6)]
+    assert {batch.resume["offset"] for batch in made} == {0}
+    assert [batch.metrics["epoch"] for batch in made] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_order_of_a_block_changes_with_the_seed_and_the_block() -> None:
+    orders = [block_order(seed, block, 1000) for seed in range(3) for block in range(3)]
+    assert all(sorted(order) == list(range(1000)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 9
+    assert block_order(1, 2, 1000) == block_order(1, 2, 1000)
+    source = Numbered(LENGTHS["mixed"])
+    first, other = batches(source, seed=1), batches(source, seed=2)
+    assert not torch.equal(first[0].inputs, other[0].inputs)
+    rows = [sorted(row for batch in made for row in packed_rows(batch)) for made in (first, other)]
+    assert rows[0] == rows[1]
+
+
+def test_a_long_document_does_not_fill_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataloader, "BLOCK_ROWS", 4096)
+    lengths = [20] * 20_000
+    lengths[1000] = 512 * LENGTH  # an eighth of the block
+    made = batches(Numbered(lengths, 256), rows=32, num_steps=128)
+    counts = [
+        int(((batch.targets > 1_000_000) & (batch.targets <= 1_004_096)).any(dim=1).sum())
+        for batch in made
+    ]
+    assert max(counts) <= 12 and sum(counts) >= 512  # about 4 of 32 rows per step
+
+
+def test_at_most_two_blocks_and_a_step_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    cut_rows = dataloader.cut_rows
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal read
+        for row in cut_rows(*arguments):
+            read += 1
+            yield row
+
+    monkeypatch.setattr(dataloader, "cut_rows", counted)
+    made = packed_batches(
+        Numbered(LENGTHS["mixed"]), rows=4, sequence_len=LENGTH, rank=0, world_size=1,
+        num_steps=20,
+    )  # fmt: skip
+    for step, _ in enumerate(made, start=1):
+        assert read == min(80, 4 * step + BLOCK_ROWS - 1)  # as many per step as are trained on
 
 
 def test_progress_ends_at_one_and_a_finished_run_has_no_more_batches() -> None:
@@ -147,25 +236,34 @@ def test_progress_ends_at_one_and_a_finished_run_has_no_more_batches() -> None:
     assert batches(Numbered([5]), num_steps=4, resume=made[-1].resume) == []
 
 
-def test_a_state_of_another_number_of_rows_is_refused() -> None:
+def test_a_state_with_another_number_of_rows_is_refused() -> None:
     source = Numbered(LENGTHS["mixed"])
-    state = batches(source, 4)[3].resume
-    with pytest.raises(UserError, match=rf"4 rows a step.*12.*--total_batch_size={4 * LENGTH}"):
-        batches(source, 12, resume=state)
+    state = batches(source)[3].resume
+    with pytest.raises(UserError, match=r"4 rows .* 12;.*--fresh"):
+        batches(source, rows=12, resume=state)
 
 
 def test_a_state_of_other_text_is_refused() -> None:
     state = batches(Numbered([5] * 10))[3].resume
-    with pytest.raises(UserError, match=r"10 training documents.*11.*--fresh"):
+    with pytest.raises(UserError, match=r"10 documents .* 11;.*--fresh"):
         batches(Numbered([5] * 11), resume=state)
+
+
+def test_a_state_of_an_earlier_version_is_refused() -> None:
+    state = {"step": 7, "documents": 10, "lanes": {str(lane): [lane, 0] for lane in range(4)}}
+    with pytest.raises(
+        UserError, match=r"step 7 .*earlier version \(4 lanes\).*--fresh"
+    ) as refusal:
+        batches(Numbered([5] * 10), resume=state)
+    assert "\n" not in str(refusal.value)
 
 
 def test_more_ranks_than_rows_leave_some_without_a_row() -> None:
     source = Numbered(LENGTHS["mixed"])
-    ranks = [batches(source, 2, rank, 3) for rank in range(3)]
-    assert [made[0].inputs.shape for made in ranks] == [(1, LENGTH), (1, LENGTH), (0, LENGTH)]
-    alone = together([batches(source, 2)])
-    assert all(torch.equal(a, b) for a, b in zip(alone, together(ranks), strict=True))
+    of_ranks = ranks(source, 3, rows=2)
+    shapes = [made[0].inputs.shape for made in of_ranks]
+    assert shapes == [(1, LENGTH), (1, LENGTH), (0, LENGTH)]
+    assert_equal(merged(of_ranks), merged([batches(source, rows=2)]))
 
 
 # ---- from texts
@@ -186,19 +284,17 @@ def loader(tokenizer: RustBPETokenizer, texts: list[str], **changes: Any) -> lis
 TEXTS = ["the cat", "", "and then <|bos|> the dog " * 9, "the hen", "🦊"]
 
 
-def test_a_row_is_bos_and_then_the_text(tokenizer: RustBPETokenizer) -> None:
+@pytest.mark.parametrize("batch_documents", [1, 2, 3, 256])
+def test_rows_of_texts_equal_the_reference(
+    tokenizer: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch, batch_documents: int
+) -> None:
+    monkeypatch.setattr(dataloader, "BATCH_DOCUMENTS", batch_documents)
     bos = tokenizer.get_bos_token_id()
-    lanes = [
-        lane_rows(lambda n: tokenizer.encode(TEXTS[n % len(TEXTS)]), lane, 2, bos, 17)
-        for lane in range(2)
-    ]
-    for batch in loader(tokenizer, TEXTS):
-        assert whole_rows_of(batch) == [next(lane) for lane in lanes]
-        assert batch.inputs[:, 0].tolist() == [bos, bos]
-
-
-def whole_rows_of(batch: Batch) -> list[list[int]]:
-    return torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
+    stream = stream_rows(lambda n: tokenizer.encode(TEXTS[n % len(TEXTS)]), bos, 17)
+    expected = shuffled_rows(stream, 200, BLOCK_ROWS, partial(block_order, 0))
+    made = loader(tokenizer, TEXTS, num_steps=100)
+    assert [row for batch in made for row in packed_rows(batch)] == expected
+    assert all((batch.inputs[:, 0] == bos).all() for batch in made)
 
 
 def test_batches_are_contiguous_int64_with_every_token_a_target(
@@ -216,31 +312,14 @@ def test_batches_are_contiguous_int64_with_every_token_a_target(
 def test_the_number_of_threads_changes_nothing(
     tokenizer: RustBPETokenizer, num_threads: int
 ) -> None:
-    one, other = (
-        loader(tokenizer, TEXTS, rows=8),
-        loader(tokenizer, TEXTS, rows=8, num_threads=num_threads),
-    )
-    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(one, other, strict=True))
-
-
-@pytest.mark.parametrize("cached_bytes", [0, 1 << 20])
-def test_texts_of_a_run_are_encoded_as_each_alone(
-    tokenizer: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch, cached_bytes: int
-) -> None:
-    monkeypatch.setattr(dataloader, "RUN_DOCUMENTS", 3)
-    monkeypatch.setattr(dataloader, "CACHED_BYTES", cached_bytes)
-    texts = [f"{text} {i}" * (i % 3) for i, text in enumerate(TEXTS * 2)]
-    source = EncodedTexts(texts, tokenizer)
-    for counter in [*range(25), 3, 17, 0]:
-        expected = tokenizer.encode(texts[counter % len(texts)])
-        assert list(source.tokens(counter)) == expected
-        assert sum(ids.nbytes for ids, _ in source.encoded.values()) == source.cached_bytes
-    assert (len(source.encoded) == 1) == (cached_bytes == 0)
+    expected = loader(tokenizer, TEXTS, rows=8)
+    made = loader(tokenizer, TEXTS, rows=8, num_threads=num_threads)
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(made, expected, strict=True))
 
 
 def test_no_text_at_all_is_refused(tokenizer: RustBPETokenizer) -> None:
-    with pytest.raises(UserError, match="no document"):
-        EncodedTexts([], tokenizer)
+    with pytest.raises(UserError, match="no documents"):
+        loader(tokenizer, [])
 
 
 def test_a_text_that_cannot_be_read_ends_the_batches_with_its_error(
@@ -252,10 +331,3 @@ def test_a_text_that_cannot_be_read_ends_the_batches_with_its_error(
 
     with pytest.raises(UserError, match="shard 3"):
         loader(tokenizer, Damaged(TEXTS))
-
-
-def test_the_epoch_counts_how_often_the_documents_have_been_gone_through() -> None:
-    """Four lanes of eleven documents that fill a row each: a step is four of them."""
-    epochs = [epoch(batch.resume) for batch in batches(Numbered([LENGTH] * 11), num_steps=22)]
-    assert epochs == sorted(epochs)
-    assert epochs[10] == pytest.approx(4, abs=0.25) and epochs[21] == pytest.approx(8, abs=0.25)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset, paths, primer
-from nanochat.data import hub_files, shards, text_import
+from nanochat.data import hub_files, text_import
 from nanochat.data.shards import Documents
 from nanochat.data.text_import import split_at_paragraphs
 from nanochat.dataset import iter_texts, make, shard_paths
@@ -309,21 +309,6 @@ def test_parquet_shards_are_used_in_place_and_the_last_by_name_validates(
     assert [text[0] for text in texts["train"]] == ["0"] * 10 + ["1"] * 10
     assert {text[0] for text in texts["val"]} == {"2"}
     assert not list(base_dir.rglob("*.parquet"))
-
-
-def test_shards_with_too_large_row_groups_are_imported_instead_of_used_in_place(
-    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "MAX_ROW_GROUP_BYTES", 4000)
-    monkeypatch.setattr(shards, "ROW_GROUP_CHARACTERS", 1000)
-    for number in range(2):
-        write_parquet(tmp_path / f"s{number}.parquet", TEXTS[number::2])
-    source = make(str(tmp_path), 1)
-    assert all_texts(source) == Counter(TEXTS)
-    for path in base_dir.rglob("*.parquet"):
-        groups = pq.ParquetFile(path).metadata
-        sizes = [groups.row_group(i).total_byte_size for i in range(groups.num_row_groups)]
-        assert max(sizes) < 4000
 
 
 def test_unchanged_text_is_imported_once_and_changed_text_again(

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 
 from nanochat import dataset, loss_eval
 from nanochat.chat import render_conversation
-from nanochat.data import shards
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss_eval import chat_bpb, evaluate_bpb, text_bpb
 from nanochat.runtime import Runtime
+from tests.reference.batches import stream_rows
 from tests.small_model import save_small_run, small_tokenizer
 
 TOKEN_BYTES = torch.tensor([1, 2, 3, 0, 4], dtype=torch.int32)  # token 3 is special
@@ -137,16 +138,11 @@ def test_chat_bpb_equals_the_reference(model: GPT) -> None:
 
 def test_text_bpb_equals_the_reference(model: GPT) -> None:
     tokenizer, length = small_tokenizer(), model.config.sequence_len
-    documents = shards.Documents(dataset.shard_paths("primer", "val"))
-    rows = []
-    for lane in range(loss_eval.TEXT_ROWS):
-        tokens = [
-            token
-            for number in range(lane, len(documents), loss_eval.TEXT_ROWS)
-            for token in tokenizer.encode(documents[number], prepend="<|bos|>")
-        ]
-        assert len(tokens) > length
-        rows.append((tokens[: length + 1], [1] * (length + 1)))
+    documents = list(dataset.iter_texts("val", "primer"))
+    stream = stream_rows(
+        lambda n: tokenizer.encode(documents[n]), tokenizer.get_bos_token_id(), length + 1
+    )
+    rows = [(tokens, [1] * (length + 1)) for tokens in islice(stream, loss_eval.TEXT_ROWS)]
     value = text_bpb(model, tokenizer, RUNTIME, "primer", loss_eval.TEXT_ROWS * length)
     assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 

@@ -292,7 +292,7 @@ def test_tokens_of_real_text_are_distinct() -> None:
     texts = [some_text(seed, 20_000) for seed in range(20)]
     if corpus.is_file():
         documents = Documents([corpus])
-        texts = [documents[i] for i in range(300)]
+        texts = list(itertools.islice(documents, 300))
     start = time.perf_counter()
     tokens = trained(texts, 4096)
     seconds = time.perf_counter() - start

@@ -29,15 +29,46 @@ def test_documents_are_numbered_through_all_shards(tmp_path: Path) -> None:
     for path, first, last in zip(files, bounds, bounds[1:], strict=False):
         write_parquet(path, pa.array(TEXTS[first:last], pa.string()), row_group_size=64)
     documents = Documents(files)
-    indices = list(range(300))
-    random.Random(3).shuffle(indices)
-    assert len(documents) == 300
-    assert [documents[i] for i in indices] == [TEXTS[i] for i in indices]
-    for index in (-1, 300):
-        with pytest.raises(IndexError):
-            documents[index]
-    for first, end in ((0, 300), (10, 10), (63, 66), (149, 400), (290, None)):
+    assert len(documents) == 300 and list(documents) == TEXTS
+    slices = [(0, 300), (10, 10), (63, 66), (66, 70), (70, 60), (60, 62), (149, 400), (300, 301)]
+    slices += [(index, index + 1) for index in random.Random(3).sample(range(300), 300)]
+    for first, end in slices:
         assert documents[first:end].to_pylist() == TEXTS[first:end]
+
+
+def test_slices_in_order_open_each_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{i}.parquet" for i in range(3)]
+    for number, path in enumerate(files):
+        write_parquet(path, TEXTS[100 * number : 100 * (number + 1)], row_group_size=30)
+    documents = Documents(files)
+    opened = []
+    text_batches = shards.text_batches
+
+    def recorded(path: Path, first: int = 0) -> Any:
+        opened.append((path, first))
+        return text_batches(path, first)
+
+    monkeypatch.setattr(shards, "text_batches", recorded)
+    found = [
+        text for first in range(110, 300, 7) for text in documents[first : first + 7].to_pylist()
+    ]
+    assert found == TEXTS[110:]
+    assert opened == [(files[1], 10), (files[2], 0)]
+
+
+def test_a_shard_is_read_again_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, TEXTS)
+    documents = Documents([path])
+    content = path.read_bytes()
+    path.write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(UserError, match="damaged"):
+            documents[0:1]
+    path.write_bytes(content)
+    assert documents[0:1].to_pylist() == TEXTS[:1]
 
 
 def test_no_shard_and_no_document_are_clear_errors(tmp_path: Path) -> None:
@@ -51,10 +82,10 @@ def test_no_shard_and_no_document_are_clear_errors(tmp_path: Path) -> None:
 def test_a_null_text_is_an_empty_document(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", None, "b"])
     documents = Documents([tmp_path / "a.parquet"])
-    assert [documents[i] for i in range(3)] == ["a", "", "b"]
+    assert list(documents) == ["a", "", "b"] and documents[:].to_pylist() == ["a", None, "b"]
     tokenizer = RustBPETokenizer({bytes([byte]): byte for byte in range(256)})
-    source = EncodedTexts(documents, tokenizer)
-    assert [bytes(list(source.tokens(i))) for i in range(3)] == [b"a", b"", b"b"]
+    ids, ends = EncodedTexts(documents, tokenizer).encode(3)
+    assert bytes(ids.tolist()) == b"ab" and ends.tolist() == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +94,7 @@ def test_a_null_text_is_an_empty_document(tmp_path: Path) -> None:
 def test_every_string_type_of_a_column_is_read(tmp_path: Path, kind: Any) -> None:
     write_parquet(tmp_path / "a.parquet", pa.array(["a", "b", "a"]).cast(kind))
     documents = Documents([tmp_path / "a.parquet"])
-    assert [documents[i] for i in range(3)] == documents[:].to_pylist() == ["a", "b", "a"]
+    assert list(documents) == documents[:].to_pylist() == ["a", "b", "a"]
 
 
 def test_every_flipped_bit_is_detected_or_leaves_the_text_unchanged(
@@ -83,7 +114,6 @@ def test_every_flipped_bit_is_detected_or_leaves_the_text_unchanged(
         try:
             documents = Documents([path])
             num_silent += documents[:].to_pylist() != texts
-            num_silent += list(shards.parquet_texts(path)) != texts
         except UserError as error:
             messages.add(str(error))
     assert num_silent == 0
@@ -99,56 +129,23 @@ def test_row_groups_are_bounded_in_rows_and_in_characters(
     metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert rows == [2, 1, 1024, 976]
-    documents = Documents([tmp_path / "a.parquet"])
-    assert [documents[i] for i in range(len(documents))] == texts
+    assert list(Documents([tmp_path / "a.parquet"])) == texts
 
 
-def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    read: list[int] = []
-    original = Documents._read
-
-    def counting(path: Path, group: int) -> Any:
-        read.append(group)
-        return original(path, group)
-
-    monkeypatch.setattr(Documents, "_read", staticmethod(counting))
-    return read
-
-
-def test_row_groups_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=10)
-    read = counted_reads(monkeypatch)
-    documents = Documents([tmp_path / "a.parquet"])
-    for start in range(30):
-        for index in range(start, 300, 30):
-            documents[index]
-    assert sorted(read) == list(range(30))
-
-
-def test_cached_row_groups_are_bounded_in_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_memory_is_bounded_on_a_shard_with_one_large_row_group(
+    tmp_path: Path, compression: str
 ) -> None:
-    write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=10)
-    monkeypatch.setattr(shards, "CACHED_BYTES", 2000)
-    documents = Documents([tmp_path / "a.parquet"])
-    assert [documents[i] for i in range(300)] == TEXTS
-    assert 1 <= len(documents.cache) < 5 and documents.cached_bytes <= 2000
-    assert documents.cached_bytes == sum(column.nbytes for column in documents.cache.values())
-
-
-def test_memory_is_bounded_on_a_shard_larger_than_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "CACHED_BYTES", 1_000_000)
     noise = random.Random(5)
-    write_shard(tmp_path / "a.parquet", (noise.randbytes(1000).hex() for _ in range(10_000)))
+    texts = [noise.randbytes(1000).hex() for _ in range(10_000)]
+    write_parquet(tmp_path / "a.parquet", texts, compression=compression, row_group_size=10_000)
     documents = Documents([tmp_path / "a.parquet"])
     before = pa.total_allocated_bytes()
     highest = 0
     for index in range(0, 10_000, 50):
-        documents[index]
+        documents[index : index + 50]
         highest = max(highest, pa.total_allocated_bytes() - before)
-    assert highest < 8_000_000  # of 20 MB of text
+    assert highest < 6_000_000  # of 20 MB of text
 
 
 def test_rows_of_json_lines_and_parquet_are_equal(tmp_path: Path) -> None:

@@ -236,27 +236,6 @@ def measure_equality(shards: list[Path], ranks_file: Path) -> Any:
     return results
 
 
-def measure_loader(shards: list[Path], ranks_file: Path) -> Any:
-    """From parquet to batches: 32 rows of 2048 per step, with the loader's threads."""
-    sys.path.insert(0, str(ROOT))
-    from nanochat.data.shards import Documents
-    from nanochat.dataloader import tokenizing_distributed_data_loader
-    from nanochat.tokenizer import RustBPETokenizer
-
-    tokenizer = RustBPETokenizer.from_tiktoken(ranks_file, GPT4_PATTERN)
-    sizes = tokenizer.token_bytes()
-    documents = Documents(shards)
-    batches = tokenizing_distributed_data_loader(
-        documents, tokenizer, rows=32, sequence_len=2048, rank=0, world_size=1, num_steps=200
-    )
-    next(batches)
-    with Measurement() as measurement:
-        targets = [batch.targets for batch in batches]
-    num_bytes = sum(sizes[token] for rows in targets for row in rows.tolist() for token in row)
-    num_tokens = sum(rows.numel() for rows in targets)
-    return measurement.figures(num_bytes) | {"tokens/s": round(num_tokens / measurement.wall)}
-
-
 # ---- in the command
 
 
@@ -290,7 +269,7 @@ def measure(system: str, what: str, corpus: str, *rest: str) -> Any:
         return measure_short(ranks_file)
     if what == "equal":
         return measure_equality(shards, ranks_file)
-    return measure_adversarial(ranks_file) if what == "runs" else measure_loader(shards, ranks_file)
+    return measure_adversarial(ranks_file)
 
 
 def benchmarks(
@@ -318,7 +297,7 @@ def benchmarks(
                 f"encode {systems} {turn}",
                 measure_in_subprocess(systems, "encode", corpus, ranks_file, rounds),
             )
-        for what in ("short", "runs", "loader") if only in ("", "rest") else ():
+        for what in ("short", "runs") if only in ("", "rest") else ():
             yield f"{what} {turn}", measure_in_subprocess("ours", what, corpus, ranks_file)
     if only in ("", "rest"):
         yield "texts that differ", measure_in_subprocess("ours", "equal", corpus, ranks_file)

@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ from dev.bench.instruments import (
     timed_batches,
 )
 from nanochat import gpt
-from nanochat.dataloader import packed_batches
+from nanochat.dataloader import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
@@ -67,17 +68,16 @@ class NoSaver:
 
 
 class RandomTokens:
-    """Documents of random tokens; the same index gives the same document."""
+    """Documents of 700 random tokens; the same number gives the same document."""
 
-    num_documents = 1000
+    bos, num_documents = 0, 1000
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def tokens(self, counter: int) -> list[int]:
-        generator = torch.Generator().manual_seed(counter)
-        drawn: list[int] = torch.randint(self.vocab_size, (700,), generator=generator).tolist()
-        return drawn
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        rng = np.random.default_rng(first)
+        return rng.integers(1, self.vocab_size, 100 * 700), np.arange(1, 101) * 700
 
 
 def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:
@@ -128,7 +128,7 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
 
     num_steps = options.steps + 1  # hooks are not called after the last step
     batches = packed_batches(
-        RandomTokens(options.vocab_size), bos=0, rows=options.rows,
+        RandomTokens(options.vocab_size), rows=options.rows,
         sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=num_steps,
     )  # fmt: skip

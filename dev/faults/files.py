@@ -112,7 +112,7 @@ def damaged_shards(folder: Path, count: int, seed: int) -> Outcome:
         outcome.tried += 1
         try:
             documents = shards.Documents([path])
-            read = [documents[index] for index in range(len(documents))]
+            read = list(documents)
         except UserError:
             refused += 1
         else:

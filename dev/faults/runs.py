@@ -18,7 +18,9 @@ from dev.faults.outcome import Outcome
 from dev.faults.trial import NUM_EPOCHS, NUM_STEPS, ROWS, Trial, compare, distance
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.data.shards import Documents
+from nanochat.dataloader import block_order
 from nanochat.tokenizer import RustBPETokenizer
+from scripts.training import LoopOptions
 from tests import processes
 from tests.processes import Running
 
@@ -278,16 +280,17 @@ def documents_seen(base: Path, trials: Sequence[Trial]) -> Outcome:
     tokenizer = RustBPETokenizer.from_directory(base / "tokenizer")
     [shard] = (base / "data").glob("*/train_*.parquet")
     documents = Documents([shard])
-    numbers = [int(documents[i].split("|")[0][1:]) for i in range(len(documents))]
+    numbers = [int(text.split("|")[0][1:]) for text in documents]
+    order = block_order(LoopOptions.seed, 0, NUM_STEPS * ROWS)  # the run is a single block
     for trial in trials:
         seen: Counter[tuple[int, int]] = Counter()
         rows = trial.rows()
-        for lane in range(ROWS):
-            stream = [t for step in range(1, NUM_STEPS + 1) for t in rows[step, lane][-1][1:]]
-            tokens = [t for t in stream if t != tokenizer.get_bos_token_id()]
-            found = re.findall(r"<(\d+)\| [a-z ]+ \|\1>", tokenizer.decode(tokens))
-            for place, number in enumerate(found):
-                seen[(lane + place * ROWS) // len(documents), int(number)] += 1
+        trained = [rows[step, row][-1] for step in range(1, NUM_STEPS + 1) for row in range(ROWS)]
+        stream = [token for place in order for token in trained[place]]
+        tokens = [token for token in stream if token != tokenizer.get_bos_token_id()]
+        found = re.findall(r"<(\d+)\| [a-z ]+ \|\1>", tokenizer.decode(tokens))
+        for place, number in enumerate(found):
+            seen[place // len(documents), int(number)] += 1
         outcome.tried += NUM_EPOCHS * len(documents)
         for epoch in range(NUM_EPOCHS):
             for number in numbers:

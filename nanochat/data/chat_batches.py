@@ -7,20 +7,24 @@ import logging
 import random
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
-from nanochat.dataloader import packed_batches
+from nanochat.dataloader import Ids, packed_batches
 from nanochat.errors import UserError
 from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
 
 logger = logging.getLogger(__name__)
 
+BATCH_CONVERSATIONS = 64  # rendered at a time: a few milliseconds
 LENGTH_STEP = 32  # rows are padded to a multiple of this: fewer shapes to compile and plan
+SAMPLE_SIZE = 500  # conversations whose lengths give the steps of an epoch
 
 
 class Conversations(Protocol):
@@ -36,12 +40,13 @@ def _refuse_empty(task: Conversations) -> None:
         raise UserError("no conversations: the task is empty; choose another one")
 
 
-class ShuffledTask:
-    """The conversations of a task, epoch after epoch, each epoch in another random order."""
+class ShuffledConversations:
+    """The conversations of a task as token ids, epoch after epoch, each epoch in another order."""
 
-    def __init__(self, task: Conversations, seed: int) -> None:
+    def __init__(self, task: Conversations, tokenizer: RustBPETokenizer, seed: int) -> None:
         _refuse_empty(task)
-        self.task, self.seed = task, seed
+        self.task, self.tokenizer, self.seed = task, tokenizer, seed
+        self.bos, self.num_documents = tokenizer.get_bos_token_id(), len(task)
         self.order = lru_cache(maxsize=2)(self._order)  # a step may span two epochs
 
     def _order(self, epoch: int) -> list[int]:
@@ -49,48 +54,22 @@ class ShuffledTask:
         random.Random(derive_seed(self.seed, "epoch", epoch)).shuffle(order)
         return order
 
-    def conversation(self, counter: int) -> Conversation:
-        """Conversation `counter`, counted through the epochs."""
-        epoch, index = divmod(counter, len(self.task))
-        return self.task[self.order(epoch)[index]]
+    def render(self, number: int) -> tuple[list[int], list[int]]:
+        """ids and mask of a conversation, numbered through the epochs."""
+        epoch, index = divmod(number, len(self.task))
+        return render_conversation(self.task[self.order(epoch)[index]], self.tokenizer)
 
-
-class _RenderedConversations(ShuffledTask):
-    """Conversations as documents of token ids."""
-
-    def __init__(self, task: Conversations, seed: int, tokenizer: RustBPETokenizer) -> None:
-        super().__init__(task, seed)
-        self.tokenizer = tokenizer
-        self.num_documents = len(task)
-
-    def tokens(self, counter: int) -> list[int]:
-        ids, _ = render_conversation(self.conversation(counter), self.tokenizer)
-        return ids[1:]  # the packer adds <|bos|>
+    def encode(self, first: int) -> tuple[Ids, Ids]:
+        """As `dataloader.DocumentSource`: without <|bos|>, which packing adds."""
+        rendered = [self.render(first + i)[0][1:] for i in range(BATCH_CONVERSATIONS)]
+        return np.array([*chain(*rendered)], np.int32), np.cumsum([len(ids) for ids in rendered])
 
 
 def packed_conversations(
-    task: Conversations,
-    tokenizer: RustBPETokenizer,
-    *,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    seed: int,
-    resume: dict[str, Any] | None = None,
+    task: Conversations, tokenizer: RustBPETokenizer, *, seed: int, **packing: Any
 ) -> Iterator[Batch]:
-    """Batches (B, T) of conversations end to end; every token is a target."""
-    return packed_batches(
-        _RenderedConversations(task, seed, tokenizer),
-        bos=tokenizer.get_bos_token_id(),
-        rows=rows,
-        sequence_len=sequence_len,
-        rank=rank,
-        world_size=world_size,
-        num_steps=num_steps,
-        resume=resume,
-    )
+    """Batches (B, T) of conversations end to end; `packing`: keywords of `packed_batches`."""
+    return packed_batches(ShuffledConversations(task, tokenizer, seed), seed=seed, **packing)
 
 
 def packed_steps(
@@ -98,7 +77,7 @@ def packed_steps(
 ) -> int:
     """Steps of about one epoch, estimated from the lengths of 500 conversations."""
     _refuse_empty(task)
-    sample = range(0, len(task), max(1, len(task) // 500))
+    sample = range(0, len(task), max(1, len(task) // SAMPLE_SIZE))  # from every part of a mixture
     lengths = [len(render_conversation(task[i], tokenizer)[0]) for i in sample]
     total = sum(lengths) * len(task) / len(lengths)
     return max(1, round(total / (rows * sequence_len)))
@@ -110,32 +89,24 @@ def masked_steps(task: Conversations, rows: int, num_epochs: int) -> int:
 
 
 def masked_conversations(
-    task: Conversations,
-    tokenizer: RustBPETokenizer,
-    *,
-    rows: int,
-    sequence_len: int,
-    rank: int,
-    world_size: int,
-    num_epochs: int,
-    seed: int,
+    task: Conversations, tokenizer: RustBPETokenizer, *,
+    rows: int, sequence_len: int, rank: int, world_size: int, num_epochs: int, seed: int,
     resume: dict[str, Any] | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[Batch]:  # fmt: skip
     """Batches (B, T) of one conversation per row; only the assistant's tokens are targets.
 
     T is the longest row of the step. Longer conversations are truncated to `sequence_len`, and
     their number is logged at the end.
     """
-    shuffled = ShuffledTask(task, seed)
-    total = len(task) * num_epochs
-    num_steps = masked_steps(task, rows, num_epochs)
+    conversations = ShuffledConversations(task, tokenizer, seed)
+    total, num_steps = len(task) * num_epochs, masked_steps(task, rows, num_epochs)
     first_step = resume["step"] if resume else 0
+    row_len = sequence_len + 1  # inputs and the last target
     num_truncated, num_without_targets = 0, 0
     for step in range(first_step, num_steps):
-        counters = range(step * rows, min((step + 1) * rows, total))
         # Every rank renders the whole step: the norm and T depend on all of its rows.
-        rendered = [render_conversation(shuffled.conversation(n), tokenizer) for n in counters]
-        row_len = sequence_len + 1  # inputs and the last target
+        numbers = range(step * rows, min((step + 1) * rows, total))
+        rendered = [conversations.render(number) for number in numbers]
         num_truncated += sum(len(ids) > row_len for ids, _ in rendered)
         num_without_targets += sum(any(mask) and not any(mask[:row_len]) for _, mask in rendered)
         rendered = [(ids[:row_len], mask[:row_len]) for ids, mask in rendered]
@@ -143,19 +114,10 @@ def masked_conversations(
         # Sorted by length, micro-batches need less padding; the sum of gradients is the same.
         rendered.sort(key=lambda row: len(row[0]))
         longest = len(rendered[-1][0]) - 1
-        inputs, targets = padded_rows(
-            rendered[rank::world_size],
-            num_rows=-(-rows // world_size),
-            length=min(-(-longest // LENGTH_STEP) * LENGTH_STEP, sequence_len),
-        )
-        yield Batch(
-            inputs=inputs,
-            targets=targets,
-            weights=None,
-            norm=max(1, num_targets) / world_size,  # 1: no NaN without targets
-            progress=(step + 1) / num_steps,
-            resume={"step": step + 1},
-        )
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, sequence_len)
+        inputs, targets = padded_rows(rendered[rank::world_size], -(-rows // world_size), length)
+        norm = max(1, num_targets) / world_size  # 1: no NaN without targets
+        yield Batch(inputs, targets, None, norm, (step + 1) / num_steps, {"step": step + 1})
     if num_truncated and rank == 0:
         logger.info(
             "%d of %d conversations were truncated to %d tokens; %d of them lost every target",
@@ -164,7 +126,7 @@ def masked_conversations(
 
 
 def padded_rows(
-    rendered: list[tuple[list[int], list[int]]], *, num_rows: int, length: int
+    rendered: list[tuple[list[int], list[int]]], num_rows: int, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """inputs and targets (num_rows, length); missing rows are padding without targets."""
     inputs = torch.zeros(num_rows, length, dtype=torch.int64)

@@ -1,13 +1,12 @@
 """Parquet shards and JSON lines: atomic writes, verified reads. The only module with pyarrow."""
 
-import bisect
 import errno
 import io
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +16,8 @@ from nanochat.errors import UserError
 
 ROW_GROUP_ROWS = 1024  # as in fineweb-edu's shards
 ROW_GROUP_CHARACTERS = 8_000_000  # keeps a row group of long texts small
-MAX_ROW_GROUP_BYTES = 64_000_000  # a larger one is too slow to seek in
-CACHED_BYTES = 256_000_000  # lanes drift apart and need more than one row group
+BATCH_ROWS = 256  # read at a time; what the loader encodes at once
+BUFFER_BYTES = 1 << 20  # without a buffer a row group is read at once, and may be 1 GB elsewhere
 DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what pyarrow raises on damaged bytes
 
 
@@ -51,7 +50,9 @@ def group_texts(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A parquet file with a column `text`. Raises UserError if it is damaged or has none."""
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(
+            path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        )
         schema = file.schema_arrow
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno == errno.ENOENT:
@@ -72,105 +73,83 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return file
 
 
+def text_batches(path: Path, first: int = 0) -> Iterator[pa.Array]:
+    """The texts of a shard from number `first` on, in small Arrow arrays, null where missing.
+
+    Raises UserError when it comes to a damaged row group.
+    """
+    file = open_parquet(path)
+    for group in range(file.metadata.num_row_groups):
+        unread = file.metadata.row_group(group).num_rows
+        if first >= unread:
+            first -= unread
+            continue
+        try:
+            # Not read_row_group: other programs write a row group of the size of the file.
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=["text"]):
+                unread -= len(batch)
+                yield batch.column(0).cast(pa.large_string())[first:]
+                first = max(0, first - len(batch))
+            if unread:  # no checksum covers the number of rows
+                raise pa.ArrowInvalid(f"{unread} texts are missing")
+        except DAMAGE as error:
+            raise UserError(
+                f"{path} is damaged in row group {group} ({_one_line(error)}); download it again,"
+                " or remove it and run python -m nanochat.dataset again"
+            ) from None
+
+
+def parquet_texts(path: Path) -> Iterator[str]:
+    """The texts of a shard, "" where null. Raises UserError if it is damaged."""
+    for batch in text_batches(path):
+        yield from (text or "" for text in batch.to_pylist())
+
+
 class Documents:
-    """The texts of all shards by index, read one row group at a time. Not thread-safe."""
+    """The texts of all shards in order: iterate, or slice. Slices in order are read only once.
+
+    Memory is bounded by one batch of texts. Not thread-safe.
+    """
 
     def __init__(self, shards: list[Path]) -> None:
         """Raises UserError if there is no shard, no text, or a damaged shard."""
         if not shards:
             raise UserError("no shard to read; run python -m nanochat.dataset first")
         self.shards = shards
-        self.groups: list[tuple[int, int]] = []  # (shard, row group)
-        self.starts: list[int] = []  # index of the first document of each row group
-        self.num_documents = 0
-        for number, path in enumerate(shards):
-            metadata = open_parquet(path).metadata
-            for group in range(metadata.num_row_groups):
-                self.groups.append((number, group))
-                self.starts.append(self.num_documents)
-                self.num_documents += metadata.row_group(group).num_rows
-        if not self.num_documents:
+        sizes = [open_parquet(path).metadata.num_rows for path in shards]
+        self.starts = [0, *accumulate(sizes)]  # index of each shard's first text, and their number
+        if not len(self):
             raise UserError(f"{', '.join(map(str, shards[:3]))}: no documents")
-        self.cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self.cached_bytes = 0
+        self.position = -1  # index of the next text of `rest` and `batches`; -1: to be opened
+        self.rest = pa.array([], pa.large_string())
+        self.batches: Iterator[pa.Array] = iter(())
 
     def __len__(self) -> int:
-        return self.num_documents
+        return self.starts[-1]
 
-    @overload
-    def __getitem__(self, indices: int) -> str: ...
+    def __iter__(self) -> Iterator[str]:
+        for path in self.shards:
+            yield from parquet_texts(path)
 
-    @overload
-    def __getitem__(self, indices: slice) -> Any: ...
+    def __getitem__(self, indices: slice) -> Any:
+        """An Arrow array of texts, null where missing; the step of the slice is 1."""
+        first, end, _ = indices.indices(len(self))
+        if first != self.position:
+            self.rest, self.batches = self.rest[:0], self._batches_from(first)
+        self.position = -1  # open again after an error
+        pieces, missing = [], end - first
+        while missing > 0:
+            self.rest = self.rest if len(self.rest) else next(self.batches)
+            pieces.append(self.rest[:missing])
+            self.rest = self.rest[missing:]
+            missing -= len(pieces[-1])
+        self.position = max(first, end)
+        return pa.chunked_array(pieces, pa.large_string())
 
-    def __getitem__(self, indices: int | slice) -> Any:
-        """A text. For a slice (of step 1): an Arrow array, in which missing texts are null."""
-        if isinstance(indices, slice):
-            first, end, _ = indices.indices(self.num_documents)
-            return pa.chunked_array(self._pieces(first, end), pa.large_string())
-        if not 0 <= indices < self.num_documents:
-            raise IndexError(indices)
-        group = self._group_of(indices)
-        text = self._group(group)[indices - self.starts[group]].as_py()
-        return "" if text is None else text
-
-    def _group_of(self, index: int) -> int:
-        return bisect.bisect_right(self.starts, index) - 1
-
-    def _pieces(self, first: int, end: int) -> Iterator[pa.Array]:
-        """Arrow arrays with the texts from `first` up to `end`."""
-        while first < end:
-            number = self._group_of(first)
-            group = self._group(number)
-            piece = group.slice(first - self.starts[number], end - first)
-            yield from piece.chunks
-            first += len(piece)
-
-    def _group(self, number: int) -> pa.ChunkedArray:
-        if number not in self.cache:
-            shard, group = self.groups[number]
-            self.cache[number] = self._read(self.shards[shard], group)
-            self.cached_bytes += self.cache[number].nbytes
-        self.cache.move_to_end(number)
-        while self.cached_bytes > CACHED_BYTES and len(self.cache) > 1:
-            _, oldest = self.cache.popitem(last=False)
-            self.cached_bytes -= oldest.nbytes
-        return self.cache[number]
-
-    @staticmethod
-    def _read(path: Path, group: int) -> pa.ChunkedArray:
-        file = open_parquet(path)
-        try:
-            texts = file.read_row_group(group, columns=["text"]).column("text")
-            if len(texts) != (rows := file.metadata.row_group(group).num_rows):
-                raise pa.ArrowInvalid(f"{len(texts)} of {rows} texts")
-            return texts.cast(pa.large_string())
-        except DAMAGE as error:
-            raise UserError(
-                f"{path} is damaged in row group {group} ({_one_line(error)}); remove it and"
-                " run python -m nanochat.dataset again"
-            ) from None
-
-
-def is_shard(path: Path) -> bool:
-    """True if every row group of the parquet file is small enough for random access."""
-    metadata = open_parquet(path).metadata
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return all(group.total_byte_size <= MAX_ROW_GROUP_BYTES for group in groups)
-
-
-def parquet_texts(file: Path) -> Iterator[str]:
-    """The texts of a file, "" where null. Raises UserError if it is damaged."""
-    parquet = open_parquet(file)
-    missing = parquet.metadata.num_rows
-    try:
-        for batch in parquet.iter_batches(batch_size=ROW_GROUP_ROWS, columns=["text"]):
-            missing -= len(batch)
-            yield from (text or "" for text in batch.column(0).to_pylist())
-        if missing:
-            raise pa.ArrowInvalid(f"{missing} texts are missing")
-    except DAMAGE as error:
-        raise UserError(f"{file} is damaged ({_one_line(error)}); download it again") from None
+    def _batches_from(self, first: int) -> Iterator[pa.Array]:
+        for path, start, end in zip(self.shards, self.starts, self.starts[1:], strict=False):
+            if end > first:  # else not even opened
+                yield from text_batches(path, max(0, first - start))
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

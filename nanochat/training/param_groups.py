@@ -9,10 +9,10 @@ from nanochat.training.scaling_laws import REFERENCE_WIDTH
 def scaled_rates(
     config: GPTConfig,
     *,
-    matrix_lr: float,
-    embedding_lr: float,
-    unembedding_lr: float,
-    weight_decay: float,
+    matrix_lr: float = 0.02,
+    embedding_lr: float = 0.2,
+    unembedding_lr: float = 0.004,
+    weight_decay: float = 0.0,
 ) -> dict[str, float]:
     """The options as learning rates at this width: AdamW's scale with (width / 768) ** -0.5."""
     # Adam's step does not shrink with the gradient, so wider layers need lower rates. Muon's
@@ -26,32 +26,22 @@ def scaled_rates(
     }
 
 
-def build_optimizers(
-    model: GPT,
-    *,
-    matrix_lr: float = 0.02,
-    embedding_lr: float = 0.2,
-    unembedding_lr: float = 0.004,
-    weight_decay: float = 0.0,
-) -> list[DistAdamW | Muon]:
+def build_optimizers(model: GPT, **rates: float) -> list[DistAdamW | Muon]:
     """AdamW for embedding and unembedding, Muon for the matrices of the blocks.
 
-    AdamW's rates are scaled by width (`scaled_rates`); `weight_decay` applies to the matrices.
-    Parameters are named as in the model, so that saved moments find them again.
+    rates: those of `scaled_rates`; weight decay applies to the matrices only. Parameters are named
+    as in the model, so that saved moments find them again.
     """
-    rates = scaled_rates(
-        model.config,
-        matrix_lr=matrix_lr,
-        embedding_lr=embedding_lr,
-        unembedding_lr=unembedding_lr,
-        weight_decay=weight_decay,
-    )
+    scaled = scaled_rates(model.config, **rates)
     parameters = dict(model.named_parameters())
     groups = [
-        {"params": [(f"{name}.weight", parameters.pop(f"{name}.weight"))], "lr": rates[name]}
+        {"params": [(f"{name}.weight", parameters.pop(f"{name}.weight"))], "lr": scaled[name]}
         for name in ("embedding", "unembedding")
     ]
     muon = Muon(
-        parameters.items(), lr=matrix_lr, weight_decay=weight_decay, dtype=model.compute_dtype
+        parameters.items(),
+        lr=scaled["matrices"],
+        weight_decay=scaled["weight decay"],
+        dtype=model.compute_dtype,
     )
     return [DistAdamW(groups), muon]

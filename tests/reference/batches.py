@@ -1,26 +1,26 @@
 """Rows of documents and conversations, one token at a time."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 
 
-def lane_rows(
-    tokens: Callable[[int], list[int]], lane: int, num_lanes: int, bos: int, row_len: int
-) -> Iterator[list[int]]:
-    """The endless rows of a lane; tokens(n) is document n, counted through the epochs."""
-    counter, rest = lane, None
-    while True:
-        row = [bos]
-        is_begun = rest is not None and len(rest) > 0
-        while len(row) < row_len:
-            if not rest:
-                rest = list(tokens(counter))
-                counter += num_lanes
-                if is_begun:
-                    row.append(bos)
-                is_begun = True
-                continue
-            row.append(rest.pop(0))
-        yield row
+def stream_rows(tokens: Callable[[int], list[int]], bos: int, row_len: int) -> Iterator[list[int]]:
+    """The endless rows of the token stream; tokens(n) is document n, counted through the epochs."""
+    stream = chain.from_iterable([bos, *tokens(number)] for number in count())
+    for token in stream:
+        row = [bos] if token == bos else [bos, token]
+        yield row + list(islice(stream, row_len - len(row)))
+
+
+def shuffled_rows(
+    rows: Iterator[list[int]], total: int, block_rows: int, order: Callable[[int, int], list[int]]
+) -> list[list[int]]:
+    """`total` rows in the order of training; order(block, num_rows) is the place of each row."""
+    trained: dict[int, list[int]] = {}
+    for first in range(0, total, block_rows):
+        for place in order(first // block_rows, min(block_rows, total - first)):
+            trained[first + place] = next(rows)
+    return [trained[number] for number in range(total)]
 
 
 def masked_row(ids: list[int], mask: list[int], length: int) -> tuple[list[int], list[int]]:
