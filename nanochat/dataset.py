@@ -268,6 +268,11 @@ def shard_paths(source: str, split: Split) -> list[Path]:
     return found
 
 
+def open_documents(source: str, split: Split) -> Documents:
+    """All texts of a split, read when they are accessed. Raises UserError as `shard_paths`."""
+    return Documents(shard_paths(source, split))
+
+
 def iter_texts(
     split: Split, source: str = "", max_chars: int = -1, doc_cap: int = -1
 ) -> Iterator[str]:
@@ -278,7 +283,7 @@ def iter_texts(
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap)):
         if value < 1 and value != -1:
             raise UserError(f"--{name}={value} leaves no text; use 1 or more, or -1 for all")
-    return _cut_texts(Documents(shard_paths(source or current_source(), split)), max_chars, doc_cap)
+    return _cut_texts(open_documents(source or current_source(), split), max_chars, doc_cap)
 
 
 def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[str]:
@@ -316,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     # Names are checked first: a typo must not cost the download of the text.
     if not stage_names(options.prefetch) or options.num_shards != 0:
         name = make(options.source, options.num_shards)
-        train, val = (len(Documents(shard_paths(name, split))) for split in SPLITS)
+        train, val = (len(open_documents(name, split)) for split in SPLITS)
         print(
             f"{name}: {train:,} documents to train on, {val:,} to validate, in"
             f" {paths.data_dir(name)}"

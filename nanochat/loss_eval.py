@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nanochat import dataset
-from nanochat.data import shards
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations, masked_conversations
+from nanochat.data.packing import Texts
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
@@ -22,10 +20,9 @@ TEXT_ROWS = 32  # per step over all ranks, fixed: any number of ranks evaluates 
 
 
 def text_bpb(
-    model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, source: str, num_tokens: int,
-    split: Literal["train", "val"] = "val",
-) -> float:  # fmt: skip
-    """Bits per byte on the first `num_tokens` tokens of a split, packed as in training.
+    model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, documents: Texts, num_tokens: int
+) -> float:
+    """Bits per byte on the first `num_tokens` tokens of documents, packed as in training.
 
     Rounded down to steps of 32 rows, at least one. Raises UserError if `num_tokens` < 1.
     """
@@ -33,7 +30,7 @@ def text_bpb(
         raise UserError(f"--eval_tokens={num_tokens} evaluates nothing; use 1 or more")
     length = model.config.sequence_len
     batches = tokenizing_distributed_data_loader(
-        shards.Documents(dataset.shard_paths(source, split)), tokenizer,
+        documents, tokenizer,
         rows=TEXT_ROWS, sequence_len=length, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=max(1, num_tokens // (TEXT_ROWS * length)),  # the shuffled block ends there
     )  # fmt: skip

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress
 
 from nanochat import paths
 from nanochat.errors import UserError
-from nanochat.kernels import cpu_matmul
 from nanochat.runtime import wandb_run_name
 
 logger = logging.getLogger(__name__)
@@ -46,20 +45,6 @@ def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
         return None
     words = re.split(r"[\s-]+", device_name.upper())
     return PEAK_BFLOAT16.get(" ".join(w for w in words if not IGNORED_WORDS.fullmatch(w)))
-
-
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
-    """FLOP/s of the fastest of a few square matrix products on this device, in under a second."""
-    size = size or (1024 if device.type == "cpu" else 8192)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = math.inf
-    # Training uses the second one, which on a CPU may be faster by half than torch's own.
-    for multiply in (torch.matmul, cpu_matmul.product):
-        for _ in range(8):
-            start = time.perf_counter()
-            multiply(a, b)[0, 0].item()  # reading a value waits for the device
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 class RunLog:

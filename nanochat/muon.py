@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.adamw import Bucket, Named, ShardedOptimizer
-from nanochat.errors import UserError
 from nanochat.kernels.cpu_matmul import symmetric_product
 
 # Polar Express, arXiv 2505.16932, listing 1: odd polynomials a x + b x^3 + c x^5, one for each
@@ -133,12 +132,12 @@ class Muon(ShardedOptimizer):
 
         dtype: what matrices are multiplied in to find polar factors.
 
-        Raises UserError on a parameter that is not a matrix.
+        Raises ValueError on a parameter that is not a matrix.
         """
         by_shape: dict[torch.Size, Named] = {}
         for name, parameter in parameters:
             if parameter.ndim != 2:
-                raise UserError(f"Muon needs matrices; {name} has shape {tuple(parameter.shape)}")
+                raise ValueError(f"Muon needs matrices; {name} has shape {tuple(parameter.shape)}")
             by_shape.setdefault(parameter.shape, []).append((name, parameter))
         settings = {
             "lr": lr,

@@ -42,13 +42,16 @@ def main(argv: list[str] | None = None) -> None:
         section = on_main_first(lambda: report.already_measured(name, settings, options.fresh))
         if section is None:
             model, tokenizer = load_checkpoint(options.source, meta, runtime)
-            text = (dataset.current_source(), options.eval_tokens)
+            source = dataset.current_source()
+            documents = {split: dataset.open_documents(source, split) for split in LABELS}
             section = {
                 "title": f"Bits per byte, {options.source} model",
                 "order": 10,  # after the training stages
                 "settings": settings,
                 "metrics": {
-                    label: loss_eval.text_bpb(model, tokenizer, runtime, *text, split)
+                    label: loss_eval.text_bpb(
+                        model, tokenizer, runtime, documents[split], options.eval_tokens
+                    )
                     for split, label in LABELS.items()
                 },
             }

@@ -12,7 +12,6 @@ import torch
 
 from nanochat import dataset
 from nanochat.configurator import at_least, between, parse, run
-from nanochat.data import shards
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
@@ -107,7 +106,7 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     model, tokenizer = setup.load()
     step_tokens, num_steps = run_length(options, model)
     rows = scaling_laws.global_rows(step_tokens, options.max_seq_len, setup.runtime.world_size)
-    documents = shards.Documents(dataset.shard_paths(setup.source, "train"))
+    documents = dataset.open_documents(setup.source, "train")
     batches = partial(
         tokenizing_distributed_data_loader, documents, tokenizer,
         rows=rows, sequence_len=options.max_seq_len, num_steps=num_steps, seed=options.seed,

@@ -160,7 +160,7 @@ class Setup:
             stage=self.name,
             directory=checkpoint_manager.run_directory(self.name, self.tag),
             settings=self.settings,
-            source=self.source,
+            validation_texts=dataset.open_documents(self.source, "val"),
             tokenizer=tokenizer,
             model=model,
             schedule=schedule,

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import checkpoint_manager, dataset, metrics, paths
+from nanochat import checkpoint_manager, dataset, paths
 from nanochat.configurator import run
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import stage
+from nanochat.training import autotune, stage
 from tests.small_model import small_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dataset, "PRIMER_SHARD_DOCUMENTS", 200)
     patch.setattr(dataset, "PRIMER_VAL_DOCUMENTS", 50)
     patch.setattr(stage, "SAMPLE_TOKENS", 2)
-    patch.setattr(metrics, "measure_matmul_peak", lambda *_: 1e11)
+    patch.setattr(autotune, "measure_matmul_peak", lambda *_: 1e11)
 
 
 @pytest.fixture(autouse=True)

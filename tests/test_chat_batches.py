@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import dataloader
 from nanochat.chat import Conversation, render_conversation
+from nanochat.data import packing
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import (
     ShuffledConversations,
@@ -253,11 +253,11 @@ def packed(task: Any = TASK, **changes: Any) -> list[Batch]:
 def test_packed_rows_equal_the_reference_over_epochs(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(dataloader, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(packing, "BLOCK_ROWS", 20)
     order = ShuffledConversations(TASK, tokenizer(), 7)
     bos = tokenizer().get_bos_token_id()
     stream = stream_rows(lambda number: order.render(number)[0][1:], bos, 25)
-    expected = shuffled_rows(stream, 30 * rows, 20, partial(dataloader.block_order, 7))
+    expected = shuffled_rows(stream, 30 * rows, 20, partial(packing.block_order, 7))
     batches = packed(rows=rows)
     assert [row for batch in batches for row in packed_rows(batch)] == expected
     assert all(batch.weights is None and batch.norm == rows * 24 for batch in batches)

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from nanochat import dataloader
 from nanochat.checkpoint_manager import merge_loader_states
+from nanochat.data import packing
 from nanochat.data.batch import Batch
-from nanochat.dataloader import (
-    Ids,
-    block_order,
-    packed_batches,
-    tokenizing_distributed_data_loader,
-)
+from nanochat.data.packing import Ids, block_order, packed_batches
+from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
 from tests.reference.batches import shuffled_rows, stream_rows
@@ -31,7 +28,7 @@ SEED = 5
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataloader, "BLOCK_ROWS", BLOCK_ROWS)
+    monkeypatch.setattr(packing, "BLOCK_ROWS", BLOCK_ROWS)
 
 
 class Numbered:
@@ -200,7 +197,7 @@ def test_the_order_of_a_block_changes_with_the_seed_and_the_block() -> None:
 
 
 def test_a_long_document_does_not_fill_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataloader, "BLOCK_ROWS", 4096)
+    monkeypatch.setattr(packing, "BLOCK_ROWS", 4096)
     lengths = [20] * 20_000
     lengths[1000] = 512 * LENGTH  # an eighth of the block
     made = batches(Numbered(lengths, 256), rows=32, num_steps=128)
@@ -213,7 +210,7 @@ def test_a_long_document_does_not_fill_a_batch(monkeypatch: pytest.MonkeyPatch) 
 
 def test_at_most_two_blocks_and_a_step_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
-    cut_rows = dataloader.cut_rows
+    cut_rows = packing.cut_rows
 
     def counted(*arguments: Any) -> Any:
         nonlocal read
@@ -221,7 +218,7 @@ def test_at_most_two_blocks_and_a_step_are_held(monkeypatch: pytest.MonkeyPatch)
             read += 1
             yield row
 
-    monkeypatch.setattr(dataloader, "cut_rows", counted)
+    monkeypatch.setattr(packing, "cut_rows", counted)
     made = packed_batches(
         Numbered(LENGTHS["mixed"]), rows=4, sequence_len=LENGTH, rank=0, world_size=1,
         num_steps=20,

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,14 +144,14 @@ def test_text_bpb_equals_the_reference(model: GPT) -> None:
         lambda n: tokenizer.encode(documents[n]), tokenizer.get_bos_token_id(), length + 1
     )
     rows = [(tokens, [1] * (length + 1)) for tokens in islice(stream, loss_eval.TEXT_ROWS)]
-    value = text_bpb(model, tokenizer, RUNTIME, "primer", loss_eval.TEXT_ROWS * length)
+    value = text_bpb(model, tokenizer, RUNTIME, documents, loss_eval.TEXT_ROWS * length)
     assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [0, -5])
 def test_evaluating_fewer_than_one_token_is_an_error(model: GPT, num_tokens: int) -> None:
     with pytest.raises(UserError, match=f"--eval_tokens={num_tokens}"):
-        text_bpb(model, small_tokenizer(), RUNTIME, "primer", num_tokens)
+        text_bpb(model, small_tokenizer(), RUNTIME, ["text"], num_tokens)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -166,8 +167,10 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
         tokenizer = small_tokenizer()
         num_tokens = 3 * loss_eval.TEXT_ROWS * model.config.sequence_len
         return [
-            text_bpb(model, tokenizer, runtime, "primer", num_tokens),
-            text_bpb(model, tokenizer, runtime, "primer", num_tokens, "train"),
+            *(
+                text_bpb(model, tokenizer, runtime, documents, num_tokens)
+                for documents in map(partial(dataset.open_documents, "primer"), ("val", "train"))
+            ),
             chat_bpb(model, tokenizer, runtime, task),
         ]
 

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from nanochat import metrics
 from nanochat.errors import UserError
-from nanochat.metrics import ProgressLine, RunLog, clock, measure_matmul_peak, peak_flops
+from nanochat.metrics import ProgressLine, RunLog, clock, peak_flops
+from nanochat.training import autotune
+from nanochat.training.autotune import measure_matmul_peak
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_the_measured_peak_is_that_of_the_fastest_product_of_both_libraries(
     """On AMD processors training multiplies faster than torch's own library."""
     intervals = [[10.0, 10.5] if i == fastest else [20.0, 29.0] for i in range(16)]
     ticks = (tick for interval in intervals for tick in interval)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: next(ticks))
     assert measure_matmul_peak(torch.device("cpu"), torch.float32, size=64) == 2 * 64**3 / 0.5
 
 

@@ -97,7 +97,7 @@ def test_zero_and_missing_gradients_leave_finite_parameters_in_place() -> None:
 
 
 def test_a_parameter_that_is_not_a_matrix_is_rejected_by_name() -> None:
-    with pytest.raises(UserError, match="bias has shape"):
+    with pytest.raises(ValueError, match="bias has shape"):
         Muon([("bias", nn.Parameter(torch.zeros(3)))])
 
 

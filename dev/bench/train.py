@@ -39,7 +39,7 @@ from dev.bench.instruments import (
     timed_batches,
 )
 from nanochat import gpt
-from nanochat.dataloader import Ids, packed_batches
+from nanochat.data.packing import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog

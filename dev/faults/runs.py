@@ -17,8 +17,8 @@ from dev.faults.inside import SAVED, SAVING, STEP, Marker
 from dev.faults.outcome import Outcome
 from dev.faults.trial import NUM_EPOCHS, NUM_STEPS, ROWS, Trial, compare, distance
 from nanochat import checkpoint_manager as checkpoints
+from nanochat.data.packing import block_order
 from nanochat.data.shards import Documents
-from nanochat.dataloader import block_order
 from nanochat.tokenizer import RustBPETokenizer
 from scripts.training import LoopOptions
 from tests import processes

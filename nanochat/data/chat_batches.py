@@ -15,7 +15,7 @@ import torch
 
 from nanochat.chat import Conversation, render_conversation
 from nanochat.data.batch import Batch
-from nanochat.dataloader import Ids, packed_batches
+from nanochat.data.packing import Ids, packed_batches
 from nanochat.errors import UserError
 from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
@@ -60,7 +60,7 @@ class ShuffledConversations:
         return render_conversation(self.task[self.order(epoch)[index]], self.tokenizer)
 
     def encode(self, first: int) -> tuple[Ids, Ids]:
-        """As `dataloader.DocumentSource`: without <|bos|>, which packing adds."""
+        """As `packing.DocumentSource`: without <|bos|>, which packing adds."""
         rendered = [self.render(first + i)[0][1:] for i in range(BATCH_CONVERSATIONS)]
         return np.array([*chain(*rendered)], np.int32), np.cumsum([len(ids) for ids in rendered])
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from nanochat import metrics
 from nanochat.gpt import GPT
+from nanochat.kernels import cpu_matmul
 from nanochat.runtime import Runtime, all_reduce_max, all_reduce_sum, gc_and_trim_disabled
 from nanochat.training import memory_estimate
 from nanochat.training.config import Plan
@@ -31,9 +32,23 @@ def peak_tokens_per_second(model: GPT, runtime: Runtime) -> float:
     """Tokens/s of all devices at 100 % MFU; the peak is from a data sheet or a measured matmul."""
     peak = metrics.peak_flops(_device_name(runtime), runtime.compute_dtype)
     if peak is None:
-        peak = metrics.measure_matmul_peak(runtime.device, runtime.compute_dtype)
+        peak = measure_matmul_peak(runtime.device, runtime.compute_dtype)
         logger.info("peak of this device, measured by a matmul: %.0f GFLOP/s", peak / 1e9)
     return peak * runtime.world_size / model.flops_per_token()
+
+
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+    """FLOP/s of the fastest of a few square matrix products on this device, in under a second."""
+    size = size or (1024 if device.type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    # Training uses the second one, which on a CPU may be faster by half than torch's own.
+    for multiply in (torch.matmul, cpu_matmul.product):
+        for _ in range(8):
+            start = time.perf_counter()
+            multiply(a, b)[0, 0].item()  # reading a value waits for the device
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def hardware_key(runtime: Runtime) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
+from nanochat.data.packing import Texts
 from nanochat.gpt import GPT
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training.schedule import Schedule
@@ -27,7 +28,7 @@ class Plan:
     stage: str
     directory: Path  # of checkpoints, metrics and traces
     settings: dict[str, Any]  # what defines the run: only a run of equal settings is resumed
-    source: str  # of the validation text
+    validation_texts: Texts
     tokenizer: RustBPETokenizer
     model: GPT  # with the weights of step 0; on the meta device: initialized from the seed
     seed: int

@@ -216,7 +216,7 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
 def evaluate(plan: Plan, runtime: Runtime) -> dict[str, float]:
     """Bits per byte of the plan's model by row of the report's table; also logged. Collective."""
     model, tokenizer = plan.model, plan.tokenizer
-    text = loss_eval.text_bpb(model, tokenizer, runtime, plan.source, plan.eval_tokens)
+    text = loss_eval.text_bpb(model, tokenizer, runtime, plan.validation_texts, plan.eval_tokens)
     table = {"bits per byte, text": text}
     if plan.held_out is not None:
         chat = loss_eval.chat_bpb(model, tokenizer, runtime, plan.held_out)
