@@ -54,14 +54,12 @@ class Options(EvalOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate what can be evaluated, and log what is missing."""
     options = parse(Options, argv)
     with stage.command_runtime(options.device_type) as runtime:
         evaluate(options, runtime)
 
 
 def evaluate(options: Options, runtime: Runtime) -> None:
-    """Everything between the options and the report."""
     meta, settings = options.find_checkpoint("base")
     folder = Path(options.bundle).expanduser() if options.bundle else paths.eval_dir()
     core_tasks, missing = find_bundle(folder, options.baselines)

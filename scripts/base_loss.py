@@ -33,7 +33,6 @@ class Options(EvalOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure both splits and write the report's section, unless that is done already."""
     options = parse(Options, argv)
     name = f"base_loss_{options.source}"
     with stage.command_runtime(options.device_type) as runtime:

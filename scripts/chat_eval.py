@@ -43,10 +43,8 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
 }
 ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
 
-Results = dict[str, Tally]
-"""By label."""
-Makers = dict[str, Callable[[], Task]]
-"""By label, what creates the task."""
+Results = dict[str, Tally]  # by label
+Makers = dict[str, Callable[[], Task]]  # by label, what creates the task
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class Options(EvalOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Generate and grade answers, print a table and write the report's section."""
     options = parse(Options, argv)
     if options.num_samples > 1 and options.temperature <= 0:
         raise UserError(
@@ -87,7 +84,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(options: Options, runtime: Runtime) -> None:
-    """Everything between the options and the report."""
     meta, settings = options.find_checkpoint(options.source)
     settings |= {name: getattr(options, name) for name in (
         "max_problems", "primer_problems", "num_samples", "temperature", "top_k", "max_new_tokens",
@@ -190,7 +186,6 @@ def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
 
 
 def rendered(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
-    """The results in the fields of the report's section."""
     num_cut = sum(tally.num_cut for tally in results.values())
     note = f"{num_cut} prompts exceeded the context; the model saw their end."
     accuracies = {label: tally.accuracy for label, tally in results.items()}

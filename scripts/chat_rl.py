@@ -77,7 +77,6 @@ def make_plan(options: Options, setup: Setup) -> Plan:
 
 
 def training_prompts(options: Options, source: str) -> Task:
-    """Questions with answers that can be checked."""
     if source == "primer":  # another seed than midtraining's and finetuning's: other questions
         seed, size = options.seed + 2, options.num_prompts
         return Primer("train", family=options.family, stage="rl", size=size, seed=seed)

@@ -59,7 +59,6 @@ def make_plan(options: Options, setup: Setup) -> Plan:
 
 
 def training_mixture(options: Options, source: str) -> Task:
-    """The conversations to train on: of the primer world, or of the public sets."""
     if source == "primer":  # another seed than midtraining's: other conversations
         return Primer("train", stage="sft", size=options.num_conversations, seed=options.seed + 1)
     tasks: list[Task] = [

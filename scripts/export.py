@@ -34,7 +34,6 @@ class Options(CheckpointOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the folder and print its path."""
     options = parse(Options, argv)
     if not options.out:
         raise UserError("--out=DIR is required: the folder to write")

@@ -14,8 +14,6 @@ from nanochat.tokenizer import RustBPETokenizer
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Options of every command that loads a trained model."""
-
     model_tag: Annotated[str, folder_name()] = ""
     """Folder of the checkpoint; empty means the newest."""
     step: Annotated[int, at_least(0, besides=-1)] = -1
@@ -24,8 +22,6 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class InferenceOptions(CheckpointOptions):
-    """Options of every command that answers."""
-
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
     """Training stage of the model; latest is the last stage that has a checkpoint."""
     temperature: Annotated[float, between(0, 2)] = 0.0
@@ -51,8 +47,6 @@ class InferenceOptions(CheckpointOptions):
 
 @dataclass(frozen=True)
 class EvalOptions(CheckpointOptions):
-    """Options of every evaluation command."""
-
     device_type: str = ""
     """cuda, mps or cpu; empty means the fastest available."""
     fresh: bool = False

@@ -61,7 +61,6 @@ def make_plan(options: Options, setup: Setup) -> Plan:
 
 
 def training_mixture(options: Options, source: str) -> Task:
-    """The conversations to train on: of the primer world, or of the public sets."""
     if source == "primer":
         return Primer("train", stage="mid", size=options.num_conversations, seed=options.seed)
     tasks: list[Task] = [

@@ -52,7 +52,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, or show one text."""
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tokenizer = get_tokenizer()
@@ -97,7 +96,6 @@ def samples() -> dict[str, str]:
 
 
 def _compare_backends(tokenizer: RustBPETokenizer, texts: dict[str, list[str]]) -> list[str]:
-    """For each backend a line that says whether it gives the same ids."""
     flat = [text for group in texts.values() for text in group]
     ours = tokenizer.encode(flat)
     notes = []
@@ -126,7 +124,6 @@ def _published_encoders() -> tuple[Encoders, list[str]]:
 def _table(
     tokenizer: RustBPETokenizer, others: Encoders, texts: dict[str, list[str]]
 ) -> list[list[str]]:
-    """A row of numbers for each kind of text; the first row is the head."""
     head = ["text", "bytes", "bytes/token", "tokens/word", "single bytes"]
     rows = [head + [f"bytes/token {name}" for name in others]]
     sizes = tokenizer.token_bytes()
@@ -157,7 +154,6 @@ def _fertility(texts: list[str], num_tokens: int) -> str:
 
 
 def show(tokenizer: RustBPETokenizer, text: str) -> None:
-    """Print a text as tokens, each in color and followed by its id."""
     shown = Text()
     ids = tokenizer.encode(text)
     for number, token in enumerate(ids):

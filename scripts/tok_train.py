@@ -34,7 +34,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and save, unless that is done already."""
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = {"source": dataset.current_source(), **asdict(options), "fresh": False}

@@ -50,8 +50,6 @@ CHAT_SAMPLES = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """Options of every training command."""
-
     model_tag: Annotated[str, folder_name(checkpoint_manager.REPLACED)] = ""
     """Folder of the checkpoints; empty means d<depth>."""
     device_type: str = ""
@@ -137,10 +135,8 @@ class Setup:
         self, model: GPT, tokenizer: RustBPETokenizer, *, rows: int, schedule: Schedule,
         batches: Callable[..., Iterator[Batch]], engine: Engine | None = None, **more: Any,
     ) -> Plan:  # fmt: skip
-        """The plan of the stage.
-
-        batches: from rank, world_size and a loader state, `resume`.  engine: of the rollouts; its
-        CUDA graphs and caches serve the samples of the report, too.  more: fields of `Plan`.
+        """batches: from rank, world_size and a loader state, `resume`.  more: fields of `Plan`.
+        engine: of the rollouts; its CUDA graphs and caches serve the report's samples, too.
         """
         options, runtime = self.options, self.runtime
         is_chat, lr_scale, held_out = False, 1.0, None
@@ -182,7 +178,6 @@ class Setup:
 
 
 def default_eval_tokens(device_type: str, train_tokens: int) -> int:
-    """Validation tokens of one evaluation if none are given."""
     if device_type != "cuda":
         return EVAL_TOKENS
     return max(EVAL_TOKENS, min(EVAL_TOKENS_GPU, train_tokens // EVAL_SHARE))

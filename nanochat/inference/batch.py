@@ -57,7 +57,6 @@ class Batch:
 
     @property
     def cache_use(self) -> float:
-        """Used fraction of the cache's positions."""
         used, allocated = sum(self.cache.lengths[: len(self.rows)]), self.cache.capacity
         return used / (len(self.cache.lengths) * allocated) if allocated else 0.0
 
@@ -120,7 +119,6 @@ class Batch:
         self._drop_finished()
 
     def close(self) -> None:
-        """Cancel pending tool calls."""
         for one in self.suspended:
             one.row.tool_calls.cancel()
 
@@ -171,7 +169,6 @@ class Batch:
         self.prefix_cache.store(tokens, cache, slot)
 
     def _set_logprobs(self) -> None:
-        """Set `logprob` of the rows that request it, all in one computation."""
         counts = {
             slot: row.request.num_top_logprobs
             for slot, row in enumerate(self.rows)

@@ -23,8 +23,6 @@ WARM_UP_PASSES = 2  # before capture: libraries allocate workspaces and pick ker
 
 
 class DecodeStep:
-    """Forward passes over the first slots of a cache, one token each."""
-
     def __init__(self, model: GPT, cache: KVCache, is_static: bool) -> None:
         """is_static: use fixed shapes, and CUDA graphs where the device has them."""
         self.model, self.cache, self.is_static = model, cache, is_static

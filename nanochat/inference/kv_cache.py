@@ -30,9 +30,8 @@ class KVCache:
         shape = num_slots, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
-        self.num_active = (
-            num_slots  # forward passes run on the first so many: their batch is a view
-        )
+        # Forward passes run on the first so many slots: their batch is a view.
+        self.num_active = num_slots
         # (B,) int64, or None. With it, positions come from the tensor and not from `lengths`, and
         # attention runs over the whole capacity: the same work whatever the lengths, as a CUDA
         # graph needs it. The caller reserves the room.

@@ -81,7 +81,6 @@ class Prefiller:
 
     @property
     def num_rows(self) -> int:
-        """Sequences that wait for their prefill."""
         return sum(map(len, (*self._active, *self._queue)))
 
     def add(self, rows: Sequence[RowState]) -> None:

@@ -39,8 +39,6 @@ def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
 
 
 class _PrepackedAttention(Attention):
-    """An `Attention` with one projection for queries, keys and values."""
-
     output: nn.Module  # type: ignore[assignment]
 
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:

@@ -15,8 +15,7 @@ logger = logging.getLogger(__name__)
 MAX_CHARACTERS = 4096  # of an output; a sequence takes 64 tokens of it, but encoding costs by size
 MAX_THREADS = 64  # per tool: calls that hang are bounded, too
 
-ToolFunction = Callable[[str], str | None]
-"""Expression -> output; None: no output."""
+ToolFunction = Callable[[str], str | None]  # expression -> output; None: no output
 
 
 class Tool(Protocol):
@@ -33,7 +32,6 @@ class InlineTool:
     function: ToolFunction
 
     def submit(self, expression: str) -> Future[str | None]:
-        """The output, already available."""
         future: Future[str | None] = Future()
         future.set_result(_run(self.function, expression))
         return future

@@ -32,8 +32,6 @@ CLOSE = {"Connection": "close"}  # the rest of a refused body is not read
 
 
 class Guard:
-    """The outermost middleware."""
-
     def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: Metrics) -> None:
         self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
 
@@ -70,7 +68,6 @@ class Guard:
             _log_access(scope, status, time.monotonic() - start)
 
     def _check_size(self, num_bytes: int) -> None:
-        """Raises ApiError when the body is too large."""
         if num_bytes > self.max_body_bytes:
             message = f"the body is larger than {self.max_body_bytes} bytes"
             raise ApiError(413, message, headers=CLOSE)

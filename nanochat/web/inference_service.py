@@ -30,8 +30,6 @@ DEFAULT_SAMPLING = Sampling(temperature=0.0, top_k=50)
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one server."""
-
     model_name: str
     sampling: Sampling = DEFAULT_SAMPLING  # for fields that a request leaves out
     max_tokens: int = 512  # of an answer, where a request sets none
@@ -44,8 +42,6 @@ class Settings:
 
 
 class InferenceService:
-    """The engines of one model, and what the routes need from them."""
-
     def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
         self.settings = settings
         self.pool = EnginePool(engines, settings.num_slots, settings.max_waiting)
@@ -168,7 +164,6 @@ class AnswerEvents:
         self._has_first_token = False
 
     def add(self, index: int, events: list[WorkerEvent]) -> None:
-        """Take new events of one choice."""
         if not self._has_first_token:
             self._has_first_token = True
             self.metrics.first_token_seconds.observe(time.monotonic() - self._start)

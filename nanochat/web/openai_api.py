@@ -133,10 +133,6 @@ class Generation(Schema):
         fields = {"temperature", "top_k", "top_p", "min_p"}
         return replace(defaults, **self.model_dump(include=fields, exclude_none=True))
 
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
 
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
@@ -146,8 +142,7 @@ class ChatRequest(Generation):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    trim: bool | None = None
-    """Drop the oldest turns when the conversation outgrows the context (an extension)."""
+    trim: bool | None = None  # an extension: drop the oldest turns that exceed the context
 
     def num_top_logprobs(self) -> int | None:
         """Alternatives to report for each token; None: no logprobs at all."""
@@ -163,7 +158,6 @@ class CompletionRequest(Generation):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
     def num_top_logprobs(self) -> int | None:
-        """Alternatives to report for each token; None: no logprobs at all."""
         return self.logprobs
 
     def scores_prompt(self) -> bool:
@@ -197,8 +191,7 @@ class TextPrompt:
     """A plain text as tokens, the first of which is <|bos|>."""
 
     tokens: list[int]
-    is_bos_hidden: bool
-    """True where the client did not send the <|bos|> and does not get it back."""
+    is_bos_hidden: bool  # the client did not send the <|bos|> and does not get it back
 
     def shown(self, logprobs: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
         """Log-probabilities of the tokens that the client sent; its own <|bos|> has none."""
@@ -278,18 +271,15 @@ class Envelope:
         return cls(f"{prefix}-{secrets.token_hex(12)}", model, int(time.time()), kind)
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A complete answer."""
         head = {"id": self.id, "object": self.kind, "created": self.created, "model": self.model}
         return {**head, "choices": choices, **more}
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """One event of a stream."""
         name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
         return {**self.body(choices, **more), "object": name}
 
 
 def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
-    """The `usage` of an answer."""
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_tokens,
@@ -315,10 +305,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dic
 def text_logprobs(
     logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int
 ) -> dict[str, Any] | None:
-    """The `logprobs` of a completion; None where there are none.
-
-    offset: characters of the text before these tokens.
-    """
+    """The `logprobs` of a completion or None; offset: characters of text before these tokens."""
     if not logprobs:
         return None
     tokens = [token_name(item.token, tokenizer) for item in logprobs]
@@ -350,7 +337,6 @@ def token_name(token: int, tokenizer: Tokenizer) -> str:
 
 
 def server_sent_event(body: dict[str, Any]) -> bytes:
-    """One event of a stream."""
     # Compact, and no line break can stand inside: JSON escapes them.
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 

@@ -13,10 +13,7 @@ from nanochat.inference.detokenizer import Finished
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 POOL_METRICS: dict[str, tuple[type[CounterMetricFamily | GaugeMetricFamily], str]] = {
-    "nanochat_tokens_total": (
-        CounterMetricFamily,
-        "Generated tokens, unfinished answers too.",
-    ),
+    "nanochat_tokens_total": (CounterMetricFamily, "Generated tokens, unfinished answers too."),
     "nanochat_tokens_per_second": (GaugeMetricFamily, "Generated tokens/s, mean of 10 s."),
     "nanochat_waiting": (GaugeMetricFamily, "Answers waiting for a slot."),
     "nanochat_running": (GaugeMetricFamily, "Answers being generated."),
@@ -35,7 +32,6 @@ class Throughput:
         self._by_second = [(0, 0)] * (WINDOW_SECONDS + 1)
 
     def add(self, num_tokens: int) -> None:
-        """Count tokens generated just now."""
         self.total += num_tokens
         second = int(time.monotonic())
         index = second % len(self._by_second)
@@ -45,7 +41,6 @@ class Throughput:
         self._by_second[index] = second, num_tokens
 
     def per_second(self) -> float:
-        """Mean over the last ten full seconds."""
         now = int(time.monotonic())
         window = range(now - WINDOW_SECONDS, now)
         return sum(tokens for second, tokens in self._by_second if second in window) / len(window)
@@ -78,7 +73,6 @@ class Metrics(Collector):
         )  # fmt: skip
 
     def count_answer(self, end: Finished) -> None:
-        """Count one finished answer."""
         self.answers.labels(end.reason).inc()
         self.prompt_tokens.inc(end.num_prompt_tokens)
 
@@ -89,5 +83,4 @@ class Metrics(Collector):
             yield family(name, description, value=figures[name])
 
     def render(self) -> bytes:
-        """All metrics as text."""
         return generate_latest(self._registry)

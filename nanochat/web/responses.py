@@ -29,8 +29,6 @@ Json = dict[str, Any]
 
 @dataclass
 class ResponseBuilder:
-    """One answer, to be sent as a stream or as a body."""
-
     answer: AnswerEvents
     envelope: Envelope
     chunks: AsyncIterator[Json]  # choices as a stream sends them
@@ -47,7 +45,6 @@ class ResponseBuilder:
             yield self.envelope.chunk([], usage=self._usage())
 
     async def body(self) -> Response:
-        """The complete answer."""
         async for chunk in self.chunks:
             choice = self.choices[chunk["index"]]
             joined, new = choice.get("message", choice), chunk.get("delta", chunk)
@@ -79,7 +76,6 @@ def chat_response(
     num_prompt_tokens: int,
     num_dropped: int,
 ) -> ResponseBuilder:
-    """The response to a chat."""
     choices = []
     for index in range(answer.num_choices):
         message: Json = {"role": "assistant", "content": "", "refusal": None, "tools": []}
@@ -109,7 +105,6 @@ def completion_response(
     answer: AnswerEvents, envelope: Envelope, tokenizer: Tokenizer, body: CompletionRequest,
     prompts: Sequence[TextPrompt],
 ) -> ResponseBuilder:  # fmt: skip
-    """The response to a plain completion."""
     prompt_of = [prompt for prompt in prompts for _ in range(body.n or 1)]  # of each choice
     choices = [_choice(index, "text", "") for index in range(len(prompt_of))]
     num_prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)

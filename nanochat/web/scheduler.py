@@ -74,7 +74,6 @@ class Scheduler:
             return canceled
 
     def admit(self) -> list[RowState]:
-        """The jobs that get a slot in this round, in order."""
         with self._changed:
             admitted: list[RowState] = []
             num_tokens = 0
@@ -91,7 +90,6 @@ class Scheduler:
             return admitted
 
     def finish(self, job: RowState) -> None:
-        """Free the slot of a running job."""
         with self._changed:
             self.running.remove(job)
             if job in self._canceled:  # too late: the slot may belong to another job by then
@@ -104,7 +102,6 @@ class Scheduler:
             self._changed.notify()
 
     def drain(self) -> list[RowState]:
-        """Remove and return all jobs."""
         with self._changed:
             jobs = [*self.running, *self.waiting]
             self.running, self._canceled, self.waiting = [], [], deque()

@@ -74,7 +74,8 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]
 async def respond(request: Request, body: Generation, response: ResponseBuilder) -> Response:
     """The answer as the client wants it, canceled when the client disconnects."""
     if body.stream:
-        return EventStream(response.answer, response.stream(body.wants_usage()))
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(response.answer, response.stream(with_usage))
 
     async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -115,8 +116,6 @@ class StrictRoute(APIRoute):
 
 
 class MarkdownRequest(Schema):
-    """Texts for the page to show."""
-
     texts: list[str] = Field(max_length=200)
 
 
@@ -235,7 +234,6 @@ def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
-    """Every error in the protocol's form."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]  # the first thing wrong, by field
         field = ".".join(map(str, first["loc"][1:]))[:80] or "the body"

@@ -33,8 +33,6 @@ class PromptLogprobs:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a request that could not be finished."""
-
     reason: str  # shown to the client
 
 
@@ -44,8 +42,6 @@ CallInClient = Callable[[Callable[[], None]], object]  # like loop.call_soon_thr
 
 
 class Worker:
-    """A thread with an engine, a batch and a scheduler."""
-
     def __init__(self, engine: Engine, num_slots: int, max_waiting: int) -> None:
         self.engine, self.batch = engine, engine.open(num_slots)
         self.scheduler = Scheduler(num_slots, max_waiting, MAX_TOKENS_PER_ROUND)
@@ -70,7 +66,6 @@ class Worker:
             self._fail_all(SHUTTING_DOWN)
 
     def _round(self) -> None:
-        """Admit requests, then one token for every running sequence."""
         for row in self.scheduler.take_canceled():
             self.batch.cancel(row)
         events: list[tuple[RowState, list[WorkerEvent]]] = []
@@ -138,7 +133,6 @@ class EnginePool:
             worker.scheduler.close()
 
     def stop(self) -> None:
-        """Close, and wait for the threads."""
         self.close()
         for worker in self.workers:
             worker.thread.join()
@@ -162,12 +156,10 @@ class EnginePool:
 
     @property
     def is_open(self) -> bool:
-        """Whether any worker accepts requests."""
         return any(worker.scheduler.is_open for worker in self.workers)
 
     @property
     def num_alive(self) -> int:
-        """Workers whose thread runs."""
         return sum(worker.thread.is_alive() for worker in self.workers)
 
     def figures(self) -> dict[str, float]:
