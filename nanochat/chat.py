@@ -19,8 +19,6 @@ Conversation = dict[str, Any]
 
 
 class Tokenizer(Protocol):
-    """The tokenizer methods that rendering needs."""
-
     def encode(self, text: str) -> list[int]: ...
 
     def encode_special(self, name: str) -> int: ...
@@ -188,19 +186,15 @@ class ToolCallState:
         return self.pending is not None and not self.pending.done()
 
     def take_output(self) -> list[int]:
-        """Tokens to force now: a finished call's output, once. A call without output forces none.
-
-        The training data has no output for such a call either.
-        """
+        """Tokens to force now: a finished call's output, once."""
         if self.pending is None:
             return []
         output, self.pending = self.pending.result(), None
-        if output is None:
+        if output is None:  # in the training data, too, nothing follows such a call
             return []
         tokens = self.tokenizer.encode(output)[: self.max_output_tokens]
         return [self.output_start, *tokens, self.output_end]
 
     def cancel(self) -> None:
-        """Cancel a pending call."""
         if self.pending is not None:
             self.pending.cancel()

@@ -34,8 +34,6 @@ CALCULATOR = InlineTool(calculator.evaluate)
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer."""
-
     tokens: list[int]
     mask: list[int]  # 1 for a sampled token, 0 for one that a tool's output forced
     finish_reason: FinishReason
@@ -182,10 +180,7 @@ class Engine:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Iterator[Event]:
-        """Events of one answer, streamed; closing the iterator stops the work.
-
-        Text comes in complete code points, without stop strings and special tokens.
-        """
+        """Events of one answer, streamed; closing the iterator stops the work."""
         row = self.new_row(Request(prompt, max_tokens, sampling, seed, stop))
         with closing(self.open(1)) as batch:
             batch.add([row])
@@ -196,10 +191,7 @@ class Engine:
 
     @torch.inference_mode()
     def score(self, tokens: list[int], num_top_logprobs: int = 0) -> list[TokenLogprob]:
-        """Log-probability of each token but the first, given those before it.
-
-        Raises UserError when there are more tokens than the model's context.
-        """
+        """Log-probability of each token but the first. Raises UserError past the context."""
         ids = torch.tensor(tokens, device=self.model.embedding.weight.device)
         logits = self.model(ids[None])[0]
         return token_logprobs(logits[:-1], ids[1:], num_top_logprobs)

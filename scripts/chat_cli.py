@@ -95,7 +95,6 @@ class PlainDisplay:
     """Answers on stdout, one line break after each; notes on stderr."""
 
     def show_text(self, text: str) -> None:
-        """Append to the answer."""
         print(text, end="", flush=True)
 
     def note(self, text: str, style: str = "dim") -> None:
@@ -141,8 +140,6 @@ class TerminalDisplay(PlainDisplay):
 
 
 class Chat:
-    """One conversation and its settings."""
-
     def __init__(self, engine: Engine, options: Options, display: PlainDisplay) -> None:
         self.engine, self.options, self.display = engine, options, display
         self.system = ""
@@ -190,7 +187,6 @@ class Chat:
         return render_for_completion({"messages": kept}, self.engine.tokenizer)
 
     def _show(self, event: Event, parts: list[dict[str, str]]) -> None:
-        """Display an event and add it to the parts of the answer."""
         seconds = time.monotonic() - self.started
         self.first_seconds = self.first_seconds or seconds
         if isinstance(event, TextPiece):
@@ -214,7 +210,6 @@ class Chat:
                 self.display.note("(cut off at --max_tokens or the end of the context)")
 
     def retry(self) -> None:
-        """Replace the last answer by another one."""
         if not self.messages:
             self.display.note("nothing to retry yet")
             return
@@ -262,10 +257,7 @@ def read_conversation(path: Path) -> tuple[str, list[Message]]:
 
 
 def chat_loop(chat: Chat, greeting: str) -> bool:
-    """Answer the lines typed by a user, or those of a pipe, until they end.
-
-    False when a line of a pipe could not be answered.
-    """
+    """Answer typed or piped lines until they end; False if a piped one could not be answered."""
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         chat.display.note(greeting)

@@ -50,7 +50,6 @@ class Options(InferenceOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Bind the port, load the model, serve until stopped."""
     arguments = sys.argv[1:] if argv is None else argv
     options = parse(Options, [*options_from_environment("NANOCHAT_WEB_"), *arguments])
     with (

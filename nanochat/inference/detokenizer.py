@@ -21,16 +21,12 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The input and the output of a tool."""
-
     expression: str
     result: str | None  # None: the tool gave no output
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer."""
-
     reason: FinishReason
     num_prompt_tokens: int
     num_tokens: int
@@ -41,8 +37,6 @@ Event = TextPiece | ToolCall | Finished
 
 
 class Detokenizer:
-    """The events of one sequence, token by token."""
-
     def __init__(self, tokenizer: RustBPETokenizer, stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop = [string for string in stop if string]
@@ -61,7 +55,6 @@ class Detokenizer:
         return token not in self._special and not self._section
 
     def feed(self, token: int, is_forced: bool) -> Iterator[Event]:
-        """Events of one more token."""
         name = self._special.get(token)
         if name is None and self._section:
             self._section_tokens.append(token)

@@ -18,8 +18,6 @@ MAX_TOOL_OUTPUT_TOKENS = 64  # of one call: a runaway output must not fill the c
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to continue it."""
-
     prompt: list[int]
     max_tokens: int | None = None  # None: until the context is full
     sampling: Sampling = GREEDY
@@ -89,10 +87,7 @@ class RowState:
             self.tool_calls.feed(token)
 
     def new_events(self) -> list[Event]:
-        """Events of the newest token, with `Finished` after the last one.
-
-        A stop string in the text sets `finish_reason`.
-        """
+        """Events of the newest token, `Finished` last; a stop string sets `finish_reason`."""
         token, text = self.tokens[-1], self.detokenizer
         events: list[Event] = []
         if self.logprob and text.is_text(token):
