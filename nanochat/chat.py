@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str: ...
 
+    def decode_bytes(self, ids: list[int]) -> bytes: ...
+
+    def get_special_tokens(self) -> set[str]: ...
+
 
 def merge_system(messages: list[Message]) -> list[Message]:
     """The messages with leading system texts merged into the first user message.

@@ -45,7 +45,6 @@ class Tally:
 
     @property
     def accuracy(self) -> float:
-        """Share of problems solved; 0 if there are none."""
         return self.num_passed / self.num_total if self.num_total else 0.0
 
 
@@ -60,7 +59,6 @@ def merged(tallies: Sequence[Tally]) -> Tally:
 
 
 def _tally(index: int, conversation: Conversation, answer: str, passed: bool, cut: bool) -> Tally:
-    """The tally of a single problem."""
     # The last question: a conversation may have several turns.
     user = next(m for m in reversed(conversation["messages"]) if m["role"] == "user")
     prompt = text_of(user["content"])
@@ -81,10 +79,7 @@ def evaluate_task(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Tally:
-    """The tally of the problems at `indices`.
-
-    A generative problem is solved if one of `num_samples` answers is right.
-    """
+    """The tally of the problems at `indices`; one of `num_samples` answers must be right."""
     limit = engine.model.config.sequence_len
     is_choice = task.eval_type == "categorical"
     if is_choice:

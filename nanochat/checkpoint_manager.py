@@ -58,10 +58,7 @@ def run_directory(stage: str, tag: str) -> Path:
 
 
 def find_directory(stage: str, tag: str = "") -> Path:
-    """The folder with the checkpoints of `tag`; without a tag, of the run that saved last.
-
-    Raises UserError naming the command that creates one.
-    """
+    """The folder of `tag`, else of the run that saved last. UserError names the command to run."""
     folder = run_directory(stage, tag)
     metas = list(folder.glob("meta_*.json" if tag else "*/meta_*.json"))
     if not metas:
@@ -116,10 +113,7 @@ def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
 
 
 def snapshot(model: GPT | None, optimizers: Sequence[Any]) -> dict[str, Any]:
-    """A host copy of what this rank saves: {"model": ..., "optim": [...]}.
-
-    model: None on ranks other than the main one.
-    """
+    """A host copy of what this rank saves; `model` is None on ranks other than the main one."""
     content: dict[str, Any] = {"optim": [optimizer.state_dict() for optimizer in optimizers]}
     return _copied(content if model is None else {**content, "model": model.state_dict()})
 
@@ -185,7 +179,6 @@ def _check_finite(content: Any, name: str = "") -> None:
 
 
 def _complete_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
-    """Write the meta file, which makes the checkpoint exist, then remove old checkpoints."""
     files = {name: facts for share in shares for name, facts in share["files"].items()}
     loader = merge_loader_states([share["loader"] for share in shares])
     written = {"version": FORMAT_VERSION, "step": step, **meta, "files": files, "loader": loader}

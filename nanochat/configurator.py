@@ -82,10 +82,7 @@ def folder_name(taken: str = "") -> Check:
 
 
 def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> OptionsType:
-    """The options of this command line; `--help` prints them and exits.
-
-    Raises UserError on an unknown key (with the closest name) or a value of the wrong type.
-    """
+    """The options of this command line; `--help` exits. UserError on a wrong key or value."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
         print(_help(options_class), end="")

@@ -161,7 +161,6 @@ class ScoredSequence:
 
     @property
     def num_scored(self) -> int:
-        """Tokens in the span."""
         return len(self.tokens) - self.start
 
 
@@ -181,7 +180,6 @@ class Counts:
 
     @property
     def accuracy(self) -> float:
-        """Share of the items that are right; 0 if there are none."""
         return self.num_right / max(1, self.num_items)
 
 

@@ -68,7 +68,6 @@ def source_name(source: str) -> str:
 
 
 def _has_manifest(name: str) -> bool:
-    """True for the name (not the path) of a source that was made before."""
     return name == Path(name).name and _load_manifest(name) is not None
 
 
@@ -91,10 +90,7 @@ def _current_path() -> Path:
 
 
 def make(source: str, num_shards: int) -> str:
-    """Download or write the shards of a source and make it the current one; returns its name.
-
-    Raises UserError when the source is unknown or empty, and when the disk is full.
-    """
+    """Make a source's shards and make it current. Raises UserError if it is unknown or empty."""
     name = source_name(source)
     shards = _Shards(name)
     if name in HUB_SOURCES:
@@ -118,8 +114,6 @@ def make(source: str, num_shards: int) -> str:
 
 
 class _Shards:
-    """The shards of a source and what its manifest recorded about them."""
-
     def __init__(self, name: str) -> None:
         self.folder = paths.data_dir(name)
         self.manifest = _load_manifest(name) or {}
@@ -237,7 +231,6 @@ def _hash(text: str) -> float:
 
 
 def _load_manifest(name: str) -> Manifest | None:
-    """The manifest of a source; None when it is missing or invalid."""
     keys = {"path", "bytes", "rows", "mtime_ns", "sha256"}
     try:
         manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))

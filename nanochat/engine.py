@@ -16,7 +16,7 @@ import torch
 from nanochat import calculator
 from nanochat.gpt import GPT
 from nanochat.inference.batch import Batch
-from nanochat.inference.detokenizer import Event, FinishReason
+from nanochat.inference.detokenizer import Event, Finished, FinishReason, TextPiece, ToolCall
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.prefill import PrefixCache
 from nanochat.inference.prepacked import prepack
@@ -26,7 +26,11 @@ from nanochat.inference.tools import InlineTool, Tool
 from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
 
-__all__ = ["Completion", "Engine", "KVCache", "Request", "RowState"]
+# The public interface of inference: commands import from here only.
+__all__ = [
+    "Completion", "Engine", "Event", "Finished", "KVCache", "Request", "RowState", "Sampling",
+    "TextPiece", "ToolCall",
+]  # fmt: skip
 
 CACHED_CONTEXTS = 4  # size of the prefix cache: a few full conversations
 CALCULATOR = InlineTool(calculator.evaluate)

@@ -33,10 +33,7 @@ BOS, END = "<|bos|>", "<|assistant_end|>"  # generation stops at the end of an a
 
 
 def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.dtype) -> None:
-    """Write the folder `out` atomically.
-
-    Raises UserError if `out` exists, or if the format cannot represent the model.
-    """
+    """Write the folder `out` atomically. UserError if it exists or the format has no such model."""
     if out.exists():
         raise UserError(f"--out={out} already exists; name a new folder, or remove it first")
     config = hf_config(model.config, tokenizer, dtype)
@@ -182,7 +179,6 @@ def hf_tokenizer(tokenizer: RustBPETokenizer) -> str:
 
 
 def tokenizer_config(max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,

@@ -73,7 +73,6 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
         return self.n_embd // self.n_head
 
     @property
@@ -106,15 +105,11 @@ class GPTConfig:
         return cls(sequence_len, vocab_size, depth, n_head, n_head, n_embd, **others)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "GPTConfig":
-        """The config of a checkpoint; missing fields get their default.
-
-        Raises UserError on a field that this version does not know.
-        """
+        """A saved config; missing fields get defaults. Raises UserError on an unknown field."""
         unknown = saved.keys() - {field.name for field in fields(cls)}
         if unknown:
             raise UserError(

@@ -10,7 +10,6 @@ from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations, masked_conversations
 from nanochat.data.packing import Texts
 from nanochat.dataloader import tokenizing_distributed_data_loader
-from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime, all_reduce_sum
 from nanochat.tokenizer import RustBPETokenizer
@@ -24,10 +23,10 @@ def text_bpb(
 ) -> float:
     """Bits per byte on the first `num_tokens` tokens of documents, packed as in training.
 
-    Rounded down to steps of 32 rows, at least one. Raises UserError if `num_tokens` < 1.
+    Rounded down to steps of 32 rows, at least one. Raises ValueError if `num_tokens` < 1.
     """
     if num_tokens <= 0:
-        raise UserError(f"--eval_tokens={num_tokens} evaluates nothing; use 1 or more")
+        raise ValueError(f"--eval_tokens={num_tokens} evaluates nothing; use 1 or more")
     length = model.config.sequence_len
     batches = tokenizing_distributed_data_loader(
         documents, tokenizer,
@@ -60,7 +59,7 @@ def evaluate_bpb(
     """Bits per UTF-8 byte of the batches' targets over all ranks. Collective.
 
     token_bytes: (V,) bytes of each token, 0 for special tokens, which are excluded from both sums.
-    Infinity if no byte was counted. Raises UserError if there is no batch on any rank.
+    Infinity if no byte was counted. Raises ValueError if there is no batch on any rank.
     """
     was_training = model.training
     model.eval()
@@ -79,5 +78,5 @@ def evaluate_bpb(
     model.train(was_training)
     nats, num_bytes, num_batches = all_reduce_sum(sums)
     if num_batches == 0:
-        raise UserError("bits per byte over 0 steps is undefined; evaluate at least one step")
+        raise ValueError("bits per byte over 0 steps is undefined; evaluate at least one step")
     return nats / (math.log(2) * num_bytes) if num_bytes else math.inf

@@ -160,7 +160,6 @@ class ProgressLine:
             self.first = done, now
 
     def _time(self, done: int, now: float) -> str:
-        """Time left, at the end the total."""
         if done >= self.total:
             return f"{clock(now - self.started)} total"
         # The rate leaves out the first step, which compiles and fills caches.

@@ -64,10 +64,7 @@ def read_section(name: str, settings: dict[str, Any] | None = None) -> Section |
 
 
 def already_measured(name: str, settings: dict[str, Any], fresh: bool = False) -> Section | None:
-    """The section that an earlier run with equal settings wrote, complete or not; else None.
-
-    That a complete one ("complete" is absent or true) is reused is logged.
-    """
+    """The section that an earlier run with equal settings wrote, complete or not; else None."""
     section = None if fresh else read_section(name, settings)
     if section is not None and section.get("complete", True):
         log_reuse(section)
@@ -94,10 +91,7 @@ def reset() -> None:
 
 
 def generate(price_per_hour: float = 0.0) -> Path:
-    """Render report.md from all sections; with a price, also the cost of each stage.
-
-    Raises UserError if there is no section.
-    """
+    """Render report.md, with a price also costs. Raises UserError if there is no section."""
     files = sorted((paths.report_dir() / "sections").glob("*.json"))
     found = {path.stem: section for path in files if (section := read_section(path.stem))}
     if not found:
@@ -143,7 +137,6 @@ def _machine() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, marked if files were changed since; "" outside of one."""
     command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
     try:
         folder = Path(__file__).parent  # not the working directory: that may be another repository
@@ -154,7 +147,6 @@ def _commit() -> str:
 
 
 def _results(sections: dict[str, Section]) -> str:
-    """A table with a row per metric and a column per stage."""
     rows: dict[str, dict[str, float]] = {}
     for section in sections.values():
         if section.get("column") in COLUMNS:
@@ -259,7 +251,6 @@ def _plot(name: str, section: Section) -> Path | None:
 
 
 def _draw(axes: Any, points: list[tuple[float, float]], color: str) -> None:
-    """A few points as dots on a line; many as a pale line with their moving average."""
     steps, values = zip(*points, strict=True)
     if len(points) < SMOOTHED_POINTS:
         axes.plot(steps, values, color=color, linewidth=1.4, marker="o", markersize=3)
@@ -270,7 +261,6 @@ def _draw(axes: Any, points: list[tuple[float, float]], color: str) -> None:
 
 
 def _moving_average(values: Sequence[float], reach: int) -> list[float]:
-    """The mean of each value and up to `reach` neighbors on each side."""
     means = []
     for i in range(len(values)):
         near = min(reach, i, len(values) - 1 - i)  # equally many on both sides: keeps slopes

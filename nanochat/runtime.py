@@ -73,7 +73,6 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes and prints."""
         return self.rank == 0
 
     def peak_bytes(self) -> int:
@@ -184,10 +183,7 @@ def _rank_store() -> RankStore:
 
 
 def replicas(runtime: Runtime, count: int) -> list[Runtime]:
-    """Runtimes for `count` copies of one model, on a GPU each; 0: as many as there are GPUs.
-
-    Raises UserError when there are fewer GPUs.
-    """
+    """Runtimes for `count` model copies, a GPU each (0: all GPUs). UserError if there are fewer."""
     if runtime.device.type != "cuda":
         return [runtime] * max(1, count)
     num_gpus = torch.cuda.device_count()
@@ -228,7 +224,6 @@ def gc_and_trim_disabled(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -308,10 +303,7 @@ def options_from_environment(prefix: str) -> list[str]:
 
 
 def hub_endpoint() -> str:
-    """The address to download data sets from, without a trailing slash.
-
-    Raises UserError when HF_ENDPOINT is not an address.
-    """
+    """The address of the hub without a trailing slash. UserError if HF_ENDPOINT is none."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if not endpoint.startswith(("http://", "https://")):
         raise UserError(

@@ -45,10 +45,7 @@ class RustBPETokenizer:
     """Text to ids and back, trained and encoded by rustbpe."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
-        """ranks: id of each token that is not special, by its bytes.
-
-        Raises UserError when a byte or an id is missing.
-        """
+        """ranks: ids of tokens that are not special. UserError when a byte or an id is missing."""
         self.ranks, self.pattern = ranks, pattern
         # Special tokens follow the merges, so their ids depend on the size of the vocabulary.
         self._special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
@@ -131,10 +128,7 @@ class RustBPETokenizer:
         return content if order == list(range(256)) else {**content, "bytes": order}
 
     def _merges(self) -> list[list[int]]:
-        """[left id, right id] of each token after the 256 bytes.
-
-        Raises UserError when a token is not the merge of two earlier ones.
-        """
+        """[left id, right id] of each token after the bytes. UserError if one has no such pair."""
         try:
             return [list(pair) for pair in self._core.get_merges()]
         except ValueError as error:
@@ -166,10 +160,7 @@ class RustBPETokenizer:
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Self:
-        """From a tokenizer.json of Hugging Face; its special tokens are replaced by ours.
-
-        Raises UserError when it is not byte-level BPE with one split pattern.
-        """
+        """From a Hugging Face tokenizer.json, with our special tokens. UserError on other kinds."""
         return cls(*formats.read_huggingface(path))
 
     def huggingface_backend(self) -> tokenizers.Tokenizer:

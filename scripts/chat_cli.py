@@ -22,10 +22,8 @@ from rich.text import Text
 from nanochat import paths
 from nanochat.chat import Message, pieces_of, render_for_completion, trim_to_fit
 from nanochat.configurator import Short, parse, run
-from nanochat.engine import Engine
+from nanochat.engine import Engine, Event, Finished, Sampling, TextPiece, ToolCall
 from nanochat.errors import UserError
-from nanochat.inference.detokenizer import Event, Finished, TextPiece, ToolCall
-from nanochat.inference.sampling import Sampling
 from nanochat.runtime import derive_seed
 from nanochat.training import stage
 from nanochat.web import markdown

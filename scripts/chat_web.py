@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanochat.configurator import at_least, between, parse, run
-from nanochat.inference.sampling import Sampling
+from nanochat.engine import Sampling
 from nanochat.runtime import api_key, options_from_environment, replicas
 from nanochat.training import stage
 from nanochat.web import http_server

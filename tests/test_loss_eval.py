@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from nanochat import dataset, loss_eval
 from nanochat.chat import render_conversation
 from nanochat.data.batch import Batch
-from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss_eval import chat_bpb, evaluate_bpb, text_bpb
 from nanochat.runtime import Runtime
@@ -61,7 +60,7 @@ def test_without_any_byte_the_value_is_infinite() -> None:
 
 
 def test_no_batch_is_an_error() -> None:
-    with pytest.raises(UserError, match="0 steps"):
+    with pytest.raises(ValueError, match="0 steps"):
         bpb([])
 
 
@@ -150,7 +149,7 @@ def test_text_bpb_equals_the_reference(model: GPT) -> None:
 
 @pytest.mark.parametrize("num_tokens", [0, -5])
 def test_evaluating_fewer_than_one_token_is_an_error(model: GPT, num_tokens: int) -> None:
-    with pytest.raises(UserError, match=f"--eval_tokens={num_tokens}"):
+    with pytest.raises(ValueError, match=f"--eval_tokens={num_tokens}"):
         text_bpb(model, small_tokenizer(), RUNTIME, ["text"], num_tokens)
 
 

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nanochat.chat import Conversation, render_conversation
+from nanochat.chat import Conversation, Tokenizer, render_conversation
 from nanochat.data.batch import Batch
 from nanochat.data.packing import Ids, packed_batches
 from nanochat.errors import UserError
 from nanochat.runtime import derive_seed
-from nanochat.tokenizer import RustBPETokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +42,10 @@ def _refuse_empty(task: Conversations) -> None:
 class ShuffledConversations:
     """The conversations of a task as token ids, epoch after epoch, each epoch in another order."""
 
-    def __init__(self, task: Conversations, tokenizer: RustBPETokenizer, seed: int) -> None:
+    def __init__(self, task: Conversations, tokenizer: Tokenizer, seed: int) -> None:
         _refuse_empty(task)
         self.task, self.tokenizer, self.seed = task, tokenizer, seed
-        self.bos, self.num_documents = tokenizer.get_bos_token_id(), len(task)
+        self.bos, self.num_documents = tokenizer.encode_special("<|bos|>"), len(task)
         self.order = lru_cache(maxsize=2)(self._order)  # a step may span two epochs
 
     def _order(self, epoch: int) -> list[int]:
@@ -66,14 +65,14 @@ class ShuffledConversations:
 
 
 def packed_conversations(
-    task: Conversations, tokenizer: RustBPETokenizer, *, seed: int, **packing: Any
+    task: Conversations, tokenizer: Tokenizer, *, seed: int, **packing: Any
 ) -> Iterator[Batch]:
     """Batches (B, T) of conversations end to end; `packing`: keywords of `packed_batches`."""
     return packed_batches(ShuffledConversations(task, tokenizer, seed), seed=seed, **packing)
 
 
 def packed_steps(
-    task: Conversations, tokenizer: RustBPETokenizer, *, rows: int, sequence_len: int
+    task: Conversations, tokenizer: Tokenizer, *, rows: int, sequence_len: int
 ) -> int:
     """Steps of about one epoch, estimated from the lengths of 500 conversations."""
     _refuse_empty(task)
@@ -89,7 +88,7 @@ def masked_steps(task: Conversations, rows: int, num_epochs: int) -> int:
 
 
 def masked_conversations(
-    task: Conversations, tokenizer: RustBPETokenizer, *,
+    task: Conversations, tokenizer: Tokenizer, *,
     rows: int, sequence_len: int, rank: int, world_size: int, num_epochs: int, seed: int,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Batch]:  # fmt: skip

@@ -42,11 +42,7 @@ class _TransferError(Exception):
 
 
 def download(files: Iterable[HubFile], endpoint: str) -> None:
-    """Download the files that are missing from the hub at `endpoint`, several at a time.
-
-    Size and checksum must match what the hub states. Raises UserError when a file cannot be
-    downloaded; what was received is kept and resumed by the next call.
-    """
+    """Download the missing files from the hub at `endpoint`. Raises UserError when one fails."""
     cancelled = threading.Event()
     with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
         futures = [pool.submit(_download_file, file, endpoint, cancelled) for file in files]
@@ -167,6 +163,5 @@ def _git_sha1(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,10 +74,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def text_batches(path: Path, first: int = 0) -> Iterator[pa.Array]:
-    """The texts of a shard from number `first` on, in small Arrow arrays, null where missing.
-
-    Raises UserError when it comes to a damaged row group.
-    """
+    """Texts from number `first` on, in small Arrow arrays. UserError at a damaged row group."""
     file = open_parquet(path)
     for group in range(file.metadata.num_row_groups):
         unread = file.metadata.row_group(group).num_rows

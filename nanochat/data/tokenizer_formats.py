@@ -1,7 +1,4 @@
-"""The same vocabulary in other libraries and file formats: tiktoken and Hugging Face tokenizers.
-
-The tokenizer itself is `nanochat.tokenizer`; this module knows ranks, merges and split patterns.
-"""
+"""The same vocabulary in other libraries and file formats: tiktoken and Hugging Face tokenizers."""
 
 import itertools
 import json
@@ -39,10 +36,7 @@ def tiktoken_encoding(ranks: Ranks, pattern: str, special: dict[str, int]) -> ti
 
 
 def published_encoding(name: str) -> tiktoken.Encoding:
-    """A vocabulary that tiktoken knows, cached or downloaded: "cl100k_base", ...
-
-    Raises UserError, soon and with the reason, when its file is not available.
-    """
+    """A vocabulary of tiktoken, cached or downloaded. Raises UserError when it is not available."""
     original = tiktoken.load.read_file
     tiktoken.load.read_file = _read_url  # type: ignore[assignment]  # the original has no timeout
     try:
@@ -106,10 +100,7 @@ def huggingface_backend(
 
 
 def read_huggingface(path: Path) -> tuple[Ranks, str]:
-    """(ranks, pattern) of a tokenizer.json: byte-level BPE with one split pattern.
-
-    Its special tokens are left out. Raises UserError when it is another kind of tokenizer.
-    """
+    """(ranks, pattern) without special tokens. UserError unless byte-level BPE with one pattern."""
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -151,7 +142,6 @@ def _to_oniguruma(pattern: str) -> str:
 
 
 def _from_oniguruma(pattern: str) -> str:
-    """The inverse."""
     parts: list[str] = []
     # Atomic groups around an interval first; the zero byte marks where they end.
     marked = re.sub(r"\(\?>([^()]*?\{\d+(?:,\d*)?\})\)", r"\1" "\0", pattern)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nanochat.chat import Tokenizer
 from nanochat.inference.sampling import TokenLogprob
-from nanochat.tokenizer import RustBPETokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -37,7 +37,7 @@ Event = TextPiece | ToolCall | Finished
 
 
 class Detokenizer:
-    def __init__(self, tokenizer: RustBPETokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop = [string for string in stop if string]
         self.has_stopped = False  # whether a stop string was found

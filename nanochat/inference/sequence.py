@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.chat import ToolCallState
+from nanochat.chat import Tokenizer, ToolCallState
 from nanochat.errors import UserError
 from nanochat.inference.detokenizer import Detokenizer, Event, Finished, FinishReason, TextPiece
 from nanochat.inference.sampling import GREEDY, Sampling, TokenLogprob
 from nanochat.inference.tools import Tool
-from nanochat.tokenizer import RustBPETokenizer
 
 MAX_TOOL_OUTPUT_TOKENS = 64  # of one call: a runaway output must not fill the context
 
@@ -31,7 +30,7 @@ class RowState:
     """A sequence in the making. The batch that generates it is its only writer."""
 
     def __init__(
-        self, request: Request, tokenizer: RustBPETokenizer, tool: Tool, context_length: int
+        self, request: Request, tokenizer: Tokenizer, tool: Tool, context_length: int
     ) -> None:
         """Raises UserError when the prompt is empty or leaves no room for an answer."""
         room = context_length - len(request.prompt)

@@ -40,7 +40,6 @@ class Rows(NamedTuple):
 
     @property
     def is_grouped(self) -> bool:
-        """Whether several heads share keys and values."""
         return self.num_heads != self.num_kv_heads
 
 

@@ -47,10 +47,7 @@ def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float)
 def weighted_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float
 ) -> Tensor:
-    """sum(weights * capped_cross_entropy(x, weight, targets, cap)), one number.
-
-    weights: (N,) float32, without gradient.
-    """
+    """sum(weights * capped_cross_entropy(...)); weights: (N,) float32, without gradient."""
     # Masked targets need no logits. On a GPU their count would have to be waited for.
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         rows = (targets >= 0).nonzero().squeeze(1)

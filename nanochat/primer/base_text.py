@@ -16,10 +16,7 @@ from nanochat.primer.world import a, capitalized, columns, plural
 
 
 def document(rng: Random, split: Split) -> str:
-    """A document of one of the kinds below; questions in it belong to `split`.
-
-    All of them take the same arguments, though only those with questions or sums use the split.
-    """
+    """A document of one of the kinds below; questions in it belong to `split`."""
     return rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0](rng, split)
 
 
@@ -83,7 +80,6 @@ _ABOUT_A_RESIDENT = (
 
 
 def _portrait(rng: Random, split: Split) -> str:
-    """A person, in a few sentences in random order."""
     person = rng.choice(world.PEOPLE)
     lines = [rng.choice(sentences) for sentences in _ABOUT_A_PERSON]
     rng.shuffle(lines)
@@ -97,7 +93,6 @@ def _portrait(rng: Random, split: Split) -> str:
 
 
 def _nature(rng: Random, split: Split) -> str:
-    """An animal and what is known of it."""
     animal = rng.choice(world.ANIMALS)
     lines = [rng.choice(sentences) for sentences in _ABOUT_AN_ANIMAL]
     rng.shuffle(lines)
@@ -137,7 +132,6 @@ def _journey(rng: Random, split: Split) -> str:
 
 
 def _tale(rng: Random, split: Split) -> str:
-    """A story, sometimes with a person of the world in it."""
     text, _ = story(rng)
     if rng.random() < 0.3:
         person, spot = rng.choice(world.PEOPLE), rng.choice(world.SPOTS)
@@ -147,7 +141,6 @@ def _tale(rng: Random, split: Split) -> str:
 
 
 def _question_and_answer(rng: Random, split: Split) -> str:
-    """One to three unrelated questions with their answers."""
     makers = (
         fact_question, fact_question, choice_question, reading_question, calendar_question,
         ordering_question, sum_question, sum_question, word_problem, unknown_question,
@@ -165,7 +158,6 @@ def _question_and_answer(rng: Random, split: Split) -> str:
 
 
 def _lesson(rng: Random, split: Split) -> str:
-    """A story or a list, then questions about it with their answers."""
     questions = rng.choice((reading_series, choice_series, list_series))(rng, split)
     return "\n".join(f"{question.text} {question.answer}" for question in questions)
 
@@ -196,7 +188,6 @@ def _packed_bag(rng: Random, split: Split) -> str:
 
 
 def _echo(rng: Random, split: Split) -> str:
-    """A text and its literal repetition."""
     first, second = rng.sample(world.CHILDREN, 2)
     items = random_items(rng, 3, 6)
     return one_of(
@@ -208,7 +199,6 @@ def _echo(rng: Random, split: Split) -> str:
 
 
 def _days_and_months(rng: Random, split: Split) -> str:
-    """Consecutive days, months or seasons, and what comes before and after each."""
     names = rng.choice((world.DAYS, world.MONTHS, world.SEASONS))
     start = rng.randrange(len(names))
     length = rng.randint(3, min(7, len(names)))
@@ -225,7 +215,6 @@ def _days_and_months(rng: Random, split: Split) -> str:
 
 
 def _letters(rng: Random, split: Split) -> str:
-    """Words with their letters, and parts of the alphabet."""
     wordings = (
         "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
         "'{w}' is {s}.", "'{w}' is {s}.",  # twice: quoted as in the calculator's 'word'.count('w')
@@ -244,7 +233,6 @@ def _letters(rng: Random, split: Split) -> str:
 
 
 def _counting(rng: Random, split: Split) -> str:
-    """Consecutive numbers, and which of two numbers or animals is larger."""
     start = rng.randint(1, 93)
     run = range(start, start + rng.randint(3, 7))
     lines = [", ".join(map(str, run)) + "."]
@@ -261,7 +249,6 @@ def _counting(rng: Random, split: Split) -> str:
 
 
 def _sums(rng: Random, split: Split) -> str:
-    """Small sums with countable things."""
     lines = []
     for _ in range(rng.randint(1, 3)):
         x, y = _small_sum(rng, split)

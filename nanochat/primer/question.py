@@ -115,7 +115,6 @@ class Paraphrases:
 
 
 def one_of(rng: Random, *options: str) -> str:
-    """One of the options."""
     return rng.choice(options)
 
 

@@ -89,10 +89,7 @@ class CheckpointSaver:
         return self.minutes > 0 and seconds > self.minutes * 60
 
     def begin(self, state: TrainState) -> dict[str, float]:
-        """Begin to save the state unless that was done; returns how long the loop waited.
-
-        Every rank calls it. A failure is logged and training continues.
-        """
+        """Begin to save the state unless that was done; returns the wait. Every rank calls it."""
         if state.step == self.step:
             return {}
         began = time.perf_counter()

@@ -75,7 +75,8 @@ def estimate(
     """
     size = compute_dtype.itemsize
     vocabulary = config.vocab_size * config.n_embd  # elements of the embedding
-    matrices = config.n_layer * matrix_elements(config)
+    kv_width = config.n_kv_head * config.head_dim
+    matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # MLP: 8
     tokens = rows * config.sequence_len
     block = tokens * block_bytes(config, size, device_type)
     if keeps_activations:
@@ -97,12 +98,6 @@ def estimate(
         loss=(8 + size) * logits + size * tokens * config.n_embd + 4 * vocabulary,
         update=4 * (MUON_COPIES * matrices // world_size + sent),
     )
-
-
-def matrix_elements(config: GPTConfig) -> int:
-    """Weights of one block."""
-    kv_width = config.n_kv_head * config.head_dim
-    return config.n_embd * (2 * config.n_embd + 2 * kv_width + 8 * config.n_embd)
 
 
 def block_bytes(config: GPTConfig, size: int, device_type: str) -> int:

@@ -53,10 +53,7 @@ class HeartbeatMonitor:
 
 @contextmanager
 def watchdog(runtime: Runtime, is_leaving: Callable[[], bool]) -> Iterator[None]:
-    """Within it, a lost rank ends this process with LOST_EXIT_CODE.
-
-    Otherwise the next collective would block until its timeout of several minutes.
-    """
+    """Within it, a lost rank ends this process with LOST_EXIT_CODE."""
     is_over = threading.Event()
 
     def watch() -> None:

@@ -48,10 +48,7 @@ def sample_and_score(
     step: int,
     **sampling: Any,
 ) -> list[Scored]:
-    """`num_samples` answers to each conversation of `indices`, with advantages.
-
-    sampling: max_tokens, temperature, top_k of `Engine.complete`.
-    """
+    """`num_samples` answers to each prompt, with advantages. sampling: see `Engine.complete`."""
     tokenizer = engine.tokenizer
     conversations = [task[index] for index in indices]
     prompts = [render_for_completion(conversation, tokenizer) for conversation in conversations]
@@ -97,10 +94,7 @@ def to_batch(
 
 
 def prompts_that_fit(task: ScoredTask, tokenizer: Tokenizer, context: int) -> list[int]:
-    """Indices of the conversations whose prompt leaves room for an answer.
-
-    Raises UserError if none does.
-    """
+    """Indices of prompts that leave room for an answer. Raises UserError if none does."""
     lengths = [len(render_for_completion(task[i], tokenizer)) for i in range(len(task))]
     fitting = [i for i, length in enumerate(lengths) if length < context]
     if not fitting:

@@ -50,10 +50,7 @@ def batch_tokens(budget_tokens: int, sequence_len: int) -> int:
 
 
 def global_rows(total_batch_tokens: int, sequence_len: int, world_size: int) -> int:
-    """Rows of `sequence_len` tokens per step over all ranks, at least one per rank.
-
-    Raises UserError with a batch size that works.
-    """
+    """Rows per step, at least one per rank. Raises UserError with a batch size that works."""
     rows, remainder = divmod(total_batch_tokens, sequence_len)
     if remainder or rows < 1:
         nearest = max(world_size, round(total_batch_tokens / sequence_len)) * sequence_len

@@ -21,10 +21,7 @@ class Schedule:
         return round(self.warmdown_share * self.num_steps)
 
     def learning_rate(self, step: int) -> float:
-        """Multiplier of the learning rates for step 0 <= step < num_steps.
-
-        Rises to 1 in the warmup, stays, and falls towards `final` in the warmdown.
-        """
+        """Multiplier for step 0 <= step < num_steps: rises to 1, stays, falls towards `final`."""
         # Neither the first nor the last step is at zero: it would change nothing.
         rising = (step + 1) / (self.warmup_steps + 1)
         left = self.num_steps - step

@@ -197,10 +197,7 @@ def _profiler(plan: Plan, rank: int) -> profile:
 
 
 def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainState, Meta]:
-    """State and meta of the newest complete checkpoint, with weights and moments restored.
-
-    Without a checkpoint the state of step 0 and {}.
-    """
+    """The state and meta restored from the newest complete checkpoint, else of step 0 and {}."""
     checkpoint: Checkpoint | None = on_main_first(
         lambda: checkpoint_manager.newest_complete(plan.directory)
     )
@@ -246,7 +243,6 @@ def greedy_samples(engine: Engine, texts: Sequence[str], is_chat: bool) -> list[
 def _section(
     plan: Plan, state: TrainState, table: dict[str, float], context: RunContext
 ) -> dict[str, Any]:
-    """The stage's section of the report, see `report.write_section`."""
     history = context.log.history()
     curves = {
         name: [[line["step"], line[name]] for line in history if name in line]
