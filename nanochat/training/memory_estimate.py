@@ -76,7 +76,7 @@ def estimate(
     size = compute_dtype.itemsize
     vocabulary = config.vocab_size * config.n_embd  # elements of the embedding
     kv_width = config.n_kv_head * config.head_dim
-    matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # MLP: 8
+    matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # 8 in the MLP
     tokens = rows * config.sequence_len
     block = tokens * block_bytes(config, size, device_type)
     if keeps_activations:
