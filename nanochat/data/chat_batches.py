@@ -71,9 +71,7 @@ def packed_conversations(
     return packed_batches(ShuffledConversations(task, tokenizer, seed), seed=seed, **packing)
 
 
-def packed_steps(
-    task: Conversations, tokenizer: Tokenizer, *, rows: int, sequence_len: int
-) -> int:
+def packed_steps(task: Conversations, tokenizer: Tokenizer, *, rows: int, sequence_len: int) -> int:
     """Steps of about one epoch, estimated from the lengths of 500 conversations."""
     _refuse_empty(task)
     sample = range(0, len(task), max(1, len(task) // SAMPLE_SIZE))  # from every part of a mixture
