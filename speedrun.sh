@@ -79,9 +79,10 @@ case "$NANOCHAT_TIER" in
         BASE_OPTIONS=(--depth="${DEPTH:-$default_depth}")
         LOSS_OPTIONS=(--eval_tokens=10485760)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--weight_decay=0.0)
-        SFT_OPTIONS=(--num_epochs=1)
-        RL_OPTIONS=(--num_epochs=1)
+        # As many validation tokens as pretraining has, so that the columns of the report compare.
+        MID_OPTIONS=(--weight_decay=0.0 --eval_tokens=10485760)
+        SFT_OPTIONS=(--num_epochs=1 --eval_tokens=10485760)
+        RL_OPTIONS=(--num_epochs=1 --eval_tokens=10485760)
         CHAT_EVAL_OPTIONS=(--batch_size=64)
         ;;
     *)

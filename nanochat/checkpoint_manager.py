@@ -46,7 +46,7 @@ TRAINING_COMMANDS = {  # in the order of the pipeline
 
 Meta = dict[str, Any]
 Share = dict[str, Any]
-"""What one rank contributes to a save: "files" (size and sha256 by name), "loader", "failure"."""
+"""What one rank contributes to a save: "files" (size and sha256 by name), "failure"."""
 
 
 # ---- find
@@ -139,13 +139,13 @@ def save(
 ) -> None:
     """Write one checkpoint and remove all but the `keep` newest; every rank calls it.
 
-    content: this rank's `snapshot`.  meta["loader"]: this rank's loader state.
+    content: this rank's `snapshot`.  meta: equal on all ranks, the loader's state included.
     gather: from this rank's share to those of all ranks; to [] on ranks other than the main one.
     failure: why this rank has nothing to write; the other ranks learn it from its share.
     Raises UserError when a rank cannot write (full disk) or a tensor is not finite; earlier
     checkpoints stay.
     """
-    share: Share = {"files": {}, "loader": meta["loader"], "failure": failure}
+    share: Share = {"files": {}, "failure": failure}
     names = {"model": _model_name(step), "optim": f"optim_{step:06d}_rank{rank}.pt"}
     try:
         _check_finite(content)
@@ -180,9 +180,7 @@ def _check_finite(content: Any, name: str = "") -> None:
 
 def _complete_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
     files = {name: facts for share in shares for name, facts in share["files"].items()}
-    loader = merge_loader_states([share["loader"] for share in shares])
-    written = {"version": FORMAT_VERSION, "step": step, **meta, "files": files, "loader": loader}
-    _write_meta(directory, written)
+    _write_meta(directory, {"version": FORMAT_VERSION, "step": step, **meta, "files": files})
     # A later step than this one was skipped as damaged, so it must not count among the newest.
     so_far = [old for old in saved_steps(directory) if old <= step]
     for old in so_far[max(1, keep) :]:
@@ -236,14 +234,6 @@ def move_to_replaced(directory: Path) -> None:
         free.parent.mkdir(exist_ok=True)
         directory.rename(free)
     logger.warning("moved the earlier run from %s to %s; delete it if not needed", directory, free)
-
-
-def merge_loader_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """One loader state from those of all ranks: dictionaries are united, other values are equal."""
-    merged: dict[str, Any] = {}
-    for key, value in (item for state in states for item in state.items()):
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
-    return merged
 
 
 # ---- load

@@ -26,8 +26,8 @@ class Moments:
         return {"moment": self.tensor}
 
 
-def state(step: int, lane: int = 0) -> TrainState:
-    resume = {"step": step, "lanes": {str(lane): [step, 0]}}
+def state(step: int) -> TrainState:
+    resume = {"step": step, "document": step}
     return TrainState(step, 0.5, 1.0, 2.0, 3, resume)
 
 
@@ -41,14 +41,13 @@ class Run:
             directory, self.model, [self.moments], runtime, keep=2, minutes=minutes
         )
         self.saver.start_from(-1, RUN_META)
-        self.lane = runtime.rank
 
     @torch.no_grad()
     def set_to(self, step: int) -> TrainState:
         for parameter in self.model.parameters():
             parameter.fill_(step)
         self.moments.tensor.fill_(step)
-        return state(step, self.lane)
+        return state(step)
 
 
 def content(directory: Path) -> tuple[int, set[float]]:
@@ -166,7 +165,7 @@ def test_a_checkpoint_of_two_ranks_is_complete_when_both_have_written(tmp_path: 
     other.saver.begin(other.set_to(4))
     assert main.saver.wait() == ""
     found = checkpoints.newest_complete(tmp_path)
-    assert found is not None and found.meta["loader"]["lanes"] == {"0": [4, 0], "1": [4, 0]}
+    assert found is not None and found.meta["loader"] == {"step": 4, "document": 4}
     assert {name for name in found.meta["files"] if "optim" in name} == {
         "optim_000004_rank0.pt", "optim_000004_rank1.pt",
     }  # fmt: skip

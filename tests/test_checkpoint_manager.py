@@ -189,7 +189,7 @@ def test_the_meta_is_readable_and_can_be_updated(tmp_path: Path, model: GPT) -> 
 
 def test_a_changed_digit_in_the_meta_is_detected(tmp_path: Path, model: GPT) -> None:
     save(tmp_path, 1, model)
-    save(tmp_path, 2, model, loader={"step": 2, "lanes": {"0": [17, 4]}})
+    save(tmp_path, 2, model, loader={"step": 2, "document": 17})
     path = tmp_path / "meta_000002.json"
     path.write_text(path.read_text().replace("17", "16"))
     found = checkpoints.newest_complete(tmp_path)
@@ -240,13 +240,6 @@ def test_a_replaced_run_stays_loadable_and_is_no_longer_found(
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.find_directory("base")
     checkpoints.move_to_replaced(folder)  # nothing there: does nothing
-
-
-def test_loader_states_of_all_ranks_are_merged() -> None:
-    merged = checkpoints.merge_loader_states(
-        [{"step": 3, "lanes": {"0": [1, 2]}}, {"step": 3, "lanes": {"1": [5, 6]}}]
-    )
-    assert merged == {"step": 3, "lanes": {"0": [1, 2], "1": [5, 6]}}
 
 
 def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def two_checkpoints(folder: Path) -> None:
     model = GPT(GPTConfig.from_depth(1, vocab_size=64, sequence_len=8))
     for step in (1, 2):
         model.init_weights(step)
-        loader = {"step": step, "lanes": {str(lane): [17 * lane, 5] for lane in range(8)}}
+        loader = {"step": step, "document": 17 * step, "offset": 5, "row": 8}
         meta = {
             "tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False,
             "model": model.config.to_dict(), "loss": 2.5, "loader": loader,

@@ -85,9 +85,9 @@ def observe(folder: Path, poison: tuple[int, str] | None = None) -> None:
             if poison[1] == "loss":
                 return torch.full_like(loss, math.nan)
             next(model.parameters()).grad.view(-1)[-1] = math.inf
-        lanes = range(rank, len(batch.inputs) * ranks, ranks)
+        rows = range(rank, len(batch.inputs) * ranks, ranks)  # of the step
         tokens = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
-        line = {"step": step, "rows": dict(zip(lanes, tokens, strict=True)), "loss": float(loss)}
+        line = {"step": step, "rows": dict(zip(rows, tokens, strict=True)), "loss": float(loss)}
         with trace.open("a") as file:
             file.write(json.dumps(line) + "\n")
         return loss

@@ -73,7 +73,7 @@ class Trial:
         return {row["step"]: row["loss"] for row in rows if "tokens" in row}
 
     def rows(self) -> dict[tuple[int, int], list[list[int]]]:
-        """By (step, lane): every version of the row that was trained on, in order."""
+        """By (step, row of the step): every version of the row that was trained on, in order."""
         seen: dict[tuple[int, int], list[list[int]]] = {}
         for path in sorted(self.notes.glob("trace-*.jsonl")):
             for text in path.read_text().splitlines():
@@ -81,8 +81,8 @@ class Trial:
                     line = json.loads(text)
                 except ValueError:  # truncated by a kill
                     continue
-                for lane, row in line["rows"].items():
-                    seen.setdefault((line["step"], int(lane)), []).append(row)
+                for number, row in line["rows"].items():
+                    seen.setdefault((line["step"], int(number)), []).append(row)
         return seen
 
 
