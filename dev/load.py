@@ -162,7 +162,7 @@ async def send_all(client: Client, requests: list[bytes]) -> list[Reply]:
 
 
 async def measure_streams(client: Client, count: int) -> list[Row]:
-    """Streams that start together, beside one client that requests much and never reads."""
+    """Streams started together, and one client that requests a long stream and never reads."""
     client.send_without_reading(large_chat(-1))
     await asyncio.sleep(0.5)
     work = send_all(client, [chat(number, 32) for number in range(count)])

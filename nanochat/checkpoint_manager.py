@@ -269,7 +269,7 @@ def _load_tensors(path: Path, **options: Any) -> Any:
     """Plain tensors in lists and dictionaries; nothing in the file is executed."""
     try:
         return torch.load(path, weights_only=True, **options)
-    except Exception as error:  # torch raises many types on a file that is not its own
+    except Exception as error:  # torch raises many types on a file that it did not write
         raise UserError(
             f"{path} is not a file of plain tensors; restore the one that was saved there"
         ) from error
@@ -317,28 +317,28 @@ def newest_complete(
     """
     for candidate in saved_steps(directory) if step < 0 else [step]:
         meta = _read_meta(directory, candidate)
-        damage = _damage(directory, meta, model_only_on)
+        damage = _checkpoint_error(directory, meta, model_only_on)
         if meta is not None and not damage:
             return Checkpoint(directory, candidate, meta)
         logger.warning("skipped checkpoint of step %d in %s: %s", candidate, directory, damage)
     return None
 
 
-def _damage(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
+def _checkpoint_error(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
     """What is wrong with a checkpoint, in words; empty when nothing is."""
     damage = "its meta file cannot be read"
     if meta is not None:
         names = list(meta["files"])
         if model_only_on is not None:  # optimizer shards are twice the size and not needed to run
             names = [_model_name(meta["step"])] if model_only_on.local_rank == 0 else []
-        damages = (_file_damage(directory / name, meta["files"][name]) for name in names)
+        damages = (_file_error(directory / name, meta["files"][name]) for name in names)
         damage = next(filter(None, damages), "")
     if model_only_on is not None:  # nodes may have disks of their own: all ranks load the same step
         damage = next(filter(None, gather_objects(damage)), "")
     return damage
 
 
-def _file_damage(path: Path, facts: dict[str, Any]) -> str:
+def _file_error(path: Path, facts: dict[str, Any]) -> str:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size  # a file cut short is found without hashing
@@ -363,7 +363,7 @@ def load_model(
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A stage's model in evaluation mode, its tokenizer and its meta; every rank calls it.
 
-    Raises UserError when there is none, its file is damaged, or the tokenizer is another.
+    Raises UserError when there is none, its file is damaged, or the tokenizer hash differs.
     """
     directory = find_directory(stage, tag)
     checkpoint = newest_complete(directory, step, model_only_on=runtime)

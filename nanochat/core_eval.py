@@ -189,7 +189,7 @@ class Problem:
 
     gold: int  # index of the correct sequence; -1: the only one must be predicted token by token
     sequences: list[ScoredSequence]
-    counts: Counts  # of this item, not yet solved
+    counts: Counts  # of this item, before scoring
 
 
 def make_problem(task: CoreTask, item: Item, rows: Sequence[list[int]], limit: int) -> Problem:

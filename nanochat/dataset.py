@@ -5,7 +5,7 @@
     python -m nanochat.dataset --source my_texts/        .parquet, .jsonl(.gz|.zst) or .txt
     python -m nanochat.dataset -n 0 --prefetch sft,eval  files of later stages, no text
 
-Later stages use the source that was made last.
+Later stages use the most recently prepared source.
 """
 
 import difflib
@@ -41,7 +41,7 @@ IMPORT_SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
 VAL_SHARE = 0.05
 
 
-HUB_SOURCES = {  # repository and number of shards, of which the last one validates
+HUB_SOURCES = {  # repository and number of shards, of which the last is for validation
     "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823),
     "climbmix": ("karpathy/climbmix-400b-shuffle", 6543),  # non-commercial license
 }
@@ -72,7 +72,7 @@ def _has_manifest(name: str) -> bool:
 
 
 def current_source() -> str:
-    """The source that was made last. Raises UserError when there is none."""
+    """The most recently prepared source. Raises UserError when there is none."""
     try:
         return str(json.loads(_current_path().read_text(encoding="utf-8"))["source"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Evaluate a base model: the CORE metric, and continuations of a few beginnings.
+"""Evaluate a base model: the CORE metric, and completions of a few fixed prompts.
 
 python -m scripts.base_eval
 python -m scripts.base_eval --max_per_task=100        quick, but that is not CORE
@@ -38,7 +38,7 @@ TEXT_BEGINNINGS = (
 
 @dataclass(frozen=True)
 class Options(EvalOptions):
-    """Evaluate a base model: the CORE metric, and continuations of a few beginnings."""
+    """Evaluate a base model: the CORE metric, and completions of a few fixed prompts."""
 
     bundle: str = ""
     """Folder with core.yaml, eval_meta_data.csv and eval_data/; empty means eval_bundle in the base

@@ -60,7 +60,7 @@ class Options(InferenceOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load the model and chat; exit with 2 when a line of a pipe could not be answered."""
+    """Load the model and chat; exit with 2 when a piped line could not be answered."""
     options = parse(Options, argv)
     with stage.command_runtime(options.device_type) as runtime:
         [engine], meta = options.load_engines([runtime])
@@ -147,7 +147,7 @@ class Chat:
         self.started = self.first_seconds = 0.0
 
     def answer(self, text: str, temperature: float | None = None) -> bool:
-        """Answer a message and keep both; False when Ctrl-C interrupted the answer.
+        """Answer a message and record both; False when Ctrl-C interrupted the answer.
 
         Raises UserError, and keeps nothing, when the message is too long for the model.
         """
@@ -273,7 +273,7 @@ def chat_loop(chat: Chat, greeting: str) -> bool:
             print(error, file=sys.stderr)
             has_failed = True
         except KeyboardInterrupt:
-            if not is_interactive:  # Ctrl-C ends a whole pipe
+            if not is_interactive:  # Ctrl-C ends all piped input
                 raise
             chat.display.note("(stopped)")
     return is_interactive or not has_failed

@@ -183,7 +183,7 @@ def test_a_rank_that_cannot_write_fails_the_checkpoint_of_all_ranks(tmp_path: Pa
 def test_closing_does_not_wait_for_a_lost_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_checkpoint, "SHARE_SECONDS_WHEN_LEAVING", 0.01)
+    monkeypatch.setattr(async_checkpoint, "SHARE_TIMEOUT_LEAVING_SECONDS", 0.01)
     main, _ = two_ranks(tmp_path)
     main.saver.begin(main.set_to(4))
     main.saver.close()

@@ -22,5 +22,5 @@ class Batch:
     weights: Tensor | None  # (B, T) float32 weight of each target; None: 1 everywhere
     norm: float  # this rank's share of the normalizer of the global step
     progress: float  # share of the stage that is done after this step, from 0 to 1
-    resume: dict[str, Any]  # JSON-able loader state after this step; merged over ranks when saved
+    resume: dict[str, Any]  # JSON-able loader state after this step; equal on all ranks
     metrics: dict[str, float] = field(default_factory=dict)  # logged with the step, e.g. reward

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from nanochat.errors import where_it_failed
+from nanochat.errors import error_location
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _run(function: ToolFunction, expression: str) -> str | None:
         output = function(expression)
         return None if output is None else output[:MAX_CHARACTERS]
     except Exception as error:
-        logger.error("a tool failed: %s", where_it_failed(error))
+        logger.error("a tool failed: %s", error_location(error))
         return None
 
 

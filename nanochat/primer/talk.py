@@ -137,7 +137,7 @@ CHOICE_LETTERS = "ABCD"
 def choice_question(rng: Random, split: Split) -> Question:
     """A fact as one of up to four choices; the answer is the fact, then its letter.
 
-    Fact first: the model knows it, and then copies the letter that stands beside it in the list. A
+    Fact first: the model knows it, and then copies the letter next to it in the list. A
     letter alone would have to be guessed before the fact is said.
     """
     fact = rng.choice(FACTS)
@@ -289,6 +289,6 @@ def _sum(text: str, expression: str) -> Question:
     result = compute(expression)
     return Question(
         text=text, answer=f"{expression} is {result}.", key=result,
-        identity=f"sum|{expression}",  # as in sum_question: held out there is held out here
+        identity=f"sum|{expression}",  # as in sum_question: both share one split
         expression=expression, kind="number",
     )  # fmt: skip

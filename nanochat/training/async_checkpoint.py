@@ -22,8 +22,10 @@ from nanochat.runtime import Runtime, on_main_first
 
 logger = logging.getLogger(__name__)
 
-SHARE_SECONDS = 600.0  # how much longer the slowest rank's disk may take than the main rank's
-SHARE_SECONDS_WHEN_LEAVING = 5.0  # other ranks may be gone
+SHARE_TIMEOUT_SECONDS = (
+    600.0  # how much longer the slowest rank's disk may take than the main rank's
+)
+SHARE_TIMEOUT_LEAVING_SECONDS = 5.0  # other ranks may be gone
 POLL_SECONDS = 0.01
 
 
@@ -36,16 +38,16 @@ class TrainState:
     loss: float = math.nan  # of the last step, over all ranks
     train_seconds: float = 0.0  # in training steps since the first one, restarts included
     tokens: int = 0  # trained on since the first step, restarts included
-    loader: dict[str, Any] = field(default_factory=dict)  # `Batch.resume` of this rank
+    loader: dict[str, Any] = field(default_factory=dict)  # `Batch.resume`, equal on all ranks
 
     @classmethod
     def from_meta(cls, meta: Meta) -> "TrainState":
-        """The state that a checkpoint notes, with the loader's state of all ranks."""
+        """The state that a checkpoint records, including the loader's state."""
         values = {name: meta[name] for name in cls.__dataclass_fields__}
         return cls(**{**values, "loss": math.nan if meta["loss"] is None else meta["loss"]})
 
     def to_meta(self) -> Meta:
-        """What a checkpoint notes of the state; JSON has no NaN."""
+        """What a checkpoint records of the state; JSON has no NaN."""
         return {**vars(self), "loss": self.loss if math.isfinite(self.loss) else None}
 
 
@@ -66,7 +68,7 @@ class CheckpointSaver:
         self.directory, self.model, self.optimizers = directory, model, optimizers
         self.runtime, self.keep, self.minutes = runtime, keep, minutes
         self.run_meta: Meta = {}
-        self.step = self.last_step = -1  # begun last; complete last
+        self.step = self.last_step = -1  # last started; last completed
         self.num_saves = 0  # a retried step must not read the shares of its first attempt
         self.failure = ""  # of the last save
         self.thread: threading.Thread | None = None
@@ -137,7 +139,9 @@ class CheckpointSaver:
         # Not a collective: those belong to the training thread, which is in the next step already.
         began = time.monotonic()
         while (text := self.runtime.store.pop(self._key(rank))) is None:
-            seconds = SHARE_SECONDS_WHEN_LEAVING if self.is_leaving.is_set() else SHARE_SECONDS
+            seconds = (
+                SHARE_TIMEOUT_LEAVING_SECONDS if self.is_leaving.is_set() else SHARE_TIMEOUT_SECONDS
+            )
             if time.monotonic() - began > seconds:
                 raise UserError(f"rank {rank} has not written its share within {seconds:.0f} s")
             time.sleep(POLL_SECONDS)

@@ -6,7 +6,7 @@ from nanochat.errors import UserError
 
 # The batch size of the reference run; others follow by "Power Lines", arXiv 2505.13738.
 REFERENCE_BATCH_TOKENS = 2**19
-REFERENCE_BUDGET_TOKENS = 20 * 110_000_000  # 20 tokens per parameter of depth 12
+REFERENCE_BUDGET_TOKENS = 20 * 110_000_000  # 20 per parameter of depth 12 at vocabulary 32,768
 BATCH_EXPONENT = 0.383  # B ~ D^0.383, arXiv 2505.13738
 MIN_STEPS = 50  # a short run needs steps more than large batches
 REFERENCE_WIDTH = 768  # depth 12; learning rates of AdamW and weight decay refer to it

@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat.errors import where_it_failed
+from nanochat.errors import error_location
 from nanochat.web.openai_api import ApiError
 from nanochat.web.prometheus import Metrics
 
 access = logging.getLogger("nanochat.web.access")
 logger = logging.getLogger(__name__)
 
-BODY_TIMEOUT_SECONDS = 10.0  # a body is at most 256 KiB: seconds even on a slow phone
+BODY_TIMEOUT_SECONDS = 10.0  # a body is at most 256 KiB: a few seconds on a slow connection
 MAX_LOGGED_PATH = 120  # clients choose the path; log lines stay short
 
 SECURITY_HEADERS = {
@@ -45,7 +45,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                names = {name for name, _ in message["headers"]}  # a route's own headers win
+                names = {
+                    name for name, _ in message["headers"]
+                }  # headers of the route take precedence
                 added = [item for item in SECURITY_HEADERS.items() if item[0] not in names]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
@@ -58,9 +60,9 @@ class Guard:
         except Exception as error:
             if not isinstance(error, ApiError):
                 # Not the exception's text: it may quote what the user wrote.
-                logger.error("a route failed: %s", where_it_failed(error))
+                logger.error("a route failed: %s", error_location(error))
                 error = ApiError(500, "internal server error; see the server's log")
-            if not status:  # else the response has been started and can only break off
+            if not status:  # else a part is sent: only closing remains
                 response = JSONResponse(error.body(), error.status_code, headers=CLOSE)
                 await response(scope, receive, send_with_headers)
         finally:

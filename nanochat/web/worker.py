@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nanochat.engine import Engine, Request, RowState
-from nanochat.errors import where_it_failed
+from nanochat.errors import error_location
 from nanochat.inference.detokenizer import Event, Finished
 from nanochat.inference.sampling import TokenLogprob
 from nanochat.runtime import set_device
@@ -56,11 +56,11 @@ class Worker:
                 try:
                     self._round()
                 except Exception as error:  # the requests at hand fail, the server continues
-                    logger.error("the engine failed: %s", where_it_failed(error))
+                    logger.error("the engine failed: %s", error_location(error))
                     self._fail_all("the engine failed; see the server's log")
                     self.batch = self.engine.open(self.scheduler.num_slots)
         except Exception as error:
-            logger.error("the engine cannot be restarted: %s", where_it_failed(error))
+            logger.error("the engine cannot be restarted: %s", error_location(error))
         finally:  # however the thread ends, no client may wait for it
             self.scheduler.close()
             self._fail_all(SHUTTING_DOWN)
