@@ -8,11 +8,13 @@ To add a task, subclass `Task` (or `HubTask` for the rows of a data set on the h
         def get_example(self, index: int) -> Conversation:
             return one_turn(f"What is twice {index}?", str(2 * index), answer=str(2 * index))
 
-and list it in the script that uses it: `scripts/mid_train.py` and `chat_sft.py` for training,
-`chat_eval.py` for evaluation. `evaluate` accepts exactly `answer` unless it is overridden.
+and list it where it is used: in `training_mixture` of `scripts/mid_train.py` and `chat_sft.py`
+for training, in `CHAT_TASKS` of `scripts/chat_eval.py` for evaluation. `evaluate` accepts exactly
+`answer` unless it is overridden; evaluation calls it from several threads.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +24,8 @@ from nanochat.data import hub_files
 
 Conversation = dict[str, Any]  # {"messages": [...]} and what `evaluate` needs
 Row = TypeVar("Row")
+
+FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")  # as published results extract answers
 
 
 class Task:
@@ -124,6 +128,16 @@ def render_choices(question: str, choices: Sequence[str], letters: Sequence[str]
         f"Multiple Choice question: {question}\n{lines}"
         "\nRespond only with the letter of the correct answer."
     )
+
+
+def final_number(text: str) -> str | None:
+    """The number after the first `#### ` that one follows, without commas; None if there is none.
+
+    >>> final_number("so many: #### 1,234 apples")
+    '1234'
+    """
+    match = FINAL_NUMBER.search(text)
+    return match[1].replace(",", "") if match else None
 
 
 def final_text(completion: str) -> str:

@@ -6,9 +6,8 @@
 import re
 from typing import Any, Literal
 
-from tasks.common import Conversation, HubTask, one_turn
+from tasks.common import Conversation, HubTask, final_number, one_turn
 
-FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")
 CALL = re.compile(r"(<<[^>]*>>)")
 
 
@@ -45,9 +44,3 @@ def answer_parts(answer: str) -> list[dict[str, Any]]:
         else:
             parts.append({"type": "text", "text": piece})
     return parts
-
-
-def final_number(text: str) -> str | None:
-    """The number after `####` without commas; None when there is none."""
-    match = FINAL_NUMBER.search(text)
-    return match[1].replace(",", "") if match else None

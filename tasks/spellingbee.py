@@ -11,7 +11,7 @@ from pathlib import Path
 from nanochat.primer.question import Split, split_of
 from nanochat.primer.words import WORDS
 from nanochat.primer.world import LETTERS
-from tasks.common import Conversation, Task, final_text, one_turn
+from tasks.common import Conversation, Task, final_number, one_turn
 
 WORD_LIST = Path("/usr/share/dict/words")
 
@@ -49,7 +49,10 @@ class _WordTask(Task):
 
 
 class SpellingBee(_WordTask):
-    """How often a letter occurs in a word: counted letter by letter, then with the tool."""
+    """How often a letter occurs in a word: counted letter by letter, then with the tool.
+
+    Judged by the number after `#### `, by the same rule as GSM8K.
+    """
 
     def get_example(self, index: int) -> Conversation:
         rng = random.Random(index)
@@ -72,8 +75,7 @@ class SpellingBee(_WordTask):
         return one_turn(question, parts, answer=str(answer))
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:
-        _, marker, number = final_text(completion).rpartition("####")
-        return bool(marker) and number.strip() == conversation["answer"]
+        return final_number(completion) == conversation["answer"]
 
 
 class SimpleSpelling(_WordTask):

@@ -12,9 +12,17 @@ from nanochat.errors import UserError
 from nanochat.primer import FAMILIES
 from tasks import humaneval, spellingbee
 from tasks.arc import ARC
-from tasks.common import Conversation, Task, TaskMixture, TaskSequence, render_choices, shuffled
+from tasks.common import (
+    Conversation,
+    Task,
+    TaskMixture,
+    TaskSequence,
+    final_number,
+    render_choices,
+    shuffled,
+)
 from tasks.customjson import CustomJSON
-from tasks.gsm8k import GSM8K, answer_parts, final_number
+from tasks.gsm8k import GSM8K, answer_parts
 from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
 from tasks.primer import Primer, contains_phrase, last_number
@@ -350,6 +358,31 @@ def test_both_counts_of_a_letter_are_right() -> None:
         assert task.evaluate(item, f"<|output_end|>x #### {item['answer']}<|assistant_end|>")
         assert not task.evaluate(item, f"#### {item['answer']}1")
         assert not task.evaluate(item, item["answer"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "passed"),
+    [
+        ("#### 3", True),
+        ("#### 3 apples", True),
+        ("Both ways give 3.\n\n#### 3<|assistant_end|>", True),
+        ("<|output_start|>3<|output_end|>\n#### 3", True),
+        ("#### 3 or #### 4", True),  # the first match counts
+        ("#### 4 or #### 3", False),
+        ("####3", False),
+        ("#### three, that is #### 3", True),
+        ("#### 3.", False),  # compared as text
+        ("#### 03", False),
+        ("3", False),
+        ("", False),
+    ],
+)
+def test_spelling_bee_is_judged_by_the_extraction_rule_of_gsm8k(
+    completion: str, passed: bool
+) -> None:
+    gsm8k = GSM8K.__new__(GSM8K)  # its files are not needed for judging
+    for task in (SpellingBee("test", size=1), gsm8k):
+        assert task.evaluate({"answer": "3"}, completion) == passed
 
 
 def test_spelling_accepts_the_word_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> None:
