@@ -35,7 +35,6 @@ META_NAME = re.compile(r"meta_(\d{6,})\.json")
 REMOVABLE_NAME = re.compile(
     r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt|\.(?:model|optim|meta)_\d{6,}.*\.part"
 )
-REPLACED = "replaced"  # folder for runs that --fresh has replaced; no tag may have this name
 COMPILE_PREFIX = "_orig_mod."  # torch.compile puts it before parameter names
 TRAINING_COMMANDS = {  # in the order of the pipeline
     "base": "scripts.base_train",
@@ -228,7 +227,8 @@ def move_to_replaced(directory: Path) -> None:
     """Make room for a new run: rename the old one to replaced/TAG-1, TAG-2 ..., and log where."""
     if not saved_steps(directory):
         return
-    folders = (directory.parent / REPLACED / f"{directory.name}-{n}" for n in itertools.count(1))
+    replaced = directory.parent / paths.REPLACED
+    folders = (replaced / f"{directory.name}-{n}" for n in itertools.count(1))
     free = next(folder for folder in folders if not folder.exists())
     with named_failures(free):
         free.parent.mkdir(exist_ok=True)

@@ -10,14 +10,17 @@ only formats the help.
 import argparse
 import ast
 import difflib
+import importlib
 import inspect
 import logging
 import math
 import os
 import re
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -235,7 +238,43 @@ def _help(options_class: type) -> str:
     return parser.format_help()
 
 
-# ---- exit
+# ---- start and exit
+
+
+def run_command(options_class: type[Any]) -> NoReturn:
+    """Run the module that was started by `python -m`: check its options, import it, call `main`.
+
+    Called before a module imports torch, which takes seconds: --help and wrong options are answered
+    at once, and Ctrl-C during the imports is no traceback.
+    """
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None  # commands need `python -m` to import their package
+
+    def command() -> None:
+        parse(options_class)
+        with _exit_on_interrupt():
+            module = importlib.import_module(spec.name)
+        module.main()
+
+    run(command)
+
+
+@contextmanager
+def _exit_on_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process at once: there is nothing to save yet."""
+
+    def handle(_number: int, _frame: object) -> None:
+        # A KeyboardInterrupt may be lost here: libraries catch what their imports raise.
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not if it is ignored, as under nohup
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

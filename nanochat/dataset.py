@@ -8,6 +8,28 @@
 Later stages use the most recently prepared source.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from nanochat.configurator import Short, parse, run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Download or write the text that a model is trained on."""
+
+    num_shards: Annotated[int, Short("-n")] = 8
+    """Training shards of a named source; about 100 MB each on the hub, 1 MB of the primer. 0 with
+    --prefetch downloads only that and leaves the current source as it is."""
+    source: str = "fineweb-edu"
+    """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl(.gz|.zst) or .txt files."""
+    prefetch: str = ""
+    """Files of later stages to download as well: mid, sft, rl, eval; separated by commas."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
 import difflib
 import hashlib
 import json
@@ -16,12 +38,10 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from nanochat import paths, primer
-from nanochat.configurator import Short, parse, run
 from nanochat.data.download import HubFile, sha256
 from nanochat.data.hub_files import fetch, prefetch, stage_names
 from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
@@ -294,19 +314,6 @@ def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[s
 # ---- the command
 
 
-@dataclass(frozen=True)
-class Options:
-    """Download or write the text that a model is trained on."""
-
-    num_shards: Annotated[int, Short("-n")] = 8
-    """Training shards of a named source; about 100 MB each on the hub, 1 MB of the primer. 0 with
-    --prefetch downloads only that and leaves the current source as it is."""
-    source: str = "fineweb-edu"
-    """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl(.gz|.zst) or .txt files."""
-    prefetch: str = ""
-    """Files of later stages to download as well: mid, sft, rl, eval; separated by commas."""
-
-
 def main(argv: list[str] | None = None) -> None:
     """Make the source current, prefetch files, or both."""
     options = parse(Options, argv)
@@ -320,7 +327,3 @@ def main(argv: list[str] | None = None) -> None:
             f" {paths.data_dir(name)}"
         )
     prefetch(options.prefetch)
-
-
-if __name__ == "__main__":
-    run(main)

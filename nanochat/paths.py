@@ -15,6 +15,7 @@ STAGE_FOLDERS = {
     "sft": "chatsft_checkpoints",
     "rl": "chatrl_checkpoints",
 }
+REPLACED = "replaced"  # folder for what --fresh has replaced; no tag may have this name
 
 
 def base_dir() -> Path:

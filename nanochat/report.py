@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import torch
 
 from nanochat import paths
 from nanochat.configurator import parse, run
@@ -121,6 +120,8 @@ def _table(rows: Sequence[Sequence[Any]], rule: str = "--:") -> str:
 
 
 def _machine() -> str:
+    import torch  # takes seconds, which --help and wrong options should not
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = psutil.virtual_memory().total / 2**30
     facts = {

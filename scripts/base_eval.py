@@ -5,20 +5,45 @@ python -m scripts.base_eval --max_per_task=100        quick, but that is not COR
 torchrun --standalone --nproc_per_node=8 -m scripts.base_eval
 """
 
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nanochat.configurator import at_least, parse, run_command
+from scripts.options import EvalOptions
+
+
+@dataclass(frozen=True)
+class Options(EvalOptions):
+    """Evaluate a base model: the CORE metric, and completions of a few fixed prompts."""
+
+    bundle: str = ""
+    """Folder with core.yaml, eval_meta_data.csv and eval_data/; empty means eval_bundle in the base
+    directory."""
+    max_per_task: Annotated[int, at_least(1, besides=-1)] = -1
+    """Items of each task; -1 means all. With fewer the run is quick, but is not CORE."""
+    baselines: Literal["v1", "v2"] = "v1"
+    """Random baselines: v1 as in published numbers, v2 as corrected by DCLM."""
+    primer_problems: Annotated[int, at_least(1)] = 200
+    """Questions of the primer world, if that is the source."""
+    tokens_per_batch: Annotated[int, at_least(1, besides=-1)] = -1
+    """Tokens per forward pass; -1 means what suits the device. Does not change results."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from nanochat import core_eval, dataset, paths, report
-from nanochat.configurator import at_least, parse, run
 from nanochat.core_eval import Baselines, CoreTask, Counts
 from nanochat.engine import Engine
 from nanochat.runtime import Runtime, barrier, on_main_first
 from nanochat.training import stage
-from scripts.inference import EvalOptions, load_checkpoint
+from scripts.inference import find_checkpoint, load_checkpoint
 from tasks.primer import plain_choices
 
 logger = logging.getLogger(__name__)
@@ -36,23 +61,6 @@ TEXT_BEGINNINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options(EvalOptions):
-    """Evaluate a base model: the CORE metric, and completions of a few fixed prompts."""
-
-    bundle: str = ""
-    """Folder with core.yaml, eval_meta_data.csv and eval_data/; empty means eval_bundle in the base
-    directory."""
-    max_per_task: Annotated[int, at_least(1, besides=-1)] = -1
-    """Items of each task; -1 means all. With fewer the run is quick, but is not CORE."""
-    baselines: Baselines = "v1"
-    """Random baselines: v1 as in published numbers, v2 as corrected by DCLM."""
-    primer_problems: Annotated[int, at_least(1)] = 200
-    """Questions of the primer world, if that is the source."""
-    tokens_per_batch: Annotated[int, at_least(1, besides=-1)] = -1
-    """Tokens per forward pass; -1 means what suits the device. Does not change results."""
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     with stage.command_runtime(options.device_type) as runtime:
@@ -60,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(options: Options, runtime: Runtime) -> None:
-    meta, settings = options.find_checkpoint("base")
+    meta, settings = find_checkpoint(options, "base")
     folder = Path(options.bundle).expanduser() if options.bundle else paths.eval_dir()
     core_tasks, missing = find_bundle(folder, options.baselines)
     is_primer = dataset.current_source() == "primer"
@@ -181,7 +189,3 @@ def _line(row: list[Any]) -> str:
     return (
         f"  {label:34s} {accuracy:6.2f} %  of {items:6d}  chance {chance:4.1f} %  {centered:+.4f}"
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,22 +4,11 @@ python -m scripts.base_loss
 torchrun --standalone --nproc_per_node=8 -m scripts.base_loss
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nanochat import dataset, loss_eval, report
-from nanochat.configurator import at_least, parse, run
-from nanochat.runtime import on_main_first
-from nanochat.training import stage
-from scripts.inference import EvalOptions, load_checkpoint
-
-logger = logging.getLogger(__name__)
-
-LABELS: dict[dataset.Split, str] = {
-    "train": "bits per byte, training text",
-    "val": "bits per byte, validation text",
-}
+from nanochat.configurator import at_least, parse, run_command
+from scripts.options import EvalOptions
 
 
 @dataclass(frozen=True)
@@ -32,11 +21,29 @@ class Options(EvalOptions):
     """Tokens of each split."""
 
 
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+import logging
+
+from nanochat import dataset, loss_eval, report
+from nanochat.runtime import on_main_first
+from nanochat.training import stage
+from scripts.inference import find_checkpoint, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+LABELS: dict[dataset.Split, str] = {
+    "train": "bits per byte, training text",
+    "val": "bits per byte, validation text",
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     name = f"base_loss_{options.source}"
     with stage.command_runtime(options.device_type) as runtime:
-        meta, settings = options.find_checkpoint(options.source)
+        meta, settings = find_checkpoint(options, options.source)
         settings["tokens"] = options.eval_tokens
         section = on_main_first(lambda: report.already_measured(name, settings, options.fresh))
         if section is None:
@@ -58,7 +65,3 @@ def main(argv: list[str] | None = None) -> None:
                 report.write_section(name, section)
         for label, value in section["metrics"].items():
             logger.info("%s: %.4f", label, value)
-
-
-if __name__ == "__main__":
-    run(main)

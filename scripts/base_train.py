@@ -5,21 +5,10 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
-import torch
-
-from nanochat import dataset
-from nanochat.configurator import at_least, between, parse, run
-from nanochat.dataloader import tokenizing_distributed_data_loader
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.runtime import Runtime
-from nanochat.tokenizer import get_tokenizer
-from nanochat.training import scaling_laws
-from nanochat.training.config import Plan
-from nanochat.training.schedule import Schedule
-from scripts.training import LoopOptions, Setup, defining_settings, train
+from nanochat.configurator import at_least, between, parse, run_command
+from scripts.options import LoopOptions
 
 
 @dataclass(frozen=True)
@@ -52,6 +41,24 @@ class Options(LoopOptions):
     """Final learning rate, as a share of the peak."""
     source: str = ""
     """Text to train on; empty means the last choice of nanochat.dataset."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+from functools import partial
+
+import torch
+
+from nanochat import dataset
+from nanochat.dataloader import tokenizing_distributed_data_loader
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import get_tokenizer
+from nanochat.training import scaling_laws
+from nanochat.training.config import Plan
+from nanochat.training.schedule import Schedule
+from scripts.training import Setup, defining_settings, train
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +122,3 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     return setup.plan(
         model, tokenizer, rows=rows, schedule=Schedule(num_steps, *phases), batches=batches
     )
-
-
-if __name__ == "__main__":
-    run(main)

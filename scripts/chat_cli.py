@@ -4,15 +4,34 @@ python -m scripts.chat_cli
 python -m scripts.chat_cli -p "What is 347 + 588?"      only the answer, for use in a pipe
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from nanochat.configurator import Short, parse, run_command
+from scripts.options import InferenceOptions
+
+
+@dataclass(frozen=True)
+class Options(InferenceOptions):
+    """Chat with a model in the terminal."""
+
+    prompt: Annotated[str, Short("-p")] = ""
+    """Answer this one question and exit."""
+    seed: int = 42
+    """Seed of the sampling; each answer of a conversation derives its own."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
 import difflib
 import json
 import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -21,13 +40,12 @@ from rich.text import Text
 
 from nanochat import paths
 from nanochat.chat import Message, pieces_of, render_for_completion, trim_to_fit
-from nanochat.configurator import Short, parse, run
 from nanochat.engine import Engine, Event, Finished, Sampling, TextPiece, ToolCall
 from nanochat.errors import UserError
 from nanochat.runtime import derive_seed
 from nanochat.training import stage
 from nanochat.web import markdown
-from scripts.inference import InferenceOptions
+from scripts.inference import load_engines
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -49,21 +67,11 @@ FRAMES_PER_SECOND = 12  # smooth to read, few enough for slow terminals over SSH
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True)
-class Options(InferenceOptions):
-    """Chat with a model in the terminal."""
-
-    prompt: Annotated[str, Short("-p")] = ""
-    """Answer this one question and exit."""
-    seed: int = 42
-    """Seed of the sampling; each answer of a conversation derives its own."""
-
-
 def main(argv: list[str] | None = None) -> None:
     """Load the model and chat; exit with 2 when a piped line could not be answered."""
     options = parse(Options, argv)
     with stage.command_runtime(options.device_type) as runtime:
-        [engine], meta = options.load_engines([runtime])
+        [engine], meta = load_engines(options, [runtime])
         chat = Chat(engine, options, TerminalDisplay() if sys.stdout.isatty() else PlainDisplay())
         if options.prompt:
             if not chat.answer(options.prompt):
@@ -345,7 +353,3 @@ def open_history(path: Path) -> "History":
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))
-
-
-if __name__ == "__main__":
-    run(main)

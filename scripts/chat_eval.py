@@ -5,46 +5,11 @@ python -m scripts.chat_eval -i sft -a GSM8K
 torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i rl
 """
 
-import difflib
-import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from nanochat import chat_eval, dataset, report
-from nanochat.chat_eval import Tally, merged
-from nanochat.configurator import Short, at_least, parse, run
-from nanochat.core_eval import centered
-from nanochat.engine import Engine
-from nanochat.errors import UserError
-from nanochat.runtime import Runtime, on_main_first
-from nanochat.training import stage
-from scripts.inference import EvalOptions, load_checkpoint
-from tasks.arc import ARC
-from tasks.common import Task
-from tasks.gsm8k import GSM8K
-from tasks.humaneval import HumanEval
-from tasks.mmlu import MMLU
-from tasks.primer import Primer
-from tasks.spellingbee import SpellingBee
-
-logger = logging.getLogger(__name__)
-
-# The six tasks of ChatCORE, each with the accuracy of random guessing.
-CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
-    "ARC-Easy": (partial(ARC, "ARC-Easy", "test"), 0.25),
-    "ARC-Challenge": (partial(ARC, "ARC-Challenge", "test"), 0.25),
-    "MMLU": (partial(MMLU, "all", "test"), 0.25),
-    "GSM8K": (partial(GSM8K, "main", "test"), 0.0),
-    "HumanEval": (HumanEval, 0.0),
-    "SpellingBee": (partial(SpellingBee, "test", size=256), 0.0),
-}
-ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
-
-Results = dict[str, Tally]  # by label
-Makers = dict[str, Callable[[], Task]]  # by label, what creates the task
+from nanochat.configurator import Short, at_least, parse, run_command
+from scripts.options import EvalOptions
 
 
 @dataclass(frozen=True)
@@ -72,6 +37,49 @@ class Options(EvalOptions):
     """Answers generated at a time. Does not change results."""
 
 
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+import difflib
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from nanochat import chat_eval, dataset, report
+from nanochat.chat_eval import Tally, merged
+from nanochat.core_eval import centered
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.runtime import Runtime, on_main_first
+from nanochat.training import stage
+from scripts.inference import find_checkpoint, load_checkpoint
+from tasks.arc import ARC
+from tasks.common import Task
+from tasks.gsm8k import GSM8K
+from tasks.humaneval import HumanEval
+from tasks.mmlu import MMLU
+from tasks.primer import Primer
+from tasks.spellingbee import SpellingBee
+
+logger = logging.getLogger(__name__)
+
+# The six tasks of ChatCORE, each with the accuracy of random guessing.
+CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
+    "ARC-Easy": (partial(ARC, "ARC-Easy", "test"), 0.25),
+    "ARC-Challenge": (partial(ARC, "ARC-Challenge", "test"), 0.25),
+    "MMLU": (partial(MMLU, "all", "test"), 0.25),
+    "GSM8K": (partial(GSM8K, "main", "test"), 0.0),
+    "HumanEval": (HumanEval, 0.0),
+    "SpellingBee": (partial(SpellingBee, "test", size=256), 0.0),
+}
+ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
+
+Results = dict[str, Tally]  # by label
+Makers = dict[str, Callable[[], Task]]  # by label, what creates the task
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     if options.num_samples > 1 and options.temperature <= 0:
@@ -84,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def evaluate(options: Options, runtime: Runtime) -> None:
-    meta, settings = options.find_checkpoint(options.source)
+    meta, settings = find_checkpoint(options, options.source)
     settings |= {name: getattr(options, name) for name in (
         "max_problems", "primer_problems", "num_samples", "temperature", "top_k", "max_new_tokens",
     )}  # fmt: skip
@@ -200,7 +208,3 @@ def rendered(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
         ],
         "results": {label: vars(tally) for label, tally in results.items()},
     }
-
-
-if __name__ == "__main__":
-    run(main)

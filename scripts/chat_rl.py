@@ -5,19 +5,10 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
-from nanochat.configurator import at_least, parse, run
-from nanochat.engine import Engine
-from nanochat.errors import UserError
-from nanochat.training import rollout
-from nanochat.training.config import Plan
-from nanochat.training.schedule import Schedule
-from scripts.training import ChatOptions, Setup, train
-from tasks.common import Task
-from tasks.gsm8k import GSM8K
-from tasks.primer import Primer
+from nanochat.configurator import at_least, parse, run_command
+from scripts.options import ChatOptions
 
 
 @dataclass(frozen=True)
@@ -43,6 +34,22 @@ class Options(ChatOptions):
     top_k: Annotated[int, at_least(0)] = 50
     """Sample from this many most probable tokens; 0 means all."""
     init_lr: Annotated[float, at_least(0)] = 0.05
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+from functools import partial
+
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.training import rollout
+from nanochat.training.config import Plan
+from nanochat.training.schedule import Schedule
+from scripts.training import Setup, train
+from tasks.common import Task
+from tasks.gsm8k import GSM8K
+from tasks.primer import Primer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,7 +88,3 @@ def training_prompts(options: Options, source: str) -> Task:
         seed, size = options.seed + 2, options.num_prompts
         return Primer("train", family=options.family, stage="rl", size=size, seed=seed)
     return GSM8K("main", "train")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -5,21 +5,10 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
-from nanochat.configurator import at_least, between, parse, run
-from nanochat.data import chat_batches
-from nanochat.training.config import Plan
-from nanochat.training.schedule import Schedule
-from scripts.training import ChatOptions, Setup, train
-from tasks.arc import ARC
-from tasks.common import Task, TaskMixture
-from tasks.customjson import CustomJSON
-from tasks.gsm8k import GSM8K
-from tasks.primer import Primer
-from tasks.smoltalk import SmolTalk
-from tasks.spellingbee import SimpleSpelling, SpellingBee
+from nanochat.configurator import at_least, between, parse, run_command
+from scripts.options import ChatOptions
 
 
 @dataclass(frozen=True)
@@ -37,6 +26,24 @@ class Options(ChatOptions):
     init_lr: Annotated[float, at_least(0)] = 0.1
     identity_file: str = ""
     """Conversations about the model itself, one JSON list of messages per line (CustomJSON)."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+from functools import partial
+
+from nanochat.data import chat_batches
+from nanochat.training.config import Plan
+from nanochat.training.schedule import Schedule
+from scripts.training import Setup, train
+from tasks.arc import ARC
+from tasks.common import Task, TaskMixture
+from tasks.customjson import CustomJSON
+from tasks.gsm8k import GSM8K
+from tasks.primer import Primer
+from tasks.smoltalk import SmolTalk
+from tasks.spellingbee import SimpleSpelling, SpellingBee
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,7 +79,3 @@ def training_mixture(options: Options, source: str) -> Task:
     if options.identity_file:
         tasks.append(CustomJSON(options.identity_file))
     return TaskMixture(tasks)
-
-
-if __name__ == "__main__":
-    run(main)

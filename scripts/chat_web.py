@@ -7,21 +7,11 @@ NANOCHAT_WEB_PORT=8080 python -m scripts.chat_web
 The environment variable NANOCHAT_WEB_<OPTION> sets an option; the command line overrides it.
 """
 
-import logging
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from nanochat.configurator import at_least, between, parse, run
-from nanochat.engine import Sampling
-from nanochat.runtime import api_key, options_from_environment, replicas
-from nanochat.training import stage
-from nanochat.web import http_server
-from nanochat.web.inference_service import Settings
-from nanochat.web.server import create_app
-from scripts.inference import InferenceOptions
-
-logger = logging.getLogger(__name__)
+from nanochat.configurator import at_least, between, parse, run_command
+from scripts.options import InferenceOptions
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,23 @@ class Options(InferenceOptions):
     """Comma-separated origins of other sites that may send requests; empty means none."""
 
 
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+import logging
+import sys
+
+from nanochat.engine import Sampling
+from nanochat.runtime import api_key, options_from_environment, replicas
+from nanochat.training import stage
+from nanochat.web import http_server
+from nanochat.web.inference_service import Settings
+from nanochat.web.server import create_app
+from scripts.inference import load_engines
+
+logger = logging.getLogger(__name__)
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     options = parse(Options, [*options_from_environment("NANOCHAT_WEB_"), *arguments])
@@ -56,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         stage.command_runtime(options.device_type) as runtime,
         http_server.bind(options.host, options.port) as listener,
     ):
-        engines, meta = options.load_engines(replicas(runtime, options.num_engines))
+        engines, meta = load_engines(options, replicas(runtime, options.num_engines))
         settings = Settings(
             model_name=f"nanochat-{meta['settings']['model_tag']}-{meta['stage']}",
             sampling=Sampling(options.temperature, options.top_k),
@@ -73,7 +80,3 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%s, step %d, on %s", settings.model_name, meta["step"], runtime.device)
         logger.info("open http://%s:%d in a browser; Ctrl-C stops the server", host, port)
         http_server.serve(create_app(engines, settings), listener)
-
-
-if __name__ == "__main__":
-    run(main)

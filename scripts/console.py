@@ -1,22 +1,15 @@
 """Console scripts of an installation: short names for `python -m ...`, see pyproject.toml."""
 
-# Imported only when called: nanochat-report need not wait for the web server's packages.
-from nanochat.configurator import run
+import runpy
 
 
 def chat() -> None:
-    from scripts import chat_cli
-
-    run(chat_cli.main)
+    runpy.run_module("scripts.chat_cli", run_name="__main__", alter_sys=True)
 
 
 def web() -> None:
-    from scripts import chat_web
-
-    run(chat_web.main)
+    runpy.run_module("scripts.chat_web", run_name="__main__", alter_sys=True)
 
 
 def report() -> None:
-    from nanochat import report
-
-    run(report.main)
+    runpy.run_module("nanochat.report", run_name="__main__", alter_sys=True)

@@ -3,20 +3,11 @@
 python -m scripts.export --source=sft --format=hf --out=my_model
 """
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
-
-from nanochat import checkpoint_manager, export
-from nanochat.configurator import parse, run
-from nanochat.errors import UserError
-from nanochat.training import stage
-from scripts.inference import CheckpointOptions
-
-logger = logging.getLogger(__name__)
+from nanochat.configurator import parse, run_command
+from scripts.options import CheckpointOptions
 
 
 @dataclass(frozen=True)
@@ -33,6 +24,21 @@ class Options(CheckpointOptions):
     """Type of the weights; with float32 the logits equal those of this package."""
 
 
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+import logging
+from pathlib import Path
+
+import torch
+
+from nanochat import checkpoint_manager, export
+from nanochat.errors import UserError
+from nanochat.training import stage
+
+logger = logging.getLogger(__name__)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     if not options.out:
@@ -45,7 +51,3 @@ def main(argv: list[str] | None = None) -> None:
         export.export_hf(model, tokenizer, out, getattr(torch, options.dtype))
         logger.info("exported the %s model of step %d to %s", options.source, meta["step"], out)
     print(out)
-
-
-if __name__ == "__main__":
-    run(main)

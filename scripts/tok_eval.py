@@ -4,19 +4,37 @@ python -m scripts.tok_eval
 python -m scripts.tok_eval --show "Hello, world! It's 1234."     a text split into tokens
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from nanochat.configurator import at_least, parse, run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """How well the tokenizer compresses, by kind of text, compared with other vocabularies."""
+
+    max_chars: Annotated[int, at_least(1)] = 4_000_000
+    """Characters of training and of validation text to measure."""
+    show: str | None = None
+    """A text: it is printed as colored tokens with their ids, and nothing is measured."""
+    fresh: bool = False
+    """Measure again what has been measured."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
 import logging
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Console
 from rich.text import Text
 
 from nanochat import dataset, report
-from nanochat.configurator import at_least, parse, run
 from nanochat.data.tokenizer_formats import published_encoding
 from nanochat.errors import UserError
 from nanochat.tokenizer import (
@@ -37,18 +55,6 @@ VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\r": "␍", "\t": "⇥"})
 MAX_MEAN_WORD = 20  # characters; above it the script writes no spaces between words
 
 Encoders = dict[str, Callable[[str], list[int]]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How well the tokenizer compresses, by kind of text, compared with other vocabularies."""
-
-    max_chars: Annotated[int, at_least(1)] = 4_000_000
-    """Characters of training and of validation text to measure."""
-    show: str | None = None
-    """A text: it is printed as colored tokens with their ids, and nothing is measured."""
-    fresh: bool = False
-    """Measure again what has been measured."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,7 +174,3 @@ def show(tokenizer: RustBPETokenizer, text: str) -> None:
     console.print(
         f"{len(ids)} tokens, {num_bytes} bytes, {num_bytes / max(1, len(ids)):.2f} bytes/token"
     )
-
-
-if __name__ == "__main__":
-    run(main)

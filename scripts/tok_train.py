@@ -3,20 +3,10 @@
 python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
 """
 
-import logging
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
-from nanochat import dataset, paths, report
-from nanochat.configurator import at_least, parse, run
-from nanochat.errors import UserError
-from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
-
-logger = logging.getLogger(__name__)
-
-SECTION = "tok_train"
+from nanochat.configurator import at_least, parse, run_command
 
 
 @dataclass(frozen=True)
@@ -31,6 +21,23 @@ class Options:
     """Tokens, the nine special ones included."""
     fresh: bool = False
     """Train again what has been trained."""
+
+
+if __name__ == "__main__":
+    run_command(Options)  # before the slow imports
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from nanochat import dataset, paths, report
+from nanochat.errors import UserError
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+
+logger = logging.getLogger(__name__)
+
+SECTION = "tok_train"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,7 +82,3 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": seconds,
     }
     report.write_section(SECTION, section)
-
-
-if __name__ == "__main__":
-    run(main)

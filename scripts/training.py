@@ -1,4 +1,4 @@
-"""What the four training commands share: their options, the plan made of them, and its run.
+"""What the four training commands share: the plan made of their options, and its run.
 
 Each command gives a function `make_plan(options, setup)`: the data of its stage, and for how long.
 """
@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from nanochat import checkpoint_manager, dataset
-from nanochat.configurator import at_least, folder_name
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
 from nanochat.engine import Engine
@@ -22,6 +21,7 @@ from nanochat.training import stage
 from nanochat.training.config import TITLES, Plan
 from nanochat.training.scaling_laws import scaled_weight_decay
 from nanochat.training.schedule import Schedule
+from scripts.options import ChatOptions, LoopOptions
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
 from tasks.smoltalk import SmolTalk
@@ -38,78 +38,14 @@ FREE_OPTIONS = {
     "keep_checkpoints", "on_nonfinite", "resume", "fresh", "compile",
 }  # fmt: skip
 PLAN_OPTIONS = (  # those that the plan takes as they are
-    "seed", "eval_every", "save_every", "save_minutes", "keep_checkpoints", "starts_over",
-    "device_batch_size", "compile", "activation_checkpointing", "profile", "dry_run",
+    "seed", "eval_every", "save_every", "save_minutes", "keep_checkpoints", "device_batch_size",
+    "compile", "activation_checkpointing", "profile", "dry_run",
 )  # fmt: skip
 PARENTS = {"mid": "base", "sft": "mid", "rl": "sft"}
 TEXT_SAMPLES = (
     "The fox is", "Once upon a time", "Question: What day comes after Monday? Answer:",
 )  # fmt: skip
 CHAT_SAMPLES = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    model_tag: Annotated[str, folder_name(checkpoint_manager.REPLACED)] = ""
-    """Folder of the checkpoints; empty means d<depth>."""
-    device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest one available."""
-    device_batch_size: Annotated[int, at_least(1, besides=-1)] = -1
-    """Rows per forward pass on one device; -1 means as many as fit on a GPU, and the fastest on a
-    CPU. Does not change results."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: a third slower, with a tenth of the activation
-    memory. Does not change results."""
-    matrix_lr: Annotated[float, at_least(0)] = 0.02
-    """Learning rate of the matrices (Muon)."""
-    embedding_lr: Annotated[float, at_least(0)] = 0.2
-    """Learning rate of the token embedding (AdamW), scaled by (width / 768) ** -0.5."""
-    unembedding_lr: Annotated[float, at_least(0)] = 0.004
-    """Learning rate of the unembedding (AdamW), scaled by (width / 768) ** -0.5."""
-    weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Weight decay of the matrices at width 768; scaled by 1 / width^2, falls to zero over the
-    run."""
-    eval_every: Annotated[int, at_least(0)] = 250
-    """Steps between evaluations; 0 means only after the last step."""
-    eval_tokens: Annotated[int, at_least(1, besides=-1)] = -1
-    """Validation tokens of each evaluation; -1 means 65,536, and on CUDA up to 10,485,760 but at
-    most a hundredth of the training tokens."""
-    save_every: Annotated[int, at_least(0)] = 250
-    """Steps between checkpoints; 0 means by --save_minutes, before evaluations and at the end."""
-    save_minutes: Annotated[float, at_least(0)] = 10.0
-    """At most so many minutes between checkpoints; 0 means by steps alone."""
-    keep_checkpoints: Annotated[int, at_least(1)] = 2
-    """Number of the newest checkpoints to keep."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite stops the run before the update; skip: return to the
-    last checkpoint and skip the batch of that step."""
-    resume: bool = True
-    """Resume from the newest complete checkpoint of the same run; --resume=false is --fresh."""
-    fresh: bool = False
-    """Start from step 0; the checkpoints of an earlier run of this stage are moved to replaced/."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the model; auto: if there is a compiler and the run is long enough."""
-    dry_run: bool = False
-    """Print the summary of the run and exit before anything is computed."""
-    profile: bool = False
-    """Write a trace of a few of the first steps beside the checkpoints."""
-    seed: int = 42
-    """Seed of initial weights, data order and sampling."""
-
-    @property
-    def starts_over(self) -> bool:
-        """True if an existing run is not resumed; a restart by torchrun always resumes."""
-        return (self.fresh or not self.resume) and restart_count() == 0
-
-
-@dataclass(frozen=True)
-class ChatOptions(LoopOptions):
-    """Options of the stages that train on conversations."""
-
-    init_lr: Annotated[float, at_least(0)] = 1.0
-    """Peak learning rates, as a share of those of the options."""
-    eval_conversations: Annotated[int, at_least(1)] = 256
-    """Held-out conversations of each evaluation."""
 
 
 def held_out_conversations(name: str, source: str, size: int) -> Conversations:
@@ -172,9 +108,15 @@ class Setup:
             held_out=held_out,
             eval_tokens=eval_tokens,
             skips_nonfinite=options.on_nonfinite == "skip",
+            starts_over=starts_over(options),
             **{name: getattr(options, name) for name in PLAN_OPTIONS},
             **more,
         )
+
+
+def starts_over(options: LoopOptions) -> bool:
+    """True if an existing run is not resumed; a restart by torchrun always resumes."""
+    return (options.fresh or not options.resume) and restart_count() == 0
 
 
 def default_eval_tokens(device_type: str, train_tokens: int) -> int:
@@ -244,6 +186,6 @@ def train(
     """Train a stage to its end, or log that it is finished."""
     with stage.command_runtime(options.device_type) as runtime:
         setup = start(name, options, runtime)
-        is_new = options.dry_run or options.starts_over
+        is_new = options.dry_run or starts_over(options)
         if is_new or not is_finished(name, setup.tag, setup.settings, options):
             stage.run(make_plan(options, setup), runtime)

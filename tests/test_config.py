@@ -10,7 +10,8 @@ from nanochat.data import chat_batches
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
 from nanochat.training.config import Plan
-from scripts.training import LoopOptions, default_eval_tokens, is_finished
+from scripts.options import LoopOptions
+from scripts.training import default_eval_tokens, is_finished
 from tasks.primer import Primer
 from tests.small_model import small_tokenizer
 

@@ -21,7 +21,7 @@ from nanochat.data import shards
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
-from scripts.training import LoopOptions
+from scripts.options import LoopOptions
 
 
 class _Moments:

@@ -20,7 +20,7 @@ from nanochat import checkpoint_manager as checkpoints
 from nanochat.data.packing import block_order
 from nanochat.data.shards import Documents
 from nanochat.tokenizer import RustBPETokenizer
-from scripts.training import LoopOptions
+from scripts.options import LoopOptions
 from tests import processes
 from tests.processes import Running
 
