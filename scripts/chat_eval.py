@@ -2,6 +2,7 @@
 
 python -m scripts.chat_eval -i sft
 python -m scripts.chat_eval -i sft -a GSM8K
+python -m scripts.chat_eval -i sft -a HumanEval --temperature=0.8 --num_samples=20 --pass_at=1,10
 torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i rl
 """
 
@@ -14,7 +15,9 @@ from scripts.options import EvalOptions
 
 @dataclass(frozen=True)
 class Options(EvalOptions):
-    """Evaluate a chat model, by task or by family of questions about the primer world."""
+    """Evaluate a chat model, by task or by family of questions about the primer world. Every
+    prompt, answer and verdict is written to chat_eval/{source}_{task}.jsonl in the base directory,
+    one JSON object per problem."""
 
     source: Annotated[Literal["base", "mid", "sft", "rl"], Short("-i")] = "sft"
     """Stage whose model is evaluated."""
@@ -27,6 +30,9 @@ class Options(EvalOptions):
     """Held-out questions of each family of the primer world."""
     num_samples: Annotated[int, at_least(1)] = 1
     """Answers to each question, of which one has to be right. More than 1 needs a temperature."""
+    pass_at: str = ""
+    """Sizes k, separated by commas, up to --num_samples: also estimate the share of problems that
+    one of k answers solves (pass@k), without bias."""
     temperature: Annotated[float, at_least(0)] = 0.0
     """0 always takes the most likely token."""
     top_k: Annotated[int, at_least(0)] = 50
@@ -41,14 +47,17 @@ if __name__ == "__main__":
     run_command(Options)  # before the slow imports
 
 import difflib
+import json
 import logging
+import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from nanochat import chat_eval, dataset, report
-from nanochat.chat_eval import Tally, merged
+from nanochat import chat_eval, dataset, paths, report
+from nanochat.chat_eval import Estimate, Tally, proportion
 from nanochat.core_eval import centered
 from nanochat.engine import Engine
 from nanochat.errors import UserError
@@ -75,9 +84,13 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
     "SpellingBee": (partial(SpellingBee, "test", size=256), 0.0),
 }
 ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
+# Settings of published ChatCORE values; with others the label names them.
+CHATCORE_SETTINGS = {
+    "max_problems": -1, "num_samples": 1, "temperature": 0.0, "max_new_tokens": 512,
+}  # fmt: skip
 
 Results = dict[str, Tally]  # by label
-Makers = dict[str, Callable[[], Task]]  # by label, what creates the task
+TaskFactories = dict[str, Callable[[], Task]]  # by label, what creates the task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,21 +100,33 @@ def main(argv: list[str] | None = None) -> None:
             f"--num_samples={options.num_samples} at temperature 0 gives the same answer each time;"
             " add --temperature=1"
         )
+    sizes = pass_at_sizes(options)
     with stage.command_runtime(options.device_type) as runtime:
-        evaluate(options, runtime)
+        evaluate(options, sizes, runtime)
 
 
-def evaluate(options: Options, runtime: Runtime) -> None:
+def pass_at_sizes(options: Options) -> list[int]:
+    """The numbers of --pass_at. Raises UserError if one is none or exceeds --num_samples."""
+    words = [word.strip() for word in options.pass_at.split(",") if word.strip()]
+    for word in words:
+        if not word.isdecimal() or not 1 <= int(word) <= options.num_samples:
+            raise UserError(
+                f"--pass_at={word} must be from 1 to --num_samples={options.num_samples}"
+            )
+    return [int(word) for word in words]
+
+
+def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
     meta, settings = find_checkpoint(options, options.source)
     settings |= {name: getattr(options, name) for name in (
         "max_problems", "primer_problems", "num_samples", "temperature", "top_k", "max_new_tokens",
     )}  # fmt: skip
-    families: Makers = {
+    families: TaskFactories = {
         family: partial(Primer, "test", family=family, size=options.primer_problems)
         for family in Primer.families
     }
-    makers = families | {label: make for label, (make, _) in CHAT_TASKS.items()}
-    labels = on_main_first(lambda: choose_tasks(options, makers))  # one rank downloads their files
+    factories = families | {label: create for label, (create, _) in CHAT_TASKS.items()}
+    labels = on_main_first(lambda: choose_tasks(options, factories))  # one rank downloads the files
     name = f"chat_eval_{options.source}"
     section = on_main_first(lambda: report.read_section(name, settings)) or {
         "title": f"Evaluation of the {options.source.upper()} model",
@@ -121,20 +146,16 @@ def evaluate(options: Options, runtime: Runtime) -> None:
         report.log_reuse(section)
     for label in missing:
         began = time.perf_counter()
-        results[label] = measure(label, makers[label](), engine, options, runtime)
+        results[label] = measure(label, factories[label](), engine, options, runtime)
         section["seconds"] += time.perf_counter() - began
         if runtime.is_main:  # after each task: a killed command resumes with the next
-            report.write_section(name, section | rendered(results, settings))
-    for label in labels:
-        tally = results[label]
-        cut = f", {tally.num_cut} prompts longer than the context" if tally.num_cut else ""
-        logger.info("  %-28s %6.2f %%  of %d%s", label, 100 * tally.accuracy, tally.num_total, cut)
-    for label, value in summary(results, settings).items():
-        is_core = label.startswith(CHATCORE)
-        logger.info("  %-28s %s", label, f"{value:.4f}" if is_core else f"{100 * value:6.2f} %")
+            report.write_section(name, section | rendered(results, settings, sizes))
+    if runtime.is_main and sizes and not missing:  # of answers that are there
+        report.write_section(name, section | rendered(results, settings, sizes))
+    log_results({label: results[label] for label in labels}, results, settings, sizes)
 
 
-def choose_tasks(options: Options, makers: Makers) -> list[str]:
+def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
     """Labels of the tasks asked for, with their files downloaded.
 
     Raises UserError if a task asked for by name is unknown or not available.
@@ -144,16 +165,16 @@ def choose_tasks(options: Options, makers: Makers) -> list[str]:
     available = []
     for label in groups.get(wanted) or map(str.strip, wanted.split(",")):
         try:
-            if label not in makers:
-                near = difflib.get_close_matches(label, makers, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(makers)}"
+            if label not in factories:
+                near = difflib.get_close_matches(label, factories, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(factories)}"
                 raise UserError(f"-a {label} is not a task, nor primer or all; {remedy}")
             if label == "HumanEval":
                 raise UserError(
                     f"{label} runs programs that a model wrote, which needs a sandbox that is not"
                     " built yet; name other tasks"
                 )
-            makers[label]()  # downloads its files, before anything is measured
+            factories[label]()  # downloads its files, before anything is measured
             available.append(label)
         except UserError as error:
             if wanted != "all":
@@ -163,7 +184,7 @@ def choose_tasks(options: Options, makers: Makers) -> list[str]:
 
 
 def measure(label: str, task: Task, engine: Engine, options: Options, runtime: Runtime) -> Tally:
-    """The tally over all ranks; every rank calls it."""
+    """The tally over all ranks, whose answers the main one writes; every rank calls it."""
     num_problems = len(task) if options.max_problems < 0 else min(options.max_problems, len(task))
     evaluate_share = partial(
         chat_eval.evaluate_task, task, engine,
@@ -171,36 +192,85 @@ def measure(label: str, task: Task, engine: Engine, options: Options, runtime: R
         temperature=options.temperature, top_k=options.top_k or None,
         batch_size=options.batch_size,
     )  # fmt: skip
-    return merged(stage.evaluate_on_ranks(label, num_problems, runtime, evaluate_share))
+    shares = stage.evaluate_on_ranks(label, num_problems, runtime, evaluate_share)
+    answered = sorted((one for share in shares for one in share), key=lambda one: one.index)
+    if runtime.is_main:
+        lines = [json.dumps({"task": label, **asdict(one)}, ensure_ascii=False) for one in answered]
+        path = paths.base_dir() / "chat_eval" / f"{options.source}_{label}.jsonl"
+        paths.write_atomic(path, "".join(f"{line}\n" for line in lines))
+    return chat_eval.tally(answered)
 
 
 # ---- the report
 
 
-def summary(results: Results, settings: dict[str, Any]) -> dict[str, float]:
+def estimates(results: Results, sizes: list[int]) -> dict[str, Estimate]:
+    """The accuracy of each task and, where answers were sampled, pass@k."""
+    found = {}
+    for label, tally in results.items():
+        found[label] = tally.accuracy
+        if tally.num_samples > 1:  # not a choice
+            found |= {f"{label} pass@{k}": tally.pass_at(k) for k in sizes}
+    return found
+
+
+def summary(results: Results, settings: dict[str, Any]) -> dict[str, Estimate]:
     """Scores over all families and over all six chat tasks, where these are complete."""
     scores = {}
     if all(family in results for family in Primer.families):
-        total = merged([results[family] for family in Primer.families])
-        scores[ALL_FAMILIES] = total.accuracy
-        if total.num_unseen:
-            scores[UNSEEN] = total.num_passed_unseen / total.num_unseen
+        tallies = [results[family] for family in Primer.families]
+        for label, passed, total in (
+            (ALL_FAMILIES, "num_passed", "num_total"), (UNSEEN, "num_passed_unseen", "num_unseen"),
+        ):  # fmt: skip
+            num_passed, num_total = (
+                sum(getattr(tally, name) for tally in tallies) for name in (passed, total)
+            )
+            if num_total:
+                scores[label] = proportion(num_passed / num_total, num_total)
     if all(name in results for name in CHAT_TASKS):
-        values = [centered(results[n].accuracy, chance) for n, (_, chance) in CHAT_TASKS.items()]
-        max_problems = settings["max_problems"]  # a score of fewer is not to be compared
-        label = CHATCORE if max_problems < 0 else f"{CHATCORE} of {max_problems} problems each"
-        scores[label] = sum(values) / len(values)
+        changed = [f"{k}={settings[k]}" for k, v in CHATCORE_SETTINGS.items() if settings[k] != v]
+        label = CHATCORE + (f" with {', '.join(changed)}" if changed else "")
+        scores[label] = chatcore({name: results[name].accuracy for name in CHAT_TASKS})
     return scores
 
 
-def rendered(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
+def chatcore(accuracies: dict[str, Estimate]) -> Estimate:
+    """The mean centered accuracy of the six tasks, whose errors are independent."""
+    value = squares = 0.0
+    for name, (_, chance) in CHAT_TASKS.items():
+        value += centered(accuracies[name].value, chance) / len(CHAT_TASKS)
+        squares += (accuracies[name].error / (1 - chance) / len(CHAT_TASKS)) ** 2
+    reach = chat_eval.Z95 * math.sqrt(squares)
+    return Estimate(value, math.sqrt(squares), value - reach, value + reach)
+
+
+def log_results(
+    chosen: Results, results: Results, settings: dict[str, Any], sizes: list[int]
+) -> None:
+    """Log the scores of the chosen tasks and the summary of all, with intervals of 95 %."""
+    for label, one in (estimates(chosen, sizes) | summary(results, settings)).items():
+        unit, scale = ("", 1) if label.startswith(CHATCORE) else (" %", 100)
+        digits = 4 if scale == 1 else 2
+        value, low, high = (f"{scale * x:.{digits}f}" for x in (one.value, one.low, one.high))
+        cut = ""
+        if label in chosen:
+            tally = chosen[label]
+            cut = f", of {tally.num_total}"
+            if tally.num_cut:
+                cut += f", {tally.num_cut} prompts longer than the context"
+        logger.info("  %-28s %6s%s  (95 %%: %s to %s)%s", label, value, unit, low, high, cut)
+
+
+def rendered(results: Results, settings: dict[str, Any], sizes: list[int]) -> dict[str, Any]:
     num_cut = sum(tally.num_cut for tally in results.values())
     note = f"{num_cut} prompts exceeded the context; the model saw their end."
-    accuracies = {label: tally.accuracy for label, tally in results.items()}
+    scores = estimates(results, sizes) | summary(results, settings)
     return {
         "metrics": {f"{name}, right of {t.num_total}": t.num_passed for name, t in results.items()},
         "notes": [note] if num_cut else [],
-        "table": accuracies | summary(results, settings),
+        "table": {label: one.value for label, one in scores.items()},
+        "errors": {label: one.error for label, one in scores.items()},
+        "intervals": {label: [one.low, one.high] for label, one in scores.items()},
         "samples": [
             {"prompt": s["prompt"], "answer": s["answer"] + ("" if s["passed"] else "  (wrong)")}
             for tally in results.values()

@@ -1,4 +1,8 @@
+import itertools
 import logging
+import math
+import statistics
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,7 +11,7 @@ import torch
 
 from nanochat import chat_eval, report
 from nanochat.chat import Conversation, render_for_completion
-from nanochat.chat_eval import Tally, evaluate_task, merged
+from nanochat.chat_eval import Answered, Tally, evaluate_task, pass_at_k, proportion, tally
 from nanochat.core_eval import centered
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
@@ -85,7 +89,7 @@ def how(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["categorical", "generative"])
 @pytest.mark.parametrize("world_size", [2, 3, 7, 50])
-def test_any_number_of_ranks_gives_the_tally_of_one(
+def test_any_number_of_ranks_gives_the_answers_of_one(
     engine: Engine, kind: Literal["generative", "categorical"], world_size: int
 ) -> None:
     task = Questions(41, kind)
@@ -94,14 +98,16 @@ def test_any_number_of_ranks_gives_the_tally_of_one(
         evaluate_task(task, engine, range(rank, 41, world_size), **how(kind))
         for rank in range(world_size)
     ]
-    assert merged(shares) == whole
-    assert whole.num_total == 41 and 0 < whole.num_passed < 41
-    assert whole.num_unseen == 11 and whole.num_passed_unseen <= whole.num_passed
+    joined = [one for share in shares for one in share]
+    assert sorted(joined, key=lambda one: one.index) == whole
+    assert tally(joined) == tally(whole)
+    assert tally(whole).num_total == 41 and 0 < tally(whole).num_passed < 41
+    assert tally(whole).num_unseen == 11 and tally(whole).num_passed_unseen > 0
 
 
 @pytest.mark.parametrize("kind", ["categorical", "generative"])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_any_batch_size_gives_the_same_tally(
+def test_any_batch_size_gives_the_same_answers(
     engine: Engine, kind: Literal["generative", "categorical"], batch_size: int
 ) -> None:
     task = Questions(23, kind)
@@ -116,14 +122,14 @@ def test_memory_does_not_grow_with_the_length_of_the_task(
     most = []
     for size in (60, 240):
         before = Alive.most = Alive.now
-        tally = evaluate_task(
+        answered = evaluate_task(
             Questions(size, kind),
             engine,
             range(size),
             batch_size=5,
             max_new_tokens=1 + (kind == "generative"),
         )
-        assert tally.num_total == size
+        assert len(answered) == size
         most.append(Alive.most - before)
     assert most[0] == most[1] <= 2 * chat_eval.CHUNK_BATCHES * 5
 
@@ -131,18 +137,17 @@ def test_memory_does_not_grow_with_the_length_of_the_task(
 @pytest.mark.parametrize("size", [0, 5, 12])
 def test_progress_is_reported_up_to_the_last_problem(engine: Engine, size: int) -> None:
     progress: list[int] = []
-    tally = evaluate_task(
+    answered = evaluate_task(
         Questions(12, "categorical"), engine, range(size), batch_size=1,
         on_progress=progress.append,
     )  # fmt: skip
-    assert tally.num_total == size
+    assert len(answered) == size
     assert (progress[-1] if progress else 0) == size and progress == sorted(progress)
 
 
 def test_without_problems_the_tally_is_empty(engine: Engine) -> None:
-    assert evaluate_task(Questions(0), engine, []) == Tally()
-    assert Tally().accuracy == 0.0
-    assert merged([]) == Tally()
+    assert tally(evaluate_task(Questions(0), engine, [])) == tally([]) == Tally()
+    assert Tally().accuracy.value == 0.0
 
 
 # ---- how a problem is graded
@@ -164,29 +169,31 @@ def test_the_choice_is_the_most_likely_of_the_problems_own_letters(engine: Engin
 
 
 def test_answers_are_those_of_the_engine_with_the_problem_as_seed(engine: Engine) -> None:
-    task, seen = Questions(9), []
-    task.evaluate = lambda conversation, text: bool(seen.append((conversation["index"], text)))  # type: ignore[method-assign]
+    task, tokenizer = Questions(9), small_tokenizer()
     options: dict[str, Any] = {"temperature": 1.0, "num_samples": 3}
-    evaluate_task(task, engine, range(9), max_new_tokens=6, batch_size=4, **options)
-    for index in range(9):
-        prompt = render_for_completion(task[index], small_tokenizer())
+    answered = evaluate_task(task, engine, range(9), max_new_tokens=6, batch_size=4, **options)
+    for index, one in enumerate(answered):
+        prompt = render_for_completion(task[index], tokenizer)
         own = engine.complete([prompt], 6, seed=[index], **options)
-        expected = [small_tokenizer().decode(one.tokens) for one in own]
-        assert [text for place, text in seen if place == index] == expected
+        texts = tuple(tokenizer.decode(completion.tokens) for completion in own)
+        verdicts = tuple(task.evaluate(task[index], text) for text in texts)
+        assert one == Answered(
+            index, tokenizer.decode(prompt), "A", texts, verdicts, False, index % 4 == 0
+        )
+        assert one.prompt.endswith("<|user_end|><|assistant_start|>")
 
 
-def test_one_right_sample_is_enough(engine: Engine) -> None:
-    class Second(Questions):
-        asked = 0
+def test_programs_are_graded_in_parallel(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    meeting = threading.Barrier(4)  # nobody passes before four wait
 
+    class Slow(Questions):
         def evaluate(self, conversation: Conversation, completion: str) -> bool:
-            self.asked += 1
-            return self.asked % 3 == 2
+            meeting.wait(timeout=20)
+            return bool(conversation["index"] % 2)
 
-    tally = evaluate_task(
-        Second(4), engine, range(4), max_new_tokens=3, temperature=1.0, num_samples=2
-    )
-    assert tally.num_total == 4 and tally.num_passed >= 2
+    answered = evaluate_task(Slow(8), engine, range(8), max_new_tokens=2)
+    assert [one.verdicts for one in answered] == [(bool(i % 2),) for i in range(8)]
 
 
 def test_a_prompt_longer_than_the_context_keeps_its_end_and_is_counted(
@@ -200,8 +207,10 @@ def test_a_prompt_longer_than_the_context_keeps_its_end_and_is_counted(
             return found
 
     for kind in ("generative", "categorical"):
-        tally = evaluate_task(Long(3, kind), engine, range(3), max_new_tokens=4)  # type: ignore[arg-type]
-        assert (tally.num_total, tally.num_cut) == (3, 1)
+        answered = evaluate_task(Long(3, kind), engine, range(3), max_new_tokens=4)  # type: ignore[arg-type]
+        assert [one.was_cut for one in answered] == [False, True, False]
+        assert tally(answered).num_cut == 1
+        assert answered[1].prompt.endswith("story <|user_end|><|assistant_start|>")
     prompts: list[list[int]] = []
 
     def complete(some: list[list[int]], *_: Any, **__: Any) -> list[Completion]:
@@ -214,28 +223,66 @@ def test_a_prompt_longer_than_the_context_keeps_its_end_and_is_counted(
     assert small_tokenizer().decode(prompts[1]).endswith("<|user_end|><|assistant_start|>")
 
 
-def tally_of(index: int, passed: bool, unseen: bool = False) -> Tally:
-    messages = [
-        {"role": "user", "content": "first"},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": f"question {index}"},
-        {"role": "assistant", "content": "known"},
-    ]
-    conversation = {"messages": messages, "unseen_wording": unseen}
-    return chat_eval._tally(index, conversation, f"answer {index}", passed, cut=index == 3)
+# ---- scores
+
+
+def answered(index: int, *verdicts: bool, unseen: bool = False) -> Answered:
+    prompt = (
+        "<|bos|><|user_start|>first<|user_end|><|assistant_start|>yes<|assistant_end|>"
+        f"<|user_start|>question {index}<|user_end|><|assistant_start|>"
+    )
+    answers = tuple(f"answer {index}.{i}" for i in range(len(verdicts)))
+    return Answered(index, prompt, "known", answers, verdicts, index == 3, unseen)
 
 
 def test_a_tally_counts_and_shows_the_first_wrong_and_right_answers() -> None:
-    some = [tally_of(i, passed=i % 2 == 0, unseen=i < 3) for i in range(8)]
-    tally = merged(some)
-    assert (tally.num_passed, tally.num_total, tally.accuracy) == (4, 8, 0.5)
-    assert (tally.num_passed_unseen, tally.num_unseen, tally.num_cut) == (2, 3, 1)
-    assert [(s["index"], s["passed"]) for s in tally.samples] == [(1, False), (3, False), (0, True)]
-    assert tally.samples[0] == {
-        "index": 1, "prompt": "question 1", "answer": "answer 1", "passed": False,
+    some = [answered(i, i % 2 == 0, unseen=i < 3) for i in range(8)]
+    total = tally(some)
+    assert (total.num_passed, total.num_total, total.accuracy.value) == (4, 8, 0.5)
+    assert (total.num_passed_unseen, total.num_unseen, total.num_cut) == (2, 3, 1)
+    assert total.histogram == (4, 4) and total.num_samples == 1
+    assert [(s["index"], s["passed"]) for s in total.samples] == [(1, False), (3, False), (0, True)]
+    assert total.samples[0] == {
+        "index": 1, "prompt": "question 1", "answer": "answer 1.0", "passed": False,
     }  # fmt: skip
     for cut in range(9):
-        assert merged([merged(some[cut:]), merged(some[:cut])]) == tally
+        assert tally(some[cut:] + some[:cut]) == total
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_subsets_of_k_answers_with_a_right_one(num_samples: int) -> None:
+    for num_right in range(num_samples + 1):
+        verdicts = [True] * num_right + [False] * (num_samples - num_right)
+        for k in range(1, num_samples + 1):
+            subsets = list(itertools.combinations(verdicts, k))
+            expected = sum(map(any, subsets)) / len(subsets)
+            assert pass_at_k(num_samples, num_right, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_of_a_task_is_the_mean_over_problems_with_its_standard_error() -> None:
+    rows = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 1), (1, 1, 1, 1), (0, 0, 1, 1)]
+    total = tally([answered(i, *map(bool, row)) for i, row in enumerate(rows)])
+    assert total.histogram == (1, 1, 1, 1, 1) and total.num_samples == 4
+    for k in (1, 2, 3, 4):
+        values = [pass_at_k(4, sum(row), k) for row in rows]
+        estimate = total.pass_at(k)
+        assert estimate.value == pytest.approx(statistics.mean(values))
+        assert estimate.error == pytest.approx(statistics.pstdev(values) / math.sqrt(5))
+    assert total.pass_at(4).value == total.accuracy.value == 0.8  # one of four is right
+    assert total.pass_at(4).error == pytest.approx(total.accuracy.error)
+    assert total.pass_at(1).value == pytest.approx(sum(map(sum, rows)) / 20)
+
+
+def test_standard_errors_are_binomial_and_intervals_those_of_wilson() -> None:
+    estimate = proportion(0.3, 200)
+    assert estimate.error == pytest.approx(math.sqrt(0.3 * 0.7 / 200))
+    # Agresti and Coull (1998): the roots p of (value - p)^2 = z^2 p (1 - p) / n.
+    for bound in (estimate.low, estimate.high):
+        assert (0.3 - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / 200)
+    assert estimate.low < 0.3 < estimate.high
+    none, every = proportion(0.0, 164), proportion(1.0, 164)
+    assert (none.low, none.error, every.high, every.error) == (0.0, 0.0, 1.0, 0.0)
+    assert none.high == pytest.approx(0.0229, abs=1e-4) and every.low == 1 - none.high
 
 
 # ---- scripts.chat_eval
@@ -382,15 +429,23 @@ def test_impossible_options_are_rejected_with_the_remedy(
 
 
 def test_chatcore_is_the_mean_of_six_centered_accuracies_and_needs_all_six() -> None:
+    shares = (0.40, 0.25, 0.62, 0.10, 0.05, 0.70)
     results = {
-        name: Tally(num_passed=passed, num_total=100)
-        for name, passed in zip(script.CHAT_TASKS, (40, 25, 62, 10, 5, 70), strict=True)
+        name: Tally(num_passed=round(100 * share), num_total=100)
+        for name, share in zip(script.CHAT_TASKS, shares, strict=True)
     }
-    settings = {"max_problems": -1}
+    settings: dict[str, Any] = dict(script.CHATCORE_SETTINGS)
     expected = (0.15 / 0.75 + 0.0 + 0.37 / 0.75 + 0.10 + 0.05 + 0.70) / 6
-    assert script.summary(results, settings) == {"ChatCORE": pytest.approx(expected)}
-    cropped = script.summary(results, {"max_problems": 100})
-    assert list(cropped) == ["ChatCORE of 100 problems each"]
+    [(label, score)] = script.summary(results, settings).items()
+    assert (label, score.value) == ("ChatCORE", pytest.approx(expected))
+    variances = [p * (1 - p) / 100 / (0.75 if i < 3 else 1) ** 2 for i, p in enumerate(shares)]
+    assert score.error == pytest.approx(math.sqrt(sum(variances)) / 6)
+    assert score.high - score.value == pytest.approx(1.959964 * score.error)
+    for changes, label in (
+        ({"max_problems": 100}, "ChatCORE with max_problems=100"),
+        ({"temperature": 0.5, "num_samples": 2}, "ChatCORE with num_samples=2, temperature=0.5"),
+    ):
+        assert list(script.summary(results, settings | changes)) == [label]
     del results["GSM8K"]
     assert script.summary(results, settings) == {}
 
