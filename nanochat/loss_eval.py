@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,18 @@ ROWS_PER_PASS = 16  # micro-batch of a forward pass
 TEXT_ROWS = 32  # per step over all ranks, fixed: any number of ranks evaluates the same text
 
 
-def text_bpb(
+@dataclass(frozen=True)
+class Loss:
+    """The loss on held-out text, in two units."""
+
+    bits_per_byte: float  # without special tokens; infinity if no byte was counted
+    nats_per_token: float  # of all targets, as the training loss
+
+
+def text_loss(
     model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, documents: Texts, num_tokens: int
-) -> float:
-    """Bits per byte on the first `num_tokens` tokens of documents, packed as in training.
+) -> Loss:
+    """The loss on the first `num_tokens` tokens of documents, packed as in training.
 
     Rounded down to steps of 32 rows, at least one. Raises ValueError if `num_tokens` < 1.
     """
@@ -33,19 +42,19 @@ def text_bpb(
         rows=TEXT_ROWS, sequence_len=length, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=max(1, num_tokens // (TEXT_ROWS * length)),  # the shuffled block ends there
     )  # fmt: skip
-    return evaluate_bpb(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
+    return evaluate_loss(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
 
 
-def chat_bpb(
+def chat_loss(
     model: GPT, tokenizer: RustBPETokenizer, runtime: Runtime, held_out: Conversations
-) -> float:
-    """Bits per byte on the assistant's messages of held-out conversations."""
+) -> Loss:
+    """The loss on the assistant's messages of held-out conversations."""
     batches = masked_conversations(
         held_out, tokenizer, rows=ROWS_PER_PASS * runtime.world_size,
         sequence_len=model.config.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
         num_epochs=1, seed=0,
     )  # fmt: skip
-    return evaluate_bpb(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
+    return evaluate_loss(model, batches, _token_bytes(tokenizer, runtime), ROWS_PER_PASS)
 
 
 def _token_bytes(tokenizer: RustBPETokenizer, runtime: Runtime) -> Tensor:
@@ -53,17 +62,18 @@ def _token_bytes(tokenizer: RustBPETokenizer, runtime: Runtime) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate_bpb(
+def evaluate_loss(
     model: nn.Module, batches: Iterable[Batch], token_bytes: Tensor, device_batch_size: int
-) -> float:
-    """Bits per UTF-8 byte of the batches' targets over all ranks. Collective.
+) -> Loss:
+    """The loss of the batches' targets over all ranks. Collective.
 
-    token_bytes: (V,) bytes of each token, 0 for special tokens, which are excluded from both sums.
-    Infinity if no byte was counted. Raises ValueError if there is no batch on any rank.
+    token_bytes: (V,) UTF-8 bytes of each token, 0 for special tokens, which bits per byte leave
+    out. Raises ValueError if there is no batch on any rank.
     """
     was_training = model.training
     model.eval()
-    sums = [0.0, 0.0, 0.0]  # nats, bytes, batches; float64 is exact up to 2^53 bytes
+    # Nats, bytes, batches, and with special tokens: nats, targets. float64 is exact up to 2^53.
+    sums = [0.0, 0.0, 0.0, 0.0, 0.0]
     for batch in batches:
         sums[2] += 1
         for first in range(0, batch.inputs.size(0), device_batch_size):
@@ -75,8 +85,13 @@ def evaluate_bpb(
             sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
             sums[0] += float((nll * (sizes > 0)).sum(dtype=torch.float64))
             sums[1] += int(sizes.sum())
+            sums[3] += float(nll.sum(dtype=torch.float64))  # 0 where nothing is predicted
+            sums[4] += int((targets >= 0).sum())
     model.train(was_training)
-    nats, num_bytes, num_batches = all_reduce_sum(sums)
+    nats, num_bytes, num_batches, all_nats, num_targets = all_reduce_sum(sums)
     if num_batches == 0:
         raise ValueError("bits per byte over 0 steps is undefined; evaluate at least one step")
-    return nats / (math.log(2) * num_bytes) if num_bytes else math.inf
+    return Loss(
+        bits_per_byte=nats / (math.log(2) * num_bytes) if num_bytes else math.inf,
+        nats_per_token=all_nats / num_targets if num_targets else math.inf,
+    )

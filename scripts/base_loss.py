@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> None:
                 "order": 10,  # after the training stages
                 "settings": settings,
                 "metrics": {
-                    label: loss_eval.text_bpb(
+                    label: loss_eval.text_loss(
                         model, tokenizer, runtime, documents[split], options.eval_tokens
-                    )
+                    ).bits_per_byte
                     for split, label in LABELS.items()
                 },
             }

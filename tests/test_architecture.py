@@ -140,7 +140,7 @@ def test_tasks_import_only_the_common_module_of_their_own() -> None:
         ("huggingface_hub", {"nanochat.data.download"}),
         ("rustbpe", {"nanochat.tokenizer"}),
         ("tiktoken", {"nanochat.data.tokenizer_formats"}),
-        ("matplotlib", {"nanochat.report"}),
+        ("matplotlib", {"nanochat.report.figures"}),
         ("prompt_toolkit", {"scripts.chat_cli"}),
     ],
 )

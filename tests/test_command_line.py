@@ -43,6 +43,7 @@ KNOWN_LINES = """
 nanochat.dataset -n 8
 nanochat.dataset -n 4 --source=climbmix --prefetch=sft,eval
 nanochat.dataset --source primer
+nanochat.report --action=compare --first=A --second=B
 scripts.tok_train --max_chars=2000000000
 scripts.tok_eval
 scripts.base_train -- --depth=20 --device_batch_size=8

@@ -13,7 +13,7 @@ from nanochat import dataset, loss_eval
 from nanochat.chat import render_conversation
 from nanochat.data.batch import Batch
 from nanochat.gpt import GPT
-from nanochat.loss_eval import chat_bpb, evaluate_bpb, text_bpb
+from nanochat.loss_eval import Loss, chat_loss, evaluate_loss, text_loss
 from nanochat.runtime import Runtime
 from tests.reference.batches import stream_rows
 from tests.small_model import save_small_run, small_tokenizer
@@ -34,8 +34,12 @@ def batch(targets: list[list[int]], inputs: list[list[int]] | None = None) -> Ba
     return Batch(input_ids, target_ids, None, norm=1.0, progress=0.0, resume={})
 
 
+def loss(batches: list[Batch], device_batch_size: int = 2) -> Loss:
+    return evaluate_loss(FakeModel(), batches, TOKEN_BYTES, device_batch_size=device_batch_size)
+
+
 def bpb(batches: list[Batch], device_batch_size: int = 2) -> float:
-    return evaluate_bpb(FakeModel(), batches, TOKEN_BYTES, device_batch_size=device_batch_size)
+    return loss(batches, device_batch_size).bits_per_byte
 
 
 def test_bits_per_byte_are_the_nats_divided_by_the_bytes_of_the_targets() -> None:
@@ -48,6 +52,12 @@ def test_special_tokens_and_masked_targets_count_in_neither_sum() -> None:
     plain = bpb([batch([[0, 1, 4]])])
     assert bpb([batch([[0, 1, 4, 3, 3, -1, -1]])]) == plain
     assert bpb([batch([[0, 1, 4], [3, -1, 3]])]) == plain
+
+
+def test_nats_per_token_count_all_targets_that_are_not_masked() -> None:
+    value = loss([batch([[0, 1, 4], [3, -1, 3]], [[1, 1, 1], [0, 5, 0]]), batch([[2]])])
+    assert value.nats_per_token == pytest.approx((0 + 1 + 4 + 0.3 + 3 + 3 + 2) / 6)
+    assert loss([batch([[-1, -1]])]).nats_per_token == math.inf
 
 
 def test_the_value_does_not_depend_on_the_micro_batch() -> None:
@@ -74,7 +84,7 @@ def test_evaluation_restores_the_mode_of_the_model() -> None:
 
     for is_training in (True, False):
         model = Recording().train(is_training)
-        evaluate_bpb(model, [batch([[0]])], TOKEN_BYTES, device_batch_size=1)
+        evaluate_loss(model, [batch([[0]])], TOKEN_BYTES, device_batch_size=1)
         assert model.training is is_training
     assert seen == [False, False]
 
@@ -89,7 +99,7 @@ def test_evaluation_computes_no_gradient() -> None:
             return super().forward(inputs, targets) * self.scale
 
     model = Trainable()
-    evaluate_bpb(model, [batch([[0, 1]])], TOKEN_BYTES, device_batch_size=1)
+    evaluate_loss(model, [batch([[0, 1]])], TOKEN_BYTES, device_batch_size=1)
     assert model.scale.grad is None
 
 
@@ -132,8 +142,8 @@ def test_chat_bpb_equals_the_reference(model: GPT) -> None:
     rendered = [render_conversation(conversation, small_tokenizer()) for conversation in task]
     length = model.config.sequence_len + 1
     rows = [(ids[:length], mask[:length]) for ids, mask in rendered]
-    value = chat_bpb(model, small_tokenizer(), RUNTIME, task)
-    assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
+    value = chat_loss(model, small_tokenizer(), RUNTIME, task)
+    assert value.bits_per_byte == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 
 
 def test_text_bpb_equals_the_reference(model: GPT) -> None:
@@ -143,14 +153,14 @@ def test_text_bpb_equals_the_reference(model: GPT) -> None:
         lambda n: tokenizer.encode(documents[n]), tokenizer.get_bos_token_id(), length + 1
     )
     rows = [(tokens, [1] * (length + 1)) for tokens in islice(stream, loss_eval.TEXT_ROWS)]
-    value = text_bpb(model, tokenizer, RUNTIME, documents, loss_eval.TEXT_ROWS * length)
-    assert value == pytest.approx(reference_bpb(model, rows), rel=1e-5)
+    value = text_loss(model, tokenizer, RUNTIME, documents, loss_eval.TEXT_ROWS * length)
+    assert value.bits_per_byte == pytest.approx(reference_bpb(model, rows), rel=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [0, -5])
 def test_evaluating_fewer_than_one_token_is_an_error(model: GPT, num_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"--eval_tokens={num_tokens}"):
-        text_bpb(model, small_tokenizer(), RUNTIME, ["text"], num_tokens)
+        text_loss(model, small_tokenizer(), RUNTIME, ["text"], num_tokens)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -165,16 +175,17 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
     def measured(runtime: Runtime) -> list[float]:
         tokenizer = small_tokenizer()
         num_tokens = 3 * loss_eval.TEXT_ROWS * model.config.sequence_len
-        return [
+        losses = [
             *(
-                text_bpb(model, tokenizer, runtime, documents, num_tokens)
+                text_loss(model, tokenizer, runtime, documents, num_tokens)
                 for documents in map(partial(dataset.open_documents, "primer"), ("val", "train"))
             ),
-            chat_bpb(model, tokenizer, runtime, task),
+            chat_loss(model, tokenizer, runtime, task),
         ]
+        return [value for each in losses for value in (each.bits_per_byte, each.nats_per_token)]
 
     one_rank = measured(RUNTIME)
-    sums: list[list[list[float]]] = []  # [rank][call] = [nats, bytes, batches]
+    sums: list[list[list[float]]] = []  # [rank][call] = [nats, bytes, batches, all nats, targets]
 
     def record(values: list[float]) -> list[float]:
         sums[-1].append(values)
@@ -185,5 +196,6 @@ def test_the_value_does_not_depend_on_the_number_of_ranks(
         sums.append([])
         measured(replace(RUNTIME, rank=rank, world_size=world_size))
     totals: Any = torch.tensor(sums, dtype=torch.float64).sum(dim=0)
-    together = (totals[:, 0] / totals[:, 1] / math.log(2)).tolist()
+    bits, nats = totals[:, 0] / totals[:, 1] / math.log(2), totals[:, 3] / totals[:, 4]
+    together = torch.stack([bits, nats], dim=1).flatten().tolist()
     assert together == pytest.approx(one_rank, rel=1e-9)

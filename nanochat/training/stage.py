@@ -7,10 +7,12 @@ import gc
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import torch
 from torch.profiler import profile, schedule
 
 from nanochat import checkpoint_manager, loss_eval, report
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 MAX_SKIPPED_STEPS = 10  # more steps that are not finite are no accident
 GC_STEPS = 1000  # between garbage collections; within the loop Python makes none by itself
 SAMPLE_TOKENS = 64  # of each answer in the report
+BITS_PER_BYTE = "bits per byte"  # begins the labels of the rows in the report's table
 
 Result = TypeVar("Result")
 
@@ -69,6 +72,7 @@ def evaluate_on_ranks(
 
 def run(plan: Plan, runtime: Runtime) -> None:
     """Train a stage to its end, evaluate it, and write its section of the report."""
+    began = time.perf_counter()
     model, directory = plan.model, plan.directory
     model.keeps_activations = not plan.activation_checkpointing
     log_summary(plan, runtime)
@@ -82,6 +86,8 @@ def run(plan: Plan, runtime: Runtime) -> None:
         model.init_weights(plan.seed)
     optimizers = param_groups.build_optimizers(model, **plan.rates)
     log = RunLog(directory, f"{plan.stage}-{directory.name}", plan.settings, runtime.is_main)
+    # Of earlier processes of this run only the time in steps is known.
+    began -= max((line.get("train_seconds", 0.0) for line in log.history()), default=0.0)
     saver = CheckpointSaver(
         directory, model, optimizers, runtime, keep=plan.keep_checkpoints, minutes=plan.save_minutes
     )
@@ -90,10 +96,12 @@ def run(plan: Plan, runtime: Runtime) -> None:
         with stop_requests() as stop:
             context = RunContext(runtime, saver, stop, log, TITLES[plan.stage], peak)
             state = _train(plan, optimizers, saver, context)
-            table = evaluate(plan, runtime)
+            losses = evaluate(plan, runtime)
             if runtime.is_main:
-                log.log(state.step, **table)
-                report.write_section(plan.stage, _section(plan, state, table, context))
+                log.log(state.step, **losses)
+                section = _section(plan, state, losses, context)
+                section["seconds"] = time.perf_counter() - began
+                report.write_section(plan.stage, section)
                 # Last, so that a stop before it repeats the evaluation and not the training.
                 checkpoint_manager.update_meta(directory, state.step, finished=True)
             barrier()
@@ -211,15 +219,15 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
 
 
 def evaluate(plan: Plan, runtime: Runtime) -> dict[str, float]:
-    """Bits per byte of the plan's model by row of the report's table; also logged. Collective."""
+    """Loss of the plan's model on held-out text and answers, by label; also logged. Collective."""
     model, tokenizer = plan.model, plan.tokenizer
-    text = loss_eval.text_bpb(model, tokenizer, runtime, plan.validation_texts, plan.eval_tokens)
-    table = {"bits per byte, text": text}
+    text = loss_eval.text_loss(model, tokenizer, runtime, plan.validation_texts, plan.eval_tokens)
+    found = {"text": text}
     if plan.held_out is not None:
-        chat = loss_eval.chat_bpb(model, tokenizer, runtime, plan.held_out)
-        table["bits per byte, answers"] = chat
-    logger.info("  %s", "  ".join(f"{label}: {value:.4f}" for label, value in table.items()))
-    return table
+        found["answers"] = loss_eval.chat_loss(model, tokenizer, runtime, plan.held_out)
+    bits = {f"{BITS_PER_BYTE}, {of}": loss.bits_per_byte for of, loss in found.items()}
+    logger.info("  %s", "  ".join(f"{label}: {value:.4f}" for label, value in bits.items()))
+    return bits | {f"validation loss, {of}": loss.nats_per_token for of, loss in found.items()}
 
 
 def greedy_samples(engine: Engine, texts: Sequence[str], is_chat: bool) -> list[dict[str, str]]:
@@ -241,13 +249,17 @@ def greedy_samples(engine: Engine, texts: Sequence[str], is_chat: bool) -> list[
 
 
 def _section(
-    plan: Plan, state: TrainState, table: dict[str, float], context: RunContext
+    plan: Plan, state: TrainState, losses: dict[str, float], context: RunContext
 ) -> dict[str, Any]:
-    history = context.log.history()
+    history, runtime = context.log.history(), context.runtime
+    names = {name: name for name in ("tokens", "loss", *losses, "reward", "answer_tokens")}
+    names["learning rate"] = "lr_multiplier"
     curves = {
-        name: [[line["step"], line[name]] for line in history if name in line]
-        for name in ("loss", *table, "reward", "answer_tokens")
+        label: [[line["step"], line[name]] for line in history if name in line]
+        for label, name in names.items()
     }
+    device = runtime.device
+    is_gpu = device.type == "cuda"
     rate = state.tokens / state.train_seconds if state.train_seconds else math.nan
     return {
         "title": TITLES[plan.stage],
@@ -262,8 +274,9 @@ def _section(
             "tok/s": rate,
             "MFU, share of the peak": rate / context.peak_tokens_per_second,
         },
-        "table": table,
+        "table": {row: value for row, value in losses.items() if row.startswith(BITS_PER_BYTE)},
         "curves": {name: points for name, points in curves.items() if points},
         "samples": plan.samples(),
-        "seconds": state.train_seconds,
+        "device": torch.cuda.get_device_name(device) if is_gpu else device.type,
+        "num_devices": runtime.world_size,
     }
