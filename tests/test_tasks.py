@@ -1,5 +1,4 @@
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from nanochat import calculator, primer
 from nanochat.chat import render_conversation
 from nanochat.errors import UserError
 from nanochat.primer import FAMILIES
-from tasks import humaneval, spellingbee
+from tasks import spellingbee
 from tasks.arc import ARC
 from tasks.common import (
     Conversation,
@@ -23,15 +22,12 @@ from tasks.common import (
 )
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K, answer_parts
-from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
 from tasks.primer import Primer, contains_phrase, last_number
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tests.shared_data import EVAL_DATA, json_lines, mmlu_rows, needs_eval_data, put_on_hub
 from tests.small_model import small_tokenizer
-
-HUMANEVAL_FILE = "openai_humaneval/test-00000-of-00001.parquet"
 
 
 class Numbers(Task):
@@ -223,50 +219,6 @@ def test_the_calculator_agrees_with_the_outputs_in_gsm8k() -> None:
                 same, total = same + (value == output["text"]), total + 1
     assert total > 4000
     assert same / total > 0.96  # the others are such as 4.50, .5 and 3/4
-
-
-# ---- HumanEval
-
-
-@needs_eval_data
-def test_humaneval_reads_its_file_and_never_executes_anything(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("a process was started")
-
-    put_on_hub("openai/openai_humaneval", HUMANEVAL_FILE, json_lines("humaneval/HumanEval.jsonl"))
-    task = HumanEval()
-    assert len(task) == 164
-    monkeypatch.setattr(subprocess, "Popen", never)
-    with pytest.raises(UserError, match="sandbox"):
-        task.evaluate(task[0], task[0]["messages"][1]["content"])
-
-
-@needs_eval_data
-def test_the_program_is_imports_answer_tests_and_the_check(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rows = json_lines("humaneval/HumanEval.jsonl")
-    put_on_hub("openai/openai_humaneval", HUMANEVAL_FILE, rows)
-    task, programs = HumanEval(), []
-    monkeypatch.setattr(humaneval, "execute_code", lambda p: programs.append(p) or Passed())
-    item = next(task[i] for i in range(164) if "import" in task[i]["messages"][0]["content"][:9])
-    answer = "Sure:\n```python\ndef f():\n    pass\n```\nand\n```\nnot this\n```"
-    assert task.evaluate(item, f"{answer}<|assistant_end|>")
-    imports = humaneval.leading_imports(item["messages"][0]["content"])
-    assert imports.startswith(("import ", "from ")) and "def " not in imports
-    assert programs == [
-        f"{imports}\n\ndef f():\n    pass\n\n\n{item['test']}\n\ncheck({item['entry_point']})"
-    ]
-    task.evaluate(item, "def g(): pass")
-    assert f"{imports}\n\ndef g(): pass\n\n" in programs[1]
-    for row in rows:  # solved by its own solution, such a program is well formed
-        compile(f"{row['prompt']}{row['canonical_solution']}\n{row['test']}", "program", "exec")
-
-
-class Passed:
-    success = True
 
 
 # ---- conversations

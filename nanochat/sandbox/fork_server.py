@@ -1,0 +1,196 @@
+"""The process that workers are forked from: small, isolated, with common modules imported.
+
+A request is one byte and descriptors over the socket at descriptor 0: a socket on which this server
+tells how the worker ended, the worker's channel to the host, and by the byte
+
+    o    pipes for stdout and stderr
+    l    a link to another worker
+    -    nothing else
+
+A worker is killed when the host closes the first socket or its writing side, and all of them when
+the host ends. Single-threaded, so a worker has no lock that another thread held.
+"""
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.sandbox import messages, policy, worker
+from nanochat.sandbox.policy import Limits
+
+PRELOADED = (
+    "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
+    "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "random", "re",
+    "statistics", "string", "textwrap", "threading", "typing",
+)  # fmt: skip
+POLL_MS = 20  # between looks at the folders of workers
+IDLE_POLL_MS = 1000  # between looks at the host
+CHANNEL, LINK = 3, 4  # descriptors of a worker
+SPARE = 16  # received descriptors go above it, out of the way of the final ones
+
+
+@dataclass
+class Running:
+    control: socket.socket
+    folder: Path
+    killed_for: str = ""
+
+
+def main() -> None:
+    """Serve until the host ends."""
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.environ.clear()  # Python adds LC_CTYPE, bubblewrap PWD
+    policy.prepare_fork_server()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    root = Path(sys.argv[1])
+    root.mkdir(exist_ok=True)  # bubblewrap has a /tmp of its own
+    root.chmod(0o711)  # the folders in it belong to the workers' user
+    try:
+        ForkServer(control, null, root).serve()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class ForkServer:
+    def __init__(self, control: socket.socket, null: int, root: Path) -> None:
+        self.control, self.null, self.root = control, null, root
+        self.running: dict[int, Running] = {}  # by process id
+        self.num_started = 0
+        self.host = os.getppid()
+        self.readable = policy.readable_paths()
+        self.wakeup, wakeup_end = socket.socketpair()
+        self.wakeup.setblocking(False)
+        wakeup_end.setblocking(False)
+        self.wakeup_end = wakeup_end
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup_end.fileno(), warn_on_full_buffer=False)
+        gc.collect()
+        gc.freeze()  # collections in workers would copy shared pages
+
+    def serve(self) -> None:
+        while os.getppid() == self.host:
+            poller = select.poll()
+            poller.register(self.control, select.POLLIN)
+            poller.register(self.wakeup, select.POLLIN)
+            for one in self.running.values():
+                poller.register(one.control, select.POLLIN)
+            ready = {fd for fd, _ in poller.poll(POLL_MS if self.running else IDLE_POLL_MS)}
+            for pid, one in self.running.items():
+                if one.control.fileno() in ready:
+                    _kill(pid)
+                elif _is_too_large(one.folder):
+                    one.killed_for = "it wrote too much to its folder"
+                    _kill(pid)
+            if self.wakeup.fileno() in ready:
+                self.wakeup.recv(4096)
+            self._reap()
+            if self.control.fileno() in ready and not self._accept():
+                break
+        for pid in self.running:
+            _kill(pid)
+        while self.running:
+            self._reap(block=True)
+
+    def _accept(self) -> bool:
+        """Fork a worker for one request; False at the end of requests."""
+        kind, descriptors, _, _ = socket.recv_fds(self.control, 1, 4)
+        if not kind:
+            return False
+        self.num_started += 1
+        folder = self.root / str(self.num_started)
+        folder.mkdir(0o700)
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                _arrange(descriptors[1:], kind)
+                _work(folder, self.readable, server)
+            finally:
+                os._exit(1)
+        self.running[pid] = Running(socket.socket(fileno=descriptors[0]), folder)
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+        return True
+
+    def _reap(self, block: bool = False) -> None:
+        """Report workers that have ended, and remove what they left."""
+        with suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
+                if pid == 0:
+                    return
+                one = self.running.pop(pid)
+                _kill(pid, only_group=True)  # where it could fork
+                shutil.rmtree(one.folder, ignore_errors=True)
+                code = os.waitstatus_to_exitcode(status)
+                with suppress(OSError):
+                    one.control.send(json.dumps([code, one.killed_for]).encode())
+                one.control.close()
+
+
+def _kill(pid: int, only_group: bool = False) -> None:
+    # The group exists from its setsid on.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    if not only_group:
+        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
+
+
+def _is_too_large(folder: Path) -> bool:
+    num_bytes = num_files = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            num_files += 1
+            num_bytes += entry.stat(follow_symlinks=False).st_size
+            if num_files > policy.MAX_FOLDER_FILES or num_bytes > policy.MAX_FOLDER_BYTES:
+                return True
+    return False
+
+
+def _arrange(descriptors: list[int], kind: bytes) -> None:
+    """Give a worker its descriptors and no others."""
+    targets = {b"o": (CHANNEL, 1, 2), b"l": (CHANNEL, LINK), b"-": (CHANNEL,)}[kind]
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, SPARE) for descriptor in descriptors]
+    null = fcntl.fcntl(0, fcntl.F_DUPFD, SPARE)
+    for target in (1, 2, CHANNEL, LINK):
+        os.dup2(null, target)
+    for descriptor, target in zip(moved, targets, strict=True):
+        os.dup2(descriptor, target, inheritable=False)
+    if kind != b"l":
+        os.close(LINK)
+    os.closerange(LINK + 1, 1024)  # RLIMIT_NOFILE of this server
+
+
+def _work(folder: Path, readable: dict[str, bool], server: int) -> None:
+    """In the worker: read the job, confine this process, say so, do it; does not return."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    channel = socket.socket(fileno=CHANNEL)
+    job = messages.receive(channel)
+    link = socket.socket(fileno=LINK) if job["kind"] != "run" else None
+    os.chdir(folder)
+    tempfile.tempdir = str(folder)
+    try:
+        policy.confine(job["layers"], Limits(**job["limits"]), str(folder), readable, server)
+    except OSError as error:
+        messages.send(channel, {"refused": str(error)})
+        os._exit(1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # when killed, too
+    messages.send(channel, {"refused": None})
+    worker.execute(job, channel, link)

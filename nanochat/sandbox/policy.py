@@ -1,0 +1,169 @@
+"""What confines a worker: levels, kernel layers, resource limits.
+
+strict   seccomp, and Landlock or bubblewrap or both: two kernel layers that fail independently
+limits   resource limits and whichever layers there are. Without any, a program can read and change
+         the user's files and use the network.
+
+At every level: an isolated interpreter, an empty environment, a session and a folder of its own.
+"""
+
+import ctypes
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from nanochat.sandbox import kernel, landlock, seccomp
+
+Level = Literal["strict", "limits"]
+
+NOBODY = 65534
+MAX_OPEN_FILES = 64
+MAX_FILE_BYTES = 16 << 20
+MAX_FOLDER_BYTES, MAX_FOLDER_FILES = 64 << 20, 64  # checked by the fork server as files grow
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+CAPABILITY_VERSION_3 = 0x20080522
+M_ARENA_MAX = -8
+LIBRARY = r" (/\S+\.so[.\d]*)$"  # at the end of a line of /proc/self/maps
+
+# The folders that bubblewrap shows, read-only; Landlock then restricts them further.
+BUBBLEWRAP = (
+    "bwrap", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
+    "--tmpfs", "/tmp", "--new-session", "--clearenv",
+)  # fmt: skip
+
+
+class SandboxError(Exception):
+    """The requested level is not available; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    memory_bytes: int  # of address space
+    cpu_seconds: int
+
+
+def available_layers() -> dict[str, str]:
+    """The kernel layers of this machine, by name, with what a report calls them."""
+    layers = {}
+    if seccomp.is_available():
+        layers["seccomp"] = "seccomp"
+    if abi := landlock.abi():
+        layers["landlock"] = f"Landlock ABI {abi}"
+    if _bubblewrap_works():
+        layers["bubblewrap"] = "bubblewrap"
+    return layers
+
+
+@cache
+def _bubblewrap_works() -> bool:
+    """Whether it is installed and may create namespaces, which containers often forbid."""
+    if shutil.which(BUBBLEWRAP[0]) is None:
+        return False
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run([*BUBBLEWRAP, "true"], capture_output=True, timeout=10)
+        return done.returncode == 0
+    return False
+
+
+def layers_for(level: Level) -> dict[str, str]:
+    """The layers to use. Raises SandboxError when there are too few for the level."""
+    layers = available_layers()
+    missing = []
+    if "seccomp" not in layers:
+        missing.append("seccomp (Linux on x86-64 or aarch64, CONFIG_SECCOMP_FILTER)")
+    if not layers.keys() & {"landlock", "bubblewrap"}:
+        missing.append("Landlock (Linux 5.13 or newer, lsm=landlock) or a working bubblewrap")
+    if level == "strict" and missing:
+        raise SandboxError(" and ".join(missing))
+    return layers
+
+
+def prepare_fork_server() -> None:
+    """In the fork server, once: what its workers inherit."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    if sys.platform == "linux":
+        with suppress(OSError):  # the kernel kills a worker first when memory runs out
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        # One arena per thread would reserve 64 MB of a worker's address space each.
+        with suppress(AttributeError):  # musl has no mallopt
+            kernel.libc().mallopt(M_ARENA_MAX, 1)
+        if seccomp.is_available():
+            seccomp.program()  # cached
+
+
+def readable_paths() -> dict[str, bool]:
+    """The standard library and shared libraries, which a worker may read; true if everybody may."""
+    paths = {*sys.path, "/etc/ld.so.cache", "/dev/urandom"}
+    with suppress(OSError):
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        paths |= {str(Path(name).parent) for name in re.findall(LIBRARY, maps, re.MULTILINE)}
+    return {path: is_public(path) for path in paths if path != "/" and Path(path).exists()}
+
+
+def is_public(path: str) -> bool:
+    """Whether every user can reach a path."""
+    folders = [Path(path).resolve(), *Path(path).resolve().parents]
+    return all(folder.stat().st_mode & 0o001 for folder in folders if folder.is_dir())
+
+
+def confine(
+    layers: Sequence[str], limits: Limits, folder: str, readable: Mapping[str, bool], parent: int
+) -> None:
+    """Confine this process for good. Raises OSError, and then nothing untrusted may run in it.
+
+    folder: the only one that may be written.  readable: paths, and whether they are public.
+    parent: the process whose death ends this one.
+    """
+    _set_resource_limits(limits, can_fork="seccomp" not in layers)
+    if sys.platform != "linux":
+        return
+    kernel.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if os.geteuid() == 0 and ("landlock" not in layers or all(readable.values())):
+        # Where others cannot reach the interpreter, as in /root, Landlock is what keeps this user,
+        # which has no capabilities, from the files of root.
+        with suppress(OSError):  # a container may map one user only
+            os.chown(folder, NOBODY, NOBODY)
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    if "landlock" in layers:
+        landlock.restrict([*readable], [folder, "/dev/null"])
+    _drop_capabilities()
+    kernel.prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem
+    kernel.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after setresuid, which resets it
+    if os.getppid() != parent:  # it has died before
+        os._exit(1)
+    if "seccomp" in layers:
+        seccomp.install(seccomp.program())
+
+
+def _set_resource_limits(limits: Limits, can_fork: bool) -> None:
+    values = {
+        "RLIMIT_AS": limits.memory_bytes, "RLIMIT_CPU": limits.cpu_seconds,
+        "RLIMIT_FSIZE": MAX_FILE_BYTES, "RLIMIT_NOFILE": MAX_OPEN_FILES,
+        "RLIMIT_CORE": 0, "RLIMIT_MEMLOCK": 0, "RLIMIT_MSGQUEUE": 0,
+    }  # fmt: skip
+    if can_fork:  # also counts threads, and those of the user's other processes
+        values["RLIMIT_NPROC"] = 0
+    for name, value in values.items():
+        # macOS lacks some, and does not accept others.
+        with suppress(*(() if sys.platform == "linux" else (AttributeError, ValueError, OSError))):
+            resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def _drop_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    kernel.checked(kernel.libc().capset(header, nothing), "capset")
