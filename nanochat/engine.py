@@ -22,14 +22,14 @@ from nanochat.inference.prefill import PrefixCache
 from nanochat.inference.prepacked import prepack
 from nanochat.inference.sampling import GREEDY, Sampling, TokenLogprob, token_logprobs
 from nanochat.inference.sequence import Request, RowState
-from nanochat.inference.tools import InlineTool, Tool
+from nanochat.inference.tools import InlineTool, ThreadedTool, Tool
 from nanochat.runtime import derive_seed
 from nanochat.tokenizer import RustBPETokenizer
 
 # The public interface of inference: commands import from here only.
 __all__ = [
     "Completion", "Engine", "Event", "Finished", "KVCache", "Request", "RowState", "Sampling",
-    "TextPiece", "ToolCall",
+    "TextPiece", "ThreadedTool", "Tool", "ToolCall",
 ]  # fmt: skip
 
 CACHED_CONTEXTS = 4  # size of the prefix cache: a few full conversations

@@ -1,25 +1,41 @@
 """What the commands share that load a trained model: chat, evaluation, export."""
 
+import logging
+from functools import partial
 from typing import Any
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Meta
-from nanochat.engine import Engine
+from nanochat.engine import CALCULATOR, Engine, ThreadedTool, Tool
+from nanochat.execution import describe_sandbox, run_tool
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
-from scripts.options import EvalOptions, InferenceOptions
+from scripts.options import EvalOptions, InferenceOptions, ToolOptions
+
+logger = logging.getLogger(__name__)
+
+TOOL_SECONDS, WAIT_SECONDS = 5.0, 15.0  # of a program; with the wait for a process to run it
+
+
+def tool_from(options: ToolOptions) -> Tool:
+    """The tool of an engine. Raises UserError when the sandbox it needs is not available."""
+    if options.tool == "calculator":
+        return CALCULATOR
+    logger.info("tool calls run as Python; sandbox %s", describe_sandbox(options.sandbox))
+    run = partial(run_tool, timeout=TOOL_SECONDS, level=options.sandbox)
+    return ThreadedTool(run, WAIT_SECONDS)
 
 
 def load_engines(options: InferenceOptions, runtimes: list[Runtime]) -> tuple[list[Engine], Meta]:
     """An engine on the device of each runtime, and the checkpoint's meta."""
     stage = checkpoint_manager.find_stage() if options.source == "latest" else options.source
-    engines = []
+    tool, engines = tool_from(options), []
     for runtime in runtimes:
         model, tokenizer, meta = checkpoint_manager.load_model(
             stage, runtime, options.model_tag, options.step
         )
-        engines.append(Engine(model, tokenizer))
+        engines.append(Engine(model, tokenizer, tool))
     return engines, meta
 
 

@@ -79,7 +79,16 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True)
-class InferenceOptions(CheckpointOptions):
+class ToolOptions:
+    tool: Literal["calculator", "python"] = "calculator"
+    """What evaluates the model's tool calls: arithmetic only, or Python in a sandbox."""
+    sandbox: Literal["strict", "limits"] = "strict"
+    """Sandbox of programs that the model writes: strict needs two kernel layers (seccomp, and
+    Landlock or bubblewrap); limits makes do with resource limits, which is weak."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions(CheckpointOptions, ToolOptions):
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
     """Training stage of the model; latest is the last stage that has a checkpoint."""
     temperature: Annotated[float, between(0, 2)] = 0.0

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from nanochat import execution
+from nanochat.chat import render_for_completion
+from nanochat.engine import Engine, ThreadedTool, ToolCall
 from nanochat.errors import UserError
 from nanochat.execution import ExecutionResult, execute_code, grade_function, run_tool
 from nanochat.sandbox import landlock, policy, seccomp
+from scripts.inference import tool_from
+from scripts.options import ToolOptions
 
 pytestmark = pytest.mark.skipif(
     len(policy.available_layers()) < 2, reason="needs seccomp and Landlock or bubblewrap"
@@ -250,3 +254,30 @@ def test_the_tool_returns_output_and_the_last_line_of_an_error(code: str, output
 
 def test_the_tool_has_a_time_limit() -> None:
     assert run_tool("import time\ntime.sleep(60)", timeout=0.3) == "still running after 0.3 s"
+
+
+def test_commands_offer_python_as_a_tool() -> None:
+    code = "'strawberry'.upper().count('R')"
+    assert tool_from(ToolOptions()).submit(code).result() is None  # the calculator
+    assert tool_from(ToolOptions(tool="python")).submit(code).result() == "3"
+
+
+def test_the_tool_is_refused_at_a_level_that_is_not_available(without_landlock: None) -> None:
+    with pytest.raises(UserError, match="--sandbox=strict is not available here"):
+        tool_from(ToolOptions(tool="python"))
+    assert tool_from(ToolOptions(tool="python", sandbox="limits")).submit("1+1").result() == "2"
+
+
+def test_an_engine_calls_python(engine: Engine) -> None:
+    calls: list[str] = []
+
+    def run(code: str) -> str:
+        calls.append(code)
+        return run_tool(f"sum([{code}])")  # which the calculator cannot do
+
+    with_python = Engine(engine.model, engine.tokenizer, ThreadedTool(run, 30))
+    message = {"role": "user", "content": "What is 347 + 588?"}
+    prompt = render_for_completion({"messages": [message]}, engine.tokenizer)
+    events = [*with_python.stream_text(prompt)]
+    assert calls == ["347 + 588"]
+    assert [event.result for event in events if isinstance(event, ToolCall)] == ["935"]
