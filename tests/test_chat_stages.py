@@ -1,5 +1,6 @@
 """The stages after pretraining of a tiny model, one after another, on one rank and on two."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_every_stage_is_evaluated_and_in_the_report(on_ranks: dict[int, Path], r
     assert "| | BASE | MID | SFT | RL |" in report
     assert "| word_problems |" in report and "bits per byte, text" in report
     assert (base / "report" / "base.png").stat().st_size > 1000
+    for name in ("base", "mid", "sft", "rl"):
+        section = json.loads((base / "report" / "sections" / f"{name}.json").read_text())
+        assert (section["device"], section["num_devices"]) == ("cpu", ranks)
+        folder = base / {"base": "base", "mid": "mid"}.get(name, f"chat{name}")
+        rows = (Path(f"{folder}_checkpoints") / "chat" / "metrics.jsonl").read_text().splitlines()
+        logged = [json.loads(row) for row in rows]
+        for curve, key in {"tokens": "tokens", "learning rate": "lr_multiplier"}.items():
+            expected = [[row["step"], row[key]] for row in logged if key in row]
+            assert section["curves"][curve] == expected
+        assert section["curves"]["validation loss, text"][-1][1] > 0
+        assert section["seconds"] >= logged[-2]["train_seconds"]
 
 
 @pytest.mark.parametrize("script", CHAT_STAGES)

@@ -14,12 +14,12 @@ import pytest
 from nanochat import paths, report
 from nanochat.errors import UserError
 from nanochat.report import figures, sections
-from nanochat.report.content import Content, Score, beside_gpt2, count, duration
+from nanochat.report.content import Content, beside_gpt2, count, duration, explanation
 from nanochat.report.explanations import GPT2_ACCURACY, GPT2_CORE
 from tests.shared_data import EVAL_DATA, needs_eval_data
 
 PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"wbr", "meta", "br", "hr", "img", "link", "input"}
 # What a model might write: markup, fences, terminal control, overridden direction, half a pair.
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> **bold** ```\n````\n"
@@ -92,6 +92,7 @@ def full_report() -> None:
     report.write_section("chat_eval_sft", {
         "title": "Evaluation", "column": "SFT", "order": 22, "seconds": 60.0,
         "table": {"MMLU": 0.31, "HumanEval": 0.1}, "errors": {"MMLU": 0.004, "HumanEval": 0.0},
+        "intervals": {"HumanEval": [0.063, 0.154]},
         "settings": {"sandbox": "strict"},
     })  # fmt: skip
 
@@ -326,6 +327,7 @@ def test_every_part_names_the_file_that_its_figures_are_from() -> None:
     assert visible.count("sections/base.json") >= 3
     assert "base_checkpoints/d3/metrics.jsonl" in visible
     assert "`sections/base.json`, `base_checkpoints/d3/metrics.jsonl`" in rendered()
+    assert "`sections/chat_eval_sft.json`, `chat_eval/sft_*.jsonl`" in rendered()
 
 
 def test_the_parts_of_the_page_are_in_their_order() -> None:
@@ -347,14 +349,23 @@ def test_equal_sections_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [file.read_bytes() for file in files] == first
 
 
-def test_intervals_are_1_96_standard_errors_and_left_out_where_the_error_is_0() -> None:
-    assert Score("MMLU", 0.31, 0.004).interval == "± 0.8"
-    assert Score("CORE", 0.22, 0.0065).interval == "± 0.0127"
-    assert Score("MMLU", 1.0, 0.0).interval == ""
+def test_intervals_are_those_of_the_section_or_1_96_standard_errors() -> None:
     full_report()
-    assert "| MMLU | - | 31.0 % ± 0.8 |" in rendered()
-    assert "| HumanEval | - | 10.0 % |" in rendered()
-    assert "half of the 95\xa0% interval" in page().visible
+    text = rendered()
+    assert "| CORE | 0.2000 (0.187–0.213) | - |" in text
+    assert "| MMLU | - | 31.0 % (30.2–31.8) |" in text
+    assert "| HumanEval | - | 10.0 % (6.3–15.4) |" in text  # not the error of 0
+    assert "31.0 %30.2–31.8" in page().visible and "the 95\xa0% interval" in page().visible
+
+
+def test_an_interval_of_no_width_is_left_out_and_one_of_shares_stays_in_0_to_100() -> None:
+    report.write_section("base", section(
+        table={"a": 1.0, "b": 0.99, "c": 0.5}, errors={"a": 0.0, "b": 0.01},
+        intervals={"c": [0.4, "high"]},
+    ))  # fmt: skip
+    text = rendered()
+    assert "| a | 100.0 % |" in text and "| c | 50.0 % |" in text
+    assert "| b | 99.0 % (97.0–100.0) |" in text
 
 
 def test_training_and_validation_loss_share_a_panel_over_tokens() -> None:
@@ -411,8 +422,13 @@ def test_damaged_and_strange_sections_do_not_stop_the_report() -> None:
 
 def test_explanations_of_metrics_are_in_both_files() -> None:
     report.write_section("base", section(table={"facts": 0.5, "of the future": 0.5}))
-    assert "- facts: About people, places" in rendered()
-    assert "About people, places" in page().visible and "of the future" in page().visible
+    assert "- facts: People, animals" in rendered()
+    assert "People, animals" in page().visible and "of the future" in page().visible
+
+
+def test_labels_made_of_others_are_explained() -> None:
+    assert "one of 8 sampled" in explanation("GSM8K pass@8")
+    assert "Not ChatCORE" in explanation("ChatCORE with max_problems=50")
 
 
 def test_core_by_task_is_shown_beside_gpt2() -> None:
@@ -442,7 +458,7 @@ def test_a_bar_below_zero_extends_to_the_left_of_it() -> None:
 
 @needs_eval_data
 def test_the_scores_of_gpt2_are_the_published_ones() -> None:
-    chance = {}
+    chance: dict[str, float] = {}
     for column, size in enumerate(("", "-medium", "-large", "-xl")):
         path = EVAL_DATA / f"openai-community-gpt2{size}.csv"
         rows = [[cell.strip() for cell in row] for row in csv.reader(path.open(encoding="utf-8"))]
@@ -494,8 +510,8 @@ def test_two_reports_are_compared(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "base.depth 3 4" in lines
     assert not any("seed" in line or "model" in line for line in lines)
-    assert "facts BASE 50.0 % ± 2.0 55.0 % ± 2.0 +5.0 points yes" in lines
-    assert "reading BASE 50.0 % ± 5.9 55.0 % ± 5.9 +5.0 points no" in lines
+    assert "facts BASE 50.0 % (48.0–52.0) 55.0 % (53.0–57.0) +5.0 points yes" in lines
+    assert "reading BASE 50.0 % (44.1–55.9) 55.0 % (49.1–60.9) +5.0 points no" in lines
     assert "bits per byte, text BASE 0.4500 0.4400 -0.0100 -" in lines
     assert "lists BASE - 100.0 % - -" in lines
     assert "Pretraining 10.0 11.0 +1.0" in lines and "total 10.0 11.0 +1.0" in lines

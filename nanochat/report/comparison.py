@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nanochat.errors import UserError
-from nanochat.report.content import INTERVAL, Content, Score
+from nanochat.report.content import Content, Score
 from nanochat.report.sections import SectionData, read_all
 
 IGNORED_SETTINGS = ("model", "parent", "step")  # identify weights, which always differ
@@ -20,8 +20,8 @@ def compare(first: Path, second: Path) -> str:
         _block("Results", ["metric", "stage", "A", "B", "difference", "beyond 95 %"],
                _results(reports)),
         _block("Minutes", ["stage", "A", "B", "difference"], _times(reports)),
-        "beyond 95 %: whether the difference exceeds the combined 95 % interval; - where an error"
-        " is not known",
+        "beyond 95 %: whether the difference exceeds the combined 95 % interval; - where one is"
+        " not known",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -59,7 +59,7 @@ def _results(reports: Sequence[Content]) -> Iterator[list[str]]:
 
 
 def _shown(score: Score | None) -> str:
-    return f"{score.text} {score.interval}".strip() if score else "-"
+    return score.with_interval if score else "-"
 
 
 def _difference(a: Score | None, b: Score | None) -> tuple[str, str]:
@@ -68,9 +68,13 @@ def _difference(a: Score | None, b: Score | None) -> tuple[str, str]:
         return "-", "-"
     change = b.value - a.value
     text = f"{100 * change:+.1f} points" if a.is_share else f"{change:+.4f}"
-    if not (a.error and b.error):
+    if not (a.bounds and b.bounds):
         return text, "-"
-    return text, "yes" if abs(change) > INTERVAL * math.hypot(a.error, b.error) else "no"
+    # The reaches of both towards each other, squared and added (Newcombe 1998, method 10).
+    lower, upper = (a, b) if change >= 0 else (b, a)
+    assert lower.bounds and upper.bounds
+    reach = math.hypot(lower.bounds[1] - lower.value, upper.value - upper.bounds[0])
+    return text, "yes" if abs(change) > reach else "no"
 
 
 def _times(reports: Sequence[Content]) -> Iterator[list[str]]:

@@ -22,7 +22,6 @@ from nanochat.report.explanations import (
 )
 from nanochat.report.sections import COLUMNS, SectionData, now
 
-INTERVAL = 1.96  # standard errors on both sides: 95 % of a normal distribution
 TRAINING = {"base": "pretraining", "mid": "midtraining", "sft": "supervised finetuning",
             "rl": "reinforcement learning"}  # fmt: skip
 CORE_TASK, CORE_CHANCE, CORE_CENTERED = 0, 3, 4  # columns of base_eval's rows
@@ -34,7 +33,7 @@ class Score:
 
     label: str
     value: float
-    error: float = 0.0  # standard error, 0 if unknown
+    bounds: tuple[float, float] | None = None  # of the 95 % interval, if known
 
     @property
     def is_share(self) -> bool:
@@ -47,11 +46,17 @@ class Score:
 
     @property
     def interval(self) -> str:
-        """Half of the 95 % interval. Empty for an error of 0: all or no answers were right."""
-        half = INTERVAL * self.error
-        if half <= 0:
+        """The 95 % interval in the unit of `text`; empty if it is not known."""
+        if self.bounds is None:
             return ""
-        return f"± {100 * half:.1f}" if self.is_share else f"± {half:.4f}"
+        low, high = self.bounds
+        if self.is_share:
+            return f"{100 * max(0.0, low):.1f}–{100 * min(1.0, high):.1f}"
+        return f"{low:.3f}–{high:.3f}"
+
+    @property
+    def with_interval(self) -> str:
+        return f"{self.text} ({self.interval})" if self.interval else self.text
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Content:
         found: dict[str, dict[str, Score]] = {}
         for section in self.sections:
             for label, value in section.table.items() if section.column else ():
-                score = Score(label, value, section.errors.get(label, 0.0))
+                score = Score(label, value, section.intervals.get(label))
                 found.setdefault(label, {})[section.column] = score
         return found
 
@@ -246,14 +251,14 @@ class Content:
         }
         return _bar_groups(groups, CHAT_TASKS, "{:.1f} %")
 
-    def sandbox(self) -> dict[str, str]:
-        """The level at which programs of the model ran, by section."""
-        return {
-            section.file: value
-            for section in self.sections
-            for name, value in section.settings.items()
-            if "sandbox" in name
-        }
+    def sandbox(self) -> dict[str, list[str]]:
+        """The levels at which programs of the model ran, each with the files that say so."""
+        levels: dict[str, list[str]] = {}
+        for section in self.sections:
+            for name, value in section.settings.items():
+                if "sandbox" in name:
+                    levels.setdefault(value, []).append(section.file)
+        return levels
 
     def machine(self) -> dict[str, str]:
         """The machine that the report was generated on."""
@@ -275,13 +280,24 @@ class Content:
 
 def explanation(label: str) -> str:
     """One line about a metric; empty for one that is not known."""
+    name, _, k = label.partition(" pass@")
+    if k:
+        return f"How often one of {k} sampled answers is right, estimated without bias."
+    if name.startswith("ChatCORE with"):
+        return "Not ChatCORE, whose settings are others."
     return EXPLANATIONS.get(label, "")
 
 
-def metrics_file(section: SectionData) -> str:
-    """The file under the base directory with a line for each step of a training stage, or ""."""
+def sources(section: SectionData) -> list[str]:
+    """The files under the base directory that have the figures of a section, line by line."""
+    files = [section.file]
     folder, tag = paths.STAGE_FOLDERS.get(section.name), section.settings.get("model_tag")
-    return f"{folder}/{tag}/metrics.jsonl" if folder and tag else ""
+    if folder and tag:
+        files.append(f"{folder}/{tag}/metrics.jsonl")
+    stage = section.name.removeprefix("chat_eval_")
+    if stage in paths.STAGE_FOLDERS and stage != section.name:
+        files.append(f"chat_eval/{stage}_*.jsonl")
+    return files
 
 
 def count(number: float) -> str:

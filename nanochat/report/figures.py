@@ -91,7 +91,7 @@ def as_svg(panel: Panel, name: str) -> str:
     """One panel as an <svg> element. name: different for every panel of a page."""
     import matplotlib
 
-    height = 0.8 if panel.is_flat else 2.1
+    height = 0.8 if panel.is_flat else 1.85
     figure = _figure(SVG_WIDTH, height)
     # Equal margins in inches, so that panels above each other share their x axis.
     figure.subplots_adjust(left=0.115, right=0.98, bottom=0.24 / height, top=1 - 0.08 / height)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from nanochat.report import figures
-from nanochat.report.content import Content, explanation, metrics_file
+from nanochat.report.content import Content, explanation, sources
 from nanochat.report.sections import SectionData
 
 # Punctuation that could begin markup; an underscore inside a word cannot.
@@ -41,7 +41,7 @@ def _table(rows: Sequence[Sequence[str]], rule: str = "--:") -> str:
 
 
 def _sources(files: Sequence[str]) -> str:
-    return f"From {', '.join(f'`{file}`' for file in files if file)}."
+    return f"From {', '.join(f'`{file}`' for file in files)}."
 
 
 def _folded(title: str, text: str) -> str:
@@ -54,10 +54,10 @@ def _results(content: Content) -> str:
     table = [["", *content.columns]]
     for label, scores in content.results.items():
         found = [scores.get(column) for column in content.columns]
-        cells = [f"{score.text} {score.interval}".strip() if score else "-" for score in found]
+        cells = [score.with_interval if score else "-" for score in found]
         table.append([label, *cells])
     note = "Measured on text and questions that are not trained on"
-    note += "; ± is half of the 95 % interval." if content.has_intervals else "."
+    note += ", with intervals of 95 %." if content.has_intervals else "."
     meanings = [f"- {escaped(x)}: {explanation(x)}" for x in content.results if explanation(x)]
     parts = ["## Results", note, _table(table), _sources(content.files("table"))]
     if meanings:
@@ -89,8 +89,10 @@ def _core(content: Content) -> str:
 
 
 def _sandbox(content: Content) -> str:
-    levels = content.sandbox().items()
-    lines = [f"Programs that the model wrote ran at level {escaped(v)} (`{f}`)." for f, v in levels]
+    lines = [
+        f"Programs that the model wrote ran at level {escaped(level)}. {_sources(files)}"
+        for level, files in content.sandbox().items()
+    ]
     return "\n\n".join(["## Sandbox", *lines]) if lines else ""
 
 
@@ -106,7 +108,7 @@ def _section(section: SectionData) -> str:
     if section.settings:
         settings = "\n".join(f"{name} = {value}" for name, value in section.settings.items())
         parts.append(_folded("Settings", _code(settings)))
-    parts.append(_sources([section.file, metrics_file(section)]))
+    parts.append(_sources(sources(section)))
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from nanochat.report import figures
-from nanochat.report.content import Content, explanation, metrics_file
+from nanochat.report.content import Content, explanation, sources
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -33,6 +33,6 @@ def render(content: Content) -> str:
     return template.render(
         content=content,
         explanation=explanation,
-        metrics_file=metrics_file,
+        files_of=sources,
         panels=figures.panels_of,
     )

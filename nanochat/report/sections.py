@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("BASE", "MID", "SFT", "RL")  # one per stage, in the order of training
 LAST = 99  # the order of a section that has none
+Z95 = 1.96  # standard errors on both sides: 95 % of a normal distribution
 # Shown as escapes: control characters but tab and newline, which a terminal would obey; embeddings,
 # overrides and isolates of text direction, which reorder what is read; halves of surrogate pairs,
 # which UTF-8 cannot hold.
@@ -30,13 +31,14 @@ def write_section(name: str, section: Section) -> None:
     {"title": str, "column": "BASE" | "MID" | "SFT" | "RL", "order": int, "seconds": float,
      "device": "cpu" | "mps" | name of the GPU, "num_devices": int, "settings": {...},
      "metrics": {label: value}, "table": {row: number}, "errors": {row: standard error},
-     "rows": [[...], ...], "curves": {label: [[step, value], ...]}, "notes": [str],
-     "samples": [{"prompt": str, "answer": str}], "results": {...}, "complete": bool};
-    all but the title are optional.
+     "intervals": {row: [low, high]}, "rows": [[...], ...], "notes": [str],
+     "curves": {label: [[step, value], ...]}, "samples": [{"prompt": str, "answer": str}],
+     "results": {...}, "complete": bool}; all but the title are optional.
 
     `table` is a column of the results table: shares from 0 to 1, except rows that name "bits per
-    byte" or "CORE"; `errors` has the same unit. `rows` is a table of its own, header first. A curve
-    "tokens" is the x axis of the others. `results` is not rendered.
+    byte" or "CORE". `intervals` of 95 % have the same unit; without them they reach 1.96 `errors`
+    to both sides. `rows` is a table of its own, header first. A curve "tokens" is the x axis of
+    the others. `results` is not rendered.
     """
     text = json.dumps({**section, "written": now()}, indent=1, ensure_ascii=False)
     paths.write_atomic(_path(name), text.encode("utf-8", "backslashreplace"))
@@ -99,7 +101,7 @@ class SectionData:
     metrics: dict[str, str]
     numbers: dict[str, float]  # the metrics that are numbers
     table: dict[str, float]
-    errors: dict[str, float]
+    intervals: dict[str, tuple[float, float]]  # of 95 %, by label of the table
     rows: list[list[str]]  # of equal length, header first
     curves: dict[str, Points]
     samples: list[tuple[str, str]]  # prompt, answer
@@ -123,7 +125,7 @@ def typed(name: str, section: Section) -> SectionData:
     rows = [row for row in _list(section, "rows") if isinstance(row, list) and row]
     width = len(rows[0]) if rows else 0
     samples = [sample for sample in _list(section, "samples") if isinstance(sample, dict)]
-    metrics = _mapping(section, "metrics")
+    metrics, table = _mapping(section, "metrics"), _numbers(_mapping(section, "table"))
     return SectionData(
         name=visible(name),
         title=shown(section.get("title") or name),
@@ -135,8 +137,8 @@ def typed(name: str, section: Section) -> SectionData:
         settings={k: _text(v) for k, v in _mapping(section, "settings").items() if v != ""},
         metrics={label: shown(value) for label, value in metrics.items()},
         numbers=_numbers(metrics),
-        table=_numbers(_mapping(section, "table")),
-        errors=_numbers(_mapping(section, "errors")),
+        table=table,
+        intervals=_intervals(section, table),
         rows=[[shown(cell) for cell in (row + [""] * width)[:width]] for row in rows],
         curves={label: _points(curve) for label, curve in _mapping(section, "curves").items()},
         samples=[(_text(s.get("prompt")), _text(s.get("answer"))) for s in samples],
@@ -175,6 +177,19 @@ def _number(value: Any, otherwise: float) -> float:
 def _numbers(mapping: dict[str, Any]) -> dict[str, float]:
     finite = {label: _number(value, math.nan) for label, value in mapping.items()}
     return {label: value for label, value in finite.items() if not math.isnan(value)}
+
+
+def _intervals(section: Section, table: dict[str, float]) -> dict[str, tuple[float, float]]:
+    errors = _numbers(_mapping(section, "errors"))
+    found = {
+        label: (value - Z95 * errors[label], value + Z95 * errors[label])
+        for label, value in table.items()
+        if errors.get(label, 0.0) > 0  # 0 where all or no answers are right: no measure of it
+    }
+    for label, pair in _mapping(section, "intervals").items():
+        if bounds := _points([pair]):
+            found[label] = bounds[0]
+    return found
 
 
 def _points(curve: Any) -> Points:
