@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of text, about, in a chunk for counting, even if `buffer_size` allows more.
@@ -112,10 +112,7 @@ impl Tokenizer {
             callback_result?;
             Ok(Vocabulary::new(token_bytes(&merges?), pattern)?)
         })?;
-        *self
-            .0
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = vocabulary;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = vocabulary;
         Ok(())
     }
 
@@ -161,7 +158,7 @@ impl Tokenizer {
 
     /// Token ids of a text.
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-        let (vocabulary, texts) = (self.vocabulary(), PyTexts::Strings(vec![Text::new(text)?]));
+        let (vocabulary, texts) = (self.vocabulary(), Borrowed::Strings(vec![Text::new(text)?]));
         Ok(py.detach(|| {
             let mut ids = Vec::new();
             let mut worker = vocabulary.encoder.worker();
@@ -217,7 +214,7 @@ fn arrays<T: Id + Element>(
 impl Tokenizer {
     fn vocabulary(&self) -> Arc<Vocabulary> {
         let vocabulary = self.0.read();
-        Arc::clone(&vocabulary.unwrap_or_else(std::sync::PoisonError::into_inner))
+        Arc::clone(&vocabulary.unwrap_or_else(PoisonError::into_inner))
     }
 
     fn encode_all<T: Id>(
@@ -233,7 +230,12 @@ impl Tokenizer {
         };
         let mut chunks = Chunks::new(&iterator, ENCODE_CHUNK_BYTES, usize::MAX)?;
         py.detach(|| {
-            let next = || Python::attach(|py| chunks.next(py));
+            let next = || {
+                Python::attach(|py| {
+                    py.check_signals()?; // Ctrl-C
+                    chunks.next(py)
+                })
+            };
             batch::encode(&vocabulary.encoder, num_threads, next)
         })
     }
@@ -270,6 +272,7 @@ struct Chunks {
     rows: VecDeque<Rows>,
     max_bytes: usize,
     max_texts: usize,
+    processed: Processed,
 }
 
 impl Chunks {
@@ -279,11 +282,13 @@ impl Chunks {
             rows: VecDeque::new(),
             max_bytes,
             max_texts: max_texts.max(1),
+            processed: Processed::default(),
         })
     }
 
     /// The next texts, or the next rows of an array.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyTexts>> {
+        drop(std::mem::take(&mut *lock(&self.processed)));
         let (mut texts, mut num_units) = (Vec::new(), 0);
         while self.rows.is_empty() && num_units < self.max_bytes && texts.len() < self.max_texts {
             let Some(item) = self.iterator.bind(py).clone().next() else {
@@ -298,7 +303,7 @@ impl Chunks {
             }
         }
         if !texts.is_empty() {
-            return Ok(Some(PyTexts::Strings(texts)));
+            return Ok(Some(self.lend(Borrowed::Strings(texts))));
         }
         let Some(rows) = self.rows.front_mut() else {
             return Ok(None);
@@ -307,17 +312,30 @@ impl Chunks {
         if rows.rows.is_empty() {
             self.rows.pop_front();
         }
-        Ok(Some(PyTexts::Rows(taken)))
+        Ok(Some(self.lend(Borrowed::Rows(taken))))
+    }
+
+    fn lend(&self, borrowed: Borrowed) -> PyTexts {
+        PyTexts {
+            borrowed: Some(borrowed),
+            processed: Arc::clone(&self.processed),
+        }
     }
 }
 
 /// Add the rows of an Arrow array, or of the chunks of one.
 fn add_rows(item: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> {
+    // One level only: an object whose chunks contain itself would recurse without end.
     if item.hasattr("chunks")? {
         let mut chunks = item.getattr("chunks")?.try_iter()?;
-        return chunks.try_for_each(|chunk| add_rows(&chunk?, rows));
+        return chunks.try_for_each(|chunk| add_array(&chunk?, rows));
     }
-    if let Some(column) = Column::new(item)? {
+    add_array(item, rows)
+}
+
+/// Add the rows of an Arrow array.
+fn add_array(array: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> {
+    if let Some(column) = Column::new(array)? {
         rows.push_back(Rows {
             rows: 0..column.length,
             column: Arc::new(column),
@@ -326,13 +344,49 @@ fn add_rows(item: &Bound<'_, PyAny>, rows: &mut VecDeque<Rows>) -> PyResult<()> 
     Ok(())
 }
 
-/// A chunk of texts in Python's memory.
-enum PyTexts {
+/// Chunks that were processed, whose references the thread with the GIL drops. Without the GIL
+/// PyO3 would put each reference into a global list under a lock, and a fork while another thread
+/// holds that lock leaves the child waiting for it forever.
+type Processed = Arc<Mutex<Vec<Borrowed>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A chunk of texts; when dropped, what it borrows goes to `processed`.
+struct PyTexts {
+    borrowed: Option<Borrowed>,
+    processed: Processed,
+}
+
+impl Drop for PyTexts {
+    fn drop(&mut self) {
+        lock(&self.processed).extend(self.borrowed.take());
+    }
+}
+
+impl PyTexts {
+    /// Bytes of all texts, about.
+    fn size(&self) -> usize {
+        self.borrowed.as_ref().map_or(0, Borrowed::size)
+    }
+}
+
+impl Texts for PyTexts {
+    fn for_each(&self, visit: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
+        self.borrowed
+            .as_ref()
+            .map_or(Ok(()), |texts| texts.for_each(visit))
+    }
+}
+
+/// Texts in Python's memory.
+enum Borrowed {
     Strings(Vec<Text>),
     Rows(Rows),
 }
 
-impl PyTexts {
+impl Borrowed {
     /// Bytes of all texts, about.
     fn size(&self) -> usize {
         match self {
@@ -342,7 +396,7 @@ impl PyTexts {
     }
 }
 
-impl Texts for PyTexts {
+impl Texts for Borrowed {
     fn for_each(&self, mut visit: impl FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
         match self {
             Self::Strings(texts) => {
@@ -350,11 +404,18 @@ impl Texts for PyTexts {
                 let mut texts = texts.iter();
                 texts.try_for_each(|text| visit(text.units().text(&mut buffer)))
             }
-            Self::Rows(rows) => rows.rows.clone().try_for_each(|row| {
-                let bytes = rows.column.row(row).ok_or_else(damaged)?;
-                let text = std::str::from_utf8(bytes);
-                visit(text.map_err(|error| Error::NotText(error.to_string()))?)
-            }),
+            Self::Rows(rows) => {
+                let mut buffer = Vec::new();
+                rows.rows.clone().try_for_each(|row| {
+                    let bytes = rows.column.row(row).ok_or_else(damaged)?;
+                    // Copied before it is checked: most Arrow buffers are writable, and another
+                    // thread could make valid UTF-8 invalid after the check.
+                    buffer.clear();
+                    buffer.extend_from_slice(bytes);
+                    let text = std::str::from_utf8(&buffer);
+                    visit(text.map_err(|error| Error::NotText(error.to_string()))?)
+                })
+            }
         }
     }
 }
@@ -426,10 +487,10 @@ impl Column {
         Ok(Some(Self {
             validity: match validity.is_none() {
                 true => None,
-                false => Some(PyUntypedBuffer::get(&validity)?),
+                false => Some(contiguous(&validity)?),
             },
-            offsets: PyUntypedBuffer::get(&buffers.get_item(1)?)?,
-            data: PyUntypedBuffer::get(&buffers.get_item(2)?)?,
+            offsets: contiguous(&buffers.get_item(1)?)?,
+            data: contiguous(&buffers.get_item(2)?)?,
             is_large: kind == "large_string",
             first: array.getattr("offset")?.extract()?,
             length,
@@ -439,7 +500,7 @@ impl Column {
     /// The bytes of a row, empty for null. None when the array is damaged.
     fn row(&self, row: usize) -> Option<&[u8]> {
         if let Some(validity) = &self.validity {
-            let bit = self.first + row;
+            let bit = self.first.checked_add(row)?;
             if bytes_of(validity).get(bit / 8)? >> (bit % 8) & 1 == 0 {
                 return Some(&[]);
             }
@@ -450,14 +511,25 @@ impl Column {
     /// The start of a row in `data`.
     fn offset(&self, row: usize) -> Option<usize> {
         let offsets = bytes_of(&self.offsets);
-        let row = self.first + row;
+        let row = self.first.checked_add(row)?;
         if self.is_large {
-            let bytes = offsets.get(8 * row..)?.first_chunk()?;
+            let bytes = offsets.get(row.checked_mul(8)?..)?.first_chunk()?;
             usize::try_from(i64::from_ne_bytes(*bytes)).ok()
         } else {
-            let bytes = offsets.get(4 * row..)?.first_chunk()?;
+            let bytes = offsets.get(row.checked_mul(4)?..)?.first_chunk()?;
             usize::try_from(i32::from_ne_bytes(*bytes)).ok()
         }
+    }
+}
+
+/// A buffer whose bytes are adjacent in memory, which `bytes_of` relies on.
+fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
+    let buffer = PyUntypedBuffer::get(object)?;
+    match buffer.is_c_contiguous() {
+        true => Ok(buffer),
+        false => Err(PyTypeError::new_err(
+            "a buffer of an Arrow array has strides",
+        )),
     }
 }
 
@@ -468,7 +540,7 @@ fn bytes_of(buffer: &PyUntypedBuffer) -> &[u8] {
     }
     // This saves a copy of every text that is read from a file.
     // SAFETY: the buffer protocol keeps the memory in place while `buffer` lives, which the slice
-    // borrows; an Arrow buffer is contiguous and immutable once it is in an array.
+    // borrows, and `contiguous` made sure that there are `len_bytes` of it.
     unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }
 }
 
