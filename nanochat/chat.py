@@ -8,8 +8,9 @@ A conversation is {"messages": [{"role": "system" | "user" | "assistant", "conte
 with content a string or a list of parts {"type": "text" | "python" | "python_output", "text": ...}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from itertools import groupby
 from typing import Any, Protocol
 
 from nanochat.errors import UserError
@@ -94,8 +95,7 @@ def _message_pieces(message: Message) -> list[Piece]:
         return [("<|user_start|>", "", 0), ("", text_of(content), 0), ("<|user_end|>", "", 0)]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
-    for part in parts:
-        kind, text = part["type"], part["text"]
+    for kind, text in _joined_texts(parts):
         if kind == "text":
             pieces.append(("", text, 1))
         elif kind == "python":
@@ -105,6 +105,13 @@ def _message_pieces(message: Message) -> list[Piece]:
         else:
             raise UserError(f"a part of type {kind!r}; use text, python or python_output")
     return [*pieces, ("<|assistant_end|>", "", 1)]
+
+
+def _joined_texts(parts: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """(type, text) of each part; adjacent texts are one, as the model would write them."""
+    for kind, group in groupby(parts, key=lambda part: part["type"]):
+        texts = [part["text"] for part in group]
+        yield from ((kind, text) for text in (["".join(texts)] if kind == "text" else texts))
 
 
 def render_for_completion(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:

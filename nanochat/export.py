@@ -9,18 +9,22 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import safetensors.torch
 import torch
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
+MODEL_CARD = Path(__file__).with_name("model_card.md")
 WEIGHTS_FILE = "model.safetensors"
 # Renders the same text as chat.render_conversation.
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -29,14 +33,51 @@ MAPPED_FIELDS = {
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "rope_base",
     "rms_eps", "softcap", "window_pattern",
 }  # fmt: skip
-BOS, END = "<|bos|>", "<|assistant_end|>"  # generation stops at the end of an answer
+BOS, END = "<|bos|>", "<|assistant_end|>"
+# Not the end token, whose positions trainers would mask; this one is never sampled.
+PAD = "<|output_end|>"
+LICENSES = {  # of models, going by the text that they were trained on
+    "primer": "mit", "fineweb-edu": "odc-by", "climbmix": "cc-by-nc-4.0",
+}  # fmt: skip
+CHAT_USAGE = """    from transformers import pipeline
+    chat = pipeline("text-generation", "PATH OF THIS FOLDER")
+    chat([{"role": "user", "content": "Hello!"}])
+"""
+BASE_USAGE = """    from transformers import pipeline
+    pipeline("text-generation", "PATH OF THIS FOLDER")("Once upon a time")
+"""
 
 
-def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.dtype) -> None:
+@dataclass(frozen=True)
+class Usage:
+    """What the weights do not tell."""
+
+    name: str = "nanochat"
+    is_chat: bool = True  # a base model continues a text until the next one begins
+    source: str = ""  # of text
+    temperature: float = 0.0
+    top_k: int = 50
+
+    @property
+    def end(self) -> str:
+        """The token at which generation stops."""
+        return END if self.is_chat else BOS
+
+
+CHAT_MODEL = Usage()
+
+
+def export_hf(
+    model: GPT,
+    tokenizer: RustBPETokenizer,
+    out: Path,
+    dtype: torch.dtype,
+    usage: Usage = CHAT_MODEL,
+) -> None:
     """Write the folder `out` atomically. UserError if it exists or the format has no such model."""
     if out.exists():
-        raise UserError(f"--out={out} already exists; name a new folder, or remove it first")
-    config = hf_config(model.config, tokenizer, dtype)
+        raise UserError(f"--out={out} already exists; name a new folder")
+    config = hf_config(model.config, tokenizer, dtype, usage.end)
     tensors = {
         name: tensor.to(dtype).contiguous()
         for name, tensor in hf_tensors(model.state_dict(), model.config).items()
@@ -45,13 +86,13 @@ def export_hf(model: GPT, tokenizer: RustBPETokenizer, out: Path, dtype: torch.d
     files: dict[str, str | bytes] = {
         WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
         "config.json": _json(config),
-        "generation_config.json": _json(
-            {**ends, "do_sample": True, "temperature": 0.8, "top_k": 50}
-        ),
+        "generation_config.json": _json({**ends, **generation_config(model.config, usage)}),
         "tokenizer.json": hf_tokenizer(tokenizer),
-        "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len)),
-        "chat_template.jinja": CHAT_TEMPLATE.read_text(encoding="utf-8"),
+        "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len, usage.end)),
+        "README.md": model_card(model.config, usage),
     }
+    if usage.is_chat:
+        files["chat_template.jinja"] = CHAT_TEMPLATE.read_text(encoding="utf-8")
     with named_failures(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent, so that the rename stays on one file system.
@@ -116,7 +157,9 @@ def hf_layout(config: GPTConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
 # ---- config
 
 
-def hf_config(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype) -> dict[str, Any]:
+def hf_config(
+    config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype, end: str = END
+) -> dict[str, Any]:
     """config.json with every key. Raises UserError on what the format does not support."""
     unknown = config.to_dict().keys() - MAPPED_FIELDS
     if unknown:
@@ -134,7 +177,6 @@ def hf_config(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype
             f"the model has {config.vocab_size} tokens and the tokenizer"
             f" {tokenizer.get_vocab_size()}; restore the tokenizer that it was trained with"
         )
-    bos, end = tokenizer.get_bos_token_id(), tokenizer.encode_special(END)
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
@@ -156,11 +198,19 @@ def hf_config(config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype
         "final_logit_softcapping": config.softcap,
         "use_cache": True,
         "tie_word_embeddings": False,
-        "bos_token_id": bos,
-        "eos_token_id": end,
-        "pad_token_id": end,
+        "bos_token_id": tokenizer.get_bos_token_id(),
+        "eos_token_id": tokenizer.encode_special(end),
+        "pad_token_id": tokenizer.encode_special(PAD),
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def generation_config(config: GPTConfig, usage: Usage) -> dict[str, Any]:
+    """The sampling of `usage`, and the context as the limit: transformers' own is 20 tokens."""
+    sampling: dict[str, Any] = {"do_sample": usage.temperature > 0, "top_k": usage.top_k}
+    if usage.temperature > 0:  # transformers refuses 0
+        sampling["temperature"] = usage.temperature
+    return {**sampling, "max_length": config.sequence_len}
 
 
 # ---- tokenizer
@@ -174,19 +224,45 @@ def hf_tokenizer(tokenizer: RustBPETokenizer) -> str:
     )
     for name in SPECIAL_TOKENS:
         assert backend.token_to_id(name) == tokenizer.encode_special(name)
+    # Every text of the training data begins with it. Chat templates are applied without it.
+    backend.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1",
+        special_tokens=[(BOS, tokenizer.get_bos_token_id())],
+    )  # fmt: skip
     text: str = backend.to_str(pretty=False)
     return text
 
 
-def tokenizer_config(max_length: int) -> dict[str, Any]:
+def tokenizer_config(max_length: int, end: str) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
-        "eos_token": END,
-        "pad_token": END,
+        "eos_token": end,
+        "pad_token": PAD,
+        "padding_side": "left",  # generation continues after the last position of a row
         "additional_special_tokens": list(SPECIAL_TOKENS),
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": False,  # the chat template does
+        "add_bos_token": True,  # or transformers replaces the post-processor by one that does not
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+
+
+# ---- model card
+
+
+def model_card(config: GPTConfig, usage: Usage) -> str:
+    """README.md of the folder, as the hub shows it."""
+    name = LICENSES.get(usage.source, "other")
+    of_text = f"The weights are under the license of the text that they come from: {name}."
+    own_text = "The weights were trained on text of your own: name the license that it allows."
+    sampled = f"at temperature {usage.temperature:g} from the {usage.top_k} most likely tokens"
+    return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
+        name=usage.name,
+        summary="A chat model." if usage.is_chat else "A base model: it continues a text.",
+        usage=CHAT_USAGE if usage.is_chat else BASE_USAGE,
+        context=config.sequence_len,
+        sampling=f"It samples {sampled}." if usage.temperature else "It answers greedily.",
+        license=name,
+        license_text=own_text if name == "other" else of_text,
+    )

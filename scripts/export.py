@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.configurator import parse, run_command
-from scripts.options import CheckpointOptions
+from scripts.options import CheckpointOptions, InferenceOptions
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ def main(argv: list[str] | None = None) -> None:
         model, tokenizer, meta = checkpoint_manager.load_model(
             options.source, runtime, options.model_tag, options.step
         )
-        export.export_hf(model, tokenizer, out, getattr(torch, options.dtype))
+        usage = export.Usage(
+            name=f"nanochat-{meta['settings']['model_tag']}-{options.source}",
+            is_chat=options.source != "base",
+            source=str(meta["settings"].get("source", "")),
+            temperature=InferenceOptions.temperature,
+            top_k=InferenceOptions.top_k,
+        )
+        export.export_hf(model, tokenizer, out, getattr(torch, options.dtype), usage)
         logger.info("exported the %s model of step %d to %s", options.source, meta["step"], out)
     print(out)

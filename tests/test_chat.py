@@ -93,6 +93,16 @@ def test_a_rendered_conversation_marks_sampled_tokens(
     assert shown(messages) == expected
 
 
+def test_adjacent_texts_are_encoded_as_one_and_adjacent_calls_are_not() -> None:
+    def rendered(kind: str, *parts: str) -> list[int]:
+        content = [{"type": kind, "text": part} for part in parts]
+        messages = [user("Hi"), assistant(content)]
+        return render_conversation({"messages": messages}, small_tokenizer())[0]
+
+    assert rendered("text", "The f", "ox") == rendered("text", "The fox")
+    assert len(rendered("python", "1", "2")) > len(rendered("python", "12"))
+
+
 def test_a_conversation_is_truncated_to_max_tokens() -> None:
     messages = [user("Hi"), assistant("Hello.")]
     ids, mask = render_conversation({"messages": messages}, small_tokenizer())

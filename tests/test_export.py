@@ -1,19 +1,23 @@
 import errno
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors import safe_open
 
 from nanochat import export
 from nanochat.chat import merge_system, render_conversation, render_for_completion
+from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS
 from scripts import export as script
+from scripts.options import InferenceOptions
 from tests.shared_data import json_lines, needs_eval_data
 from tests.small_model import save_small_run, small_model, small_tokenizer
 
@@ -108,9 +112,51 @@ def test_every_key_of_the_config_is_written(model: GPT, folder: Path) -> None:
 
 def test_generation_stops_at_the_end_of_an_answer(folder: Path) -> None:
     config = transformers.GenerationConfig.from_pretrained(folder)
-    end = small_tokenizer().encode_special("<|assistant_end|>")
-    assert (config.eos_token_id, config.pad_token_id) == (end, end)
-    assert config.bos_token_id == small_tokenizer().get_bos_token_id()
+    special = small_tokenizer().encode_special
+    assert config.eos_token_id == special("<|assistant_end|>")
+    assert config.pad_token_id == special("<|output_end|>")
+    assert config.bos_token_id == special("<|bos|>")
+
+
+def test_generation_samples_like_the_server_and_up_to_the_context(folder: Path) -> None:
+    config = transformers.GenerationConfig.from_pretrained(folder)
+    assert InferenceOptions.temperature == 0 and not config.do_sample
+    assert config.top_k == InferenceOptions.top_k
+    assert config.max_length == 64  # transformers' default is 20
+
+
+def test_a_base_model_ends_at_the_next_document(model: GPT, tmp_path: Path) -> None:
+    out, special = tmp_path / "model", small_tokenizer().encode_special
+    usage = export.Usage(is_chat=False, temperature=0.5)
+    export.export_hf(model, small_tokenizer(), out, torch.float32, usage)
+    config = transformers.GenerationConfig.from_pretrained(out)
+    assert config.eos_token_id == special("<|bos|>") == read(out, "config.json")["eos_token_id"]
+    assert config.do_sample and config.temperature == 0.5
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert tokenizer.eos_token == "<|bos|>" and tokenizer.chat_template is None
+
+
+def test_batched_prompts_of_different_lengths_are_answered_as_alone(
+    model: GPT, folder: Path, hf_tokenizer: Any
+) -> None:
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    prompts = ["The fox " * number for number in (1, 5, 2, 9)]
+    batch = hf_tokenizer(prompts, return_tensors="pt", padding=True)
+    batched = hf_model.generate(**batch, max_new_tokens=6)[:, batch["input_ids"].shape[1] :]
+    ids = [small_tokenizer().encode(prompt, prepend="<|bos|>") for prompt in prompts]
+    alone = Engine(model, small_tokenizer()).complete(ids, max_tokens=6)
+    for theirs, ours in zip(batched.tolist(), alone, strict=True):
+        assert theirs[: len(ours.tokens)] == ours.tokens
+
+
+@pytest.mark.parametrize(
+    ("source", "license_name"), [("climbmix", "cc-by-nc-4.0"), ("my_texts-1a2b", "other")]
+)
+def test_the_model_card_has_license_and_limits(source: str, license_name: str) -> None:
+    card = export.model_card(small_model().config, export.Usage(name="tiny", source=source))
+    assert card.startswith(f"---\nlicense: {license_name}\nlibrary_name: transformers\n")
+    for words in ("# tiny", "context has 64 tokens", "Tools do not run", "users type are real"):
+        assert words in card
 
 
 # ---- models that cannot be exported
@@ -192,10 +238,16 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_exported_tokenizer_round_trips_with_our_ids(hf_tokenizer: Any, text: str) -> None:
+def test_the_exported_tokenizer_round_trips_with_our_ids(
+    folder: Path, hf_tokenizer: Any, text: str
+) -> None:
     ids = small_tokenizer().encode(text)
     assert hf_tokenizer.encode(text, add_special_tokens=False) == ids
-    assert hf_tokenizer.encode(text) == ids  # no <|bos|> is added
+    with_bos = [small_tokenizer().get_bos_token_id(), *ids]
+    assert hf_tokenizer.encode(text) == with_bos
+    assert (
+        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids == with_bos
+    )
     assert hf_tokenizer.decode(ids) == text
 
 
@@ -206,7 +258,8 @@ def test_real_text_gets_the_same_ids(hf_tokenizer: Any) -> None:
         str(row)
         for row in json_lines("eval_data/language_understanding/lambada_openai.jsonl")[:100]
     ]
-    assert hf_tokenizer(texts)["input_ids"] == small_tokenizer().encode(texts)
+    ids = hf_tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert ids == small_tokenizer().encode(texts)
 
 
 def test_special_tokens_have_the_same_ids_and_their_roles(hf_tokenizer: Any) -> None:
@@ -214,7 +267,8 @@ def test_special_tokens_have_the_same_ids_and_their_roles(hf_tokenizer: Any) -> 
         assert hf_tokenizer.convert_tokens_to_ids(name) == small_tokenizer().encode_special(name)
         assert name in hf_tokenizer.all_special_tokens
     assert hf_tokenizer.bos_token == "<|bos|>"
-    assert hf_tokenizer.eos_token == hf_tokenizer.pad_token == "<|assistant_end|>"
+    assert hf_tokenizer.eos_token == "<|assistant_end|>"
+    assert hf_tokenizer.pad_token == "<|output_end|>"  # the end of an answer is no padding
     assert len(hf_tokenizer) == small_tokenizer().get_vocab_size()
     assert hf_tokenizer.model_max_length == 64
 
@@ -273,6 +327,31 @@ def test_the_chat_template_renders_the_same_conversation_and_mask(
     assert rendered["assistant_masks"] == mask
 
 
+def test_300_conversations_have_the_same_ids_and_mask(hf_tokenizer: Any) -> None:
+    """With characters of many tokens at every border, and texts in several parts."""
+    rng = random.Random(0)
+    words = ["Hi", " you", "\U0001f642", "\U0001f469\u200d", "日本", "", "\n", " ", "12", "é"]
+
+    def text() -> str:
+        return "".join(rng.choices(words, k=rng.randint(0, 3)))
+
+    for _ in range(300):
+        messages: list[dict[str, Any]] = []
+        for _ in range(rng.randint(1, 3)):
+            parts = []
+            for kind in rng.choices(["text", "text", "python"], k=rng.randint(0, 4)):
+                parts.append({"type": kind, "text": text()})
+                if kind == "python" and rng.random() < 0.8:
+                    parts.append({"type": "python_output", "text": text()})
+            messages.append({"role": "user", "content": text()})
+            messages.append({"role": "assistant", "content": parts})
+        rendered = hf_tokenizer.apply_chat_template(
+            messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = render_conversation({"messages": messages}, small_tokenizer())
+        assert (rendered["input_ids"], rendered["assistant_masks"]) == (ids, mask), messages
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -315,7 +394,7 @@ def test_the_command_exports_the_model_of_a_stage(
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "chat_template.jinja",
+        "tokenizer_config.json", "chat_template.jinja", "README.md",
     }  # fmt: skip
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     idx = torch.tensor([[1, 2, 3]])
