@@ -1,5 +1,6 @@
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -631,6 +632,27 @@ def test_a_stop_string_is_not_streamed_in_whole_or_in_part() -> None:
     events = stream(script, stop=["STOP", ""])
     assert "".join(texts(events)) == "one STop "
     assert events[-1] == Finished("stop", 1, len("one STop STOP"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one STop STOP two", "one STop "),
+        ("a ST", "a ST"),
+        ("STOP", ""),
+        ("\U0001f642STOP", "\U0001f642"),
+    ],
+)
+def test_logprobs_end_where_a_stop_string_cuts_the_text(text: str, shown: str) -> None:
+    engine, events = scripted([1, *bytes_as_tokens(text), *ids("<|assistant_end|>")]), []
+    with closing(engine.open(1)) as batch:
+        batch.add([engine.new_row(Request([1], stop=["STOP"], num_top_logprobs=0))])
+        while batch.num_rows:
+            events += [event for _, new in batch.step() for event in new]
+    pieces = [event for event in events if isinstance(event, TextPiece)]
+    assert "".join(piece.text for piece in pieces) == shown
+    found = [logprob.token for piece in pieces for logprob in piece.logprobs]
+    assert found == bytes_as_tokens(shown)
 
 
 def test_an_unfinished_stop_string_is_streamed_at_the_end() -> None:

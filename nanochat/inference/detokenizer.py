@@ -41,6 +41,7 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.stop = [string for string in stop if string]
         self.has_stopped = False  # whether a stop string was found
+        self.num_decoded, self.num_released = 0, 0  # characters of the text
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._special = {
             tokenizer.encode_special(name): name for name in tokenizer.get_special_tokens()
@@ -86,12 +87,14 @@ class Detokenizer:
         if new and self._expression:  # text directly after a call: the tool gave no result
             yield self._tool_call(None)
         self._held += new
+        self.num_decoded += len(new)
         matches = [at for at in map(self._held.find, self.stop) if at >= 0]
         if matches:
             self._held, self.has_stopped = self._held[: min(matches)], True
         keep = 0 if is_last or self.has_stopped else self._partial_stop_length()
         cut = len(self._held) - keep
         released, self._held = self._held[:cut], self._held[cut:]
+        self.num_released += len(released)
         if released:
             yield TextPiece(released)
 

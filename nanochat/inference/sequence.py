@@ -49,6 +49,7 @@ class RowState:
         self.forced: deque[int] = deque()  # tokens of a tool's output that come next
         self.finish_reason: FinishReason | None = None
         self.logprob: TokenLogprob | None = None  # of the newest token, if requested
+        self.unreported: list[tuple[int, TokenLogprob]] = []  # with where the token's text starts
         self.publish: Callable[[list[Any]], object] | None = None  # a server's event callback
 
     @property
@@ -88,16 +89,25 @@ class RowState:
     def new_events(self) -> list[Event]:
         """Events of the newest token, `Finished` last; a stop string sets `finish_reason`."""
         token, text = self.tokens[-1], self.detokenizer
-        events: list[Event] = []
         if self.logprob and text.is_text(token):
-            events.append(TextPiece("", (self.logprob,)))
-        events += text.feed(token, is_forced=not self.mask[-1])
+            self.unreported.append((text.num_decoded, self.logprob))
+        events = list(text.feed(token, is_forced=not self.mask[-1]))
         if text.has_stopped:
             self.finish_reason = "stop"
         if self.finish_reason:
             events += text.flush()
+        events = [*self._reported_logprobs(), *events]
+        if self.finish_reason:
             # An end token has no text piece to carry its logprob.
             logprobs = () if text.is_text(token) or not self.logprob else (self.logprob,)
             num_tokens = len(self.prompt), len(self.tokens)
             events.append(Finished(self.finish_reason, *num_tokens, logprobs))
         return events
+
+    def _reported_logprobs(self) -> list[Event]:
+        """Those of tokens whose text is out: what a stop string cuts off has none, either."""
+        text = self.detokenizer
+        is_all_out = text.num_released == text.num_decoded
+        found = [logprob for at, logprob in self.unreported if is_all_out or at < text.num_released]
+        self.unreported = self.unreported[len(found) :]
+        return [TextPiece("", tuple(found))] if found else []
