@@ -68,6 +68,7 @@ def execute_code(
     def run(pool: Pool) -> ExecutionResult:
         with pool.start(has_output=True) as worker:
             worker.give(job)
+            worker.confirm()
             return _result(worker.watch(timeout), timeout)
 
     return _in_pool(run, level)
@@ -100,6 +101,8 @@ def grade_function(
         with pool.start_linked() as (program_worker, grader):
             program_worker.give(program_job)
             grader.give(grader_job)
+            program_worker.confirm()
+            grader.confirm()
             result = _result(grader.watch(timeout), timeout)
             if not (grader.outcome.report or {}).get("is_unanswered"):
                 return result

@@ -36,7 +36,7 @@ PRELOADED = (
 )  # fmt: skip
 POLL_MS = 20  # between looks at the folders of workers
 IDLE_POLL_MS = 1000  # between looks at the host
-CHANNEL, LINK = 3, 4  # descriptors of a worker
+CHANNEL, LINK, RULES = 3, 4, 5  # descriptors of a worker
 SPARE = 16  # received descriptors go above it, out of the way of the final ones
 
 
@@ -73,6 +73,7 @@ class ForkServer:
         self.num_started = 0
         self.host = os.getppid()
         self.readable = policy.readable_paths()
+        self.user = policy.user_of_workers(self.readable)
         self.wakeup, wakeup_end = socket.socketpair()
         self.wakeup.setblocking(False)
         wakeup_end.setblocking(False)
@@ -114,18 +115,23 @@ class ForkServer:
         self.num_started += 1
         folder = self.root / str(self.num_started)
         folder.mkdir(0o700)
+        with suppress(OSError):  # a container may map one user only
+            os.chown(folder, self.user, -1)
+        # Made here, where memory is not shared: a worker copies each page that it touches.
+        rules = policy.rules_for(str(folder), self.readable)
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 os.setsid()
-                _arrange(descriptors[1:], kind)
-                _work(folder, self.readable, server)
+                _arrange(descriptors[1:], kind, rules)
+                _work(folder, self.user, server)
             finally:
                 os._exit(1)
         self.running[pid] = Running(socket.socket(fileno=descriptors[0]), folder)
-        for descriptor in descriptors[1:]:
-            os.close(descriptor)
+        for descriptor in (*descriptors[1:], rules):
+            if descriptor >= 0:
+                os.close(descriptor)
         return True
 
     def _reap(self, block: bool = False) -> None:
@@ -163,21 +169,23 @@ def _is_too_large(folder: Path) -> bool:
     return False
 
 
-def _arrange(descriptors: list[int], kind: bytes) -> None:
+def _arrange(descriptors: list[int], kind: bytes, rules: int) -> None:
     """Give a worker its descriptors and no others."""
     targets = {b"o": (CHANNEL, 1, 2), b"l": (CHANNEL, LINK), b"-": (CHANNEL,)}[kind]
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, SPARE) for descriptor in descriptors]
     null = fcntl.fcntl(0, fcntl.F_DUPFD, SPARE)
+    rules = fcntl.fcntl(rules, fcntl.F_DUPFD, SPARE) if rules >= 0 else null
     for target in (1, 2, CHANNEL, LINK):
         os.dup2(null, target)
+    os.dup2(rules, RULES)
     for descriptor, target in zip(moved, targets, strict=True):
         os.dup2(descriptor, target, inheritable=False)
     if kind != b"l":
         os.close(LINK)
-    os.closerange(LINK + 1, 1024)  # RLIMIT_NOFILE of this server
+    os.closerange(RULES + 1, 1024)  # RLIMIT_NOFILE of this server
 
 
-def _work(folder: Path, readable: dict[str, bool], server: int) -> None:
+def _work(folder: Path, user: int, server: int) -> None:
     """In the worker: read the job, confine this process, say so, do it; does not return."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -187,7 +195,8 @@ def _work(folder: Path, readable: dict[str, bool], server: int) -> None:
     os.chdir(folder)
     tempfile.tempdir = str(folder)
     try:
-        policy.confine(job["layers"], Limits(**job["limits"]), str(folder), readable, server)
+        policy.confine(job["layers"], Limits(**job["limits"]), RULES, user, server)
+        os.close(RULES)
     except OSError as error:
         messages.send(channel, {"refused": str(error)})
         os._exit(1)

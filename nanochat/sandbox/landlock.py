@@ -4,11 +4,11 @@ TCP (from ABI 4), and signals and abstract sockets outside the process (from ABI
 """
 
 import os
+import stat
 import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from nanochat.sandbox import kernel
 
@@ -36,30 +36,29 @@ def abi() -> int:
     return 0
 
 
-def restrict(readable: Sequence[str], writable: Sequence[str]) -> None:
-    """Restrict this thread to what is beneath these paths. Needs no_new_privs. Raises OSError."""
+def ruleset(readable: Sequence[str], writable: Sequence[str]) -> int:
+    """A descriptor of rules that allow only what is beneath these paths. Raises OSError."""
     version = abi()
-    if version == 0:
-        raise OSError("the kernel has no Landlock")
     handled = (1 << NUM_FILE_RIGHTS.get(version, 16)) - 1
     fields = [handled, ALL_TCP if version >= 4 else 0, ALL_SCOPES if version >= 6 else 0]
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    attribute = struct.pack("=3Q", *fields)[:size]
-    ruleset = kernel.syscall(CREATE_RULESET, attribute, size, 0)
-    try:
-        for paths, rights in ((readable, READ), (writable, WRITE)):
-            for path in paths:
-                _add_rule(ruleset, path, rights & handled)
-        kernel.syscall(RESTRICT_SELF, ruleset, 0)
-    finally:
-        os.close(ruleset)
+    rules = kernel.syscall(CREATE_RULESET, struct.pack("=3Q", *fields)[:size], size, 0)
+    for paths, rights in ((readable, READ), (writable, WRITE)):
+        for path in paths:
+            _add_rule(rules, path, rights & handled)
+    return rules
 
 
-def _add_rule(ruleset: int, path: str, rights: int) -> None:
+def restrict(rules: int) -> None:
+    """Restrict this thread to a ruleset. Needs no_new_privs. Raises OSError."""
+    kernel.syscall(RESTRICT_SELF, rules, 0)
+
+
+def _add_rule(rules: int, path: str, rights: int) -> None:
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        if not Path(path).is_dir():
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
             rights &= FILE_RIGHTS
-        kernel.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, struct.pack("=Qi", rights, handle), 0)
+        kernel.syscall(ADD_RULE, rules, RULE_PATH_BENEATH, struct.pack("=Qi", rights, handle), 0)
     finally:
         os.close(handle)

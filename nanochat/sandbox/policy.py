@@ -118,31 +118,38 @@ def is_public(path: str) -> bool:
     return all(folder.stat().st_mode & 0o001 for folder in folders if folder.is_dir())
 
 
-def confine(
-    layers: Sequence[str], limits: Limits, folder: str, readable: Mapping[str, bool], parent: int
-) -> None:
+def rules_for(folder: str, readable: Mapping[str, bool]) -> int:
+    """The descriptor of a Landlock ruleset for a worker; -1 without Landlock."""
+    return landlock.ruleset([*readable], [folder, "/dev/null"]) if landlock.abi() else -1
+
+
+def user_of_workers(readable: Mapping[str, bool]) -> int:
+    """For root, a user without rights."""
+    # Where others cannot reach the interpreter, as in /root, it stays root, without capabilities;
+    # then only Landlock keeps it from the files of root.
+    has_to_stay = landlock.abi() and not all(readable.values())
+    return NOBODY if os.geteuid() == 0 and not has_to_stay else os.geteuid()
+
+
+def confine(layers: Sequence[str], limits: Limits, rules: int, user: int, parent: int) -> None:
     """Confine this process for good. Raises OSError, and then nothing untrusted may run in it.
 
-    folder: the only one that may be written.  readable: paths, and whether they are public.
-    parent: the process whose death ends this one.
+    rules: of `rules_for`.  user: of `user_of_workers`.  parent: whose death ends this process.
     """
     _set_resource_limits(limits, can_fork="seccomp" not in layers)
     if sys.platform != "linux":
         return
-    kernel.prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if os.geteuid() == 0 and ("landlock" not in layers or all(readable.values())):
-        # Where others cannot reach the interpreter, as in /root, Landlock is what keeps this user,
-        # which has no capabilities, from the files of root.
-        with suppress(OSError):  # a container may map one user only
-            os.chown(folder, NOBODY, NOBODY)
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+    kernel.prctl(PR_SET_NO_NEW_PRIVS, 1, 0)
     if "landlock" in layers:
-        landlock.restrict([*readable], [folder, "/dev/null"])
+        landlock.restrict(rules)
+    if user != os.geteuid():
+        with suppress(OSError):  # a container may map one user only
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
     _drop_capabilities()
-    kernel.prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem
-    kernel.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after setresuid, which resets it
+    kernel.prctl(PR_SET_DUMPABLE, 0, 0)  # no ptrace, no /proc/PID/mem
+    kernel.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0)  # after setresuid, which resets it
     if os.getppid() != parent:  # it has died before
         os._exit(1)
     if "seccomp" in layers:

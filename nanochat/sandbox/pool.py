@@ -70,10 +70,14 @@ class Worker:
         self.outcome = Outcome(outputs=[bytearray() for _ in outputs])
 
     def give(self, job: Mapping[str, Any]) -> None:
-        """Send the job. Raises SandboxError when the worker does not say that it is confined."""
-        try:
-            self.channel.settimeout(START_SECONDS)
+        """Send the job. `confirm` says whether it has arrived."""
+        self.channel.settimeout(START_SECONDS)
+        with suppress(OSError):
             messages.send(self.channel, job)
+
+    def confirm(self) -> None:
+        """Raises SandboxError when the worker does not say that it is confined."""
+        try:
             refused = messages.receive(self.channel)["refused"]
         except (OSError, MessageError) as error:
             raise SandboxError(f"its process does not start ({error})") from None
