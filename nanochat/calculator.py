@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 MAX_CHARACTERS = 200  # which also bounds the depth of an expression
 MAX_BITS = 256  # of every intermediate integer, about 77 digits
+MAX_RESULT_CHARACTERS = 64
 DIGITS = 12  # significant digits of a printed fraction: 0.1 + 0.2 is 0.3
 
 Number = int | float
@@ -35,7 +36,8 @@ ARITHMETIC = re.compile(r"[0-9eE.,_+\-*/%() ]+")
 COUNT = re.compile(
     r"""(?P<q>['"])(?P<text>[^'"\\\n]*)(?P=q)\.count\((?P<r>['"])(?P<part>[^'"\\\n]*)(?P=r)\)"""
 )
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# A number with thousands commas: groups of three digits, and none after the point or the exponent.
+THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,])")
 
 
 def evaluate(expression: str) -> str | None:
@@ -52,8 +54,9 @@ def evaluate(expression: str) -> str | None:
     if not ARITHMETIC.fullmatch(expression):
         return None
     try:
-        tree = ast.parse(THOUSANDS.sub("", expression), mode="eval")
-        return _format(_evaluate(tree.body))
+        plain = THOUSANDS.sub(lambda number: number[0].replace(",", ""), expression)
+        value = _format(_evaluate(ast.parse(plain, mode="eval").body))
+        return value if len(value) <= MAX_RESULT_CHARACTERS else None
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
 
