@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nanochat.configurator import Short, at_least, parse, run_command
-from scripts.options import EvalOptions
+from scripts.options import EvalOptions, ToolOptions
 
 
 @dataclass(frozen=True)
-class Options(EvalOptions):
+class Options(EvalOptions, ToolOptions):
     """Evaluate a chat model, by task or by family of questions about the primer world. Every
     prompt, answer and verdict is written to chat_eval/{source}_{task}.jsonl in the base directory,
     one JSON object per problem."""
@@ -61,9 +61,10 @@ from nanochat.chat_eval import Estimate, Tally, proportion
 from nanochat.core_eval import centered
 from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.execution import describe_sandbox
 from nanochat.runtime import Runtime, on_main_first
 from nanochat.training import stage
-from scripts.inference import find_checkpoint, load_checkpoint
+from scripts.inference import find_checkpoint, load_checkpoint, tool_from
 from tasks.arc import ARC
 from tasks.common import Task
 from tasks.gsm8k import GSM8K
@@ -87,6 +88,7 @@ ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE
 # Settings of published ChatCORE values; with others the label names them.
 CHATCORE_SETTINGS = {
     "max_problems": -1, "num_samples": 1, "temperature": 0.0, "max_new_tokens": 512,
+    "tool": "calculator",
 }  # fmt: skip
 
 Results = dict[str, Tally]  # by label
@@ -120,20 +122,22 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
     meta, settings = find_checkpoint(options, options.source)
     settings |= {name: getattr(options, name) for name in (
         "max_problems", "primer_problems", "num_samples", "temperature", "top_k", "max_new_tokens",
+        "tool",
     )}  # fmt: skip
     families: TaskFactories = {
         family: partial(Primer, "test", family=family, size=options.primer_problems)
         for family in Primer.families
     }
     factories = families | {label: create for label, (create, _) in CHAT_TASKS.items()}
+    factories["HumanEval"] = partial(HumanEval, sandbox=options.sandbox)
     labels = on_main_first(lambda: choose_tasks(options, factories))  # one rank downloads the files
     name = f"chat_eval_{options.source}"
-    section = on_main_first(lambda: report.read_section(name, settings)) or {
+    section = on_main_first(lambda: earlier_section(name, settings)) or {
         "title": f"Evaluation of the {options.source.upper()} model",
         "column": options.source.upper(),
         # After the stages (0 to 3), bits per byte (10) and base_eval (15).
         "order": 20 + report.COLUMNS.index(options.source.upper()),
-        "settings": settings,
+        "settings": dict(settings),
         "results": {},
         "seconds": 0.0,
     }
@@ -141,18 +145,28 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
     # Results of other tasks stay in the section, also with --fresh.
     missing = [label for label in labels if options.fresh or label not in results]
     if missing:
-        engine = Engine(*load_checkpoint(options.source, meta, runtime))
+        tool = tool_from(options)
+        engine = Engine(*load_checkpoint(options.source, meta, runtime), tool)
     else:
         report.log_reuse(section)
     for label in missing:
         began = time.perf_counter()
         results[label] = measure(label, factories[label](), engine, options, runtime)
         section["seconds"] += time.perf_counter() - began
+        if label == "HumanEval" or options.tool == "python":
+            section["settings"]["sandbox"] = describe_sandbox(options.sandbox)
         if runtime.is_main:  # after each task: a killed command resumes with the next
             report.write_section(name, section | rendered(results, settings, sizes))
     if runtime.is_main and sizes and not missing:  # of answers that are there
         report.write_section(name, section | rendered(results, settings, sizes))
     log_results({label: results[label] for label in labels}, results, settings, sizes)
+
+
+def earlier_section(name: str, settings: dict[str, Any]) -> report.Section | None:
+    """The section of an earlier run with these settings, at whatever level of the sandbox."""
+    section = report.read_section(name) or {}
+    known = {key: value for key, value in section.get("settings", {}).items() if key != "sandbox"}
+    return section if known == settings else None
 
 
 def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
@@ -169,11 +183,6 @@ def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
                 near = difflib.get_close_matches(label, factories, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"use {', '.join(factories)}"
                 raise UserError(f"-a {label} is not a task, nor primer or all; {remedy}")
-            if label == "HumanEval":
-                raise UserError(
-                    f"{label} runs programs that a model wrote, which needs a sandbox that is not"
-                    " built yet; name other tasks"
-                )
             factories[label]()  # downloads its files, before anything is measured
             available.append(label)
         except UserError as error:

@@ -1,24 +1,33 @@
 import itertools
+import json
 import logging
 import math
+import re
 import statistics
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 import torch
 
-from nanochat import chat_eval, report
+from nanochat import chat_eval, paths, report
 from nanochat.chat import Conversation, render_for_completion
 from nanochat.chat_eval import Answered, Tally, evaluate_task, pass_at_k, proportion, tally
 from nanochat.core_eval import centered
 from nanochat.engine import Completion, Engine
 from nanochat.errors import UserError
+from nanochat.execution import describe_sandbox
 from nanochat.primer import FAMILIES
 from scripts import chat_eval as script
+from tasks import humaneval
 from tasks.common import Task, render_choices
-from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub
+from tasks.primer import Primer
+from tasks.spellingbee import SpellingBee
+from tests import processes
+from tests.hub import running_hub
+from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub, serve_chat_tasks
 from tests.small_model import save_small_run, small_model, small_tokenizer
 
 
@@ -380,7 +389,7 @@ def test_available_tasks_are_measured_and_the_others_are_named(
     put_task_files()
     script.main(["-i", "rl", "-a", "all", "--max_problems=4", *QUICK])
     words = log_text()
-    assert "HumanEval is left out: HumanEval runs programs that a model wrote" in words
+    assert "HumanEval is left out: " in words
     section = report.read_section("chat_eval_rl")
     assert section is not None
     tasks = [name for name in script.CHAT_TASKS if name != "HumanEval"]
@@ -406,15 +415,120 @@ def test_a_task_without_files_is_left_out_of_all_and_named(
         script.main(["-a", "GSM8K", *QUICK])
 
 
+def test_without_the_sandbox_humaneval_is_left_out_and_an_error_if_it_is_named(
+    log_text: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(level: str) -> str:
+        raise UserError(f"--sandbox={level} is not available here: no seccomp")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(humaneval, "describe_sandbox", unavailable)
+    save_small_run("sft", n_layer=1)
+    script.main(["-a", "all", "--max_problems=2", *QUICK])
+    words = log_text()
+    assert "HumanEval is left out: --sandbox=strict is not available here: no sec" in words
+    with pytest.raises(UserError, match="--sandbox=limits is not available here"):
+        script.main(["-a", "HumanEval", "--sandbox=limits", *QUICK])
+
+
+def test_pass_at_k_is_estimated_from_answers_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_small_run("sft", n_layer=1)
+    command = ["-a", "facts", "--num_samples=4", "--temperature=1", *QUICK]
+    script.main(command)
+    monkeypatch.setattr(chat_eval, "evaluate_task", None)  # must not be called
+    script.main([*command, "--pass_at=1,4"])
+    section = report.read_section("chat_eval_sft")
+    assert section is not None
+    assert list(section["table"]) == ["facts", "facts pass@1", "facts pass@4"]
+    assert section["table"]["facts"] == section["table"]["facts pass@4"]
+    assert list(section["errors"]) == list(section["intervals"]) == list(section["table"])
+
+
+def test_every_answer_is_a_line_of_json() -> None:
+    save_small_run("mid", n_layer=1, sequence_len=192)
+    script.main(["-i", "mid", "-a", "facts,choice", *QUICK])
+    section = report.read_section("chat_eval_mid")
+    assert section is not None
+    for family in ("facts", "choice"):
+        path = paths.base_dir() / "chat_eval" / f"mid_{family}.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert [line["index"] for line in lines] == [0, 1, 2]
+        task = Primer("test", family=family, size=3)
+        for line in lines:
+            item = task[line["index"]]
+            assert line["task"] == family and line["expected"] == str(item["answer"])
+            assert line["prompt"] == small_tokenizer().decode(
+                render_for_completion(item, small_tokenizer())
+            )
+            assert line["verdicts"] == [task.evaluate(item, line["answers"][0])]
+        passed = sum(any(line["verdicts"]) for line in lines)
+        assert section["results"][family]["num_passed"] == passed
+
+
+@needs_eval_data
+@pytest.mark.slow
+def test_all_six_public_tasks_run_from_the_hub_to_chatcore(
+    log_text: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        level = describe_sandbox("strict")
+    except UserError as error:
+        pytest.skip(str(error))
+    spelling = (partial(SpellingBee, "test", size=6), 0.0)
+    monkeypatch.setitem(script.CHAT_TASKS, "SpellingBee", spelling)
+    save_small_run("sft", n_layer=1, sequence_len=192)
+    command = ["-a", "all", "--device_type=cpu"]
+    with running_hub() as hub:
+        serve_chat_tasks(hub, num_rows=6)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        script.main(command)
+        assert len(hub.requests) == len(set(hub.requests)) == 5
+    words = log_text()
+    section = report.read_section("chat_eval_sft")
+    assert section is not None and list(section["results"]) == list(script.CHAT_TASKS)
+    assert section["settings"]["sandbox"] == level
+    scores = [
+        centered(section["results"][name]["num_passed"] / 6, chance)
+        for name, (_, chance) in script.CHAT_TASKS.items()
+    ]
+    assert section["table"]["ChatCORE"] == pytest.approx(sum(scores) / 6)
+    assert section["errors"]["ChatCORE"] > 0
+    low, high = section["intervals"]["ChatCORE"]
+    line = rf"ChatCORE +{sum(scores) / 6:.4f}  \(95 %: {low:.4f} to {high:.4f}\)"
+    assert re.search(line, words)
+    for name in script.CHAT_TASKS:
+        path = paths.base_dir() / "chat_eval" / f"sft_{name}.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert [(line["task"], line["index"]) for line in lines] == [(name, i) for i in range(6)]
+    monkeypatch.setattr(chat_eval, "evaluate_task", None)  # must not be called
+    script.main(command)
+    assert "already measured" in log_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_files_of_one() -> None:
+    save_small_run("sft", n_layer=1)
+    base, command = paths.base_dir(), f"scripts.chat_eval -a facts,choice --fresh {' '.join(QUICK)}"
+    written = []
+    for ranks in (1, 2):
+        processes.run(base, command, ranks)
+        files = [base / "chat_eval" / f"sft_{name}.jsonl" for name in ("facts", "choice")]
+        section = report.read_section("chat_eval_sft")
+        assert section is not None
+        written.append([*(file.read_bytes() for file in files), section["table"]])
+    assert written[0] == written[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-a", "GSM8"], "-a GSM8 is not a task, nor primer or all; did you mean GSM8K"),
         (["-a", "facts,zzz"], "-a zzz is not a task, nor primer or all; use facts, "),
-        (
-            ["-a", "HumanEval"],
-            "HumanEval runs programs that a model wrote, which needs a sandbox",
-        ),
+        (["--pass_at=2"], "--pass_at=2 must be from 1 to --num_samples=1"),
+        (["--pass_at=0"], "--pass_at=0 must be from 1 to --num_samples=1"),
+        (["--pass_at=one"], "--pass_at=one must be from 1 to --num_samples=1"),
         (["--num_samples=4"], "--num_samples=4 at temperature 0 gives the same answer each time"),
         (["--batch_size=0"], "--batch_size=0 must be 1 or more"),
         (["--max_new_tokens=0"], "--max_new_tokens=0 must be 1 or more"),
