@@ -4,6 +4,7 @@ engine = Engine(model, tokenizer)
 engine.complete(prompts)        all answers to many prompts, for evaluation and RL
 engine.stream_text(prompt)      one answer as events, for a terminal
 engine.open(num_slots)          a `Batch` that a server adds sequences to at any time
+engine.logits_at(rows, at)      logits of given sequences, a shared prefix computed once
 """
 
 from collections import deque
@@ -12,9 +13,11 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nanochat import calculator
 from nanochat.gpt import GPT
+from nanochat.inference import shared_prefix
 from nanochat.inference.batch import Batch
 from nanochat.inference.detokenizer import Event, Finished, FinishReason, TextPiece, ToolCall
 from nanochat.inference.kv_cache import KVCache
@@ -76,6 +79,10 @@ class Engine:
         """A batch of at most `num_slots` sequences at a time, with the engine's prefix cache."""
         model = self.model  # before the prefix cache, which a new version replaces
         return Batch(model, num_slots, self.end_tokens, self._prefix_cache)
+
+    def logits_at(self, rows: Sequence[shared_prefix.Row], positions: Tensor) -> Tensor:
+        """As `shared_prefix.logits_at`, to score given texts."""
+        return shared_prefix.logits_at(self.model, rows, positions)
 
     def complete(
         self,

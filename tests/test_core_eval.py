@@ -2,9 +2,11 @@ import csv
 import itertools
 import json
 import logging
-import math
+import random
 import shutil
+import statistics
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,25 @@ from torch import Tensor
 
 from nanochat import core_eval, report
 from nanochat.core_eval import CoreTask, Counts, Item, Problem
+from nanochat.data.eval_bundle import read_definitions
+from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.paths import write_atomic
+from nanochat.tokenizer import RustBPETokenizer
 from scripts import base_eval
 from tasks.primer import plain_choices, with_answer
+from tests import processes
 from tests.reference import core as plain
 from tests.shared_data import EVAL_DATA, needs_eval_data
 from tests.small_model import save_small_run, small_model, small_tokenizer
 
-CPU = torch.device("cpu")
 CHOICE = CoreTask("choice", "multiple_choice", num_shots=0, delimiter=" ", baseline=0.25)
 SCHEMA = CoreTask("schema", "schema", num_shots=0, delimiter=" ", baseline=0.5)
 LANGUAGE = CoreTask("language", "language_modeling", num_shots=0, delimiter=" ")
+NOT_ORIGINAL = ["hellaswag_zeroshot", "hellaswag", "squad", "coqa"]  # files of the test data
+EXACT = [task for task in core_eval.CORE_TASKS if task.label not in NOT_ORIGINAL]
+GPT2 = {"": 0.113891, "-medium": 0.184903, "-large": 0.214641, "-xl": 0.256525}
 
 
 def encode(texts: list[str]) -> list[list[int]]:
@@ -33,10 +42,8 @@ def encode(texts: list[str]) -> list[list[int]]:
 
 
 def counts_of(task: CoreTask, items: Sequence[Item], model: GPT, **how: Any) -> Counts:
-    def logits_at(tokens: Tensor, at: Tensor) -> Tensor:
-        return model(tokens, logits_at=at)
-
-    how = {"indices": range(len(items)), "limit": model.config.sequence_len, "device": CPU, **how}
+    how = {"indices": range(len(items)), "limit": model.config.sequence_len, **how}
+    logits_at = Engine(model, small_tokenizer()).logits_at
     return core_eval.evaluate_task(task, items, encode=encode, logits_at=logits_at, **how)
 
 
@@ -53,69 +60,94 @@ def spans(found: Problem) -> list[str]:
     return [small_tokenizer().decode(list(s.tokens[s.start :])) for s in found.sequences]
 
 
-# ---- the bundle
+# ---- the tasks
 
 
 @needs_eval_data
-def test_the_22_tasks_are_as_published() -> None:
-    tasks = core_eval.read_tasks(EVAL_DATA)
-    assert len(tasks) == core_eval.NUM_TASKS == 22
-    assert [task.label for task in tasks if task.kind == "schema"] == ["winograd", "winogrande"]
-    answers = {task.label for task in tasks if task.delimiter == "\nAnswer: "}
-    assert answers == {"jeopardy", "arc_easy", "arc_challenge", "piqa", "boolq"}
-    assert {task.delimiter for task in tasks} == {" ", "\nAnswer: "}
-    shots = {task.label: task.num_shots for task in tasks}
-    assert shots["agi_eval_lsat_ar"] == 3 and set(shots.values()) == {0, 3, 10}
-    chance = {task.label: task.baseline for task in tasks}
-    assert chance["boolq"] == pytest.approx(0.62) and chance["commonsense_qa"] == pytest.approx(0.2)
-    assert chance["squad"] == 0.0 and chance["bigbench_language_identification"] == pytest.approx(
-        0.091
-    )
+def test_the_22_tasks_are_those_of_the_published_bundle() -> None:
+    tasks, found = core_eval.core_tasks(), read_definitions(EVAL_DATA)
+    assert [task.label for task in tasks] == list(found) and len(found) == 22
+    for task in tasks:
+        expected = found[task.label]
+        assert task.baseline == pytest.approx(expected["baseline"]), task.label
+        assert {name: getattr(task, name) for name in expected} == expected
+        with (EVAL_DATA / "eval_data" / task.file).open(encoding="utf-8") as file:
+            assert (sum(1 for _ in file) == task.num_items) == (task.label not in ("squad", "coqa"))
+    assert core_eval.definition_differences(found) == []
+    assert core_eval.missing_files(EVAL_DATA) == []
 
 
 @needs_eval_data
 def test_v2_baselines_are_those_of_dclm() -> None:
-    v1, v2 = core_eval.read_tasks(EVAL_DATA, "v1"), core_eval.read_tasks(EVAL_DATA, "v2")
+    v1, v2 = core_eval.core_tasks("v1"), core_eval.core_tasks("v2")
     with (EVAL_DATA / "dclm" / "eval_meta_data_v2.csv").open(encoding="utf-8") as file:
         theirs = {row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(file)}
     for task in v2:
         assert 100 * task.baseline == pytest.approx(theirs[task.label]), task.label
     assert sum(a.baseline != b.baseline for a, b in zip(v1, v2, strict=True)) == 3
+    definitions = read_definitions(EVAL_DATA)
+    for task in v2:
+        definitions[task.label]["baseline"] = task.baseline
+    assert core_eval.definition_differences(definitions) == []  # a bundle may have either
+
+
+def test_differences_from_the_published_definitions_are_named() -> None:
+    assert core_eval.definition_differences({}) == []
+    found = {"copa": {"num_shots": 5, "baseline": 0.5, "delimiter": " "}, "mmlu": {}}
+    assert core_eval.definition_differences(found) == [
+        "copa has num_shots 5 instead of 0", "mmlu is not a task of CORE",
+    ]  # fmt: skip
 
 
 @needs_eval_data
 def test_files_that_are_not_the_published_ones_are_named() -> None:
-    tasks = core_eval.read_tasks(EVAL_DATA)
-    assert set(core_eval.unpublished_files(EVAL_DATA, tasks)) == {
-        "hellaswag_zeroshot", "hellaswag", "squad", "coqa",
-    }  # fmt: skip
+    assert core_eval.unpublished_files(EVAL_DATA) == NOT_ORIGINAL
+
+
+def gpt2_accuracies(name: str) -> dict[str, float]:
+    """The published accuracies of a size of GPT-2 by task."""
+    lines = (EVAL_DATA / f"openai-community-gpt2{name}.csv").read_text().splitlines()[1:-1]
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    return {label: float(accuracy) for label, accuracy, _ in rows}
 
 
 @needs_eval_data
-def test_missing_files_of_a_bundle_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"core\.yaml is missing"):
-        core_eval.read_tasks(tmp_path)
-    for name in (core_eval.TASKS_FILE, core_eval.BASELINES_FILE):
-        shutil.copy(EVAL_DATA / name, tmp_path / name)
-    (tmp_path / "eval_data").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"eval_data lacks .*copa\.jsonl"):
-        core_eval.read_tasks(tmp_path)
+@pytest.mark.parametrize("name", GPT2)
+def test_published_accuracies_of_gpt2_give_the_published_core(name: str) -> None:
+    published, by_label = gpt2_accuracies(name), {t.label: t for t in core_eval.core_tasks()}
+    assert published.keys() == by_label.keys()
+    values = [core_eval.centered(a, by_label[label].baseline) for label, a in published.items()]
+    assert sum(values) / 22 == pytest.approx(GPT2[name], abs=1e-6)
+    reference = plain.core(published, EVAL_DATA / "eval_meta_data.csv")
+    assert sum(values) / 22 == pytest.approx(reference, abs=1e-12)
+    lines = (EVAL_DATA / f"openai-community-gpt2{name}.csv").read_text().splitlines()[1:-1]
+    for value, line in zip(values, lines, strict=True):
+        assert value == pytest.approx(float(line.split(",")[2]), abs=2e-6)  # of rounded accuracies
 
 
 @needs_eval_data
-def test_published_accuracies_of_gpt2_give_the_published_core() -> None:
-    chance = {task.label: task for task in core_eval.read_tasks(EVAL_DATA)}
-    for name, expected in [("", 0.113891), ("-medium", 0.184903), ("-large", 0.214641),
-                           ("-xl", 0.256525)]:  # fmt: skip
-        lines = (EVAL_DATA / f"openai-community-gpt2{name}.csv").read_text().splitlines()[1:]
-        rows = [[cell.strip() for cell in line.split(",")] for line in lines]
-        centered = []
-        for label, accuracy, *_ in rows:
-            if label in chance:
-                counts = Counts(num_items=10**6, num_right=round(10**6 * float(accuracy)))
-                centered.append(core_eval.centered(counts.accuracy, chance[label].baseline))
-        assert len(centered) == 22
-        assert sum(centered) / 22 == pytest.approx(expected, abs=2e-6)
+@pytest.mark.parametrize(("cap", "expected"), [(10**6, 0.0065), (500, 0.0080)])
+def test_the_standard_error_of_core(cap: int, expected: float) -> None:
+    published = gpt2_accuracies("")
+    results = []
+    for task in core_eval.core_tasks():
+        n = min(cap, task.num_items)
+        results.append((task, Counts(n, round(n * published[task.label]))))
+    mean, error = core_eval.mean_centered(results)
+    assert mean == pytest.approx(GPT2[""], abs=2e-3)  # 0.001 where a task is cropped
+    assert error == pytest.approx(expected, abs=0.0005)
+
+
+def test_the_standard_error_is_that_of_repeated_samples() -> None:
+    rng = random.Random(0)
+    task, other = CHOICE, SCHEMA
+    means = []
+    for _ in range(4000):
+        rights = [sum(rng.random() < p for _ in range(n)) for p, n in ((0.4, 60), (0.7, 30))]
+        results = [(task, Counts(60, rights[0])), (other, Counts(30, rights[1]))]
+        means.append(core_eval.mean_centered(results)[0])
+    _, error = core_eval.mean_centered([(task, Counts(60, 24)), (other, Counts(30, 21))])
+    assert error == pytest.approx(statistics.stdev(means), rel=0.05)
 
 
 # ---- items and shots
@@ -125,7 +157,7 @@ def written(folder: Path, items: Sequence[Item]) -> CoreTask:
     (folder / "eval_data").mkdir()
     lines = "\n".join(json.dumps(item) for item in items)
     (folder / "eval_data" / "some.jsonl").write_text(lines, encoding="utf-8")
-    return CoreTask("some", "multiple_choice", 0, " ", file="some.jsonl")
+    return CoreTask("some", "multiple_choice", 0, " ", folder=".")
 
 
 @pytest.mark.parametrize("max_items", [-1, 0, 1, 7, 99])
@@ -252,37 +284,44 @@ def test_a_prompt_longer_than_the_limit_keeps_its_end_and_is_counted() -> None:
 
 
 class Fixed:
-    """A model whose logits depend only on the last token: a table, which can have ties."""
+    """A model whose logits depend only on the token before: a table, which can have ties."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def __call__(self, tokens: Tensor, at: Tensor) -> Tensor:
-        return self.table[tokens.gather(1, at)]
+    def __call__(self, rows: Sequence[Sequence[Sequence[int]]], at: Tensor) -> Tensor:
+        return self.table[torch.tensor([t for row in rows for part in row for t in part])[at]]
+
+
+def flat_logits() -> Fixed:
+    vocab = small_tokenizer().get_vocab_size()
+    return Fixed(torch.zeros(vocab, vocab))
 
 
 def test_of_equal_losses_the_first_choice_counts() -> None:
-    vocab = small_tokenizer().get_vocab_size()
-    flat = Fixed(torch.zeros(vocab, vocab))
-    item = {"query": "One", "choices": ["abc", "xyz", "qrs", "xyz"]}
-    problems = [problem(CHOICE, {**item, "gold": gold}) for gold in range(4)]
-    right = core_eval.solve(problems, flat, CPU, 64)
-    assert right == [True, False, False, False]
+    item = {"query": "One", "choices": ["abc", "xyz", "qrs", "xyz"], "gold": 0}
+    assert core_eval.predictions([problem(CHOICE, item)] * 2, flat_logits(), 64) == [0, 0]
 
 
 def test_a_repeated_choice_is_a_tie_that_the_first_wins() -> None:
-    model = small_model(seed=3)
-    item = {"query": "One", "choices": ["two", "six", "two"]}
-    problems = [problem(CHOICE, {**item, "gold": gold}) for gold in range(3)]
-    right = core_eval.solve(problems, lambda t, at: model(t, logits_at=at), CPU, 64)
-    assert sum(right) == 1 and not right[2]
+    engine = Engine(small_model(seed=3), small_tokenizer())
+    item = {"query": "One", "choices": ["two", "six", "two"], "gold": 0}
+    [chosen] = core_eval.predictions([problem(CHOICE, item)], engine.logits_at, 64)
+    assert chosen in (0, 1)
+    item["choices"] = ["two", "two", "six"] if chosen == 0 else ["two", "six", "six"]
+    assert core_eval.predictions([problem(CHOICE, item)], engine.logits_at, 64) == [chosen]
 
 
 def test_the_loss_is_the_mean_over_the_span_not_the_sum() -> None:
     vocab = small_tokenizer().get_vocab_size()
-    some = [core_eval.ScoredSequence((1, 2, 3, 4), start) for start in (1, 2, 3)]
-    scores = core_eval._score_batch(some, Fixed(torch.zeros(vocab, vocab)), CPU)
-    assert [loss for loss, _ in scores] == [pytest.approx(math.log(vocab))] * 3
+    item = {"query": "One", "choices": ["a", "a b c d e f g"], "gold": 0}
+    found = problem(CHOICE, item)
+    [short, long] = [len(sequence.tokens) - sequence.start for sequence in found.sequences]
+    assert 0 < short < long or found.counts.num_empty
+    table = torch.zeros(vocab, vocab)
+    table[:, found.sequences[1].tokens[-1]] = 1.0  # lowers the mean, but not the sum, of the longer
+    item["choices"][0] = "x"
+    assert core_eval.predictions([problem(CHOICE, item)], Fixed(table), 64) == [1]
 
 
 def test_language_modeling_requires_every_token() -> None:
@@ -296,30 +335,65 @@ def test_language_modeling_requires_every_token() -> None:
         for place, token in enumerate(rows[1][1:]):
             logits[place, token if place + 1 != wrong else (token + 1) % vocab] = 1.0
 
-        def logits_at(_: Tensor, at: Tensor, logits: Tensor = logits) -> Tensor:
+        def logits_at(_: Any, at: Tensor, logits: Tensor = logits) -> Tensor:
             return logits[at]
 
-        assert core_eval.solve([problem(LANGUAGE, item)], logits_at, CPU, 64) == [wrong is None]
+        found = core_eval.predictions([problem(LANGUAGE, item)], logits_at, 64)
+        assert found == [0 if wrong is None else -1]
 
 
 def test_longest_sequences_come_first_and_batches_respect_their_token_limit() -> None:
-    model, shapes = small_model(), []
+    engine, batches = Engine(small_model(), small_tokenizer()), []
 
-    def logits_at(tokens: Tensor, at: Tensor) -> Tensor:
-        shapes.append((tokens.size(0), tokens.size(1) + 1))
-        return model(tokens, logits_at=at)
+    def logits_at(rows: Sequence[Sequence[Sequence[int]]], at: Tensor) -> Tensor:
+        batches.append([sum(map(len, row)) for row in rows])
+        return engine.logits_at(rows, at)
 
     items = [
         {"query": "one " * (1 + i % 9), "choices": ["red", "blue"], "gold": i % 2}
         for i in range(40)
     ]
     core_eval.evaluate_task(
-        CHOICE, items, range(40), encode, logits_at, limit=64, device=CPU, tokens_per_batch=96
+        CHOICE, items, range(40), encode, logits_at, limit=64, tokens_per_batch=96
     )
-    lengths = [length for _, length in shapes]
-    assert lengths == sorted(lengths, reverse=True)
-    assert all(rows * length <= 96 for rows, length in shapes)
-    assert max(rows for rows, _ in shapes) > 3
+    longest = [max(batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert all(sum(batch) <= 96 for batch in batches)
+    assert max(map(len, batches)) > 3
+
+
+def test_the_prefix_that_choices_share_is_computed_once() -> None:
+    rows_seen: list[Any] = []
+
+    def logits_at(rows: Sequence[Sequence[Sequence[int]]], at: Tensor) -> Tensor:
+        rows_seen.extend(rows)
+        return flat_logits()(rows, at)
+
+    item = {"query": "A long question of many words:", "choices": ["so", "that", "so"], "gold": 0}
+    found = problem(CHOICE, item)
+    core_eval.predictions([found], logits_at, 1024)
+    [[prefix, *continuations]] = rows_seen
+    wholes = {(*prefix, *part) for part in continuations}
+    assert wholes == {sequence.tokens[:-1] for sequence in found.sequences}
+    assert len(continuations) == 2  # a repeated choice is scored once
+    assert len(prefix) == core_eval.common_prefix([list(whole) for whole in wholes])
+
+
+@needs_eval_data
+@pytest.mark.parametrize("task", EXACT, ids=lambda task: task.label)
+def test_prompts_shots_and_spans_are_those_of_the_reference(task: CoreTask) -> None:
+    count = 40
+    items = core_eval.read_items(EVAL_DATA, task)
+    assert items == plain.items_of(EVAL_DATA / "eval_data" / task.file, -1)
+    indices = range(0, len(items), -(-len(items) // count))
+    for index in indices:
+        shots = core_eval.few_shot_examples(items, index, task.num_shots)
+        prompts = core_eval.make_prompts(task, items[index], shots)
+        assert prompts == plain.texts_of(task, items, index)
+        rows, starts = plain.spans_of(task, prompts, small_tokenizer())
+        [found] = core_eval.make_problems(task, items, [index], encode, 10**6)
+        assert [list(sequence.tokens) for sequence in found.sequences] == rows
+        assert [sequence.start for sequence in found.sequences] == starts
 
 
 @needs_eval_data
@@ -337,13 +411,18 @@ def test_longest_sequences_come_first_and_batches_respect_their_token_limit() ->
 def test_real_items_are_scored_as_by_the_reference(
     label: str, count: int, sequence_len: int
 ) -> None:
-    [task] = [task for task in core_eval.read_tasks(EVAL_DATA) if task.label == label]
+    [task] = [task for task in core_eval.core_tasks() if task.label == label]
     items = core_eval.read_items(EVAL_DATA, task, count)
     assert items == plain.items_of(EVAL_DATA / "eval_data" / task.file, count)
     model = small_model(sequence_len=sequence_len, n_layer=1, n_embd=16, n_head=2, n_kv_head=1)
     if sequence_len > 64:
         items = [item for item in items if longest(task, items, item) <= sequence_len] or items[:2]
-    expected = [plain.is_right(task, items, i, model, small_tokenizer()) for i in range(len(items))]
+    chosen = [plain.prediction(task, items, i, model, small_tokenizer()) for i in range(len(items))]
+    problems = core_eval.make_problems(task, items, range(len(items)), encode, sequence_len)
+    logits_at = Engine(model, small_tokenizer()).logits_at
+    for size in (1, 700, 10**6):
+        assert core_eval.predictions(problems, logits_at, size) == chosen
+    expected = [c == item.get("gold", 0) for c, item in zip(chosen, items, strict=True)]
     counts = counts_of(task, items, model)
     assert (counts.num_items, counts.num_right) == (len(items), sum(expected))
     assert (counts.num_cropped > 0) == any(longest(task, items, i) > sequence_len for i in items)
@@ -353,6 +432,54 @@ def test_real_items_are_scored_as_by_the_reference(
         shares = [counts_of(task, items, model, indices=range(rank, len(items), world_size))
                   for rank in range(world_size)]  # fmt: skip
         assert sum(shares, Counts()) == counts
+
+
+@cache
+def trained_model(seed: int) -> tuple[GPT, RustBPETokenizer]:
+    """A tiny model, briefly trained on items, so that it predicts some continuations."""
+    tasks = [task for task in EXACT if task.kind == "language_modeling"]
+    lists = [core_eval.read_items(EVAL_DATA, task, 300) for task in tasks]
+    texts = [f"{i['context']} {i['continuation']}" for items in lists for i in items]
+    tokenizer = RustBPETokenizer.train_from_iterator(texts, vocab_size=2000)
+    shape = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_kv_head": 2, "sequence_len": 1024}
+    model = small_model(seed, vocab_size=2000, **shape).train()
+    tokens = torch.tensor([t for ids in tokenizer.encode(texts) for t in ids])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(200):
+        first = torch.randint(len(tokens) - 129, (8, 1), generator=generator)
+        rows = tokens[first + torch.arange(129)]
+        model(rows[:, :-1], rows[:, 1:]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), tokenizer
+
+
+@needs_eval_data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "per_task", "seeds"),
+    [("multiple_choice", 250, 1), ("schema", 1267, 2), ("language_modeling", 360, 1)],
+)
+def test_on_2000_items_of_each_kind_batches_give_the_predictions_of_the_reference(
+    kind: str, per_task: int, seeds: int
+) -> None:
+    compared: list[int] = []
+    for seed in range(seeds):  # the schema tasks have 1,540 items, for two models
+        model, tokenizer = trained_model(seed)
+        logits_at = Engine(model, tokenizer).logits_at
+        for task in EXACT:
+            if task.kind != kind:
+                continue
+            items = core_eval.read_items(EVAL_DATA, task)
+            indices = range(min(len(items), per_task))
+            encode = partial(tokenizer.encode, prepend="<|bos|>")
+            problems = core_eval.make_problems(task, items, indices, encode, 1024)
+            found = core_eval.predictions(problems, logits_at, 2048)
+            assert found == [plain.prediction(task, items, i, model, tokenizer) for i in indices]
+            compared += found
+    assert len(compared) >= 2000
+    assert len(set(compared)) > 1  # also some continuations are predicted
 
 
 def longest(task: CoreTask, items: list[Item], item: Item) -> int:
@@ -403,13 +530,22 @@ def log(
 
 def small_bundle(folder: Path, items_per_task: int) -> None:
     """The first items of every file of the bundle."""
-    for task in core_eval.read_tasks(EVAL_DATA):
+    for task in core_eval.core_tasks():
         file = folder / "eval_data" / task.file
         file.parent.mkdir(parents=True, exist_ok=True)
         with (EVAL_DATA / "eval_data" / task.file).open(encoding="utf-8") as whole:
             file.write_text("".join(itertools.islice(whole, items_per_task)), encoding="utf-8")
-    for name in (core_eval.TASKS_FILE, core_eval.BASELINES_FILE):
+    for name in ("core.yaml", "eval_meta_data.csv"):
         shutil.copy(EVAL_DATA / name, folder / name)
+
+
+def written_results(base_dir: Path) -> tuple[dict[str, Any], list[list[str]]]:
+    """The JSON and the rows of the CSV file."""
+    folder = base_dir / "base_eval"
+    assert {path.name for path in folder.iterdir()} == {"small_000001.json", "small_000001.csv"}
+    lines = (folder / "small_000001.csv").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    return json.loads((folder / "small_000001.json").read_text(encoding="utf-8")), rows
 
 
 @needs_eval_data
@@ -426,7 +562,10 @@ def test_a_cropped_run_measures_every_task_and_is_not_called_core(
     assert section is not None and section["complete"]
     assert len(section["rows"]) == 1 + 22 + 1 and len(section["samples"]) == 4
     assert [row[1] for row in section["rows"][1:23]] == [1] * 22
-    assert "CORE" not in section["table"]
+    assert list(section["table"]) == list(section["errors"]) == [base_eval.PLAIN_CHOICE.label]
+    content, rows = written_results(base_dir)
+    assert not content["is_core"] and len(content["not_core_because"]) == 2
+    assert rows[-1][:2] == ["not CORE", ""] and len(rows) == 1 + 22 + 1
 
     monkeypatch.setattr(core_eval, "evaluate_task", None)  # must not be called
     base_eval.main(["--max_per_task=1", *QUICK])
@@ -439,17 +578,29 @@ def test_a_full_run_on_the_published_files_is_core(
     base_dir: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_small_run("base")
-    small_bundle(base_dir / "eval_bundle", 2)
-    monkeypatch.setattr(core_eval, "unpublished_files", lambda *_: [])
+    small_bundle(base_dir / "eval_bundle", 3)
+    monkeypatch.setattr(core_eval, "unpublished_files", lambda _: [])
     base_eval.main(QUICK)
     section = report.read_section("base_eval")
     assert section is not None
-    results = section["results"]
-    tasks = core_eval.read_tasks(EVAL_DATA)
-    accuracies = [Counts(**results[task.label]).accuracy for task in tasks]
-    centered = [core_eval.centered(a, t.baseline) for a, t in zip(accuracies, tasks, strict=True)]
-    assert section["table"]["CORE"] == pytest.approx(sum(centered) / 22)
-    assert f"CORE is {sum(centered) / 22:.4f} (baselines v1)." in log_text(log)
+    tasks = core_eval.core_tasks()
+    results = [(task, Counts(**section["results"][task.label])) for task in tasks]
+    value, error = core_eval.mean_centered(results)
+    accuracies = {task.label: counts.accuracy for task, counts in results}
+    assert value == pytest.approx(plain.core(accuracies, EVAL_DATA / "eval_meta_data.csv"))
+    assert section["table"]["CORE"] == value and section["errors"]["CORE"] == error > 0
+    assert f"CORE is {value:.4f} (baselines v1, standard error {error:.4f})." in log_text(log)
+    content, rows = written_results(base_dir)
+    published = (EVAL_DATA / "openai-community-gpt2.csv").read_text().splitlines()
+    assert [row[0] for row in rows] == [line.split(",")[0].strip() for line in published]
+    written = (base_dir / "base_eval" / "small_000001.csv").read_text().splitlines()
+    assert [line.index(",") for line in written] == [line.index(",") for line in published]
+    assert {row[0]: float(row[1]) for row in rows[1:-1]} == pytest.approx(accuracies, abs=1e-6)
+    assert float(rows[-1][2]) == pytest.approx(value, abs=1e-6)
+    assert content["is_core"] and content["mean_centered"] == value
+    assert {label: task["num_right"] for label, task in content["tasks"].items()} == {
+        task.label: counts.num_right for task, counts in results
+    }
 
 
 @needs_eval_data
@@ -473,25 +624,70 @@ def test_a_killed_run_resumes_with_the_remaining_tasks(
     before, asked[:] = list(asked), []
     with pytest.raises(KeyboardInterrupt):
         base_eval.main(QUICK)
-    labels = [task.label for task in core_eval.read_tasks(EVAL_DATA)]
+    labels = [task.label for task in core_eval.core_tasks()]
     assert before + asked == labels[:10]
     section = report.read_section("base_eval")
     assert section is not None and not section["complete"] and "table" not in section
     assert [row[0] for row in section["rows"][1:]] == labels[:10]
+    assert not (base_dir / "base_eval").exists()
 
 
-def test_without_the_bundle_the_rest_is_measured_and_the_download_is_explained(
-    base_dir: Path, log: pytest.LogCaptureFixture
+@needs_eval_data
+def test_three_processes_give_the_results_of_one(tmp_path: Path, base_dir: Path) -> None:
+    save_small_run("base")
+    small_bundle(tmp_path / "bundle", 7)
+    line = f"--bundle={tmp_path / 'bundle'} --device_type=cpu --primer_problems=6 --fresh"
+    base_eval.main(line.split())
+    results = [written_results(base_dir)]
+    processes.run(base_dir, f"scripts.base_eval {line}", ranks=3)
+    results.append(written_results(base_dir))
+    assert results[0] == results[1]
+    assert sum(task["num_items"] for task in results[0][0]["tasks"].values()) == 22 * 7
+
+
+def test_beside_the_primer_the_bundle_is_not_downloaded_and_the_rest_is_measured(
+    base_dir: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_small_run("base")
+    monkeypatch.setattr(base_eval, "fetch_bundle", None)  # must not be called
     base_eval.main(QUICK)
     words = log_text(log)
-    assert f"CORE is not measured: {base_dir}/eval_bundle/core.yaml is missing" in words
-    assert "unzip eval_bundle.zip -d" in words
+    assert "run python -m nanochat.dataset -n 0 --prefetch=eval, then this command again" in words
     section = report.read_section("base_eval")
     assert section is not None and section["complete"]
     assert list(section["table"]) == [base_eval.PLAIN_CHOICE.label]
     assert "CORE is not measured" in section["notes"][0]
+    assert not (base_dir / "base_eval").exists()
+
+
+def test_a_bundle_that_cannot_be_downloaded_costs_only_core(
+    base_dir: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_small_run("base")
+    write_atomic(base_dir / "data" / "source.json", '{"source": "fineweb-edu"}')
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    base_eval.main(QUICK)
+    section = report.read_section("base_eval")
+    assert section is not None and section["complete"] and section["table"] == {}
+    assert "CORE is not measured" in section["notes"][0] and "HF_HUB_OFFLINE" in section["notes"][0]
+    assert len(section["samples"]) == len(base_eval.TEXT_BEGINNINGS)
+
+
+@needs_eval_data
+def test_a_bundle_that_is_not_usable_is_refused(tmp_path: Path, base_dir: Path) -> None:
+    save_small_run("base")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"lacks eval_data/.* and 18 more; name another"):
+        base_eval.main([f"--bundle={folder}", *QUICK])
+    small_bundle(folder, 1)
+    text = (folder / "core.yaml").read_text(encoding="utf-8")
+    (folder / "core.yaml").write_text(text.replace("num_fewshot: [3]", "num_fewshot: [5]"))
+    with pytest.raises(UserError, match="agi_eval_lsat_ar has num_shots 5 instead of 3; restore"):
+        base_eval.main([f"--bundle={folder}", *QUICK])
+    for name in ("core.yaml", "eval_meta_data.csv"):  # not needed
+        (folder / name).unlink()
+    base_eval.main([f"--bundle={folder}", *QUICK])
 
 
 def test_without_a_model_the_training_command_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Files of data sets on the hub: downloaded in parallel, resumed, verified, shared by processes.
+"""Files of data sets on the hub, and files at a plain address: resumed, verified, shared.
 
 huggingface_hub resolves repositories, redirects, sizes and checksums, and keeps the connections.
 The transfer itself is here because `hf_hub_download` discards what an interrupted process has
@@ -26,6 +26,10 @@ MAX_ATTEMPTS_UNREACHABLE = 2  # without any answer: most likely there is no netw
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt that receives nothing new
 TIMEOUT_SECONDS = 30.0  # for a connection, and for the next bytes of a transfer
 FINAL_STATUS_CODES = (400, 401, 403, 404, 410)  # another attempt would get the same answer
+HUB_REMEDY = (
+    "check the network (HF_ENDPOINT names another hub), or work offline: python -m nanochat.dataset"
+    " --source primer"
+)
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,45 @@ def download(files: Iterable[HubFile], endpoint: str) -> None:
             raise
 
 
+def download_url(url: str, path: Path, remedy: str) -> None:
+    """Download a file that is not on a hub, if it is missing; another call continues a broken one.
+
+    Verified are the size, and the checksum if the server's ETag is a sha256. Raises UserError with
+    the remedy when it fails.
+    """
+    _download_missing(url, path, threading.Event(), remedy, is_hub=False)
+
+
 def _download_file(file: HubFile, endpoint: str, cancelled: threading.Event) -> None:
     if file.path.is_file():
         return
-    from huggingface_hub import constants, hf_hub_url  # here: this import takes 0.3 s
+    from huggingface_hub import hf_hub_url  # here: this import takes 0.3 s
+
+    url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
+    _download_missing(url, file.path, cancelled, HUB_REMEDY, is_hub=True)
+
+
+def _download_missing(
+    url: str, path: Path, cancelled: threading.Event, remedy: str, *, is_hub: bool
+) -> None:
+    if path.is_file():
+        return
+    from huggingface_hub import constants
 
     # Otherwise every process asks the hub for a list of names to report in its User-Agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
-    url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
-    with named_failures(file.path):
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file.path}.lock"):
-            if not file.path.is_file():  # another process may have finished it meanwhile
+    with named_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():  # another process may have finished it meanwhile
                 logger.info("downloading %s", url)
-                _attempt_repeatedly(url, file.path, cancelled)
+                _attempt_repeatedly(url, path, cancelled, remedy, is_hub)
 
 
-def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> None:
+def _attempt_repeatedly(
+    url: str, path: Path, cancelled: threading.Event, remedy: str, is_hub: bool
+) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     # What huggingface_hub names so differs by its version: httpx or httpx2.
@@ -83,7 +108,7 @@ def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> Non
     failures, most_bytes = 0, _size(partial)
     while not cancelled.is_set():
         try:
-            _complete(url, partial, cancelled)
+            _complete(url, partial, cancelled, is_hub)
             partial.replace(path)
             return
         except (_TransferError, httpx.HTTPError, ConnectionError) as error:
@@ -96,10 +121,8 @@ def _attempt_repeatedly(url: str, path: Path, cancelled: threading.Event) -> Non
             unreachable = httpx.ConnectError | httpx.ConnectTimeout | ConnectionError
             limit = MAX_ATTEMPTS_UNREACHABLE if isinstance(error, unreachable) else MAX_ATTEMPTS
             if status in FINAL_STATUS_CODES or failures >= limit:
-                raise UserError(
-                    f"{url} could not be downloaded: {reason}; check the network (HF_ENDPOINT names"
-                    " another hub), or work offline: python -m nanochat.dataset --source primer"
-                ) from None
+                message = f"{url} could not be downloaded: {reason}; {remedy}"
+                raise UserError(message) from None
             logger.warning("%s: %s; retrying", url, reason)
         cancelled.wait(FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1))
 
@@ -108,16 +131,22 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _complete(url: str, partial: Path, cancelled: threading.Event) -> None:
+def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool) -> None:
     """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
     from huggingface_hub import get_hf_file_metadata
 
     # The data sets are public: no token leaves this machine.
     metadata = get_hf_file_metadata(url, token=False, timeout=TIMEOUT_SECONDS)
+    if metadata.size is None and metadata.location != url and not is_hub:  # a redirect
+        metadata = get_hf_file_metadata(metadata.location, token=False, timeout=TIMEOUT_SECONDS)
     size, checksum = metadata.size, metadata.etag or ""
+    if not is_hub:
+        checksum = checksum if len(checksum) == 64 else ""  # others have no common meaning
     # Other servers have ETags too; only a hub names the commit.
-    if metadata.commit_hash is None or size is None or len(checksum) not in (40, 64):
+    elif metadata.commit_hash is None or len(checksum) not in (40, 64):
         raise _TransferError("the server states no checksum: it is not a hub, or asks to log in")
+    if size is None:
+        raise _TransferError("the server states no size")
     num_bytes = _size(partial)
     if num_bytes > size:
         num_bytes = 0  # the start of a different file
@@ -125,9 +154,9 @@ def _complete(url: str, partial: Path, cancelled: threading.Event) -> None:
         num_bytes = _receive(metadata.location, partial, num_bytes, size, cancelled)
     if num_bytes != size:
         raise _TransferError(f"received {num_bytes} bytes instead of {size}")
-    if (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
+    if checksum and (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
         partial.unlink()
-        raise _TransferError("the content differs from the checksum that the hub states")
+        raise _TransferError("the content differs from the checksum that the server states")
 
 
 def _receive(url: str, partial: Path, start: int, size: int, cancelled: threading.Event) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.data.download import HubFile, download
+from nanochat.data.eval_bundle import fetch_bundle
 from nanochat.data.shards import read_rows
 from nanochat.errors import UserError
 from nanochat.runtime import hub_endpoint, hub_offline
@@ -66,9 +67,12 @@ def task_rows(files: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def prefetch(names: str) -> None:
     """Download the files of the named stages, separated by commas; the stages then work offline."""
+    stages = stage_names(names)
     # Stages share files; a dict keeps each once, in order.
-    files = dict.fromkeys(file for stage in stage_names(names) for file in TASK_FILES[stage])
+    files = dict.fromkeys(file for stage in stages for file in TASK_FILES[stage])
     fetch([_task_file(repo, name) for repo, name in files])
+    if "eval" in stages:
+        fetch_bundle()  # of the CORE metric
 
 
 def stage_names(names: str) -> list[str]:
