@@ -20,7 +20,7 @@ def base_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """NANOCHAT_BASE_DIR of this test, not created; nothing else of the environment gets in."""
     path = tmp_path / "base"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(path))
-    for name in ("WANDB_RUN", "NANOCHAT_DTYPE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+    for name in ("WANDB_RUN", "NANOCHAT_DTYPE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return path
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["page", "page as data", "flip", "half", "half, no length", "stall", "503"]
+Fault = Literal["page", "page as data", "flip", "half", "half, no length", "stall", "503", "429"]
 
 
 class Hub:
@@ -27,6 +27,12 @@ class Hub:
         self.meeting: threading.Barrier | None = None
         """Requests for content are answered when so many are in progress."""
         self.port = 0
+        self.retry_after = ""
+        """With the fault 429: seconds or a date."""
+        self.gated: set[str] = set()
+        """Files that need a token."""
+        self.tokens: list[tuple[str, str, str]] = []
+        """(method, host, Authorization) of each request."""
 
     @property
     def url(self) -> str:
@@ -65,7 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, is_head: bool) -> None:
         path = self.path.removeprefix("/storage")
-        if path not in self.hub.files:
+        host, token = self.headers["Host"].partition(":")[0], self.headers.get("Authorization", "")
+        self.hub.tokens.append((self.command, host, token))
+        if self.path in self.hub.gated and token != "Bearer hf_secret":
+            self._send(401, b"gated", {"X-Error-Code": "GatedRepo"}, is_head)
+        elif path not in self.hub.files:
             self._send(404, b"no such file", {}, is_head)
         elif self.path == path and not self.hub.is_small_file_store:
             headers = {**self.hub.metadata(path), "Location": f"{self.hub.storage_url}{path}"}
@@ -88,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         )
         status, content = (206 if start else 200), content[start:]
-        if fault == "503":
+        if fault == "429":
+            self._send(429, b"busy", {"Retry-After": self.hub.retry_after})
+        elif fault == "503":
             self._send(503, b"busy", {})
         elif fault == "page":
             self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})

@@ -1,3 +1,4 @@
+import email.utils
 import errno
 import os
 import random
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from nanochat.data import download as download_module
@@ -200,25 +202,62 @@ def test_a_full_disk_is_reported_and_the_partial_file_kept(
     assert (tmp_path / "shard.bin").read_bytes() == CONTENT
 
 
-def test_no_other_host_is_asked_and_no_token_is_sent(
+@pytest.mark.parametrize("is_small", [False, True])
+def test_the_token_is_sent_to_the_hub_and_never_to_the_host_of_a_redirect(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.is_small_file_store = is_small  # by the hub itself, without a redirect
+    hub.gated = {NAME}
+    fetch(hub, tmp_path / "shard.bin")
+    assert (tmp_path / "shard.bin").read_bytes() == CONTENT
+    second = ("127.0.0.1", "Bearer hf_secret") if is_small else ("localhost", "")
+    assert hub.tokens == [("HEAD", "127.0.0.1", "Bearer hf_secret"), ("GET", *second)]
+
+
+def test_no_token_is_sent_without_one(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import _http  # type: ignore[attr-defined]
-
-    sent = []
-    original = _http.hf_request_event_hook
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(
-        _http, "hf_request_event_hook", lambda request: sent.append(request) or original(request)
-    )
-    _http.close_session()  # the next session has the hook
+    monkeypatch.setattr(download_module, "_token", lambda: None)  # of this machine
     fetch(hub, tmp_path / "shard.bin")
-    _http.close_session()
-    assert [(request.method, request.url.host) for request in sent] == [
-        ("HEAD", "127.0.0.1"),
-        ("GET", "localhost"),
-    ]
-    assert not any("authorization" in request.headers for request in sent)
+    assert [token for _, _, token in hub.tokens] == ["", ""]
+
+
+def test_a_gated_data_set_is_explained(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    hub.gated = {NAME}
+    with pytest.raises(UserError, match=r"gated: accept its terms at .*/datasets/x/y and set HF_T"):
+        fetch(hub, tmp_path / "shard.bin")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_wrong")
+    with pytest.raises(UserError, match="HTTP 401; the data set is gated"):
+        fetch(hub, tmp_path / "shard.bin")
+    assert "hf_wrong" not in str(names(tmp_path))
+
+
+def test_the_wait_that_the_hub_asks_for_is_kept(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
+    hub.faults, hub.retry_after = ["429"] * 3, "240"
+    fetch(hub, tmp_path / "shard.bin")
+    assert [wait for wait in waits if wait == 240] == [240] * 3
+    hub.faults, hub.retry_after = ["429"], "86400"
+    with pytest.raises(UserError, match=r"HTTP 429; the server asks to wait 24\.0 hours"):
+        fetch(hub, tmp_path / "other", "shard.bin")
+
+
+def test_a_wait_is_seconds_or_a_date() -> None:
+    seconds = download_module.retry_after_seconds
+    assert [seconds({"Retry-After": text}) for text in ("120", " 5", "", "soon", "-3")] == [
+        120, 5, 0, 0, 0,
+    ]  # fmt: skip
+    date = email.utils.formatdate(time.time() + 300, usegmt=True)
+    assert 290 < seconds({"Retry-After": date}) <= 300
+    assert seconds({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert seconds({}) == 0
 
 
 PROGRAM = """

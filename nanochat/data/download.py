@@ -9,10 +9,14 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -26,6 +30,7 @@ MAX_ATTEMPTS_UNREACHABLE = 2  # without any answer: most likely there is no netw
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt that receives nothing new
 TIMEOUT_SECONDS = 30.0  # for a connection, and for the next bytes of a transfer
 FINAL_STATUS_CODES = (400, 401, 403, 404, 410)  # another attempt would get the same answer
+MAX_RETRY_AFTER_SECONDS = 3600.0  # that a server may ask to wait; the hub's limits are per 5 min
 HUB_REMEDY = (
     "check the network (HF_ENDPOINT names another hub), or work offline: python -m nanochat.dataset"
     " --source primer"
@@ -118,13 +123,47 @@ def _attempt_repeatedly(
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             text = f"HTTP {status}" if status else str(error) or type(error).__name__
             reason = " ".join(text.split())
+            response = error.response if isinstance(error, HfHubHTTPError) else None
+            pause = 0.0 if response is None else retry_after_seconds(response.headers)
             unreachable = httpx.ConnectError | httpx.ConnectTimeout | ConnectionError
             limit = MAX_ATTEMPTS_UNREACHABLE if isinstance(error, unreachable) else MAX_ATTEMPTS
-            if status in FINAL_STATUS_CODES or failures >= limit:
+            if pause > MAX_RETRY_AFTER_SECONDS:
+                remedy = f"the server asks to wait {pause / 3600:.1f} hours: run the command then"
+            elif is_hub and status in (401, 403):
+                remedy = _log_in_remedy(response, url)
+            if status in FINAL_STATUS_CODES or failures >= limit or pause > MAX_RETRY_AFTER_SECONDS:
                 message = f"{url} could not be downloaded: {reason}; {remedy}"
                 raise UserError(message) from None
-            logger.warning("%s: %s; retrying", url, reason)
-        cancelled.wait(FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1))
+            logger.warning("%s: %s; retrying%s", url, reason, f" in {pause:.0f} s" if pause else "")
+        cancelled.wait(max(pause, FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1)))
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """How long a server asks to wait: seconds, or until a date; 0 if it does not say."""
+    text = headers.get("Retry-After", "").strip()
+    try:
+        if text.isdecimal():
+            return float(text)
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time()) if text else 0.0
+    except (ValueError, OverflowError):  # malformed
+        return 0.0
+
+
+def _log_in_remedy(response: Any, url: str) -> str:
+    """What to do when the hub refuses a file."""
+    page = url.partition("/resolve/")[0]
+    if response.headers.get("X-Error-Code") == "GatedRepo":
+        return f"the data set is gated: accept its terms at {page} and set HF_TOKEN to your token"
+    if _token():
+        return f"the hub does not accept HF_TOKEN for {page}: correct it, or unset it"
+    return f"{page} does not exist, or needs a log-in: set HF_TOKEN"
+
+
+def _token() -> str | None:
+    """HF_TOKEN, or that of `hf auth login`."""
+    from huggingface_hub import get_token
+
+    return get_token()
 
 
 def _size(path: Path) -> int:
@@ -135,8 +174,8 @@ def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool)
     """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
     from huggingface_hub import get_hf_file_metadata
 
-    # The data sets are public: no token leaves this machine.
-    metadata = get_hf_file_metadata(url, token=False, timeout=TIMEOUT_SECONDS)
+    token = _token() if is_hub else None
+    metadata = get_hf_file_metadata(url, token=token or False, timeout=TIMEOUT_SECONDS)
     if metadata.size is None and metadata.location != url and not is_hub:  # a redirect
         metadata = get_hf_file_metadata(metadata.location, token=False, timeout=TIMEOUT_SECONDS)
     size, checksum = metadata.size, metadata.etag or ""
@@ -151,7 +190,10 @@ def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool)
     if num_bytes > size:
         num_bytes = 0  # the start of a different file
     if num_bytes < size or size == 0:
-        num_bytes = _receive(metadata.location, partial, num_bytes, size, cancelled)
+        # The token is the hub's: storage on other hosts gets a signed address instead.
+        to_hub = urlsplit(metadata.location)[:2] == urlsplit(url)[:2]
+        headers = {"Authorization": f"Bearer {token}"} if token and to_hub else {}
+        num_bytes = _receive(metadata.location, partial, num_bytes, size, headers, cancelled)
     if num_bytes != size:
         raise _TransferError(f"received {num_bytes} bytes instead of {size}")
     if checksum and (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
@@ -159,11 +201,15 @@ def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool)
         raise _TransferError("the content differs from the checksum that the server states")
 
 
-def _receive(url: str, partial: Path, start: int, size: int, cancelled: threading.Event) -> int:
+def _receive(
+    url: str, partial: Path, start: int, size: int, headers: dict[str, str],
+    cancelled: threading.Event,
+) -> int:  # fmt: skip
     """Append the bytes from `start` on, flushed to the disk; returns the number of bytes then."""
     from huggingface_hub import get_session, hf_raise_for_status
 
-    headers = {"Accept-Encoding": "identity"}  # ranges and sizes count bytes of the file itself
+    # Ranges and sizes count bytes of the file itself.
+    headers = {**headers, "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
@@ -179,6 +225,8 @@ def _receive(url: str, partial: Path, start: int, size: int, cancelled: threadin
         with partial.open("ab" if start else "wb", buffering=0) as file:
             for chunk in response.iter_raw():
                 start += file.write(chunk) or 0
+                if start > size:
+                    raise _TransferError(f"the server sends more than the {size} bytes it stated")
                 if cancelled.is_set():
                     raise _TransferError("cancelled")
             os.fsync(file.fileno())
