@@ -114,7 +114,18 @@ def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
             f"WANDB_RUN={run_name} needs a tracker that is not installed; install it with"
             " uv sync --extra tracker, or unset WANDB_RUN"
         ) from None
-    return wandb.init(project="nanochat", name=f"{run_name}-{name}", config=settings)
+    folder = paths.base_dir()  # not the current folder, which may be a checkout
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return wandb.init(
+            project="nanochat", name=f"{run_name}-{name}", config=settings, dir=str(folder)
+        )
+    except Exception as error:  # of the tracker, whose types differ by its version
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"WANDB_RUN={run_name}: the tracker cannot start ({reason}); log in with wandb login or"
+            " WANDB_API_KEY, set WANDB_MODE=offline, or unset WANDB_RUN"
+        ) from None
 
 
 class ProgressLine:

@@ -157,8 +157,26 @@ class FakeTracker(types.ModuleType):
         self.calls.append(("finish", None))
 
 
-def test_the_tracker_gets_the_same_metrics_if_a_run_is_named(
+def test_a_tracker_without_a_key_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = FakeTracker()
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError(
+            "api_key not configured (no-tty).\nCall wandb.login(key=[your_api_key])."
+        )
+
+    monkeypatch.setattr(tracker, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    monkeypatch.setenv("WANDB_RUN", "friday")
+    with pytest.raises(UserError, match=r"WANDB_RUN=friday.*api_key.*wandb login.*unset") as caught:
+        RunLog(tmp_path, "base", {}, is_main=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tracker_gets_the_same_metrics_if_a_run_is_named(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = FakeTracker()
     monkeypatch.setitem(sys.modules, "wandb", tracker)
@@ -167,7 +185,15 @@ def test_the_tracker_gets_the_same_metrics_if_a_run_is_named(
     log.log(7, loss=1.5)
     log.close()
     assert tracker.calls == [
-        ("init", {"project": "nanochat", "name": "friday-base-d4", "config": {"depth": 4}}),
+        (
+            "init",
+            {
+                "project": "nanochat",
+                "name": "friday-base-d4",
+                "config": {"depth": 4},
+                "dir": str(base_dir),
+            },
+        ),
         ("log", (7, {"loss": 1.5})),
         ("finish", None),
     ]
