@@ -20,6 +20,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "bubblewrap", tuple)
+
+
 def test_a_program_has_its_output_and_no_flag() -> None:
     code = "import sys; print('hé'); print('warning', file=sys.stderr)"
     assert execute_code(code) == ExecutionResult(True, "hé\n", "warning\n")

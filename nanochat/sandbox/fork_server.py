@@ -34,7 +34,7 @@ PRELOADED = (
     "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "random", "re",
     "statistics", "string", "textwrap", "threading", "typing",
 )  # fmt: skip
-POLL_MS = 20  # between looks at the folders of workers
+POLL_MS = 20  # between looks at the folders and the threads of workers
 IDLE_POLL_MS = 1000  # between looks at the host
 CHANNEL, LINK, RULES = 3, 4, 5  # descriptors of a worker
 SPARE = 16  # received descriptors go above it, out of the way of the final ones
@@ -94,8 +94,8 @@ class ForkServer:
             for pid, one in self.running.items():
                 if one.control.fileno() in ready:
                     _kill(pid)
-                elif _is_too_large(one.folder):
-                    one.killed_for = "it wrote too much to its folder"
+                elif reason := _excess(pid, one.folder):
+                    one.killed_for = reason
                     _kill(pid)
             if self.wakeup.fileno() in ready:
                 self.wakeup.recv(4096)
@@ -158,15 +158,19 @@ def _kill(pid: int, only_group: bool = False) -> None:
         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
 
 
-def _is_too_large(folder: Path) -> bool:
-    num_bytes = num_files = 0
+def _excess(pid: int, folder: Path) -> str:
+    """Which limit a worker exceeds, of those that the kernel does not enforce; empty for none."""
+    num_bytes = num_files = num_threads = 0
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             num_files += 1
             num_bytes += entry.stat(follow_symlinks=False).st_size
             if num_files > policy.MAX_FOLDER_FILES or num_bytes > policy.MAX_FOLDER_BYTES:
-                return True
-    return False
+                return "it wrote too much to its folder"
+    with suppress(OSError, ValueError, IndexError):  # Linux
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        num_threads = int(status.rpartition(")")[2].split()[17])
+    return "it started too many threads" if num_threads > policy.MAX_THREADS else ""
 
 
 def _arrange(descriptors: list[int], kind: bytes, rules: int) -> None:

@@ -29,16 +29,17 @@ Level = Literal["strict", "limits"]
 NOBODY = 65534
 MAX_OPEN_FILES = 64
 MAX_FILE_BYTES = 16 << 20
-MAX_FOLDER_BYTES, MAX_FOLDER_FILES = 64 << 20, 64  # checked by the fork server as files grow
+# The fork server looks every few milliseconds.
+MAX_FOLDER_BYTES, MAX_FOLDER_FILES, MAX_THREADS = 64 << 20, 64, 64
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION_3 = 0x20080522
 M_ARENA_MAX = -8
 LIBRARY = r" (/\S+\.so[.\d]*)$"  # at the end of a line of /proc/self/maps
 
-# The folders that bubblewrap shows, read-only; Landlock then restricts them further.
-BUBBLEWRAP = (
-    "bwrap", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
+# All folders, read-only, which Landlock restricts further.
+BUBBLEWRAP_OPTIONS = (
+    "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
     "--tmpfs", "/tmp", "--new-session", "--clearenv",
 )  # fmt: skip
 
@@ -60,20 +61,26 @@ def available_layers() -> dict[str, str]:
         layers["seccomp"] = "seccomp"
     if abi := landlock.abi():
         layers["landlock"] = f"Landlock ABI {abi}"
-    if _bubblewrap_works():
+    if bubblewrap():
         layers["bubblewrap"] = "bubblewrap"
     return layers
 
 
 @cache
-def _bubblewrap_works() -> bool:
-    """Whether it is installed and may create namespaces, which containers often forbid."""
-    if shutil.which(BUBBLEWRAP[0]) is None:
-        return False
+def bubblewrap() -> tuple[str, ...]:
+    """The command that starts another one in namespaces of its own.
+
+    Empty where it is not installed or may not create namespaces, as often in containers.
+    """
+    path = shutil.which("bwrap") or ""
+    command = (path, *BUBBLEWRAP_OPTIONS)
     with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run([*BUBBLEWRAP, "true"], capture_output=True, timeout=10)
-        return done.returncode == 0
-    return False
+        if (
+            path
+            and subprocess.run([*command, "true"], capture_output=True, timeout=10).returncode == 0
+        ):
+            return command
+    return ()
 
 
 def layers_for(level: Level) -> dict[str, str]:

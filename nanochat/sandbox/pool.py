@@ -174,6 +174,8 @@ class Pool:
         control, control_end = socket.socketpair()
         channel, channel_end = socket.socketpair()
         pipes = [os.pipe() for _ in range(2)] if has_output else []
+        for reading, _ in pipes:
+            os.set_blocking(reading, False)
         worker = Worker(control, channel, [reading for reading, _ in pipes])
         given = [control_end.fileno(), channel_end.fileno(), *(writing for _, writing in pipes)]
         if link is not None:
@@ -190,8 +192,7 @@ class Pool:
         finally:
             control_end.close()
             channel_end.close()
-            for reading, writing in pipes:
-                os.set_blocking(reading, False)
+            for _, writing in pipes:
                 os.close(writing)
         return worker
 
@@ -215,7 +216,7 @@ class Pool:
                 boot = BOOT.format(root=root)
                 command = [self.interpreter, "-I", "-S", "-X", "utf8", "-c", boot, folder]
                 if "bubblewrap" in policy.available_layers():
-                    command = [*policy.BUBBLEWRAP, "--ro-bind", root, root, *command]
+                    command = [*policy.bubblewrap(), "--ro-bind", root, root, *command]
                 with theirs:
                     process = subprocess.Popen(
                         command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={}, cwd="/",
