@@ -70,7 +70,7 @@ from tasks.common import Task
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
-from tasks.primer import Primer
+from tasks.primer import TYPED, Primer, TypedByAPerson
 from tasks.spellingbee import SpellingBee
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,8 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
         family: partial(Primer, "test", family=family, size=options.primer_problems)
         for family in Primer.families
     }
-    factories = families | {label: create for label, (create, _) in CHAT_TASKS.items()}
+    factories = families | {TYPED: TypedByAPerson}
+    factories |= {label: create for label, (create, _) in CHAT_TASKS.items()}
     factories["HumanEval"] = partial(HumanEval, sandbox=options.sandbox)
     labels = on_main_first(lambda: choose_tasks(options, factories))  # one rank downloads the files
     name = f"chat_eval_{options.source}"
@@ -175,7 +176,7 @@ def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
     Raises UserError if a task asked for by name is unknown or not available.
     """
     wanted = options.task or ("primer" if dataset.current_source() == "primer" else "all")
-    groups = {"primer": list(Primer.families), "all": list(CHAT_TASKS)}
+    groups = {"primer": [*Primer.families, TYPED], "all": list(CHAT_TASKS)}
     available = []
     for label in groups.get(wanted) or map(str.strip, wanted.split(",")):
         try:
@@ -186,7 +187,7 @@ def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
             factories[label]()  # downloads its files, before anything is measured
             available.append(label)
         except UserError as error:
-            if wanted != "all":
+            if wanted not in groups:
                 raise
             logger.warning("%s is left out: %s", label, error)
     return available

@@ -1,7 +1,8 @@
-"""The primer world as a task: one family of questions or a stage's mixture of families."""
+"""The primer world as a task: a family of questions, a mixture of them, or typed questions."""
 
 import random
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 from nanochat import primer
@@ -12,6 +13,10 @@ from tasks.common import Conversation, Task, final_text
 
 MIN_WORDS = 3  # of a sentence: a bare "5" is no answer
 MAX_EXTRA_CHARACTERS = 80  # beyond the reference answer: no credit for rambling until it is right
+MAX_TYPED_CHARACTERS = 160  # of an answer to a typed question, which has no reference answer
+TYPED = "typed by a person"
+TYPED_FILE = Path(__file__).parents[1] / "tests" / "typed_by_a_person.txt"
+REFUSAL = r"do not know|don't know|cannot|can't|not able to"
 
 
 class Primer(Task):
@@ -67,9 +72,46 @@ def contains_phrase(text: str, phrase: str) -> bool:
 
 
 def last_number(text: str) -> str:
-    """The last integer of a text without thousands commas; "" when there is none."""
-    numbers = re.findall(r"-?\d[\d,]*", text)
+    """The last number of a text without thousands commas; "" when there is none."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
     return numbers[-1].replace(",", "") if numbers else ""
+
+
+class TypedByAPerson(Task):
+    """Questions that a person has written by hand, from the tests of a checkout.
+
+    A line is "TURN >> TURN >> ... => ANSWER": turns of user and model alternate. ANSWER is a
+    regular expression, "= N" for the last number of the answer, or "?" for a refusal.
+    """
+
+    def __init__(self) -> None:
+        """Raises UserError without the file, as where only the packages are installed."""
+        super().__init__()
+        if not TYPED_FILE.is_file():
+            raise UserError(f"{TYPED_FILE} is missing; run this in a checkout")
+        lines = TYPED_FILE.read_text(encoding="utf-8").splitlines()
+        self.lines = [line for line in lines if " => " in line and not line.startswith("#")]
+
+    def num_examples(self) -> int:
+        return len(self.lines)
+
+    def get_example(self, index: int) -> Conversation:
+        talk, answer = self.lines[index].split(" => ")
+        roles = ("user", "assistant")
+        turns = [
+            {"role": roles[number % 2], "content": turn}
+            for number, turn in enumerate(talk.split(" >> "))
+        ]
+        return {"messages": turns, "answer": answer}
+
+    def evaluate(self, conversation: Conversation, completion: str) -> bool:
+        text, answer = final_text(completion), str(conversation["answer"])
+        if len(text) > MAX_TYPED_CHARACTERS:  # no credit for naming everything
+            return False
+        if answer.startswith("= "):
+            return last_number(text) == answer[2:]
+        pattern = REFUSAL if answer == "?" else answer
+        return re.search(rf"(?<![\w-])({pattern})(?![\w-])", text, re.IGNORECASE) is not None
 
 
 def plain_choices(size: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from nanochat.primer import FAMILIES, world
 from nanochat.primer.facts import FACTS
 from nanochat.primer.question import draw
 from nanochat.primer.talk import choice_question
-from tasks.primer import Primer
+from tasks.primer import TYPED_FILE, Primer, TypedByAPerson
 
 # A sum of two numbers; expressions of two steps belong to word problems.
 SUM = re.compile(r"(?<![+*/-] )(?<![\d(])(\d+) ?([-+*/x]) ?(\d+)(?! ?[-+*/])(?!\d)")
@@ -203,3 +203,34 @@ def test_unknown_names_are_never_names_of_the_world() -> None:
             identity = user_texts(primer.conversation(1, i, split, "unknown"))[-1]
             words = set(re.findall(r"[A-Za-z]+", identity)) - {"Hello", "Hi"}
             assert not {word for word in words if word in known and word[0].isupper()}
+
+
+# ---- typed by a person
+
+
+def test_typed_questions_are_many_of_many_kinds_and_well_formed() -> None:
+    task = TypedByAPerson()
+    assert len(task) >= 200 and TYPED_FILE.read_text().count("\n[") >= 10
+    for i in range(len(task)):
+        conversation = task[i]
+        assert [m["role"] for m in conversation["messages"]][-1] == "user", conversation
+        re.compile(conversation["answer"] if conversation["answer"] != "?" else "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "passed"),
+    [
+        ("Lakeside", "Mia lives in Lakeside.", True),
+        ("Lakeside", "Mia lives in Sandbay.", False),
+        ("yes", "Mia lives in Lakeside, so yes.", True),
+        ("no", "I do not know that.", False),
+        ("= -5", "7 - 12 is -5.", True),
+        ("= 5", "7 - 12 is -5.", False),
+        ("= 12.5", "100 / 8 is 12.5.", True),
+        ("?", "I do not know that.", True),
+        ("?", "Mia is a baker.", False),
+        ("Mia", "Mia. " * 60, False),
+    ],
+)
+def test_answers_to_typed_questions_are_graded(answer: str, completion: str, passed: bool) -> None:
+    assert TypedByAPerson().evaluate({"answer": answer}, completion) == passed
