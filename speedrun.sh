@@ -162,7 +162,7 @@ stage "Report" alone nanochat.report generate
 
 printf '\nDone in %d min %02d s:\n\n%s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$SUMMARY"
 cat <<END
-The report:            $BASE/report/report.md
+The report:            $BASE/report/report.html (and report.md)
 Chat in the terminal:  .venv/bin/python -m scripts.chat_cli
 Ask one question:      .venv/bin/python -m scripts.chat_cli -p "$SAMPLE_QUESTION"
 Chat in the browser:   .venv/bin/python -m scripts.chat_web

@@ -217,7 +217,7 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
 def _help(options_class: type) -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     parser = argparse.ArgumentParser(
-        prog=f"python -m {spec.name}" if spec else Path(sys.argv[0]).name,
+        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name,
         usage="%(prog)s [CONFIG_FILE] [--name=value ...]",
         description=f"{options_class.__doc__} CONFIG_FILE holds `name = literal` lines; options"
         " after it override them.",

@@ -379,6 +379,14 @@ def test_training_and_validation_loss_share_a_panel_over_tokens() -> None:
     assert "validation, text" in page().visible
 
 
+def test_a_single_evaluation_is_a_point_in_the_panel_of_the_loss() -> None:
+    curves = {"loss": [[1, 3.0], [2, 2.0]], "validation loss, text": [[2, 2.5]]}
+    report.write_section("mid", {"title": "Midtraining", "curves": curves})
+    (panel,) = figures.panels_of(sections.read_all(paths.report_dir() / "sections")[0])
+    assert panel.lines["validation, text"] == [(2.0, 2.5)]
+    assert "validation, text" in page().visible
+
+
 def test_the_panel_of_reinforcement_learning_is_the_reward() -> None:
     curves = {name: [[1, 0.5], [2, 0.6]] for name in ("loss", "reward", "bits per byte, text")}
     report.write_section("rl", {"title": "RL", "curves": curves})
@@ -499,16 +507,18 @@ def test_two_reports_are_compared(
     table = {"facts": 0.5, "reading": 0.5, "bits per byte, text": 0.45}
     first = written_report(
         tmp_path / "a", monkeypatch, seconds=600.0, table=table,
-        errors={"facts": 0.01, "reading": 0.03}, settings={"depth": 3, "seed": 1, "model": "x"},
+        errors={"facts": 0.01, "reading": 0.03},
+        settings={"depth": 3, "seed": 1, "model": "x", "tokenizer": "ab" * 32},
     )  # fmt: skip
     second = written_report(
         tmp_path / "b", monkeypatch, seconds=660.0,
         table={"facts": 0.55, "reading": 0.55, "bits per byte, text": 0.44, "lists": 1.0},
-        errors={"facts": 0.01, "reading": 0.03}, settings={"depth": 4, "seed": 1, "model": "y"},
+        errors={"facts": 0.01, "reading": 0.03},
+        settings={"depth": 4, "seed": 1, "model": "y", "tokenizer": "cd" * 32},
     )  # fmt: skip
     report.main(["compare", str(first), str(second / "report")])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "base.depth 3 4" in lines
+    assert "base.depth 3 4" in lines and "base.tokenizer abababababab cdcdcdcdcdcd" in lines
     assert not any("seed" in line or "model" in line for line in lines)
     assert "facts BASE 50.0 % (48.0–52.0) 55.0 % (53.0–57.0) +5.0 points yes" in lines
     assert "reading BASE 50.0 % (44.1–55.9) 55.0 % (49.1–60.9) +5.0 points no" in lines
@@ -579,3 +589,9 @@ def test_the_command_without_sections_is_an_error_of_one_line() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no section in")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_has_the_name_of_the_package_in_its_help() -> None:
+    command = [sys.executable, "-m", "nanochat.report", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m nanochat.report [")

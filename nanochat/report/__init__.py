@@ -1,7 +1,7 @@
 """The report: every stage writes its section as data; `generate` renders them.
 
     python -m nanochat.report generate [--price_per_hour=24]    writes report.md and report.html
-    python -m nanochat.report compare A B                       two base directories side by side
+    python -m nanochat.report compare A B                       prints what two reports differ in
     python -m nanochat.report reset                             removes the report and its sections
 
 A section replaces the earlier one of the same name, so a repeated run adds nothing.

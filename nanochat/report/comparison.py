@@ -1,6 +1,7 @@
-"""`compare A B`: settings, results and times of two reports, side by side as text."""
+"""`compare A B`: settings, results and times of two reports as tables of text."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,12 @@ def _settings(reports: Sequence[Content]) -> Iterator[list[str]]:
     for name, key in dict.fromkeys([*first, *second]):
         a, b = first.get((name, key), "-"), second.get((name, key), "-")
         if name in shared and key not in IGNORED_SETTINGS and a != b:
-            yield [f"{name}.{key}", a, b]
+            yield [f"{name}.{key}", _short(a), _short(b)]
+
+
+def _short(value: str) -> str:
+    """A hash by its beginning."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{20,}$", r"\1", value)
 
 
 def _results(reports: Sequence[Content]) -> Iterator[list[str]]:

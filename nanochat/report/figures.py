@@ -49,7 +49,9 @@ def panels_of(section: SectionData) -> list[Panel]:
             label: [(tokens[step], y) for step, y in points if step in tokens]
             for label, points in curves.items()
         }
-    curves = {label: points for label, points in curves.items() if len(points) > 1}
+    # A single evaluation, after the last step, is a point beside the line of training.
+    needed = {label: 1 if label.startswith(VALIDATION) else 2 for label in curves}
+    curves = {label: points for label, points in curves.items() if len(points) >= needed[label]}
     main: list[tuple[str, dict[str, Points]]] = []
     # The loss of reinforcement learning says nothing by itself; its reward does.
     if "reward" in curves:
@@ -61,7 +63,7 @@ def panels_of(section: SectionData) -> list[Panel]:
         main.append(("loss, nats per token", lines if len(lines) > 1 else {"": lines["training"]}))
     if "learning rate" in curves:
         main.append(("learning rate, share of the peak", {"": curves.pop("learning rate")}))
-    others = [(label, {"": points}) for label, points in curves.items()]
+    others = [(label, {"": points}) for label, points in curves.items() if len(points) > 1]
     return [Panel(t, lines, x_label, is_main=True) for t, lines in main] + [
         Panel(t, lines, x_label) for t, lines in others
     ]
@@ -141,7 +143,9 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.is_flat:
         axes.set(ylim=(0, 1.1), yticks=(0, 0.5, 1))
     if len(panel.lines) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT)
+        # Away from the edge: in a narrow window text is larger.
+        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT, loc="upper right",
+                    bbox_to_anchor=(0.92, 1.03), handlelength=1.4, labelspacing=0.7)  # fmt: skip
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[Sequence[float], ...]:

@@ -71,7 +71,7 @@ def _time(content: Content) -> str:
         return ""
     total = ["total", *content.amounts(content.total())]
     table = _table([["stage", *content.units], *rows, total])
-    return "\n\n".join(["## Time and cost", table, _sources(content.files("seconds"))])
+    return "\n\n".join(["## Time and cost", table, _sources(["sections/*.json"])])
 
 
 def _machine(content: Content) -> str:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("BASE", "MID", "SFT", "RL")  # one per stage, in the order of training
 LAST = 99  # the order of a section that has none
 Z95 = 1.96  # standard errors on both sides: 95 % of a normal distribution
-# Shown as escapes: control characters but tab and newline, which a terminal would obey; embeddings,
+# Shown as escapes: control characters but tab and newline, which terminals act on; embeddings,
 # overrides and isolates of text direction, which reorder what is read; halves of surrogate pairs,
 # which UTF-8 cannot hold.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
