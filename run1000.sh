@@ -3,7 +3,9 @@
 # another depth, more text and smaller micro-batches. Run it again to resume.
 #
 #   bash run1000.sh
+if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # 20 tokens per parameter (1.7 billion without the embedding) are 35 billion tokens, about 165
@@ -12,4 +14,4 @@ export NANOCHAT_TIER="${NANOCHAT_TIER:-node}"
 export DEPTH="${DEPTH:-32}"
 export NUM_SHARDS="${NUM_SHARDS:-800}"
 export DEVICE_BATCH_SIZE="${DEVICE_BATCH_SIZE:-8}"
-exec bash speedrun.sh
+exec bash speedrun.sh "$@"

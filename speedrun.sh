@@ -15,12 +15,34 @@
 #   WANDB_RUN=name bash speedrun.sh            log to the tracker, too (uv sync --extra tracker)
 #
 # Every stage is idempotent: after a crash, run the same command again to resume.
+if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi # as when it is run by sh
 set -euo pipefail
+unset CDPATH # which would lead `cd` elsewhere
+case "${1:-}" in
+    "") ;;
+    -h | --help)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    *)
+        echo "error: $1: speedrun.sh takes no arguments, only environment variables; see --help" >&2
+        exit 2
+        ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")"
+if [ -z "${NANOCHAT_BASE_DIR:-}${HOME:-}" ]; then
+    echo "error: HOME is not set; set NANOCHAT_BASE_DIR to a folder for the outputs" >&2
+    exit 2
+fi
 
 bash dev/setup.sh
+unset MPLBACKEND # of a notebook; the figures of the report need none
 PYTHON=.venv/bin/python
-BASE="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
+BASE="${NANOCHAT_BASE_DIR:-${HOME:-}/.cache/nanochat}"
+if ! mkdir -p "$BASE" || [ ! -w "$BASE" ]; then
+    echo "error: $BASE is not writable; set NANOCHAT_BASE_DIR to a writable folder" >&2
+    exit 2
+fi
 
 NUM_GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 if [ -z "${NANOCHAT_TIER:-}" ]; then
@@ -106,7 +128,7 @@ if [ "$NANOCHAT_TIER" = node ] && [ "$NUM_GPUS" -gt 1 ]; then
         .venv/bin/torchrun --standalone --nproc_per_node="$NUM_GPUS" -m "$module" -- "$@"
     }
 else
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(getconf _NPROCESSORS_ONLN)}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
     on_all_devices() {
         local module=$1
         shift

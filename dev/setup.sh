@@ -3,7 +3,9 @@
 # without using the network, when nothing has changed.
 #
 #   bash dev/setup.sh        PYTHON=/path/to/python chooses the interpreter
+if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi
 set -euo pipefail
+unset CDPATH # which would lead `cd` elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '%s\n' "$*" >&2; }
@@ -59,7 +61,12 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ] && .venv/bin/pyth
     exit 0
 fi
 
+HOME="${HOME:-}" # unset in some containers
 export PATH="$PATH:$HOME/.cargo/bin"
+export UV_PROJECT_ENVIRONMENT=.venv # whatever it is elsewhere: the commands expect it here
+if [ ! -w "$HOME" ]; then
+    export UV_CACHE_DIR="${UV_CACHE_DIR:-$PWD/.uv/cache}" CARGO_HOME="${CARGO_HOME:-$PWD/.uv/cargo}"
+fi
 python=$(find_python)
 [ -n "$python" ] || give_up "Python 3.11 or newer is required and was not found" \
     "Debian, Ubuntu: apt-get install python3 python3-venv python3-pip" \

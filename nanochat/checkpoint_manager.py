@@ -4,11 +4,11 @@ The files of step N in a run's folder:
     model_{N:06d}.pt             tensors by parameter name
     optim_{N:06d}_rank{r}.pt     each rank's shard of the optimizer state
     meta_{N:06d}.json            everything else, and size and sha256 of each file
-The meta file is written last: a checkpoint exists when its meta file exists.
+The meta file is written last: a checkpoint exists when its meta file exists. Beside them lies the
+tokenizer that the run was trained with.
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -25,7 +25,7 @@ from nanochat import paths
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, gather_objects
-from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+from nanochat.tokenizer import FILE_NAME, RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -227,9 +227,7 @@ def move_to_replaced(directory: Path) -> None:
     """Make room for a new run: rename the old one to replaced/TAG-1, TAG-2 ..., and log where."""
     if not saved_steps(directory):
         return
-    replaced = directory.parent / paths.REPLACED
-    folders = (replaced / f"{directory.name}-{n}" for n in itertools.count(1))
-    free = next(folder for folder in folders if not folder.exists())
+    free = paths.replaced_path(directory)
     with named_failures(free):
         free.parent.mkdir(exist_ok=True)
         directory.rename(free)
@@ -358,6 +356,28 @@ def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) ->
     return model
 
 
+def _tokenizer(directory: Path, content_hash: str) -> RustBPETokenizer:
+    """The tokenizer of a run: its copy beside the checkpoints, else the current or a replaced one.
+
+    Raises UserError when none of them has the hash.
+    """
+    current = paths.tokenizer_dir()
+    for folder in (directory, current, *sorted(current.parent.glob("replaced/tokenizer-*"))):
+        try:
+            tokenizer = RustBPETokenizer.from_directory(folder)
+        except UserError as error:
+            if folder != directory or (folder / FILE_NAME).exists():
+                logger.warning("%s", error)
+            continue
+        if tokenizer.content_hash == content_hash:
+            return tokenizer
+    raise UserError(
+        f"the checkpoint was trained with tokenizer {content_hash[:12]}, but"
+        f" {current} holds {get_tokenizer().content_hash[:12]}; restore the former"
+        " or train the model again with --fresh"
+    )
+
+
 def load_model(
     stage: str, runtime: Runtime, tag: str = "", step: int = -1
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
@@ -369,13 +389,7 @@ def load_model(
     checkpoint = newest_complete(directory, step, model_only_on=runtime)
     if checkpoint is None:
         raise _nothing_to_load(directory, step)
-    meta, tokenizer = checkpoint.meta, get_tokenizer()
-    if meta["tokenizer"] != tokenizer.content_hash:
-        raise UserError(
-            f"the checkpoint was trained with tokenizer {meta['tokenizer'][:12]}, but"
-            f" {paths.tokenizer_dir()} holds {tokenizer.content_hash[:12]}; restore the former"
-            " or train the model again with --fresh"
-        )
+    meta, tokenizer = checkpoint.meta, _tokenizer(directory, checkpoint.meta["tokenizer"])
     model = build_model(meta, runtime.device, runtime.compute_dtype)
     model.load_state_dict(checkpoint.load_model_state(runtime.device))
     return model.eval(), tokenizer, meta

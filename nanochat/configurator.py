@@ -259,6 +259,15 @@ def run_command(options_class: type[Any]) -> NoReturn:
     run(command)
 
 
+def _make_streams_safe() -> None:
+    """Open standard streams that are closed, and let no character fail that one cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # else the next file that is opened would take its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
+
+
 @contextmanager
 def _exit_on_interrupt() -> Iterator[None]:
     """Inside, Ctrl-C ends the process at once: there is nothing to save yet."""
@@ -283,6 +292,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     Exits with 0, 1 (disk full or not writable), 2 (UserError) or 130 (Ctrl-C).
     """
     code, message = 0, ""
+    _make_streams_safe()
     try:
         main()
     except UserError as error:
@@ -291,6 +301,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         code, message = 130, "interrupted"  # 128 + SIGINT, as shells report it
     except BrokenPipeError:  # `| head` has read enough; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of pathlib, for a path with ~
+            raise
+        code, message = 2, f"error: {error} Set NANOCHAT_BASE_DIR, and use paths without ~"
     except OSError as error:
         failure = disk_failure(error)
         if failure is None:

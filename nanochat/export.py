@@ -7,8 +7,8 @@ model that cannot be mapped completely is refused.
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -96,14 +96,14 @@ def export_hf(
     with named_failures(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent, so that the rename stays on one file system.
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder = out.parent / f".{out.name}.{secrets.token_hex(4)}"
         try:
+            folder.mkdir()
             for name, content in files.items():
                 with (folder / name).open("wb") as file:
                     file.write(content.encode() if isinstance(content, str) else content)
                     file.flush()
                     os.fsync(file.fileno())  # a power loss after the rename must not empty it
-            folder.chmod(0o755)  # mkdtemp makes it private
             folder.rename(out)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

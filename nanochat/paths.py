@@ -1,7 +1,8 @@
 """The base directory, the folders under it, and atomic file writes."""
 
+import itertools
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,13 @@ def task_dir() -> Path:
     return base_dir() / "task_data"
 
 
+def replaced_path(path: Path) -> Path:
+    """A free name for what --fresh replaces: replaced/NAME-1, NAME-2 ... beside it."""
+    folder = path.parent / REPLACED
+    names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` only when all of it is on the disk.
@@ -61,15 +69,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: a rename is atomic only within a file system.
-        handle, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
-        temporary = Path(name)
+        # In the same folder: a rename is atomic only within a file system. Not of tempfile, whose
+        # files are private: the umask decides who may read this one.
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())  # before the rename, or a power loss leaves an empty file
-            temporary.chmod(0o644)  # mkstemp: 0o600, which others who share the folder cannot read
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ environment variables. Every collective is a no-op on one rank.
 
 import ctypes
 import gc
+import getpass
 import hashlib
 import os
 import resource
@@ -98,6 +99,8 @@ def init_runtime(device_type: str = "") -> Runtime:
 
     Raises UserError when the requested device does not exist or a launcher's variable is invalid.
     """
+    _refuse_ranks_without_torchrun()
+    _name_unknown_user()
     rank, local_rank = _launcher_variable("RANK", 0), _launcher_variable("LOCAL_RANK", 0)
     world_size = _launcher_variable("WORLD_SIZE", 1)
     device = _select_device(device_type, local_rank)
@@ -141,6 +144,39 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     # Ampere (8.0) is the first generation with bfloat16 tensor cores.
     is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def _name_unknown_user() -> None:
+    """torch.compile names its cache after the user, whom the system of a container may not know."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # before and since Python 3.13
+        os.environ["USER"] = str(os.getuid())
+
+
+def _refuse_ranks_without_torchrun() -> None:
+    """Raises UserError in one of several processes that know nothing of each other.
+
+    They would all train the same run into the same folder.
+    """
+    variables = os.environ
+    if "WORLD_SIZE" in variables:
+        return
+    counts = {"mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+    # A batch script of Slurm sees the tasks of its job, but is a single process itself.
+    is_script = variables.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in variables
+    if "SLURM_PROCID" in variables and not is_script:
+        in_step = "SLURM_STEP_NUM_TASKS" in variables
+        counts["srun"] = "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS"
+    for launcher, name in counts.items():
+        count = variables.get(name, "1")
+        if count != "1":
+            raise UserError(
+                f"{launcher} started {count} processes ({name}={count}) that do not know of each"
+                f" other; start one per node, and the ranks with torchrun: {launcher}"
+                f" {'--ntasks-per-node=1' if launcher == 'srun' else '-n 1'} torchrun"
+                " --nproc_per_node=GPUS ... -m scripts.base_train -- OPTIONS"
+            )
 
 
 def _launcher_variable(name: str, default: int) -> int:

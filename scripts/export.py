@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.configurator import parse, run_command
+from nanochat.errors import UserError
 from scripts.options import CheckpointOptions, InferenceOptions
 
 
@@ -23,6 +24,10 @@ class Options(CheckpointOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights; with float32 the logits equal those of this package."""
 
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise UserError("--out=DIR is required: the folder to write")
+
 
 if __name__ == "__main__":
     run_command(Options)  # before the slow imports
@@ -33,7 +38,6 @@ from pathlib import Path
 import torch
 
 from nanochat import checkpoint_manager, export
-from nanochat.errors import UserError
 from nanochat.training import stage
 
 logger = logging.getLogger(__name__)
@@ -41,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
-    if not options.out:
-        raise UserError("--out=DIR is required: the folder to write")
     out = Path(options.out).expanduser()
     with stage.command_runtime("cpu") as runtime:  # no forward pass, and no limit of GPU memory
         model, tokenizer, meta = checkpoint_manager.load_model(

@@ -116,3 +116,13 @@ def test_other_disk_errors_are_not_translated(
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="Input/output"):
         paths.write_atomic(tmp_path / "file", "text")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read_a_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        paths.write_atomic(tmp_path / "file", "content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask

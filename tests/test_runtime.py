@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -110,3 +111,13 @@ def test_importing_a_module_starts_no_device_and_reads_no_processor_file() -> No
     )
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=60)
+
+
+def test_a_user_without_a_name_gets_one_for_the_compilers_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # raises KeyError, as for an unknown user
+    runtime.init_runtime("cpu")
+    assert os.environ.pop("USER") == str(os.getuid())

@@ -1,0 +1,139 @@
+"""Environments in which commands are started: no home, closed streams, other encodings, shells."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NO_HOME = """
+import pwd
+
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = unknown
+"""
+
+
+def run_main(
+    body: str, redirect: str = "", stdin: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command whose main is `body`, in the shell, with standard streams redirected."""
+    program = (
+        f"from nanochat import configurator, paths\nimport os, sys\n{body}\nconfigurator.run(main)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "NANOCHAT_BASE_DIR"}
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, program],
+        cwd=ROOT, env={**kept, **environment}, input=stdin, capture_output=True,
+    )  # fmt: skip
+
+
+# ---- commands
+
+
+def test_without_a_home_directory_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    done = run_main(NO_HOME + "def main(): print(paths.base_dir())")
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "error: Could not determine home directory. Set NANOCHAT_BASE_DIR, and use paths without ~"
+    ]
+    assert run_main("def main(): raise RuntimeError('other')").returncode == 1  # a traceback
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_what_is_printed_to_a_closed_stream_goes_to_no_file(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "file"
+    body = f"""
+def main():
+    with open({str(path)!r}, "w") as file:
+        print("noise", sys.stdin.read())
+        print("noise", file=sys.stderr)
+        os.write(1, b"noise"), os.write(2, b"noise")
+        file.write("content")
+"""
+    assert run_main(body, closed).returncode == 0
+    assert path.read_text() == "content"
+
+
+def test_what_a_terminal_cannot_show_is_replaced() -> None:
+    body = "def main(): print(sys.stdin.read()); print('caf\\u00e9 \\ud800', file=sys.stderr)"
+    done = run_main(body, stdin=b"\xff\xe9", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"??\n", b"caf? ?\n")
+
+
+# ---- shell scripts
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh", "dash"])
+@pytest.mark.parametrize("script", ["speedrun.sh", "run1000.sh", "dev/runcpu.sh"])
+def test_speedrun_has_help_and_refuses_arguments(shell: str, script: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+
+    def run(argument: str) -> subprocess.CompletedProcess[str]:
+        command = [shell, script, argument]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = run("--help")
+    assert done.returncode == 0 and "NANOCHAT_TIER=cpu bash speedrun.sh" in done.stdout
+    done = run("--tier=cpu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --tier=cpu: speedrun.sh takes no arguments")
+
+
+def test_speedrun_without_a_home_names_the_remedy() -> None:
+    done = subprocess.run(
+        ["bash", "speedrun.sh"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "set NANOCHAT_BASE_DIR" in done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with dev/setup.sh, and a folder bin with programs that only note how they ran."""
+    root = tmp_path / "checkout"
+    for name in ("dev/setup.sh", "pyproject.toml", "rustbpe/Cargo.toml"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text((ROOT / name).read_text(encoding="utf-8"))
+    (root / "rustbpe" / "src").mkdir()
+    (root / "rustbpe" / "src" / "lib.rs").touch()
+    (root / "bin").mkdir()
+    make_environment = (
+        'echo "$UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR" > sync.txt\n'
+        "mkdir -p .venv/bin; printf '#!/bin/sh\\n' > .venv/bin/python; chmod +x .venv/bin/python"
+    )
+    programs = {"uv": f'[ "$1" = sync ] || exit 0\n{make_environment}', "rustc": "echo rustc 9.9.9"}
+    for name in ("uv", "rustc", "cargo", "cc", "c++"):
+        path = root / "bin" / name
+        path.write_text(f"#!/bin/sh\n{programs.get(name, '')}\n")
+        path.chmod(0o755)
+    return root
+
+
+def set_up(checkout: Path, **environment: str) -> str:
+    """Run dev/setup.sh; returns what it printed."""
+    done = subprocess.run(
+        ["bash", "dev/setup.sh"],
+        cwd=checkout, env={"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_set_up_uses_its_own_environment_with_and_without_a_home(checkout: Path) -> None:
+    set_up(checkout, UV_PROJECT_ENVIRONMENT="/elsewhere")
+    cache = checkout / ".uv" / "cache"
+    assert (checkout / "sync.txt").read_text() == f".venv {cache}\n"
+    assert set_up(checkout) == ""  # nothing has changed
+
+
+def test_set_up_ignores_cdpath(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "dev").mkdir(parents=True)
+    set_up(checkout, CDPATH=str(tmp_path / "elsewhere"), HOME=str(tmp_path))
+    assert (checkout / "sync.txt").read_text() == ".venv \n"
