@@ -2,14 +2,16 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from nanochat import paths, report
 from nanochat.errors import UserError
@@ -337,6 +339,36 @@ def test_the_parts_of_the_page_are_in_their_order() -> None:
     html = report.generate().with_name("report.html").read_text(encoding="utf-8")
     found = re.findall(r"<h2>([^<,]*)", html)
     assert found == titles
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_fits_its_window(width: int, scheme: Literal["light", "dark"]) -> None:
+    """Nothing overflows to the right, nothing is requested, and there are at most four screens."""
+    full_report()
+    address = report.generate().with_name("report.html").as_uri()
+    requested: list[str] = []
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        viewport = {"width": width, "height": 800}
+        opened = browser.new_page(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+        opened.on("request", lambda request: requested.append(request.url))
+        opened.goto(address)
+        size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        scroll_width, scroll_height = opened.evaluate(size)
+        unfold = "for (const part of document.querySelectorAll('details')) part.open = true"
+        opened.evaluate(unfold)
+        unfolded_width, _ = opened.evaluate(size)
+        browser.close()
+    assert requested == [address]
+    assert (scroll_width, unfolded_width) == (width, width)
+    assert width < 1200 or scroll_height <= 4 * 800
 
 
 def test_equal_sections_give_equal_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ class Content:
         recorded = [s for s in self.sections if s.num_devices]
         if recorded:
             most = max(recorded, key=lambda section: section.num_devices)
-            return [] if most.device in ("cpu", "mps") else [most.device] * most.num_devices
+            return [] if most.device == "cpu" else [most.device] * most.num_devices
         return _local_gpus()
 
     @cached_property
