@@ -34,6 +34,7 @@ COMMANDS = (
     "scripts.chat_sft",
     "scripts.chat_rl",
     "scripts.chat_eval",
+    "scripts.lm_eval",
     "scripts.chat_cli",
     "scripts.chat_web",
     "scripts.export",
@@ -56,6 +57,7 @@ scripts.chat_rl
 scripts.chat_eval -- -i mid
 scripts.chat_eval -- -i sft -a GSM8K
 scripts.chat_eval -i rl
+scripts.lm_eval --tasks=arc_easy,hellaswag
 scripts.chat_cli -p "Why is the sky blue?"
 scripts.chat_web
 scripts.export --source=sft --format=hf --out=DIR
