@@ -24,6 +24,7 @@ from nanochat import execution
 from nanochat.errors import UserError
 from nanochat.execution import ExecutionResult, execute_code
 from nanochat.sandbox import kernel, landlock, policy, seccomp
+from nanochat.sandbox.fork_server import NUM_WAITING
 from nanochat.sandbox.pool import Pool
 
 pytestmark = pytest.mark.skipif(
@@ -498,6 +499,10 @@ def processes() -> dict[int, list[int]]:
     return children
 
 
+def is_of(pid: int, name: str) -> bool:
+    return name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     until = time.monotonic() + seconds
     while not (result := condition()) and time.monotonic() < until:
@@ -522,7 +527,8 @@ def test_nothing_survives_the_death_of(victim: str) -> None:
         os._exit(0)
     try:
         [server] = wait_for(lambda: processes().get(host))
-        wait_for(lambda: len(processes().get(server, [])) == 2)
+        # Two that run, and those that wait for a request.
+        assert wait_for(lambda: len(processes().get(server, [])) == 2 + NUM_WAITING)
         workers = processes()[server]
         os.kill(host if victim == "host" else server, signal.SIGKILL)
         gone = {server, *workers}
@@ -537,7 +543,10 @@ def test_nothing_survives_the_death_of(victim: str) -> None:
         shutil.rmtree(Path("/tmp") / name)
 
 
-def test_many_runs_leave_no_process_descriptor_or_folder() -> None:
+def test_many_runs_leave_no_process_descriptor_or_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = folders()
+    pool = Pool()
+    monkeypatch.setattr(execution, "_pool", lambda _: pool)
     execute_code("1")
     descriptors = Path("/proc/self/fd")
     before = len([*descriptors.iterdir()])
@@ -545,5 +554,11 @@ def test_many_runs_leave_no_process_descriptor_or_folder() -> None:
         for _ in range(8):
             execute_code(code, 0.02)
     assert len([*descriptors.iterdir()]) == before
-    servers = [pid for pid in processes()[os.getpid()] if pid in processes()]
-    assert servers == []  # fork servers with a child
+    [name] = folders() - others
+    # What remains are the workers that wait for a request, with empty folders.
+    assert wait_for(lambda: len([*Path("/tmp", name).iterdir()]) == NUM_WAITING)
+    [server] = [pid for pid in processes()[os.getpid()] if is_of(pid, name)]
+    assert wait_for(lambda: len(processes()[server]) == NUM_WAITING)
+    assert [*Path("/tmp", name).glob("*/*")] == []
+    pool.close()
+    assert folders() == others and server not in processes().get(os.getpid(), [])

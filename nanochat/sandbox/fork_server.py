@@ -7,8 +7,9 @@ tells how the worker ended, the worker's channel to the host, and by the byte
     l    a link to another worker
     -    nothing else
 
-A worker is killed when the host closes the first socket or its writing side, and all of them when
-the host ends. Single-threaded, so a worker has no lock that another thread held.
+Some workers are forked ahead and wait for a request. A worker is killed when the host closes the
+first socket or its writing side, and all of them when the host ends. Single-threaded, so a worker
+has no lock that another thread held.
 """
 
 import fcntl
@@ -36,14 +37,18 @@ PRELOADED = (
 )  # fmt: skip
 POLL_MS = 20  # between looks at the folders and the threads of workers
 IDLE_POLL_MS = 1000  # between looks at the host
-CHANNEL, LINK, RULES = 3, 4, 5  # descriptors of a worker
-SPARE = 16  # received descriptors go above it, out of the way of the final ones
+NUM_WAITING = 2  # workers forked ahead: a program and its grader
+CHANNEL, LINK, RULES, REQUEST = 3, 4, 5, 6  # descriptors of a worker
+ASIDE = 16  # descriptors are moved above it, out of the way of the final ones
 
 
 @dataclass
-class Running:
-    control: socket.socket
+class Worker:
+    """A worker, as the server sees it."""
+
     folder: Path
+    # While it waits, where its request is sent; then where its end is reported.
+    control: socket.socket
     killed_for: str = ""
 
 
@@ -53,6 +58,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
+    os.close(null)
     os.environ.clear()  # Python adds LC_CTYPE, bubblewrap PWD
     policy.prepare_fork_server()
     for name in PRELOADED:
@@ -61,57 +67,76 @@ def main() -> None:
     root.mkdir(exist_ok=True)  # bubblewrap has a /tmp of its own
     root.chmod(0o711)  # the folders in it belong to the workers' user
     try:
-        ForkServer(control, null, root).serve()
+        ForkServer(control, root).serve()
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 class ForkServer:
-    def __init__(self, control: socket.socket, null: int, root: Path) -> None:
-        self.control, self.null, self.root = control, null, root
-        self.running: dict[int, Running] = {}  # by process id
+    def __init__(self, control: socket.socket, root: Path) -> None:
+        self.control, self.root = control, root
+        self.running: dict[int, Worker] = {}  # by process id
+        self.waiting: dict[int, Worker] = {}
         self.num_started = 0
         self.host = os.getppid()
         self.readable = policy.readable_paths()
         self.user = policy.user_of_workers(self.readable)
-        self.wakeup, wakeup_end = socket.socketpair()
+        self.wakeup, self.wakeup_end = socket.socketpair()
         self.wakeup.setblocking(False)
-        wakeup_end.setblocking(False)
-        self.wakeup_end = wakeup_end
+        self.wakeup_end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wakeup_end.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wakeup_end.fileno(), warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()  # collections in workers would copy shared pages
 
     def serve(self) -> None:
         while os.getppid() == self.host:
             poller = select.poll()
-            poller.register(self.control, select.POLLIN)
-            poller.register(self.wakeup, select.POLLIN)
-            for one in self.running.values():
-                poller.register(one.control, select.POLLIN)
-            ready = {fd for fd, _ in poller.poll(POLL_MS if self.running else IDLE_POLL_MS)}
+            for source in (
+                self.control,
+                self.wakeup,
+                *(one.control for one in self.running.values()),
+            ):
+                poller.register(source, select.POLLIN)
+            is_short = len(self.waiting) < NUM_WAITING
+            ready = {fd for fd, _ in poller.poll(
+                0 if is_short else POLL_MS if self.running else IDLE_POLL_MS
+            )}  # fmt: skip
             for pid, one in self.running.items():
-                if one.control.fileno() in ready:
-                    _kill(pid)
-                elif reason := _excess(pid, one.folder):
-                    one.killed_for = reason
+                one.killed_for = one.killed_for or _excess(pid, one.folder)
+                if one.control.fileno() in ready or one.killed_for:
                     _kill(pid)
             if self.wakeup.fileno() in ready:
                 self.wakeup.recv(4096)
             self._reap()
             if self.control.fileno() in ready and not self._accept():
                 break
-        for pid in self.running:
+            if is_short and not ready:
+                self._fork()
+        for pid in (*self.running, *self.waiting):
             _kill(pid)
-        while self.running:
-            self._reap(block=True)
+        self._reap(block=True)
 
     def _accept(self) -> bool:
-        """Fork a worker for one request; False at the end of requests."""
+        """Give one request to a worker; False at the end of requests."""
         kind, descriptors, _, _ = socket.recv_fds(self.control, 1, 4)
         if not kind:
             return False
+        control, *descriptors = descriptors
+        if not self.waiting:
+            self._fork()
+        pid, worker = self.waiting.popitem()
+        with suppress(OSError):  # it has been killed, which will be reported
+            socket.send_fds(worker.control, [kind], descriptors)
+        worker.control.close()
+        worker.control = socket.socket(fileno=control)
+        self.running[pid] = worker
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return True
+
+    def _fork(self) -> None:
+        """Fork a worker that waits for a request."""
         self.num_started += 1
         folder = self.root / str(self.num_started)
         folder.mkdir(0o700)
@@ -119,20 +144,20 @@ class ForkServer:
             os.chown(folder, self.user, -1)
         # Made here, where memory is not shared: a worker copies each page that it touches.
         rules = policy.rules_for(str(folder), self.readable)
+        requests, worker_end = socket.socketpair()
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 os.setsid()
-                _arrange(descriptors[1:], kind, rules)
-                _work(folder, self.user, server)
+                if _take_request(worker_end.fileno(), rules):
+                    _work(folder, self.user, server)
             finally:
                 os._exit(1)
-        self.running[pid] = Running(socket.socket(fileno=descriptors[0]), folder)
-        for descriptor in (*descriptors[1:], rules):
-            if descriptor >= 0:
-                os.close(descriptor)
-        return True
+        worker_end.close()
+        if rules >= 0:
+            os.close(rules)
+        self.waiting[pid] = Worker(folder, requests)
 
     def _reap(self, block: bool = False) -> None:
         """Report workers that have ended, and remove what they left."""
@@ -141,8 +166,8 @@ class ForkServer:
                 pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
                 if pid == 0:
                     return
-                one = self.running.pop(pid)
                 _kill(pid, only_group=True)  # where it could fork
+                one = self.waiting.pop(pid, None) or self.running.pop(pid)
                 shutil.rmtree(one.folder, ignore_errors=True)
                 code = os.waitstatus_to_exitcode(status)
                 with suppress(OSError):
@@ -173,20 +198,25 @@ def _excess(pid: int, folder: Path) -> str:
     return "it started too many threads" if num_threads > policy.MAX_THREADS else ""
 
 
-def _arrange(descriptors: list[int], kind: bytes, rules: int) -> None:
-    """Give a worker its descriptors and no others."""
-    targets = {b"o": (CHANNEL, 1, 2), b"l": (CHANNEL, LINK), b"-": (CHANNEL,)}[kind]
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, SPARE) for descriptor in descriptors]
-    null = fcntl.fcntl(0, fcntl.F_DUPFD, SPARE)
-    rules = fcntl.fcntl(rules, fcntl.F_DUPFD, SPARE) if rules >= 0 else null
+def _take_request(source: int, rules: int) -> bool:
+    """In the worker: wait for a request, and have its descriptors and no others; False if none."""
+    moved = [fcntl.fcntl(fd if fd >= 0 else 0, fcntl.F_DUPFD, ASIDE) for fd in (rules, source)]
     for target in (1, 2, CHANNEL, LINK):
-        os.dup2(null, target)
-    os.dup2(rules, RULES)
-    for descriptor, target in zip(moved, targets, strict=True):
+        os.dup2(0, target)  # /dev/null
+    for descriptor, target in zip(moved, (RULES, REQUEST), strict=True):
+        os.dup2(descriptor, target)
+    os.closerange(REQUEST + 1, 1024)  # RLIMIT_NOFILE of the server
+    with socket.socket(fileno=REQUEST) as requests:
+        kind, descriptors, _, _ = socket.recv_fds(requests, 1, 3)
+    if not kind:
+        return False
+    targets = {b"o": (CHANNEL, 1, 2), b"l": (CHANNEL, LINK), b"-": (CHANNEL,)}[kind]
+    for descriptor, target in zip(descriptors, targets, strict=True):
         os.dup2(descriptor, target, inheritable=False)
     if kind != b"l":
         os.close(LINK)
-    os.closerange(RULES + 1, 1024)  # RLIMIT_NOFILE of this server
+    os.closerange(REQUEST, 1024)
+    return True
 
 
 def _work(folder: Path, user: int, server: int) -> None:

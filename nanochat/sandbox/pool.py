@@ -63,7 +63,7 @@ class Outcome:
 
 
 class Worker:
-    """A process that does one job. A context manager: on exit the process is gone."""
+    """A process that does one job. A context manager: on exit it is killed."""
 
     def __init__(self, control: socket.socket, channel: socket.socket, outputs: list[int]) -> None:
         self.control, self.channel, self.outputs = control, channel, outputs
@@ -96,7 +96,8 @@ class Worker:
     def watch(self, seconds: float) -> Outcome:
         """Wait for the end, which comes after `seconds` at the latest."""
         poller = select.poll()
-        for descriptor in (self.control.fileno(), *self.outputs):
+        control, channel = self.control.fileno(), self.channel.fileno()
+        for descriptor in (control, channel, *self.outputs):
             poller.register(descriptor, select.POLLIN)
         deadline = time.monotonic() + seconds
         while True:
@@ -108,8 +109,18 @@ class Worker:
                 self.kill()
                 deadline += END_SECONDS
             ready = {fd for fd, _ in poller.poll(max(0, remaining) * 1000)}
-            if self.control.fileno() in ready:
-                self._read_end()
+            # A report ends the job; without one the exit code tells how the process ended.
+            if channel in ready and not self._read_report():
+                poller.unregister(channel)
+            if control in ready:
+                with suppress(OSError, ValueError):
+                    code, reason = json.loads(self.control.recv(1024))
+                    self.outcome.exit_code, self.outcome.killed_for = code, reason
+                self._read_report()
+            if self.outcome.report is not None or control in ready:
+                for number in range(len(self.outputs)):
+                    while self._read_output(number):
+                        pass
                 return self.outcome
             for number, output in enumerate(self.outputs):
                 if output in ready and not self._read_output(number):
@@ -117,17 +128,13 @@ class Worker:
             if self.outcome.is_output_exceeded:
                 self.kill()
 
-    def _read_end(self) -> None:
-        """Take the exit code, and what the worker left in its pipes and its channel."""
-        with suppress(OSError, ValueError):
-            self.outcome.exit_code, self.outcome.killed_for = json.loads(self.control.recv(1024))
-        for number in range(len(self.outputs)):
-            while self._read_output(number):
-                pass
+    def _read_report(self) -> bool:
         with suppress(OSError, MessageError):
-            self.channel.setblocking(False)  # nothing more will come
+            self.channel.setblocking(False)  # it is short, so it arrives whole
             report = messages.receive(self.channel)
             self.outcome.report = report if isinstance(report, dict) else {}
+            return True
+        return False
 
     def _read_output(self, number: int) -> bool:
         """Read what there is, within the limit; False if there will not be more."""
@@ -144,15 +151,10 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.outcome.exit_code is None:
-            self.kill()
-            with suppress(OSError):
-                self.control.settimeout(END_SECONDS)
-                self.control.recv(1024)
         for output in self.outputs:
             os.close(output)
         self.channel.close()
-        self.control.close()
+        self.control.close()  # whereupon the fork server kills it
 
 
 class Pool:
