@@ -154,7 +154,7 @@ def _bad_http(rng: random.Random) -> bytes:
     return raw.replace(old, rng.choice([b"HTTP/9.9", b"\n", b"  ", b"\t"]), 1) if old else raw
 
 
-async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Counter[str]:
+async def send_handmade(client: Client, count: int, first_seed: int = 0) -> Counter[str]:
     """The number of replies by verdict; requests with a bad reply are printed."""
     verdicts: Counter[str] = Counter()
     numbers = iter(range(first_seed, first_seed + count))
@@ -172,7 +172,7 @@ async def send_by_hand(client: Client, count: int, first_seed: int = 0) -> Count
     return verdicts
 
 
-def send_described(address: str, description: dict[str, Any], count: int) -> Counter[str]:
+def send_generated(address: str, description: dict[str, Any], count: int) -> Counter[str]:
     """The same with requests that schemathesis generates from the OpenAPI schema, half invalid."""
     # By default it stops reading a stream after a number of events.
     config = SchemathesisConfig.from_dict({"max-stream-events": 1_000_000})

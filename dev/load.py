@@ -127,18 +127,23 @@ def large_chat(number: int, max_tokens: int = 200) -> bytes:
 # ---- measurements
 
 
-async def measure_fuzz(client: Client, by_hand: int, described: int) -> list[Row]:
+async def measure_fuzz(client: Client, num_handmade: int, num_generated: int) -> list[Row]:
     """Malformed requests, written by hand and generated from the OpenAPI description."""
     address = f"http://{client.host}:{client.port}"
-    counts = await fuzz.send_by_hand(client, by_hand)
+    counts = await fuzz.send_handmade(client, num_handmade)
     description = json.loads((await client.send(request("/openapi.json"))).body)
-    counts += await asyncio.to_thread(fuzz.send_described, address, description, described)
+    counts += await asyncio.to_thread(fuzz.send_generated, address, description, num_generated)
     faults = sum(number for name, number in counts.items() if not name.endswith("xx"))
     rows = [Row(f"fuzz, {name}", number) for name, number in sorted(counts.items())]
     sent, active = counts.total(), await client.num_active()
     return [
         *rows,
-        Row("fuzz, requests", sent, f">= {by_hand + described}", sent >= by_hand + described),
+        Row(
+            "fuzz, requests",
+            sent,
+            f">= {num_handmade + num_generated}",
+            sent >= num_handmade + num_generated,
+        ),
         Row("fuzz, 5xx, hangs, broken streams", faults, "0", faults == 0),
         Row("fuzz, active afterwards", active, "0", active == 0),
     ]

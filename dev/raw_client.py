@@ -35,7 +35,7 @@ def request(path: str, body: Any = None, method: str = "", more_headers: str = "
     is_raw = body is None or isinstance(body, bytes)
     content: bytes = (body or b"") if is_raw else json.dumps(body).encode()
     method = method or ("GET" if body is None else "POST")
-    head = f"{method} {path} HTTP/1.0\r\nHost: x\r\n{more_headers}"
+    head = f"{method} {path} HTTP/1.0\r\nHost: localhost\r\n{more_headers}"
     if body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     return f"{head}\r\n".encode("utf-8", "surrogateescape") + content

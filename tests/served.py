@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,22 +14,41 @@ from openai.types.chat import ChatCompletionMessageParam
 from nanochat.engine import Engine
 from nanochat.web import http_server
 from nanochat.web.inference_service import Settings
+from nanochat.web.models import ModelRegistry, ModelSource
 from nanochat.web.server import create_app
 
 MODEL = "nanochat-d2-sft"
+EVENT_LOOP_THREAD = "event loop"
 
 
 @contextmanager
 def serving(*engines: Engine, port: int = 0, **settings: Any) -> Iterator[str]:
     """The address of a server that runs in a thread; port 0 is any free one."""
-    app = create_app(engines, Settings(model_name=MODEL, **settings))
-    listener = http_server.bind("127.0.0.1", port)
-    server = http_server.make_server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    source = ModelSource(MODEL, "sft", engines[0].model.config.sequence_len, lambda: engines)
+    with serving_models([source], port, **settings) as address:
+        yield address
+
+
+@contextmanager
+def serving_models(
+    sources: Sequence[ModelSource],
+    port: int = 0,
+    max_loaded: int = 1,
+    trusted_proxies: Sequence[str] = (),
+    **settings: Any,
+) -> Iterator[str]:
+    """The same with several models."""
+    with_defaults = Settings(**settings)
+    models = ModelRegistry(sources, max_loaded, with_defaults.num_slots, with_defaults.max_waiting)
+    listeners = http_server.bind("localhost", port)
+    server = http_server.make_server(create_app(models, with_defaults), trusted_proxies)
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": listeners}, name=EVENT_LOOP_THREAD
+    )
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -78,7 +97,7 @@ def connected(address: str) -> socket.socket:
 
 def posted(body: bytes, path: str = "/v1/chat/completions") -> bytes:
     """The bytes of a POST request."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

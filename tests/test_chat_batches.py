@@ -139,10 +139,10 @@ def test_ranks_share_the_rows_of_a_step_and_have_equal_norms(world_size: int) ->
 
 @pytest.mark.parametrize("stop", [1, 4, 8])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop: int) -> None:
-    straight = masked(num_epochs=3)
-    rest = masked(num_epochs=3, resume=straight[stop - 1].resume)
+    uninterrupted = masked(num_epochs=3)
+    rest = masked(num_epochs=3, resume=uninterrupted[stop - 1].resume)
     assert len(rest) == 9 - stop
-    for a, b in zip(straight[stop:], rest, strict=True):
+    for a, b in zip(uninterrupted[stop:], rest, strict=True):
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
         assert (a.norm, a.resume, a.progress) == (b.norm, b.resume, b.progress)
 

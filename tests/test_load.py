@@ -33,7 +33,7 @@ def rows(measurement: Coroutine[Any, Any, list[load.Row]]) -> dict[str, load.Row
 def test_malformed_requests_written_by_hand_are_refused_or_answered(
     client: Client, address: str
 ) -> None:
-    counts = asyncio.run(fuzz.send_by_hand(client, 200))
+    counts = asyncio.run(fuzz.send_handmade(client, 200))
     assert counts.total() == 200 and faults(counts) == {}
     assert counts["2xx"] > 20 and counts["4xx"] > 20
     assert num_at_work(address) == 0
@@ -44,7 +44,7 @@ def test_requests_generated_from_the_openapi_description_are_refused_or_answered
     address: str,
 ) -> None:
     description = httpx.get(f"{address}/openapi.json").json()
-    found = fuzz.send_described(address, description, 20)
+    found = fuzz.send_generated(address, description, 20)
     assert found.total() >= 20 and faults(found) == {}
 
 

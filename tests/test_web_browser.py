@@ -372,7 +372,7 @@ def test_settings_are_sent_with_the_request(page: Page) -> None:
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Seed").fill("7")
     page.get_by_label("Max. response length").fill("3")
-    page.get_by_label("System prompt").fill("Be brief.")
+    page.locator("#settings").get_by_label("System prompt").fill("Be brief.")
     page.get_by_role("button", name="Done").click()
     with page.expect_request(CHAT) as caught:
         ask(page, "Count")

@@ -117,7 +117,7 @@ def test_each_of_our_errors_raises_the_matching_exception_of_the_openai_package(
         ask(model="gpt-4")
     assert unknown.value.code == "model_not_found" and unknown.value.param == "model"
     with pytest.raises(openai.BadRequestError) as long:
-        ask(max_tokens=600)
+        ask(messages=user("x" * 9000))
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError):
         ask(temperature=3)

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -15,7 +15,9 @@ import pytest
 from nanochat.engine import Engine
 from nanochat.inference.tools import ThreadedTool
 from nanochat.web import guard, http_server
+from nanochat.web.openai_api import ApiError, parse_json
 from tests.served import (
+    EVENT_LOOP_THREAD,
     chat,
     connected,
     last_event,
@@ -71,6 +73,86 @@ def test_a_temperature_near_zero_is_greedy(address: str) -> None:
         assert choice["message"]["content"] == "I am nanochat."
 
 
+def filled(begin: str, item: str, end: str) -> bytes:
+    """A body of almost 256 KiB that repeats an item."""
+    count = (255_000 - len(begin) - len(end)) // (len(item) + 1)
+    return (begin + ",".join([item] * count) + end).encode()
+
+
+CONTENT = '{"messages": [{"role": "user", "content": ['
+EXPENSIVE = {
+    "content of numbers": filled(CONTENT, "1", "]}]}"),  # 0.9 s when each was an error
+    "content of objects": filled(CONTENT, "{}", "]}]}"),
+    "content of lists": filled(CONTENT, "[[[]]]", "]}]}"),
+    "content of strings": filled(CONTENT, '"["', "]}]}"),
+    "parts": filled(CONTENT, '{"type":"text"}', "]}]}"),
+    "messages": filled('{"messages": [', "1", "]}"),
+    "stop": filled('{"messages": [{"role": "user", "content": "x"}], "stop": [', "1", "]}"),
+    "fields": filled('{"messages": 1, ', '"a":1', "}"),
+    "depth": b'{"messages": ' + b"[" * 240_000,
+    "digits": b'{"messages": 1, "seed": ' + b"9" * 240_000 + b"}",
+    "prompt of null": filled('{"prompt": [', "null", "]}"),
+    "prompt of numbers": filled('{"prompt": [', "1", ",null]}"),
+    "prompt of lists": filled('{"prompt": [', "[null]", "]}"),
+    "prompt of empty lists": filled('{"prompt": [', "[]", "]}"),
+    "prompt of short lists": filled('{"prompt": [', "[1]", "]}"),
+    "prompt of floats": filled('{"prompt": [', "1.5", "]}"),
+    "texts": filled('{"texts": [', "1", "]}"),
+}
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_no_invalid_body_costs_more_than_50_ms_of_the_event_loop(address: str, name: str) -> None:
+    path = "completions" if name.startswith("prompt") else "chat/completions"
+    url = f"{address}/page/markdown" if name == "texts" else f"{address}/v1/{path}"
+    headers = {"content-type": "application/json"}
+    seconds = []
+    for _ in range(3):  # the fastest: this machine may be busy
+        start = time.process_time()
+        response = httpx.post(url, content=EXPENSIVE[name], headers=headers)
+        seconds.append(time.process_time() - start)  # of client and server together
+        assert response.status_code == 400, response.text
+        assert len(response.text) < 1000
+    assert min(seconds) < 0.05
+
+
+def test_text_may_have_any_number_of_brackets() -> None:
+    text = "[{" * 50_000 + '\\"['
+    assert parse_json(json.dumps({"text": text}).encode()) == {"text": text}
+    with pytest.raises(ApiError, match="more than 10000 lists"):
+        parse_json(json.dumps([[]] * 10_000).encode())
+
+
+def longest_stall(address: str, work: Callable[[], Any]) -> float:
+    """Most seconds of CPU that the event loop spends before it answers /health, during `work`."""
+    (thread,) = [one for one in threading.enumerate() if one.name == EVENT_LOOP_THREAD]
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)  # unlike the time, it ignores other programs
+    longest = 0.0
+    with ThreadPoolExecutor() as pool, httpx.Client(timeout=60) as client:
+        running = pool.submit(work)
+        while not running.done():
+            start = time.clock_gettime(clock)
+            client.get(f"{address}/health")
+            longest = max(longest, time.clock_gettime(clock) - start)
+        running.result()
+    return longest
+
+
+def test_scoring_many_tokens_does_not_block_other_requests(engine: Engine) -> None:
+    """The alternatives of 20,000 tokens are some 20 MB of JSON."""
+    prompts = [engine.tokenizer.encode("tick 10 tock 10 " * 50)[:400]] * 50
+    body = {"prompt": prompts, "echo": True, "logprobs": 20, "max_tokens": 0}
+
+    with serving(engine) as address:
+
+        def score() -> None:
+            response = httpx.post(f"{address}/v1/completions", json=body, timeout=120)
+            assert len(response.json()["choices"]) == 50
+
+        assert longest_stall(address, score) < 0.05
+
+
 # ---- slow clients, and many
 
 
@@ -112,7 +194,7 @@ def test_a_client_that_reads_nothing_is_disconnected_and_delays_no_other(
 ) -> None:
     monkeypatch.setattr(http_server, "WRITE_TIMEOUT_SECONDS", 0.5)
     with serving(engine) as address, connected(address) as connection:
-        get = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with pytest.raises(OSError, match=r"reset|pipe"):
             for _ in range(30):  # far more than the kernel keeps for a reader, and not one is read
                 connection.sendall(get * 100)

@@ -1,12 +1,17 @@
 """Running a server: port, settings, engines, metrics, shutdown."""
 
+import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -130,6 +135,8 @@ def started(base: Path, **environment: str) -> tuple["subprocess.Popen[str]", st
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), **environment},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell ignores Ctrl-C in its background jobs, which would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     try:
@@ -167,11 +174,66 @@ def test_sigterm_lets_running_answers_finish_and_exits_with_0(base: Path) -> Non
         process.wait()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_interrupts", [1, 2])
+def test_ctrl_c_lets_answers_finish_and_a_second_one_exits_at_once(
+    base: Path, num_interrupts: int
+) -> None:
+    process, address = started(base)
+    body = {"messages": user("Count"), "stream": True, "max_tokens": 400, "n": 16}
+    body |= {"temperature": 2, "min_p": 0.0001}
+    try:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as one:
+            text = next(pieces := one.iter_text())
+            process.send_signal(signal.SIGINT)
+            if num_interrupts == 2:
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=2) == 130
+            else:
+                text += "".join(pieces)
+                assert text.endswith("data: [DONE]\n\n") and process.wait(timeout=10) == 130
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert lines[-1] == "interrupted" and not any("Traceback" in line for line in lines)
+    finally:
+        process.kill()
+        process.wait()
+
+
 # ---- the port
 
 
+def test_localhost_is_ipv4_and_ipv6() -> None:
+    sockets = http_server.bind("localhost", 0)
+    with ExitStack() as stack:
+        for one in sockets:
+            stack.enter_context(one)
+        port = sockets[0].getsockname()[1]
+        families = {one.family for one in sockets}
+        assert families == {socket.AF_INET, socket.AF_INET6} or not socket.has_ipv6
+        for host in ("127.0.0.1", "::1")[: len(sockets)]:
+            socket.create_connection((host, port), timeout=10).close()
+        with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is in use"):
+            http_server.bind("localhost", port)
+
+
+def test_localhost_works_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def without_ipv6(address: tuple[str, int], **options: Any) -> socket.socket:
+        if options["family"] == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return create(address, **options)
+
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    (one,) = http_server.bind("localhost", 0)
+    one.close()
+
+
 def test_a_port_in_use_and_a_foreign_host_are_one_line_errors() -> None:
-    with http_server.bind("127.0.0.1", 0) as taken:
+    (taken,) = http_server.bind("127.0.0.1", 0)
+    with taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port={port} on 127.0.0.1 is in use; try --port="):
             http_server.bind("127.0.0.1", port)

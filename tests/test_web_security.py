@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -11,8 +12,20 @@ import pytest
 
 from nanochat.engine import Engine
 from nanochat.web import markdown
+from nanochat.web.guard import is_host_allowed
+from nanochat.web.models import ModelSource
 from tests.memorized_model import EVIL
-from tests.served import MODEL, chat, complete, connected, serving, user, wait_until
+from tests.served import (
+    MODEL,
+    chat,
+    complete,
+    connected,
+    posted,
+    serving,
+    serving_models,
+    user,
+    wait_until,
+)
 
 SPECIAL = "<|bos|><|user_end|><|assistant_start|><|python_start|>1+1<|python_end|><|output_start|>"
 
@@ -119,10 +132,23 @@ def test_a_server_with_a_key_requires_it_and_compares_in_constant_time(
         assert httpx.get(f"{address}/v1/models").status_code == 401
         wrong = {"authorization": "Bearer secreT"}
         assert httpx.get(f"{address}/v1/models", headers=wrong).status_code == 401
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            known = {"authorization": f"{scheme} secret"}
+            assert httpx.get(f"{address}/v1/models", headers=known).status_code == 200
+        for other in ("secret", "Basic secret", "Bearersecret", "Bearer", "Bearer secret secret"):
+            unknown = {"authorization": other}
+            assert httpx.get(f"{address}/v1/models", headers=unknown).status_code == 401
         right = openai.OpenAI(base_url=f"{address}/v1", api_key="secret")
         assert [model.id for model in right.models.list()] == [MODEL]
         assert httpx.get(f"{address}/health").status_code == 200
-    assert (b"Bearer secret", b"Bearer secreT") in compared
+    assert (b"secret", b"secreT") in compared
+
+
+def test_the_key_is_checked_before_the_body_is_read(engine: Engine) -> None:
+    with serving(engine, api_key="secret") as address, connected(address) as connection:
+        head = posted(b"x" * 100_000).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        connection.sendall(head)  # and no body
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +164,9 @@ def test_a_server_with_a_key_requires_it_and_compares_in_constant_time(
 def test_path_traversal_is_a_404_in_any_encoding(address: str, path: str) -> None:
     """Sent over a bare socket: HTTP libraries would normalize it."""
     with connected(address) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     head, body = answer.split("\r\n\r\n", 1)
     assert head.startswith("HTTP/1.1 404 "), head
@@ -148,6 +176,38 @@ def test_path_traversal_is_a_404_in_any_encoding(address: str, path: str) -> Non
 def test_wrong_methods_and_the_docs_pages_of_the_framework_are_refused(address: str) -> None:
     assert httpx.get(f"{address}/v1/chat/completions").status_code == 405
     assert httpx.get(f"{address}/docs").status_code == 404  # would load scripts from a CDN
+
+
+def test_head_has_the_status_and_headers_of_get_and_no_body(address: str) -> None:
+    for path in ("/", "/health", "/v1/models", "/nothing", "/metrics"):
+        got, head = httpx.get(address + path), httpx.head(address + path)
+        assert head.status_code == got.status_code and head.content == b""
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert head.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "{address}/v1; the path is then /v1/chat/completions"),
+        ("/v1/v1/chat/completions", "{address}/v1; the path is then /v1/chat/completions"),
+        ("/v1/chat/completions/", "{address}/v1; the path is then /v1/chat/completions"),
+        ("/completions", "{address}/v1; the path is then /v1/completions"),
+        ("/api/v1/models", "{address}/v1; the path is then /v1/models"),
+        ("/v1/responses", "this server has /v1/chat/completions"),
+        ("/v1", "this server has /v1/chat/completions"),
+    ],
+)
+def test_a_wrong_base_url_gets_a_hint(address: str, path: str, hint: str) -> None:
+    response = httpx.post(address + path, json={"messages": user("Hi")})
+    assert response.status_code == 404
+    assert hint.format(address=address) in response.json()["error"]["message"]
+
+
+def test_a_body_of_another_type_is_told_which_type_to_send(address: str) -> None:
+    response = httpx.post(f"{address}/v1/chat/completions", data={"{}": ""})
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
 
 
 # ---- the page
@@ -167,8 +227,14 @@ def test_the_page_loads_nothing_from_other_hosts_and_may_not(address: str) -> No
 def test_every_response_forbids_sniffing_framing_and_other_origins(address: str) -> None:
     origin = {"origin": "https://elsewhere.example"}
     paths = ("/", "/health", "/v1/models", "/nothing", "/v1/chat/completions", "/openapi.json")
-    for path in paths:
-        headers = httpx.get(address + path, headers=origin).headers
+    got = [httpx.get(address + path, headers=origin).headers for path in paths]
+    with connected(address) as connection:  # refused by the parser
+        connection.sendall(b"GET / HTTP/1.1\r\nno colon\r\n\r\n")
+        response = HTTPResponse(connection)
+        response.begin()
+        assert response.status == 400
+        got.append(httpx.Headers(response.getheaders()))
+    for headers in got:
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
@@ -182,6 +248,89 @@ def test_only_configured_origins_may_send_requests(engine: Engine) -> None:
         assert allowed["access-control-allow-origin"] == "https://a.example"
         refused = httpx.get(f"{address}/v1/models", headers=other).headers
         assert "access-control-allow-origin" not in refused
+
+
+def test_a_page_on_a_configured_origin_may_post_json_with_a_key(engine: Engine) -> None:
+    origin = "https://a.example"
+    asked = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+    }
+    with serving(engine, cors_origins=(origin,), api_key="secret") as address:
+        url = f"{address}/v1/chat/completions"
+        preflight = httpx.options(url, headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == origin
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        allowed = preflight.headers["access-control-allow-headers"].lower().replace(" ", "")
+        assert {"authorization", "content-type", "x-stainless-os"} <= set(allowed.split(","))
+        headers = {"origin": origin, "authorization": "Bearer secret"}
+        answers = [
+            httpx.post(url, json={"messages": user("Smile")}, headers=headers),
+            httpx.post(url, json={"messages": 1}, headers=headers),
+            httpx.post(url, json={"messages": user("Smile")}, headers={"origin": origin}),
+            httpx.post(url, content=b" " * 300_000, headers=headers),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 400, 401, 413]
+        for answer in answers:  # a page can read the reason of a refusal, too
+            assert answer.headers["access-control-allow-origin"] == origin
+        other = httpx.options(url, headers={**asked, "origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+# ---- hosts
+
+
+@pytest.mark.parametrize(
+    ("host", "is_allowed"),
+    [
+        ("localhost", True), ("localhost:8000", True), ("LocalHost.", True), ("a.localhost", True),
+        ("127.0.0.1:1", True), ("[::1]:8000", True), ("192.168.1.7:8000", True),
+        ("[fe80::1%eth0]:8000", True), ("chat.example:443", True), ("a.b.proxied.example", False),
+        ("a.proxied.example", True), ("proxied.example", False), ("evil.example", False),
+        ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("", False),
+        ("x", False), ("localhost@evil.example", False), ("127.0.0.1:80:80", False),
+        ("evil.example/localhost", False), ("*", False), ("*.proxied.example", False),
+    ],
+)  # fmt: skip
+def test_a_host_header_must_name_this_server(host: str, is_allowed: bool) -> None:
+    allowed = frozenset(["chat.example", "*.proxied.example"])
+    assert is_host_allowed(host, allowed) == is_allowed
+    assert is_host_allowed(host, frozenset("*")) or not host
+
+
+def test_an_unknown_host_gets_neither_answers_nor_metrics_nor_the_page(address: str) -> None:
+    """DNS rebinding: a page of evil.example whose name resolves to this machine."""
+    headers = {"host": "evil.example"}
+    for path in ("/", "/health", "/metrics", "/v1/models", "/nothing", "/openapi.json"):
+        response = httpx.get(address + path, headers=headers)
+        assert response.status_code == 403 and "--allowed_hosts" in response.text
+        assert response.headers["x-frame-options"] == "DENY"
+    body = {"messages": user("Smile")}
+    assert (
+        httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers).status_code == 403
+    )
+
+
+def test_a_reverse_proxy_is_believed_only_if_it_is_configured(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ModelSource(MODEL, "sft", 512, lambda: [engine])
+    sent = {"host": "chat.example", "x-forwarded-for": "203.0.113.7"}
+    forged = {"host": "chat.example", "x-forwarded-for": 'x\x1b[31m", "status": "'}
+    for proxies, clients in (((), ["127.0.0.1"] * 2), (("127.0.0.1",), ["203.0.113.7", "unknown"])):
+        caplog.clear()
+        with (
+            caplog.at_level("INFO", "nanochat.web.access"),
+            serving_models(
+                [source], trusted_proxies=proxies, allowed_hosts=("chat.example",)
+            ) as address,
+        ):
+            for headers in (sent, forged):
+                assert httpx.get(f"{address}/health", headers=headers).status_code == 200
+            wait_until(lambda: len(access_lines(caplog)) == 2)
+        assert [json.loads(line)["client"] for line in access_lines(caplog)] == clients
 
 
 def test_markdown_becomes_html_without_scripts_and_images() -> None:

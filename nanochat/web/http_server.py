@@ -1,17 +1,27 @@
-"""Uvicorn on a bound socket, with timeouts for clients that send or read slowly."""
+"""Uvicorn on bound sockets, with timeouts for clients that send or read slowly."""
 
 import asyncio
 import errno
+import gc
 import json
+import logging
+import os
 import signal
 import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanochat.errors import UserError
+from nanochat.web.guard import SECURITY_HEADERS
 from nanochat.web.openai_api import ApiError
+
+logger = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_SECONDS = 10.0
 WRITE_TIMEOUT_SECONDS = 30.0  # without progress: a client that does not read its answer
@@ -22,20 +32,40 @@ BACKLOG = 1024  # connections that the kernel queues: a burst must not be reset
 SEND_BUFFER_BYTES = 256 * 1024
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError when the address or the port cannot be used."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets: for localhost one per address family, else one.
+
+    They listen at once: a port in use fails before the model is loaded. Raises UserError when the
+    address or the port cannot be used.
+    """
+    if host != "localhost":
+        return [_listen(host, port)]
+    # Browsers and clients try ::1 or 127.0.0.1 first, and some of them only one.
+    sockets = [_listen("127.0.0.1", port)]
+    with suppress(_NoSuchAddress):  # without IPv6
+        sockets.append(_listen("::1", sockets[0].getsockname()[1]))
+    return sockets
+
+
+class _NoSuchAddress(UserError):
+    """The machine does not have the address."""
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError:
-        raise UserError(f"--host={host} is not an address of this machine; use 127.0.0.1") from None
-    is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # --host=:: is IPv4, too
-    try:  # listens at once: a port in use fails before the model is loaded
+        # --host=:: is IPv4, too; ::1 is not.
+        is_dual = host == "::" and socket.has_dualstack_ipv6()
         listener = socket.create_server(
             address, family=family, backlog=BACKLOG, dualstack_ipv6=is_dual
         )
     except OSError as error:
+        absent = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if isinstance(error, socket.gaierror) or error.errno in absent:
+            message = f"--host={host} is not an address of this machine; use localhost"
+            raise _NoSuchAddress(message) from None
         reasons = {errno.EADDRINUSE: "is in use", errno.EACCES: "is not permitted for this user"}
         reason = reasons.get(error.errno or 0, f"cannot be used ({error.strerror})")
         other = port + 1 if 1024 <= port < 65535 else 8000
@@ -47,14 +77,29 @@ def bind(host: str, port: int) -> socket.socket:
 class GracefulServer(uvicorn.Server):
     """On shutdown, lets running answers finish for a while, then fails the rest."""
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            # At once: threads may be in a forward pass that lasts, and hold no files open.
+            sys.stderr.write("interrupted\n")
+            sys.stderr.flush()
+            os._exit(128 + signal.SIGINT)
+        super().handle_exit(sig, frame)
+        logger.info(
+            "stopping after running answers, in %d s at most; Ctrl-C stops now",
+            GRACEFUL_SHUTDOWN_SECONDS,
+        )
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        pool = self.config.app.state.service.pool  # type: ignore[union-attr]
-        asyncio.get_running_loop().call_later(GRACEFUL_SHUTDOWN_SECONDS, pool.close)
+        models = self.config.app.state.service.models  # type: ignore[union-attr]
+        asyncio.get_running_loop().call_later(GRACEFUL_SHUTDOWN_SECONDS, models.close)
         await super().shutdown(sockets)
 
 
-def make_server(app: Any) -> uvicorn.Server:
-    """A server for `app`; `run(sockets=[listener])` serves until it is stopped."""
+def make_server(app: Any, trusted_proxies: Sequence[str] = ()) -> uvicorn.Server:
+    """A server for `app`; `run(sockets=...)` serves until it is stopped.
+
+    trusted_proxies: addresses whose X-Forwarded-For names the client.
+    """
     config = uvicorn.Config(
         app,
         http=TimeoutProtocol,
@@ -63,17 +108,21 @@ def make_server(app: Any) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=[*trusted_proxies],
         # One second more than the pool gets, to send the errors of the answers it failed.
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS + 1,
     )
     return GracefulServer(config)
 
 
-def serve(app: Any, listener: socket.socket) -> None:
+def serve(app: Any, listeners: list[socket.socket], trusted_proxies: Sequence[str] = ()) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     # Uvicorn raises the signal again after its shutdown, which would exit with 143 instead of 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    make_server(app).run(sockets=[listener])
+    gc.collect()
+    gc.freeze()  # a collection of all imported modules' objects would stall every client
+    make_server(app, trusted_proxies).run(sockets=listeners)
 
 
 class TimeoutProtocol(H11Protocol):
@@ -93,11 +142,14 @@ class TimeoutProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP with the JSON body of all errors."""
         body = json.dumps(ApiError(400, msg).body()).encode()
-        head = (
-            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        headers = {
+            **SECURITY_HEADERS,
+            b"content-type": b"application/json",
+            b"content-length": b"%d" % len(body),
+            b"connection": b"close",
+        }
+        lines = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % item for item in headers.items())]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

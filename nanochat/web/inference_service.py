@@ -5,32 +5,30 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 
-from nanochat.engine import Engine, Request
+from nanochat.engine import Request
 from nanochat.inference.detokenizer import Finished, TextPiece
 from nanochat.inference.sampling import Sampling
 from nanochat.runtime import derive_seed
-from nanochat.web.openai_api import (
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-)
+from nanochat.web.models import RETRY_AFTER_SECONDS, ModelRegistry, ModelSource
+from nanochat.web.openai_api import ApiError, ChatRequest, CompletionRequest
 from nanochat.web.prometheus import Metrics
 from nanochat.web.scheduler import Busy
 from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, WorkerEvent
 
-MODEL_ALIAS = "nanochat"  # always accepted, so that scripts survive a new checkpoint
-RETRY_AFTER_SECONDS = 2  # about the time of a short answer
+Result = TypeVar("Result")
+
+NUM_THREADS = 2  # for tokenization and Markdown
 DEFAULT_SAMPLING = Sampling(temperature=0.0, top_k=50)
 
 
 @dataclass(frozen=True)
 class Settings:
-    model_name: str
     sampling: Sampling = DEFAULT_SAMPLING  # for fields that a request leaves out
     max_tokens: int = 512  # of an answer, where a request sets none
     api_key: str = ""  # Bearer token that clients must send; empty: none
@@ -39,55 +37,62 @@ class Settings:
     deadline_seconds: float = 300.0  # for one request, queueing included
     max_body_bytes: int = 256 * 1024  # far more than a context of text
     cors_origins: tuple[str, ...] = ()  # other sites whose pages may send requests
+    allowed_hosts: tuple[str, ...] = ()  # names of this server beside localhost and IP addresses
 
 
 class InferenceService:
-    def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
-        self.settings = settings
-        self.pool = EnginePool(engines, settings.num_slots, settings.max_waiting)
-        self.metrics = Metrics(self.pool.figures)
-        self.tokenizer = engines[0].tokenizer
-        self.context = engines[0].model.config.sequence_len
+    def __init__(self, models: ModelRegistry, settings: Settings) -> None:
+        self.models, self.settings = models, settings
+        self.metrics = Metrics(models.figures)
         self.start_time = int(time.time())
+        # Python code of requests runs here and not in the event loop; with more threads, the event
+        # loop would wait longer for the GIL.
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "request")
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that takes milliseconds, while the event loop serves others."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def require_api_key(self, request: HttpRequest) -> None:
         """Raises ApiError unless the request has the server's key, if there is one."""
-        expected = f"Bearer {self.settings.api_key}".encode()
-        received = request.headers.get("authorization", "").encode()
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        received = key.strip().encode() if scheme.lower() == "bearer" else b""
         # compare_digest takes the same time wherever the first wrong byte is.
-        if self.settings.api_key and not hmac.compare_digest(expected, received):
+        expected = self.settings.api_key.encode()
+        if expected and not hmac.compare_digest(expected, received):
             message = "this server requires its API key as a Bearer token"
             headers = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, message, code="invalid_api_key", headers=headers)
 
-    def require_model(self, name: str | None) -> None:
-        """Raises ApiError when a request names another model."""
-        if name and name not in (MODEL_ALIAS, self.settings.model_name):
-            message = f"no model {name[:80]!r}; this server has {self.settings.model_name}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-
-    def model_body(self) -> dict[str, Any]:
-        """The model as the protocol lists it, plus its context length and the defaults."""
+    def model_body(self, source: ModelSource) -> dict[str, Any]:
+        """A model as the protocol lists it, plus its stage, context length and the defaults."""
         return {
-            "id": self.settings.model_name,
+            "id": source.name,
             "object": "model",
             "created": self.start_time,
             "owned_by": "nanochat",
-            "context_length": self.context,
+            "stage": source.stage,
+            "loaded": self.models.is_loaded(source),
+            "context_length": source.context,
             "defaults": {
                 "temperature": self.settings.sampling.temperature,
                 "top_k": self.settings.sampling.top_k,
+                "top_p": self.settings.sampling.top_p,
                 "max_tokens": self.settings.max_tokens,
             },
         }
 
     def health_body(self) -> dict[str, Any]:
         """Status ("ok", "degraded" without some engines, "down" without all) and load."""
-        num_alive, figures = self.pool.num_alive, self.pool.figures()
+        pools, figures = self.models.pools, self.models.figures()
+        num_alive, num_engines = (
+            sum(pool.num_alive for pool in pools),
+            sum(len(pool.workers) for pool in pools),
+        )
         partial_status = "degraded" if num_alive else "down"
         return {
-            "status": "ok" if num_alive == len(self.pool.workers) else partial_status,
-            "model": self.settings.model_name,
+            "status": "ok" if num_alive == num_engines else partial_status,
+            "model": self.models.sources[0].name,
             "engines": num_alive,
             "waiting": figures["nanochat_waiting"],
             "running": figures["nanochat_running"],
@@ -98,27 +103,28 @@ class InferenceService:
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
         max_tokens: int | None,
+        context: int,
         score_prompt: bool = False,
     ) -> list[Request]:
         """One request per choice, those of the first prompt first.
 
-        Raises ApiError when a prompt with its answer exceeds the context.
+        An answer is at most what the context leaves. Raises ApiError when that is nothing.
         """
         sampling = body.sampling(self.settings.sampling)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         stop, num_top_logprobs = body.stop_strings(), body.num_top_logprobs()
         requests = []
         for number, prompt in enumerate(prompts):
-            room = self.context - len(prompt)
-            if room < 1 or (max_tokens or 0) > room:
+            room = context - len(prompt)
+            if room < (max_tokens != 0):  # nothing is generated to score a prompt
                 raise ApiError(
                     400,
-                    f"the model's context is {self.context} tokens; the prompt has {len(prompt)}"
-                    f" and the answer up to {max_tokens or 1}: shorten one of them",
+                    f"the model's context is {context} tokens; the prompt has {len(prompt)}: "
+                    "shorten it",
                     param="messages" if isinstance(body, ChatRequest) else "prompt",
                     code="context_length_exceeded",
                 )
-            limit = min(self.settings.max_tokens, room) if max_tokens is None else max_tokens
+            limit = min(self.settings.max_tokens if max_tokens is None else max_tokens, room)
             for choice in range(body.n or 1):
                 # One seed must not give n equal answers, and the same seed must repeat all n.
                 choice_seed = derive_seed(seed, number, choice)
@@ -126,7 +132,7 @@ class InferenceService:
                 requests.append(Request(prompt, limit, *options))
         return requests
 
-    def submit(self, requests: Sequence[Request]) -> "AnswerEvents":
+    def submit(self, pool: EnginePool, requests: Sequence[Request]) -> "AnswerEvents":
         """Queue the requests. Raises ApiError when there is no room for them, now or ever."""
         max_choices = self.settings.num_slots + self.settings.max_waiting  # on an idle worker
         if len(requests) > max_choices:
@@ -134,14 +140,13 @@ class InferenceService:
             raise ApiError(400, message, param="n")
         answer = AnswerEvents(len(requests), self.metrics, self.settings.deadline_seconds)
         try:
-            answer.cancel = self.pool.submit(requests, answer.add)
+            answer.cancel = pool.submit(requests, answer.add)
         except Busy:
-            is_open = self.pool.is_open
             self.metrics.refused.inc()
             raise ApiError(
-                429 if is_open else 503,
-                "the server is busy; try again in a moment" if is_open else SHUTTING_DOWN,
-                code="queue_full" if is_open else "shutting_down",
+                429 if pool.is_open else 503,
+                "the server is busy; try again in a moment" if pool.is_open else SHUTTING_DOWN,
+                code="queue_full" if pool.is_open else "shutting_down",
                 headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
             ) from None
         return answer
@@ -157,16 +162,17 @@ class AnswerEvents:
         self.num_choices, self.metrics = num_choices, metrics
         self.num_tokens = 0  # generated by the choices that have finished
         self.cancel: Callable[[], None] = lambda: None  # stops what has not finished
-        self._start = time.monotonic()
+        self._start = self._first = self._last = time.monotonic()
         self._deadline = asyncio.get_running_loop().time() + deadline_seconds
         self._has_new = asyncio.Event()
         self._unread: list[tuple[int, WorkerEvent]] = []
         self._has_first_token = False
 
     def add(self, index: int, events: list[WorkerEvent]) -> None:
+        self._last = time.monotonic()
         if not self._has_first_token:
-            self._has_first_token = True
-            self.metrics.first_token_seconds.observe(time.monotonic() - self._start)
+            self._has_first_token, self._first = True, self._last
+            self.metrics.first_token_seconds.observe(self._first - self._start)
         for event in events:
             if isinstance(event, Finished):
                 self.metrics.count_answer(event)
@@ -174,6 +180,16 @@ class AnswerEvents:
             if not (isinstance(event, TextPiece) and self._merge(index, event)):
                 self._unread.append((index, event))
         self._has_new.set()
+
+    def timings(self) -> dict[str, float | None]:
+        """Measured here, not by the client: an extension beside the usage."""
+        seconds = self._last - self._first
+        num_after_first = self.num_tokens - self.num_choices
+        is_measurable = num_after_first > 0 and seconds > 0
+        return {
+            "first_token_ms": round(1000 * (self._first - self._start), 1),
+            "tokens_per_second": round(num_after_first / seconds, 1) if is_measurable else None,
+        }
 
     def _merge(self, index: int, new: TextPiece) -> bool:
         """Append to this choice's newest unread event, if that is text."""

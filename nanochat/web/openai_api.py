@@ -1,19 +1,31 @@
-"""The OpenAI protocol: request schemas, prompts made of requests, bodies of answers and errors.
+"""The OpenAI protocol: request schemas, prompts made of requests, envelopes and errors.
+
+How a chat request becomes tokens: `ChatRequest` validates the body of POST /v1/chat/completions
+(route in `nanochat/web/server.py`); `chat_prompt`, below, is the only place that turns it into ids:
+
+    messages of the request
+      merge_turns              alternating user and assistant turns; system text joins a user turn
+      chat.trim_to_fit         with `trim`, drops the oldest turns that exceed the context
+      chat.render_for_continuation   <|bos|><|user_start|>text<|user_end|><|assistant_start|>;
+                               text by `tokenizer.encode`, which never makes special tokens
+
+Plain completions have `text_prompts`: <|bos|> and the encoded text.
 
 Two extensions, which clients that do not know them can ignore: a message's content may have parts
 of type `python` and `python_output` (as in `chat`), and an answer lists its tool calls under
 `tools` beside the text.
 """
 
-import itertools
 import json
+import re
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from nanochat import chat
@@ -29,8 +41,17 @@ MAX_MESSAGES = 1000
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_INT = 2**31 - 1
-MIN_LOGPROB = -9999.0  # stands for -inf, which JSON cannot express
+MAX_CONTAINERS = 10_000  # lists and objects in one body: parsing them takes 25 ms
 PART_TYPES = ("text", "python", "python_output")
+# Fields that would change the answer and are not supported, with the values that would not.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (),
+    "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,),
+    "repetition_penalty": (1,), "suffix": ("",), "use_beam_search": (False,), "min_tokens": (0,),
+    "ignore_eos": (False,), "typical_p": (1,), "guided_json": (), "guided_regex": (),
+    "guided_choice": (), "guided_grammar": (), "structured_outputs": (), "grammar": ("",),
+}  # fmt: skip
 
 
 class Tokenizer(chat.Tokenizer, Protocol):
@@ -82,6 +103,30 @@ class ApiError(HTTPException):
 
 # ---- requests
 
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a body. Raises ApiError on NaN, lone surrogates and too many or deep lists."""
+    if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
+        bare = STRING.sub(b"", content)  # text may have any number of brackets
+        if bare.count(b"[") + bare.count(b"{") > MAX_CONTAINERS:
+            message = f"the body has more than {MAX_CONTAINERS} lists and objects"
+            raise ApiError(400, message)
+    try:
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}") from None
+
+
+class _FailFast(FailFast):
+    """A list is refused at its first wrong item: an error for each of 100,000 takes a second."""
+
+    __hash__ = object.__hash__  # pydantic's has none, which a union needs
+
+
+FAIL_FAST = _FailFast()
+
 
 class Schema(BaseModel):
     """Unknown fields are ignored, as OpenAI's clients send many; numbers are finite."""
@@ -96,7 +141,7 @@ class Part(Schema):
 
 class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], FAIL_FAST] | None = None
 
 
 class StreamOptions(Schema):
@@ -106,6 +151,8 @@ class StreamOptions(Schema):
 class Generation(Schema):
     """Fields of both kinds of request; None is the server's default."""
 
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)  # for `refuse_unsupported`
+
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -114,8 +161,17 @@ class Generation(Schema):
     top_k: int | None = Field(None, ge=-1, le=MAX_INT)  # -1 and 0: no limit, as in vLLM
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], FAIL_FAST] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+
+    def refuse_unsupported(self) -> None:
+        """Raises ApiError on a field that would change the answer, were it supported."""
+        extra = self.model_extra or {}
+        for name, neutral in (NEUTRAL_VALUES | {"best_of": (1, self.n)}).items():
+            value = extra.get(name)
+            if value is not None and value not in neutral:
+                message = f"{name} is not supported by this server; leave it out"
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
 
     def stop_strings(self) -> tuple[str, ...]:
         """Raises ApiError when there are too many or one is too long."""
@@ -137,9 +193,9 @@ class Generation(Schema):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[ChatMessage], FAIL_FAST, Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)  # replaces max_tokens
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     trim: bool | None = None  # an extension: drop the oldest turns that exceed the context
@@ -152,7 +208,12 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """POST /v1/completions: plain text to continue."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | Annotated[list[str], FAIL_FAST]
+        | Annotated[list[int], FAIL_FAST]
+        | Annotated[list[Annotated[list[int], FAIL_FAST]], FAIL_FAST]
+    )
     max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -277,63 +338,6 @@ class Envelope:
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         name = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
         return {**self.body(choices, **more), "object": name}
-
-
-def usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_tokens,
-        "total_tokens": num_prompt_tokens + num_tokens,
-    }
-
-
-def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The `logprobs` of a chat; None where there are none."""
-
-    def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        raw = tokenizer.decode_bytes([token])
-        text = raw.decode(errors="replace")
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
-
-    content = []
-    for item in logprobs:
-        others = [entry(*other) for other in item.top_logprobs]
-        content.append({**entry(item.token, item.logprob), "top_logprobs": others})
-    return {"content": content} if content else None
-
-
-def text_logprobs(
-    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int
-) -> dict[str, Any] | None:
-    """The `logprobs` of a completion or None; offset: characters of text before these tokens."""
-    if not logprobs:
-        return None
-    tokens = [token_name(item.token, tokenizer) for item in logprobs]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [_finite(item.logprob) for item in logprobs],
-        "top_logprobs": [
-            {token_name(token, tokenizer): _finite(value) for token, value in item.top_logprobs}
-            if item.logprob is not None
-            else None
-            for item in logprobs
-        ],
-        "text_offset": list(itertools.accumulate(map(len, tokens), initial=offset))[:-1],
-    }
-
-
-def _finite(logprob: float | None) -> float | None:
-    """JSON has no infinity; None, for the first token of a text, stays."""
-    return None if logprob is None else max(logprob, MIN_LOGPROB)
-
-
-def token_name(token: int, tokenizer: Tokenizer) -> str:
-    """A token as text; one that is not valid UTF-8 by itself as OpenAI's `bytes:\\xe6\\xb1`."""
-    raw = tokenizer.decode_bytes([token])
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def server_sent_event(body: dict[str, Any]) -> bytes:

@@ -2,28 +2,28 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
-from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from nanochat.engine import Engine
 from nanochat.web import markdown
 from nanochat.web.guard import Guard
 from nanochat.web.inference_service import AnswerEvents, InferenceService, Settings
+from nanochat.web.models import ModelRegistry
 from nanochat.web.openai_api import (
     DONE,
+    FAIL_FAST,
     ApiError,
     ChatRequest,
     CompletionRequest,
@@ -32,6 +32,7 @@ from nanochat.web.openai_api import (
     Generation,
     Schema,
     chat_prompt,
+    parse_json,
     server_sent_event,
     text_prompts,
 )
@@ -41,7 +42,8 @@ from nanochat.web.responses import (
     completion_response,
 )
 
-PAGE = Path(__file__).with_name("ui.html")
+PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("basics", "conversations", "requests", "markdown", "drawing", "chat", "controls")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 MIN_ANSWER_TOKENS = 64  # room in the context that a trimmed conversation leaves
 # X-Accel-Buffering: nginx would collect the whole answer before it passes it on.
@@ -81,15 +83,16 @@ async def respond(request: Request, body: Generation, response: ResponseBuilder)
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watching, working = asyncio.create_task(disconnect()), asyncio.create_task(response.body())
+    disconnected = asyncio.create_task(disconnect())
+    generated = asyncio.create_task(response.body())
     try:
-        await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({disconnected, generated}, return_when=asyncio.FIRST_COMPLETED)
         # 499 is nginx's status for a client that has closed the connection; only the log sees it.
-        return working.result() if working.done() else Response(status_code=499)
+        return generated.result() if generated.done() else Response(status_code=499)
     finally:
         response.answer.cancel()
-        watching.cancel()
-        working.cancel()
+        disconnected.cancel()
+        generated.cancel()
 
 
 # ---- routes
@@ -97,65 +100,65 @@ async def respond(request: Request, body: Generation, response: ResponseBuilder)
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise ApiError(400, f"the body is not valid JSON: {error}") from None
+        return parse_json(await self.body())
 
 
-class StrictRoute(APIRoute):
-    """Refuses NaN, lone surrogates and deep nesting, which the json module would accept."""
+class ApiRoute(APIRoute):
+    """Checks the API key before the body is read, and parses the body strictly."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
 
-        async def strict(request: Request) -> Response:
+        async def checked(request: Request) -> Response:
+            request.app.state.service.require_api_key(request)
             return await handle(_StrictRequest(request.scope, request.receive))
 
-        return strict
+        return checked
 
 
 class MarkdownRequest(Schema):
-    texts: list[str] = Field(max_length=200)
+    texts: Annotated[list[str], FAIL_FAST, Field(max_length=200)]
 
 
 def api_routes(service: InferenceService) -> APIRouter:
     """Everything that needs the API key."""
-    router = APIRouter(route_class=StrictRoute, dependencies=[Depends(service.require_api_key)])
+    router, models = APIRouter(route_class=ApiRoute), service.models
 
     @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [service.model_body()]}
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [*map(service.model_body, models.sources)]}
 
     @router.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
-        service.require_model(name)
-        return service.model_body()
+        return service.model_body(models.find(name))
 
     @router.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        service.require_model(body.model)
-        room = service.context - min(MIN_ANSWER_TOKENS, service.context // 4)
-        # Tokenizing a long conversation takes milliseconds that other streams would wait for.
-        prompt, num_dropped = await asyncio.to_thread(chat_prompt, body, service.tokenizer, room)
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        if body.trim and max_tokens:  # the room left may be less than was asked for
-            max_tokens = min(max_tokens, service.context - len(prompt))
-        answer = service.submit(service.build_requests(body, [prompt], max_tokens))
-        envelope = Envelope.new("chat.completion", service.settings.model_name)
-        response = chat_response(answer, envelope, service.tokenizer, len(prompt), num_dropped)
+        body.refuse_unsupported()
+        async with models.use(body.model) as model:
+            tokenizer, context = model.tokenizer, model.source.context
+            room = context - min(MIN_ANSWER_TOKENS, context // 4)
+            prompt, num_dropped = await service.in_thread(chat_prompt, body, tokenizer, room)
+            max_tokens = body.max_completion_tokens or body.max_tokens
+            requests = service.build_requests(body, [prompt], max_tokens, context)
+            answer = service.submit(model.pool, requests)
+        envelope = Envelope.new("chat.completion", model.source.name)
+        response = chat_response(answer, envelope, tokenizer, len(prompt), num_dropped)
         return await respond(request, body, response)
 
     @router.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        service.require_model(body.model)
-        prompts = await asyncio.to_thread(text_prompts, body, service.tokenizer)
+        body.refuse_unsupported()
         max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        tokens = [prompt.tokens for prompt in prompts]
-        requests = service.build_requests(body, tokens, max_tokens, body.scores_prompt())
-        answer = service.submit(requests)
-        envelope = Envelope.new("text_completion", service.settings.model_name)
-        response = completion_response(answer, envelope, service.tokenizer, body, prompts)
+        async with models.use(body.model) as model:
+            prompts = await service.in_thread(text_prompts, body, model.tokenizer)
+            tokens = [prompt.tokens for prompt in prompts]
+            requests = service.build_requests(
+                body, tokens, max_tokens, model.source.context, body.scores_prompt()
+            )
+            answer = service.submit(model.pool, requests)
+        envelope = Envelope.new("text_completion", model.source.name)
+        response = completion_response(answer, envelope, model.tokenizer, body, prompts)
         return await respond(request, body, response)
 
     @router.get("/metrics", response_model=None)
@@ -164,7 +167,7 @@ def api_routes(service: InferenceService) -> APIRouter:
 
     @router.post("/page/markdown", include_in_schema=False)
     async def markdown_to_html(body: MarkdownRequest) -> dict[str, list[str]]:
-        return {"html": await asyncio.to_thread(lambda: list(map(markdown.to_html, body.texts)))}
+        return {"html": [await service.in_thread(markdown.to_html, text) for text in body.texts]}
 
     return router
 
@@ -172,7 +175,7 @@ def api_routes(service: InferenceService) -> APIRouter:
 def public_routes(service: InferenceService) -> APIRouter:
     """The page, which asks for the key itself, and the health check of load balancers."""
     router = APIRouter()
-    page = PAGE.read_text(encoding="utf-8")
+    page = load_page()
     headers = {"Content-Security-Policy": page_policy(page), "Cache-Control": "no-cache"}
 
     @router.get("/", include_in_schema=False)
@@ -185,6 +188,17 @@ def public_routes(service: InferenceService) -> APIRouter:
         return JSONResponse(body, status_code=503 if body["status"] == "down" else 200)
 
     return router
+
+
+def load_page() -> str:
+    """The page as one self-contained document: its style and its scripts stand inside."""
+
+    def read(name: str) -> str:
+        return (PAGE / name).read_text(encoding="utf-8")
+
+    script = "\n".join(['"use strict";', *(read(f"{name}.js") for name in SCRIPTS)])
+    page = read("ui.html").replace("<style></style>", f"<style>\n{read('ui.css')}</style>")
+    return page.replace("<script></script>", f"<script>\n{script}</script>")
 
 
 def page_policy(page: str) -> str:
@@ -201,15 +215,15 @@ def page_policy(page: str) -> str:
     )
 
 
-def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
-    """The application over engines of one model, whose workers live as long as it does."""
-    service = InferenceService(engines, settings)
+def create_app(models: ModelRegistry, settings: Settings) -> FastAPI:
+    """The application over models, whose workers live as long as it does."""
+    service = InferenceService(models, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.pool.start(asyncio.get_running_loop().call_soon_threadsafe)
+        models.start(asyncio.get_running_loop().call_soon_threadsafe)
         yield
-        await asyncio.to_thread(service.pool.stop)
+        await asyncio.to_thread(models.stop)
 
     app = FastAPI(
         title="nanochat",
@@ -226,19 +240,52 @@ def create_app(engines: Sequence[Engine], settings: Settings) -> FastAPI:
     app.include_router(api_routes(service), responses=errors)
     app.include_router(public_routes(service), responses=errors)
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["*"])
-    app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,  # a public page may talk to a server on localhost
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(
+        Guard,
+        allowed_hosts=settings.allowed_hosts,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=service.metrics,
+    )
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _error_response)
     return app
 
 
-async def _error_response(_: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]  # the first thing wrong, by field
-        field = ".".join(map(str, first["loc"][1:]))[:80] or "the body"
-        error = ApiError(400, f"{field}: {first['msg']}", param=field)  # OpenAI never sends 422
+        error = _invalid_request(error)
     assert isinstance(error, HTTPException)
-    if not isinstance(error, ApiError):  # of the framework: 404 and 405
-        error = ApiError(error.status_code, error.detail, headers=dict(error.headers or {}))
+    if not isinstance(error, ApiError):  # of the framework
+        message = error.detail
+        if error.status_code == 404:
+            message = _unknown_path(request)
+        if error.status_code == 405:
+            message = f"this path does not accept {request.method[:16]}"
+        error = ApiError(error.status_code, message, headers=dict(error.headers or {}))
     return JSONResponse(error.body(), status_code=error.status_code, headers=error.headers)
+
+
+def _invalid_request(error: RequestValidationError) -> ApiError:
+    """The first thing wrong, by field; OpenAI never sends status 422."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"][1:]))[:80]
+    if not field and isinstance(first.get("input"), bytes):  # curl's default
+        return ApiError(400, "send the header Content-Type: application/json")
+    return ApiError(400, f"{field or 'the body'}: {first['msg']}", param=field or None)
+
+
+def _unknown_path(request: Request) -> str:
+    """A hint for clients whose base_url is wrong."""
+    path = request.url.path.rstrip("/")
+    for end in ("/chat/completions", "/completions", "/models"):
+        if path.endswith(end):
+            return f"set the base_url to {request.base_url}v1; the path is then /v1{end}"
+    return "no such path; this server has /v1/chat/completions, /v1/completions and /v1/models"

@@ -159,6 +159,12 @@ class EnginePool:
         return any(worker.scheduler.is_open for worker in self.workers)
 
     @property
+    def num_active(self) -> int:
+        """Answers that are being generated or wait."""
+        schedulers = [worker.scheduler for worker in self.workers]
+        return sum(len(one.running) + len(one.waiting) for one in schedulers)
+
+    @property
     def num_alive(self) -> int:
         return sum(worker.thread.is_alive() for worker in self.workers)
 
