@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dev import fuzz_calculator
 from nanochat import calculator
 from nanochat.calculator import evaluate
 
@@ -167,6 +168,12 @@ def test_arithmetic_has_the_value_of_python(expression: str) -> None:
 @given(st.text("abc ,", max_size=20), st.text("abc ,", max_size=2))
 def test_counting_agrees_with_python(text: str, part: str) -> None:
     assert evaluate(f"'{text}'.count('{part}')") == str(text.count(part))
+
+
+def test_random_strings_cause_no_exception_and_take_milliseconds() -> None:
+    num_values, _, faults = fuzz_calculator.fuzz(seed=1, count=10_000)
+    assert faults == []
+    assert num_values > 500
 
 
 def test_the_longest_sum_has_a_value() -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 )
 IS_X86 = platform.machine() == "x86_64"
 TIMEOUT = 0.6  # of attacks that may run for long
-NOBODY = policy.NOBODY
+UNPRIVILEGED = policy.UNPRIVILEGED
 
 PRELUDE = """
 import ctypes, fcntl, mmap, os, resource, signal, socket, struct, subprocess, sys, threading, time
@@ -240,11 +240,11 @@ for number in set(range(600)) - {allowed} - {{335, 336}}:
 # ---- hosts
 
 
-def as_nobody() -> None:
+def as_ordinary_user() -> None:
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
 
 
 def deny(numbers: dict[str, tuple[int, int]], error: int) -> None:
@@ -317,7 +317,7 @@ def with_bubblewrap() -> None:
 
 HOSTS = {
     "this user": lambda: None,
-    "nobody": as_nobody,
+    "ordinary user": as_ordinary_user,
     "no namespaces": without_namespaces,
     "bubblewrap": with_bubblewrap,
 }
@@ -376,7 +376,11 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
 
 @pytest.mark.parametrize(
     "host",
-    ["this user", "nobody", *(pytest.param(h, marks=pytest.mark.slow) for h in [*HOSTS][2:])],
+    [
+        "this user",
+        "ordinary user",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in [*HOSTS][2:]),
+    ],
 )
 def test_no_attack_succeeds(host: str, targets: Targets) -> None:
     attacks = ATTACKS | DANGEROUS
@@ -390,7 +394,7 @@ def test_no_attack_succeeds(host: str, targets: Targets) -> None:
         with ThreadPoolExecutor(4) as threads:
             return dict(threads.map(one, attacks))
 
-    interpreter = public_interpreter() if host == "nobody" else ""
+    interpreter = public_interpreter() if host == "ordinary user" else ""
     found = in_host(HOSTS[host], work, interpreter)
     results = {name: ExecutionResult(**result) for name, result in found.items()}
     assert len(results) == len(attacks) >= 100

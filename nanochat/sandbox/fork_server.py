@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ class ForkServer:
         self.running: dict[int, Worker] = {}  # by process id
         self.waiting: dict[int, Worker] = {}
         self.num_started = 0
+        self.next_look = 0.0  # time.monotonic()
         self.host = os.getppid()
         self.readable = policy.readable_paths()
         self.user = policy.user_of_workers(self.readable)
@@ -102,8 +104,12 @@ class ForkServer:
             ready = {fd for fd, _ in poller.poll(
                 0 if is_short else POLL_MS if self.running else IDLE_POLL_MS
             )}  # fmt: skip
+            now = time.monotonic()
+            is_due = now >= self.next_look
+            self.next_look = now + POLL_MS / 1000 if is_due else self.next_look
             for pid, one in self.running.items():
-                one.killed_for = one.killed_for or _excess(pid, one.folder)
+                if is_due:
+                    one.killed_for = one.killed_for or _excess(pid, one.folder)
                 if one.control.fileno() in ready or one.killed_for:
                     _kill(pid)
             if self.wakeup.fileno() in ready:

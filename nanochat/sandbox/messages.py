@@ -20,7 +20,7 @@ class MessageError(Exception):
 
 
 def send(channel: socket.socket, value: Any) -> None:
-    """Send a JSON value. Raises MessageError when it is too long, OSError when nobody reads."""
+    """Send a JSON value. Raises MessageError when it is too long, OSError after the other's end."""
     body = json.dumps(value).encode()
     if len(body) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{len(body)} bytes exceed {MAX_MESSAGE_BYTES}")

@@ -26,7 +26,7 @@ from nanochat.sandbox import kernel, landlock, seccomp
 
 Level = Literal["strict", "limits"]
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 MAX_OPEN_FILES = 64
 MAX_FILE_BYTES = 16 << 20
 # The fork server looks every few milliseconds.
@@ -135,7 +135,7 @@ def user_of_workers(readable: Mapping[str, bool]) -> int:
     # Where others cannot reach the interpreter, as in /root, it stays root, without capabilities;
     # then only Landlock keeps it from the files of root.
     has_to_stay = landlock.abi() and not all(readable.values())
-    return NOBODY if os.geteuid() == 0 and not has_to_stay else os.geteuid()
+    return UNPRIVILEGED if os.geteuid() == 0 and not has_to_stay else os.geteuid()
 
 
 def confine(layers: Sequence[str], limits: Limits, rules: int, user: int, parent: int) -> None:
