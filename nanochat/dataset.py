@@ -2,7 +2,7 @@
 
     python -m nanochat.dataset -n 8                      fineweb-edu, downloaded
     python -m nanochat.dataset --source primer -n 4      the built-in synthetic world, offline
-    python -m nanochat.dataset --source my_texts/        .parquet, .jsonl(.gz|.zst) or .txt
+    python -m nanochat.dataset --source my_texts/        .parquet, .jsonl, .json or .txt
     python -m nanochat.dataset -n 0 --prefetch sft,eval  files of later stages, no text
 
 Later stages use the most recently prepared source.
@@ -22,7 +22,8 @@ class Options:
     """Training shards of a named source; about 100 MB each on the hub, 1 MB of the primer. 0 with
     --prefetch downloads only that and leaves the current source as it is."""
     source: str = "fineweb-edu"
-    """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl(.gz|.zst) or .txt files."""
+    """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl, .ndjson, .json or .txt
+    files, as they are or with .gz or .zst."""
     prefetch: str = ""
     """Files of later stages to download as well: mid, sft, rl, eval; separated by commas."""
 
@@ -34,18 +35,20 @@ import difflib
 import hashlib
 import json
 import logging
-import math
-import random
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from nanochat import paths, primer
 from nanochat.data.download import HubFile, sha256
 from nanochat.data.hub_files import fetch, prefetch, stage_names
-from nanochat.data.shards import Documents, group_texts, open_parquet, write_shard
-from nanochat.data.text_import import iter_file_texts, text_files, text_format
+from nanochat.data.shards import Documents, open_parquet, write_shard
+from nanochat.data.text_files import find_files
+from nanochat.data.text_import import read_corpus, write_corpus
 from nanochat.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,9 +60,6 @@ Manifest = dict[str, Any]  # {"train": [shard, ...], "val": [...]}, see `_Shards
 PRIMER_SEED = 1
 PRIMER_SHARD_DOCUMENTS = 16_384
 PRIMER_VAL_DOCUMENTS = 4_096  # 0.7 million characters
-IMPORT_SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
-VAL_SHARE = 0.05
-
 
 HUB_SOURCES = {  # repository and number of shards, of which the last is for validation
     "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823),
@@ -76,15 +76,24 @@ def source_name(source: str) -> str:
     if source in names or _has_manifest(source):
         return source
     path = Path(source).expanduser()
-    if not source or not path.exists():
+    if not source or not _exists(path):
         close = difflib.get_close_matches(source, names, n=1, cutoff=0.4)
         remedy = f"did you mean {close[0]}?" if close else f"use {', '.join(names)} or a PATH"
         raise UserError(f"--source={source} is neither a known source nor a path; {remedy}")
     resolved = path.resolve()
     # Two folders of the same name get two sources.
     digest = hashlib.sha256(bytes(resolved)).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", resolved.stem)[:64]
+    # A file of the hub's cache is a link to a name without meaning.
+    stem = (resolved if path.is_dir() else path).stem
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem)[:64]
     return f"{stem}-{digest}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise UserError(f"no permission to read {error.filename}; allow it, or copy it") from None
 
 
 def _has_manifest(name: str) -> bool:
@@ -117,19 +126,20 @@ def make(source: str, num_shards: int) -> str:
         manifest = _download_shards(*HUB_SOURCES[name], num_shards, shards)
     elif name == "primer":
         manifest = _write_primer(num_shards, shards)
-    elif _has_manifest(source):
-        manifest = shards.manifest  # by name: the files it was imported from may be gone
     else:
-        manifest = _import_path(Path(source).expanduser().resolve(), shards)
+        by_name = shards.manifest.get("origin", "") if _has_manifest(source) else source
+        path = Path(by_name).expanduser().absolute()  # links are not resolved
+        # By name, the files it was imported from may be gone.
+        is_gone = _has_manifest(source) and not (by_name and path.exists())
+        manifest = shards.manifest if is_gone else _import_path(path, shards)
     for split in SPLITS:
         if not sum(shard["rows"] for shard in manifest[split]):
-            raise UserError(
-                f"{source} holds too little text for its split {split}: at least two different"
-                " documents that are not blank are needed, one to train and one to validate"
-            )
+            raise _too_little(source, split)
     # Last, so that a failed download leaves the source in use as it was.
     paths.write_atomic(shards.folder / "manifest.json", json.dumps(manifest, indent=1))
     paths.write_atomic(_current_path(), json.dumps({"source": name}))
+    if "files" in manifest:
+        shards.remove_others(manifest)
     return name
 
 
@@ -157,12 +167,21 @@ class _Shards:
             return shard  # hashing again would read gigabytes
         is_ours = path.is_relative_to(self.folder)  # relative then: the folder may be moved
         return {
-            "path": path.name if is_ours else str(path),
+            "path": str(path.relative_to(self.folder)) if is_ours else str(path),
             "rows": open_parquet(path).metadata.num_rows,
             "bytes": size,
             "mtime_ns": mtime,
             "sha256": sha256(path),
         }
+
+    def remove_others(self, manifest: Manifest) -> None:
+        """Remove the shards of earlier imports."""
+        named = {self.folder / shard["path"] for split in SPLITS for shard in manifest[split]}
+        for path in list(self.folder.rglob("*.parquet")):
+            if path not in named:
+                path.unlink()
+                with suppress(OSError):
+                    path.parent.rmdir()
 
 
 def _size_and_time(path: Path) -> list[int]:
@@ -207,44 +226,46 @@ def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
 
 
 def _import_path(path: Path, shards: _Shards) -> Manifest:
-    files = text_files(path)
-    if not files:
+    found = find_files(path)
+    if not found.files:
+        skipped = [f"{name} is {reason}" for name, reason in found.skipped.items()][:3]
         raise UserError(
-            f"{path} holds no .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt file; put text there"
+            f"{path} holds no .parquet, .jsonl, .ndjson, .json or .txt file, with or without .gz or"
+            f" .zst; put text there{''.join(f'; {line}' for line in skipped)}"
         )
-    if len(files) > 1 and all(text_format(file) == ".parquet" for file in files):
-        # Already shards: used in place, the last by name for validation.
-        described = [shards.describe(file) for file in files]
-        return {"train": described[:-1], "val": described[-1:]}
-    stamps = [[str(file), *_size_and_time(file)] for file in files]
-    if shards.manifest.get("files") == stamps and all(map(shards.is_intact, shards.recorded)):
+    stamps = [[str(file.path), *_size_and_time(file.path)] for file in found.files]
+    is_same = shards.manifest.get("files") == stamps and "summary" in shards.manifest
+    if is_same and all(map(shards.is_intact, shards.recorded)):
         logger.info("%s is imported already and has not changed", path)
         return shards.manifest
-    return {**_write_imported(files, shards), "files": stamps}
+    corpus = read_corpus(found)
+    manifest: Manifest = {"origin": str(path), "files": stamps}
+    if in_place := corpus.in_place():
+        manifest |= {s: [shards.describe(f.path) for f in files] for s, files in in_place.items()}
+        characters = {s: sum(f.characters for f in files) for s, files in in_place.items()}
+        return {**manifest, "summary": corpus.summary(characters, corpus.notes)}
+    # In a folder of its own, so that the earlier import stays until this one is complete.
+    stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:8]
+    try:
+        written, characters, notes = write_corpus(corpus, shards.folder / stamp)
+        for split in SPLITS:
+            if not written[split]:
+                raise _too_little(path, split)
+            manifest[split] = [shards.describe(shard) for shard in written[split]]
+    except BaseException:
+        shutil.rmtree(shards.folder / stamp, ignore_errors=True)
+        with suppress(OSError):  # there is an earlier import
+            shards.folder.rmdir()
+        raise
+    return {**manifest, "summary": corpus.summary(characters, notes)}
 
 
-def _write_imported(files: list[Path], shards: _Shards) -> Manifest:
-    # The files are read three times, so that no corpus has to fit in memory.
-    # Texts whose hash is below the limit validate: one at least, also of very few documents.
-    lowest = min(map(_hash, iter_file_texts(files)), default=1.0)
-    limit = max(VAL_SHARE, math.nextafter(lowest, 2.0))
-    manifest: Manifest = {"train": [], "val": []}
-    for split in SPLITS:
-        texts = (t for t in iter_file_texts(files) if (_hash(t) < limit) == (split == "val"))
-        for number, batch in enumerate(group_texts(texts, IMPORT_SHARD_CHARACTERS)):
-            # Neighbors in a file are alike, and so would be the rows of a step.
-            random.Random(number).shuffle(batch)
-            shard = shards.folder / f"{split}_{number:05d}.parquet"
-            write_shard(shard, batch)
-            logger.info("wrote %s", shard)
-            manifest[split].append(shards.describe(shard))
-    return manifest
-
-
-def _hash(text: str) -> float:
-    """0 to 1 by content: a text keeps its split however files are named or ordered."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
+def _too_little(source: str | Path, split: Split) -> UserError:
+    return UserError(
+        f"{source} holds too little text for its split {split}: at least two different documents"
+        " that are not blank are needed, one to train and one to validate; blank lines separate the"
+        " documents of a .txt file, or each line is one"
+    )
 
 
 # ---- reading
@@ -271,14 +292,34 @@ def shard_paths(source: str, split: Split) -> list[Path]:
     found = []
     for shard in manifest[split]:
         path = paths.data_dir(name) / shard["path"]
-        # Only the size: pages have checksums, which are verified as they are read.
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+        is_ours = path.is_relative_to(paths.base_dir())
+        # Of ours only the size: pages have checksums, which are verified as they are read.
+        is_same = path.is_file() and path.stat().st_size == shard["bytes"]
+        if is_same and not is_ours and path.stat().st_mtime_ns != shard["mtime_ns"]:
+            is_same = sha256(path) == shard["sha256"]
+        if not is_same:
+            state, remedy = "is missing", "run"
+            if path.is_file() and is_ours:
+                state, remedy = (
+                    f"is not of the recorded {shard['bytes']} bytes",
+                    "remove it and run",
+                )
+            elif path.is_file():
+                state = "has changed since the import"
+            origin = shlex.quote(manifest.get("origin", source))
             raise UserError(
-                f"{path} is missing or its size is not the recorded {shard['bytes']} bytes;"
-                f" remove it and run python -m nanochat.dataset --source {source} again"
+                f"{path} {state}; {remedy} python -m nanochat.dataset --source {origin} again"
             )
         found.append(path)
     return found
+
+
+def text_digest(source: str) -> str:
+    """16 hexadecimal digits that change when the text does. Raises UserError as `shard_paths`."""
+    manifest = _load_manifest(source_name(source)) if shard_paths(source, "train") else None
+    assert manifest is not None
+    digests = [[shard["sha256"] for shard in manifest[split]] for split in SPLITS]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 
 
 def open_documents(source: str, split: Split) -> Documents:
@@ -326,4 +367,6 @@ def main(argv: list[str] | None = None) -> None:
             f"{name}: {train:,} documents to train on, {val:,} to validate, in"
             f" {paths.data_dir(name)}"
         )
+        for line in (_load_manifest(name) or {}).get("summary", []):
+            print(f"  {line}")
     prefetch(options.prefetch)

@@ -19,7 +19,7 @@ from torch import Tensor
 import rustbpe
 from nanochat import paths
 from nanochat.data import tokenizer_formats as formats
-from nanochat.data.text_import import replace_lone_surrogates
+from nanochat.data.text_files import replace_lone_surrogates
 from nanochat.errors import UserError
 
 SPLIT_PATTERN: str = rustbpe.DEFAULT_PATTERN
@@ -39,6 +39,15 @@ FORMAT = "nanochat tokenizer"
 FORMAT_VERSION = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 MAX_VOCAB_SIZE = 2**32 - 1  # an id has 32 bits
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises UserError if no tokenizer can have this number of tokens."""
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(
+            f"--vocab_size={vocab_size} is not between {MIN_VOCAB_SIZE} (256 bytes and"
+            f" {len(SPECIAL_TOKENS)} special tokens) and {MAX_VOCAB_SIZE} (an id has 32 bits)"
+        )
 
 
 class RustBPETokenizer:
@@ -72,11 +81,7 @@ class RustBPETokenizer:
         `num_threads` (0: one per core). Raises UserError on a vocabulary below 265 or beyond 32
         bits, on no text and on an invalid pattern.
         """
-        if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-            raise UserError(
-                f"--vocab_size={vocab_size} is not between {MIN_VOCAB_SIZE} (256 bytes and"
-                f" {len(SPECIAL_TOKENS)} special tokens) and {MAX_VOCAB_SIZE} (an id has 32 bits)"
-            )
+        check_vocab_size(vocab_size)
         trainer = rustbpe.Tokenizer()
         try:
             num_ranks = vocab_size - len(SPECIAL_TOKENS)
@@ -87,10 +92,13 @@ class RustBPETokenizer:
 
     # ---- the file
 
-    def save(self, directory: Path) -> None:
-        """Write tokenizer.json atomically: readable, versioned, with a checksum."""
+    def save(self, directory: Path, **facts: Any) -> None:
+        """Write tokenizer.json atomically: readable, versioned, with a checksum.
+
+        facts: more to write, which does not change the tokenizer, as how it was trained.
+        """
         content = self._content()
-        header = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content)}
+        header = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(content), **facts}
         # A line per number, so that a diff shows which merges differ.
         paths.write_atomic(directory / FILE_NAME, json.dumps(header | content, indent=0))
 

@@ -15,7 +15,6 @@ import pytest
 from nanochat import dataset, paths, primer
 from nanochat.data import hub_files, text_import
 from nanochat.data.shards import Documents
-from nanochat.data.text_import import split_at_paragraphs
 from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
 from tests.hub import Hub, running_hub
@@ -278,14 +277,6 @@ def test_text_files_are_split_at_paragraphs_and_nothing_is_lost(
     assert Counter(part for text in texts for part in text.split("\n\n")) == Counter(paragraphs)
 
 
-def test_a_paragraph_beyond_the_limit_is_not_split() -> None:
-    assert list(split_at_paragraphs(["a" * 50 + "\n", "\n", "b\n", "\n", "c"], 10)) == [
-        "a" * 50,
-        "b\n\nc",
-    ]
-    assert list(split_at_paragraphs(["\n", " \n"], 10)) == []
-
-
 def test_a_folder_of_mixed_formats_and_depths_is_imported_completely(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b" / "a.parquet", TEXTS[:100])
     (tmp_path / "c.jsonl").write_bytes(as_lines(TEXTS[100:150]))
@@ -393,7 +384,7 @@ def test_imported_documents_are_shuffled_reproducibly(tmp_path: Path) -> None:
 def test_several_shards_are_written_and_read_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "IMPORT_SHARD_CHARACTERS", 2000)
+    monkeypatch.setattr(text_import, "SHARD_CHARACTERS", 2000)
     (tmp_path / "a.jsonl").write_bytes(as_lines(TEXTS))
     source = make(str(tmp_path), 1)
     assert len(shard_paths(source, "train")) > 5

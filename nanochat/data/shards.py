@@ -1,14 +1,15 @@
-"""Parquet shards and JSON lines: atomic writes, verified reads. The only module with pyarrow."""
+"""Parquet shards and compressed files: atomic writes, verified reads. The only user of pyarrow."""
 
 import errno
 import io
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nanochat import paths
@@ -17,8 +18,19 @@ from nanochat.errors import UserError
 ROW_GROUP_ROWS = 1024  # as in fineweb-edu's shards
 ROW_GROUP_CHARACTERS = 8_000_000  # keeps a row group of long texts small
 BATCH_ROWS = 256  # read at a time; what the loader encodes at once
+BATCH_BYTES = 64_000_000  # of texts in memory at a time, unless a single one is longer
 BUFFER_BYTES = 1 << 20  # without a buffer a row group is read at once, and may be 1 GB elsewhere
+MAX_TEXT_BYTES = 100_000_000  # of one text: hundreds of books
+READ_OPTIONS: dict[str, Any] = {
+    "buffer_size": BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True,
+}  # fmt: skip
+# Text compresses 3 to 10 times, logs 100 times. What exceeds both limits would fill the disk.
+MAX_EXPANSION = 500
+MAX_EXPANDED_BYTES = 1_000_000_000
 DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what pyarrow raises on damaged bytes
+
+
+# ---- write
 
 
 def write_shard(path: Path, texts: Iterable[str]) -> None:
@@ -47,59 +59,192 @@ def group_texts(
         yield group
 
 
+# ---- read parquet
+
+
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A parquet file with a column `text`. Raises UserError if it is damaged or has none."""
+    """A parquet file with one column `text`. Raises UserError if it is damaged or has none."""
     try:
-        file = pq.ParquetFile(
-            path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
+        file = pq.ParquetFile(path, **READ_OPTIONS)
         schema = file.schema_arrow
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOENT:
-            raise UserError(f"{path} does not exist") from None
-        raise UserError(f"{path} is damaged or not parquet; download it again") from None
+        _raise_unreadable(path, error)
+        raise UserError(f"{path} is damaged or not parquet; restore or download it again") from None
     if "text" not in schema.names:
         names = ", ".join(schema.names)
         raise UserError(f'{path} has columns {names} but none named "text"; rename one')
+    if schema.names.count("text") > 1:
+        raise UserError(f'{path} has {schema.names.count("text")} columns named "text"; keep one')
     column_type = schema.field("text").type
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
-    if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+    if not any(is_kind(column_type) for is_kind in STRING_TYPES):
         raise UserError(f'{path}: the column "text" holds {column_type}, not strings; convert it')
     # Checksums cover the pages but not the footer: compare its two row counts.
-    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-    if sum(group.num_rows for group in groups) != file.metadata.num_rows:
-        raise UserError(f"{path} is damaged: row counts differ; download it again")
+    if _group_starts(file)[-1] != file.metadata.num_rows:
+        raise UserError(f"{path} is damaged: row counts differ; restore or download it again")
     return file
 
 
-def text_batches(path: Path, first: int = 0) -> Iterator[pa.Array]:
-    """Texts from number `first` on, in small Arrow arrays. UserError at a damaged row group."""
+STRING_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+    pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null,
+)  # fmt: skip
+
+
+def _group_starts(file: pq.ParquetFile) -> list[int]:
+    """Number of the first row of each row group, and the number of rows."""
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    return [0, *accumulate(group.num_rows for group in groups)]
+
+
+def _raise_unreadable(path: Path, error: BaseException) -> None:
+    """Raises UserError if a file could not be opened, for a reason that says what to do."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT:
+        raise UserError(f"{path} does not exist") from None
+    if number in (errno.EACCES, errno.EPERM):
+        raise UserError(f"no permission to read {path}; allow it, as with chmod +r") from None
+
+
+def _remedy(path: Path) -> str:
+    if path.is_relative_to(paths.base_dir()):
+        return "remove it and run python -m nanochat.dataset again"
+    return "restore it, then run python -m nanochat.dataset --source PATH again"
+
+
+def text_batches(
+    path: Path,
+    first: int = 0,
+    on_replaced: Callable[[int], None] | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[pa.Array]:
+    """Texts from number `first` on, in small Arrow arrays of valid UTF-8, null where missing.
+
+    on_replaced: called with the number of each text in which U+FFFD replaces invalid UTF-8.
+    Raises UserError at a damaged row group and at a text beyond MAX_TEXT_BYTES.
+    """
     file = open_parquet(path)
-    for group in range(file.metadata.num_row_groups):
-        unread = file.metadata.row_group(group).num_rows
-        if first >= unread:
-            first -= unread
-            continue
-        try:
-            # Not read_row_group: other programs write a row group of the size of the file.
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=["text"]):
-                unread -= len(batch)
-                yield batch.column(0).cast(pa.large_string())[first:]
-                first = max(0, first - len(batch))
-            if unread:  # no checksum covers the number of rows
-                raise pa.ArrowInvalid(f"{unread} texts are missing")
-        except DAMAGE as error:
-            raise UserError(
-                f"{path} is damaged in row group {group} ({_one_line(error)}); download it again,"
-                " or remove it and run python -m nanochat.dataset again"
-            ) from None
+    starts = _group_starts(file)
+    group = max(0, sum(start <= first for start in starts) - 1)
+    if group >= file.metadata.num_row_groups:
+        return
+    row = starts[group]
+    # All row groups at once: opening each costs milliseconds, and some files have one per row. Not
+    # read_row_groups: other programs write a row group of the size of the file.
+    batches = file.iter_batches(
+        min(batch_rows, _batch_rows(file, path)),
+        row_groups=range(group, file.metadata.num_row_groups),
+        columns=["text"],
+    )
+    try:
+        for batch in batches:
+            for part in _bounded_slices(batch.column(0), path, row):
+                yield _valid_text(part, row, on_replaced)[max(0, first - row) :]
+                row += len(part)
+        if row != starts[-1]:  # no checksum covers the number of rows
+            raise pa.ArrowInvalid(f"{starts[-1] - row} texts are missing")
+    except DAMAGE as error:
+        group = sum(start <= row for start in starts) - 1
+        raise UserError(
+            f"{path} is damaged in row group {group} ({_one_line(error)}); {_remedy(path)}"
+        ) from None
 
 
-def parquet_texts(path: Path) -> Iterator[str]:
-    """The texts of a shard, "" where null. Raises UserError if it is damaged."""
-    for batch in text_batches(path):
-        yield from (text or "" for text in batch.to_pylist())
+def _batch_rows(file: pq.ParquetFile, path: Path) -> int:
+    """Rows to read at a time, fewer where texts are long. UserError where they are far too long."""
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    # Of all columns: pyarrow aborts the process on a damaged description of a single one.
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    if largest > MAX_TEXT_BYTES and len(file.schema_arrow) == 1:
+        raise too_long(f"{path}: a text", largest)
+    return int(min(BATCH_ROWS, max(1, BATCH_BYTES / max(1, largest))))
+
+
+def rows_of_dictionaries(path: Path) -> int:
+    """How many rows can be read at a time if each of them is the longest text of a dictionary.
+
+    Parquet stores a text that repeats once, and reading copies it for each row.
+    """
+    longest = 1
+    with suppress(*DAMAGE, KeyError):  # damaged, or no such column: opening it says so
+        file = pq.ParquetFile(path, read_dictionary=["text"], **READ_OPTIONS)
+        for number in range(file.metadata.num_row_groups):
+            # pyarrow aborts the process on a damaged description of a column: read its start.
+            if (
+                file.metadata.row_group(number).total_byte_size * BATCH_ROWS
+                > MAX_EXPANDED_BYTES / 2
+            ):
+                for batch in file.iter_batches(1, row_groups=[number], columns=["text"]):
+                    lengths = pc.binary_length(batch.column(0).dictionary)
+                    longest = max(longest, pc.max(lengths).as_py() or 0)
+                    break
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // longest))
+
+
+def too_long(where: str, num_bytes: float) -> UserError:
+    return UserError(
+        f"{where} has {num_bytes / 1e6:,.0f} MB; the limit is {MAX_TEXT_BYTES / 1e6:,.0f} MB:"
+        " divide it into documents"
+    )
+
+
+def _bounded_slices(array: pa.Array, path: Path, row: int) -> Iterator[pa.Array]:
+    """Parts of an array whose texts have at most BATCH_BYTES, or one text each."""
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary.cast(pa.large_binary())).take(array.indices)
+    else:
+        lengths = pc.binary_length(array.cast(pa.large_binary()))
+    first, size = 0, 0
+    if (pc.sum(lengths).as_py() or 0) > BATCH_BYTES:
+        for number, length in enumerate(lengths.fill_null(0).to_pylist()):
+            if length > MAX_TEXT_BYTES:
+                raise too_long(f"{path}: the text of row {row + number}", length)
+            if number > first and size + length > BATCH_BYTES:
+                yield array[first:number]
+                first, size = number, 0
+            size += length
+    yield array[first:]
+
+
+def _valid_text(array: pa.Array, row: int, on_replaced: Callable[[int], None] | None) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    array = array.cast(pa.large_binary())
+    try:
+        return array.cast(pa.large_string())  # validates, without a copy
+    except pa.ArrowInvalid:
+        texts = []
+        for number, value in enumerate(array.to_pylist(), start=row):
+            text = None if value is None else value.decode("utf-8", "replace")
+            if on_replaced is not None and text is not None and text.encode() != value:
+                on_replaced(number)
+            texts.append(text)
+        return pa.array(texts, pa.large_string())
+
+
+def parquet_texts(
+    path: Path, on_replaced: Callable[[int], None] | None = None
+) -> Iterator[str | None]:
+    """The texts of a parquet file. Raises UserError as `text_batches`, and on too much text."""
+    limit, num_bytes = max_expanded_bytes(path), 0
+    for batch in text_batches(path, 0, on_replaced, rows_of_dictionaries(path)):
+        num_bytes += batch.nbytes
+        if num_bytes > limit:
+            raise _expands(path, limit)
+        yield from batch.to_pylist()
+
+
+def max_expanded_bytes(path: Path) -> int:
+    """Bytes that a file may have after decompression."""
+    return max(MAX_EXPANDED_BYTES, MAX_EXPANSION * path.stat().st_size)
+
+
+def _expands(path: Path, limit: int) -> UserError:
+    return UserError(
+        f"{path} expands to more than {limit / 1e9:,.1f} GB, over {MAX_EXPANSION} times its size;"
+        " this is no text, or the same text again and again: leave it out"
+    )
 
 
 class Documents:
@@ -126,7 +271,8 @@ class Documents:
 
     def __iter__(self) -> Iterator[str]:
         for path in self.shards:
-            yield from parquet_texts(path)
+            for batch in text_batches(path):
+                yield from (text or "" for text in batch.to_pylist())
 
     def __getitem__(self, indices: slice) -> Any:
         """An Arrow array of texts, null where missing; the step of the slice is 1."""
@@ -149,32 +295,67 @@ class Documents:
                 yield from text_batches(path, max(0, first - start))
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of each non-blank line. Raises UserError naming file:line."""
+# ---- other files
+
+
+class _Decompressed(io.RawIOBase):
+    """Bytes of a file that may be compressed, as many as are plausible for its size."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self.stream, self.path, self.count = stream, path, 0
+        self.limit = max_expanded_bytes(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        self.count += len(data)
+        if self.count > self.limit:
+            raise _expands(self.path, self.limit)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[io.BufferedReader]:
+    """The content of a file, without its .gz or .zst compression. Raises UserError if forbidden.
+
+    Other errors of reading are OSError, as when a compressed file is cut short.
+    """
     compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    number = 0
     try:
         # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
         with pa.input_stream(path, compression=compression) as stream:
-            for number, line in enumerate(io.BufferedReader(stream), start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(
-            f"{path}:{number}: {_one_line(error)}; each line must be one JSON value in UTF-8"
-        ) from None
+            yield io.BufferedReader(_Decompressed(stream, path), BUFFER_BYTES)
+    except OSError as error:
+        _raise_unreadable(path, error)
+        if "too much memory" in str(error):  # of zstd
+            raise UserError(
+                f"{path} is compressed with a window above 128 MB; compress it anew and import the"
+                f" folder: zstd -d --long=31 -c {path} | zstd -o FOLDER/{path.name}"
+            ) from None
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a small file, decompressed. Raises UserError if it is damaged or forbidden."""
+    try:
+        with open_binary(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"{path} is damaged: {_one_line(error)}") from None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a parquet file. Raises UserError if it is damaged."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except DAMAGE as error:
+        _raise_unreadable(path, error)
+        raise UserError(f"{path} is damaged; {_remedy(path)}") from None
+    return rows
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet or JSON lines file. Raises UserError if it is damaged."""
-    if path.suffix == ".parquet":
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except DAMAGE:
-            raise UserError(f"{path} is damaged; remove it to download it again") from None
-        return rows
-    return [row for _, row in json_lines(path)]

@@ -1,99 +1,195 @@
-"""Text files of the user, of several formats, as one stream of documents."""
+"""The user's text as shards: divided into training and validation, and all that is left out named.
 
-import itertools
-from collections.abc import Iterable, Iterator
+The files are read three times, so that no corpus has to fit in memory: to find out what they hold,
+to divide it, and to write it.
+"""
+
+import hashlib
+import logging
+import random
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from nanochat import paths
-from nanochat.data.shards import json_lines, parquet_texts
+from nanochat.data.shards import BATCH_ROWS, rows_of_dictionaries, write_shard
+from nanochat.data.text_files import (
+    MAX_DOCUMENT_CHARACTERS,
+    Found,
+    NoTextError,
+    NotUtf8Error,
+    TextFile,
+    inspect,
+)
 from nanochat.errors import UserError
 
-MAX_DOCUMENT_CHARACTERS = 10_000  # a longer .txt file is split between paragraphs
-FORMATS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+logger = logging.getLogger(__name__)
+
+VAL_SHARE = 0.05  # of the characters
+MAX_VAL_SHARE = 0.34  # of shards that are used in place, of which at least one validates
+MIN_DOCUMENT_CHARACTERS = 200  # a document is not cut below, however little text there is
+NUM_BUCKETS = 1 << 20  # of hashes
+SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
+MAX_NAMES = 5  # of files or rows in a line of the summary
 
 
-def text_files(path: Path) -> list[Path]:
-    """The text files of a folder, or the one file; no hidden files and none of our own output."""
-    if path.is_file():
-        return [path] if text_format(path) else []
-    base = paths.base_dir().resolve()
+@dataclass
+class Notes:
+    """What was left out or changed: how often, and the first places, by reason."""
 
-    def is_input(file: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        # A folder above the base directory must not import the shards written below it.
-        return not hidden and (path.is_relative_to(base) or not file.is_relative_to(base))
+    counts: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
-    files = [file for file in path.rglob("*") if text_format(file) and file.is_file()]
-    return sorted(filter(is_input, files))
+    def add(self, reason: str, place: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < MAX_NAMES and place not in places:
+            places.append(place)
+
+    def lines(self) -> list[str]:
+        """One line per reason."""
+        return [
+            f"{count:,} {reason}: {', '.join(self.places[reason])}"
+            + (", ..." if count > len(self.places[reason]) else "")
+            for reason, count in self.counts.items()
+        ]
 
 
-def text_format(path: Path) -> str:
-    """The suffix that says how a file is read; "" when it is no text file."""
-    return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), "")
+@dataclass(frozen=True)
+class Corpus:
+    """The files of a source after they have been read once."""
+
+    files: list[TextFile]  # that have text
+    notes: Notes
+
+    def in_place(self) -> dict[str, list[TextFile]]:
+        """By split, if the files are shards that can be read where they are; else {}.
+
+        The last ones by name validate, as many as come closest to the share, unless the data set
+        is divided already.
+        """
+        files = self.files
+        if not all(file.kind == ".parquet" for file in files):
+            return {}
+        if any(rows_of_dictionaries(file.path) < BATCH_ROWS for file in files):
+            return {}
+        if {file.split for file in files} == {"train", "val"}:
+            return {split: [f for f in files if f.split == split] for split in ("train", "val")}
+        total, last, best = sum(file.characters for file in files), 0, 1.0
+        number = 0
+        for count, file in enumerate(reversed(files[1:]), start=1):
+            last += file.characters
+            if abs(last / total - VAL_SHARE) < abs(best - VAL_SHARE):
+                best, number = last / total, count
+        if not number or best > MAX_VAL_SHARE:
+            return {}
+        return {"train": files[:-number], "val": files[-number:]}
+
+    def summary(self, characters: dict[str, int], notes: Notes) -> list[str]:
+        """Lines: the size of each split, and what was left out or changed.
+
+        notes: of writing, where the texts are noted again.
+        """
+        share = characters["val"] / sum(characters.values())
+        sizes = (
+            f"{characters['train']:,} characters to train on, {characters['val']:,} ({share:.1%})"
+            " to validate"
+        )
+        counts, places = self.notes.counts | notes.counts, self.notes.places | notes.places
+        return [sizes, *Notes(counts, places).lines()]
 
 
-def iter_file_texts(files: list[Path]) -> Iterator[str]:
-    """All texts that are not blank; a lone surrogate becomes U+FFFD."""
-    for file in files:
-        if text_format(file) == ".parquet":
-            texts = parquet_texts(file)
-        elif text_format(file) == ".txt":
-            texts = _split_text_file(file, files)
+def read_corpus(found: Found) -> Corpus:
+    """Read all files once. Raises UserError if one cannot be read."""
+    notes, files, foreign = Notes(), [], []
+    for path, reason in found.skipped.items():
+        notes.add(f"not read, {reason}", path)
+    for file in found.files:
+        try:
+            file = inspect(file, len(found.files) == 1, notes.add)
+        except NotUtf8Error as error:
+            foreign.append(str(error))  # all in one message: else one attempt per file
+        except NoTextError as error:
+            is_other = str(error).startswith(f"{file.path}:1 ")  # as the config file of a data set
+            if file.kind != ".json" or len(found.files) == 1 or not is_other:
+                raise
+            notes.add("files not read, without text", str(error))
         else:
-            texts = (_text_field(file, number, row) for number, row in json_lines(file))
-        yield from (replace_lone_surrogates(text) for text in texts if text and not text.isspace())
-
-
-def _text_field(file: Path, number: int, row: Any) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise UserError(f'{file}:{number} is not an object with a "text" that is a string')
-    return str(row["text"])
-
-
-def replace_lone_surrogates(text: str) -> str:
-    """The text with U+FFFD for each surrogate without its other half, which UTF-8 cannot encode."""
-    try:
-        text.encode()  # the common case, and much faster than UTF-16
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _split_text_file(file: Path, files: list[Path]) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig") as lines:  # without a byte order mark
-            yield from split_at_paragraphs(lines, MAX_DOCUMENT_CHARACTERS)
-    except UnicodeDecodeError:
-        # All in one message: converting file by file would take as many attempts.
-        rest = files[files.index(file) + 1 :]
-        others = sum(text_format(other) == ".txt" and not _is_utf8(other) for other in rest)
-        also = f" (nor are {others} more)" if others else ""
+            if file.is_list:
+                notes.add("files without a blank line: each line is a document", str(file.path))
+            if file.characters:
+                files.append(file)
+            else:
+                notes.add("files not read, empty", str(file.path))
+    if foreign:
+        others = f" (nor are {len(foreign) - 1} more)" if foreign[1:] else ""
         raise UserError(
-            f"{file} is not UTF-8{also}; convert it, as in iconv -f LATIN1 -t UTF-8 OLD > NEW"
-        ) from None
+            f"{foreign[0]}{others}; write a copy to another folder, as in"
+            " iconv -f LATIN1 -t UTF-8 FILE > FOLDER/FILE, and import that folder"
+        )
+    return Corpus(files, notes)
 
 
-def _is_utf8(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return all(True for _ in lines)
-    except UnicodeDecodeError:
-        return False
+def write_corpus(
+    corpus: Corpus, folder: Path
+) -> tuple[dict[str, list[Path]], dict[str, int], Notes]:
+    """Write the shards. Returns them and their characters by split, and what was left out."""
+    notes = Notes()
+    limits = _limits(corpus)
+    has_splits = {file.split for file in corpus.files} == {"train", "val"}
+    boundary = 0 if has_splits else _boundary(corpus, limits)
+    batches: dict[str, list[str]] = {"train": [], "val": []}
+    sizes = dict.fromkeys(batches, 0)
+    paths: dict[str, list[Path]] = {"train": [], "val": []}
+    totals = dict.fromkeys(batches, 0)
+
+    def write(split: str) -> None:
+        number, batch = len(paths[split]), batches[split]
+        # Neighbors in a file are alike, and so would be the rows of a step.
+        random.Random(number).shuffle(batch)
+        paths[split].append(folder / f"{split}_{number:05d}.parquet")
+        write_shard(paths[split][-1], batch)
+        logger.info("wrote %s", paths[split][-1])
+        totals[split] += sizes[split]
+        batches[split], sizes[split] = [], 0
+
+    for file in corpus.files:
+        for text in file.documents(limits[file.kind == ".txt"], notes.add):
+            by_content = "val" if _bucket(text) < boundary else "train"
+            split = file.split if has_splits else by_content
+            batches[split].append(text)
+            sizes[split] += len(text)
+            if sizes[split] >= SHARD_CHARACTERS:
+                write(split)
+    for split in batches:
+        if batches[split]:
+            write(split)
+    return paths, totals, notes
 
 
-def split_at_paragraphs(lines: Iterable[str], max_characters: int) -> Iterator[str]:
-    """Documents of complete paragraphs; only a single paragraph may exceed `max_characters`."""
-    document: list[str] = []
-    size = 0
-    for is_blank, group in itertools.groupby(lines, str.isspace):
-        if is_blank:
-            continue
-        paragraph = "".join(group).removesuffix("\n")
-        if document and size + len(paragraph) > max_characters:
-            yield "\n\n".join(document)
-            document, size = [], 0
-        document.append(paragraph)
-        size += len(paragraph)
-    if document:
-        yield "\n\n".join(document)
+def _limits(corpus: Corpus) -> tuple[int, int]:
+    """Characters of a document from rows, and from a text file, at most.
+
+    None exceeds the share that validates, so that documents can be divided in this ratio.
+    """
+    total = sum(file.characters for file in corpus.files)
+    rows = max(MIN_DOCUMENT_CHARACTERS, int(total * VAL_SHARE))
+    return rows, min(rows, MAX_DOCUMENT_CHARACTERS)
+
+
+def _boundary(corpus: Corpus, limits: tuple[int, int]) -> int:
+    """Texts in buckets below it have about VAL_SHARE of the characters, and never all of them."""
+    characters = [0] * NUM_BUCKETS
+    for file in corpus.files:
+        for text in file.documents(limits[file.kind == ".txt"], lambda *_: None):
+            characters[_bucket(text)] += len(text)
+    total, below, best, boundary = sum(characters), 0, 2.0, 0
+    for bucket, size in enumerate(characters):
+        below += size
+        if size and below < total and abs(below / total - VAL_SHARE) < best:
+            best, boundary = abs(below / total - VAL_SHARE), bucket + 1
+    return boundary
+
+
+def _bucket(text: str) -> int:
+    """By content: a text keeps its split however files are named or ordered."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % NUM_BUCKETS

@@ -1,0 +1,105 @@
+"""JSON files as rows: one value per line, or one list; in UTF-8 or UTF-16, compressed or not."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from nanochat.data.shards import MAX_TEXT_BYTES, open_binary, too_long
+from nanochat.errors import UserError
+
+READ_CHARACTERS = 1 << 20  # at a time
+NUL_SAMPLE_BYTES = 4096  # of a file's start, in which UTF-16 is recognized
+
+
+def text_encoding(start: bytes) -> str:
+    """The encoding of a text that starts with these bytes: UTF-8, or UTF-16 or UTF-32."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    start = start[:NUL_SAMPLE_BYTES]
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    is_ascii = even + odd > len(start) / 4  # every second byte, or nearly; else line ends have some
+    if not (even and odd) and (is_ascii or (even + odd and not _is_utf8(start))):
+        return "utf-16-be" if even else "utf-16-le"
+    return "utf-8-sig"  # with a byte order mark or without
+
+
+def _is_utf8(start: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of the rows of a .json, .jsonl or .ndjson file. Raises UserError."""
+    is_json = ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]
+    return json_values(path) if is_json else json_lines(path)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of each non-blank line. Raises UserError naming file:line."""
+    number = 0
+    try:
+        with open_binary(path) as stream:
+            encoding = text_encoding(stream.peek(NUL_SAMPLE_BYTES))
+            # Of bytes, so that an error is that of its line; UTF-16 has line ends of two bytes.
+            reader: Any = stream if "8" in encoding else io.TextIOWrapper(stream, encoding)
+            lines = iter(lambda: reader.readline(MAX_TEXT_BYTES + 1), reader.read(0))
+            for number, line in enumerate(lines, start=1):
+                if len(line) > MAX_TEXT_BYTES:
+                    raise too_long(f"{path}:{number}: a line", len(line))
+                if line.strip():
+                    yield number, json.loads(line)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(
+            f"{path}:{number}: {_one_line(error)}; each line must be one JSON value in UTF-8"
+        ) from None
+
+
+def json_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of the items of a list, or of values in a row. UserError naming the number.
+
+    Read in parts, so that a list need not fit in memory.
+    """
+    number, position, failure = 0, 0, ValueError("it holds no value")
+    try:
+        with open_binary(path) as stream:
+            encoding = text_encoding(stream.peek(NUL_SAMPLE_BYTES))
+            reader = io.TextIOWrapper(stream, encoding)
+            text = reader.read(READ_CHARACTERS).lstrip()
+            in_list = text.startswith("[")
+            skipped, is_open = re.compile(r"[\s,\]]*" if in_list else r"\s*"), in_list
+            text = text[in_list:]
+            while True:
+                space = cast(re.Match[str], skipped.match(text, position))
+                position, is_open = space.end(), is_open and "]" not in space[0]
+                value, end = None, 0
+                try:
+                    value, end = json.JSONDecoder().raw_decode(text, position)
+                except ValueError as error:  # perhaps because the rest is not read yet
+                    failure = error
+                more = "" if 0 < end < len(text) else reader.read(max(READ_CHARACTERS, len(text)))
+                if end and not more:
+                    number, position = number + 1, end
+                    yield number, value
+                    continue
+                text, position = text[position:] + more, 0
+                if len(text) > 2 * MAX_TEXT_BYTES:
+                    raise too_long(f"{path}: item {number + 1}", len(text))
+                if not more and (text or is_open):
+                    raise failure
+                if not more:
+                    return
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: item {number + 1} is damaged: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
