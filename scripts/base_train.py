@@ -84,6 +84,7 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
         options,
         model_tag=tag,
         source=source,
+        text=dataset.text_digest(source),  # another text cannot continue a run
         tokenizer=tokenizer.content_hash,
         # Not -1: a run keeps its batch size even if the law for it changes.
         total_batch_size=run_length(options, model)[0],

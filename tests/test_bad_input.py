@@ -16,6 +16,7 @@ import torch
 
 from nanochat import checkpoint_manager, dataset, paths
 from nanochat.configurator import run
+from nanochat.runtime import init_runtime
 from nanochat.tokenizer import get_tokenizer
 from nanochat.training import autotune, stage
 from tests.small_model import small_tokenizer
@@ -219,6 +220,75 @@ def test_an_invalid_environment_variable_is_named(
     assert f"{name}=float17" in error_of(line, capsys)
 
 
+SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes"),
+        ({**SRUN, "SLURM_NTASKS": "2", "ENVIRONMENT": "BATCH"}, "srun started 2 processes"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "srun --ntasks-per-node=1 torchrun"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes"),
+    ],
+)
+def test_ranks_without_torchrun_are_refused(
+    ready: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str], words: str,
+) -> None:  # fmt: skip
+    before = contents(ready)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    error = error_of(TRAIN, capsys)
+    assert words in error and "torchrun" in error and contents(ready) == before
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "ENVIRONMENT": "BATCH"},  # a batch script
+        {**SRUN, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"},  # an interactive step
+        {"SLURM_NTASKS": "8"},  # salloc
+    ],
+)
+def test_one_process_in_a_job_of_slurm_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert init_runtime("cpu").world_size == 1
+
+
+def test_a_run_is_not_continued_on_changed_text_of_as_many_documents(
+    ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    lines = [f'{{"text": "Document {n} is about the rain."}}' for n in range(200)]
+    path.write_text("\n".join(lines))
+    dataset.make(str(path), 1)
+    assert outcome(f"{TRAIN} --num_iterations=2", capsys)[0] == 0
+    source = dataset.current_source()
+    saved = contents(paths.checkpoints_dir("base"))
+    path.write_text("\n".join(lines).replace("rain", "snow"))
+    dataset.make(str(path), 1)
+    assert dataset.current_source() == source
+    error = error_of(f"{TRAIN} --num_iterations=2", capsys)
+    assert "other settings (text: saved " in error and "--fresh" in error
+    assert contents(paths.checkpoints_dir("base")) == saved
+    path.write_text("\n".join(lines))
+    dataset.make(str(path), 1)
+    assert outcome(f"{TRAIN} --num_iterations=2", capsys)[0] == 0
+
+
+def test_a_trained_model_is_usable_after_another_tokenizer_was_trained(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(f"{TRAIN} --num_iterations=2", capsys)[0] == 0
+    assert outcome(f"{TOKENIZE} --fresh", capsys)[0] == 0
+    assert (ready / "replaced" / "tokenizer-1" / "tokenizer.json").is_file()
+    assert outcome("scripts.base_loss --eval_tokens=64 --device_type=cpu", capsys)[0] == 0
+
+
 def test_a_context_too_short_for_the_samples_still_trains(
     ready: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,11 +415,11 @@ def test_a_full_disk_keeps_the_existing_tokenizer(
     disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk.fill()
-    error = error_of("scripts.tok_train --vocab_size=500 --max_chars=20000", capsys)
+    error = error_of("scripts.tok_train --vocab_size=500 --max_chars=20000 --fresh", capsys)
     assert "the disk is full" in error and "tokenizer.json" in error
     assert get_tokenizer().content_hash == small_tokenizer().content_hash
     disk.free()
-    assert outcome("scripts.tok_train --vocab_size=500 --max_chars=20000", capsys)[0] == 0
+    assert outcome("scripts.tok_train --vocab_size=500 --max_chars=20000 --fresh", capsys)[0] == 0
     assert get_tokenizer().get_vocab_size() == 500
 
 
@@ -379,21 +449,21 @@ def fill_while_saving(
 def test_a_temporarily_full_disk_costs_a_checkpoint_but_not_the_run(
     disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
+    assert outcome(f"{TRAIN} --model_tag=uninterrupted", capsys)[0] == 0
     fill_while_saving(disk, monkeypatch, step, freed_at=step + 2)
     code, lines = outcome(f"{TRAIN} --model_tag=full", capsys)
     assert code == 0
     [failure] = [line for line in lines if f"checkpoint of step {step} was not saved" in line]
     assert "the disk is full" in failure and "last checkpoint: " in failure
-    straight, full = weights("straight"), weights("full")
-    assert all(torch.equal(straight[name], full[name]) for name in straight)
+    uninterrupted, full = weights("uninterrupted"), weights("full")
+    assert all(torch.equal(uninterrupted[name], full[name]) for name in uninterrupted)
 
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_run_resumes_from_the_last_checkpoint_before_the_disk_was_full(
     disk: Disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    assert outcome(f"{TRAIN} --model_tag=straight", capsys)[0] == 0
+    assert outcome(f"{TRAIN} --model_tag=uninterrupted", capsys)[0] == 0
     with monkeypatch.context() as patched:
         fill_while_saving(disk, patched, step, freed_at=-1)
         error = error_of(f"{TRAIN} --model_tag=full", capsys)
@@ -402,8 +472,8 @@ def test_a_run_resumes_from_the_last_checkpoint_before_the_disk_was_full(
     assert (left.step if left else 0) == step - 2
     disk.free()
     assert outcome(f"{TRAIN} --model_tag=full", capsys)[0] == 0
-    straight, resumed = weights("straight"), weights("full")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    uninterrupted, resumed = weights("uninterrupted"), weights("full")
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
 @pytest.mark.parametrize(

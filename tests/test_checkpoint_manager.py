@@ -15,6 +15,7 @@ from nanochat import paths
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import init_runtime
+from nanochat.tokenizer import RustBPETokenizer
 from tests.small_model import save_small_run
 
 META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "finished": False, "loader": {"step": 1}}
@@ -242,14 +243,37 @@ def test_a_replaced_run_stays_loadable_and_is_no_longer_found(
     checkpoints.move_to_replaced(folder)  # nothing there: does nothing
 
 
-def test_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Other:
-        content_hash = "another"
+def test_another_tokenizer_is_refused(base_dir: Path) -> None:
+    save_small_run("base")
+    with_other_merges().save(paths.tokenizer_dir())
+    with pytest.raises(UserError, match=r"trained with tokenizer \w{12}, but .* holds \w{12};"):
+        checkpoints.load_model("base", init_runtime("cpu"))
 
-    save_small_run("sft")
-    monkeypatch.setattr(checkpoints, "get_tokenizer", Other)
-    with pytest.raises(UserError, match=r"trained with tokenizer \w{12}, but .* holds another;"):
-        checkpoints.load_model("sft", init_runtime("cpu"))
+
+@pytest.mark.parametrize("place", ["beside the checkpoints", "replaced"])
+def test_a_model_keeps_its_tokenizer_when_another_is_trained(base_dir: Path, place: str) -> None:
+    save_small_run("base")
+    right = checkpoints.load_model("base", init_runtime("cpu"))[1].content_hash
+    beside = paths.checkpoints_dir("base") / "small"
+    kept = beside if place.startswith("beside") else base_dir / "replaced" / "tokenizer-1"
+    RustBPETokenizer.from_directory(paths.tokenizer_dir()).save(kept)
+    with_other_merges().save(paths.tokenizer_dir())
+    assert checkpoints.load_model("base", init_runtime("cpu"))[1].content_hash == right
+    (paths.tokenizer_dir() / "tokenizer.json").unlink()
+    assert checkpoints.load_model("base", init_runtime("cpu"))[1].content_hash == right
+
+
+def test_a_damaged_copy_of_the_tokenizer_is_passed_over(
+    base_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_small_run("base")
+    (paths.checkpoints_dir("base") / "small" / "tokenizer.json").write_text("{")
+    checkpoints.load_model("base", init_runtime("cpu"))
+    assert "small/tokenizer.json is not a nanochat tokenizer" in caplog.text
+
+
+def with_other_merges() -> RustBPETokenizer:
+    return RustBPETokenizer.train_from_iterator(["other text, and other pairs of it"], 280)
 
 
 # ---- loading only the model

@@ -61,20 +61,61 @@ def test_training_again_is_skipped_and_writes_nothing(
     assert section("tok_train")["written"] == written
 
 
-@pytest.mark.parametrize("change", ["--fresh", "--vocab_size=301", "--max_chars=5000"])
-def test_training_is_repeated_with_fresh_or_other_settings(
-    trained: RustBPETokenizer, change: str, caplog: pytest.LogCaptureFixture
+def replaced() -> list[str]:
+    return [path.name for path in sorted((paths.base_dir() / "replaced").glob("*"))]
+
+
+@pytest.mark.parametrize("change", ["--vocab_size=301", "--max_chars=5000", "--doc_cap=20"])
+def test_a_tokenizer_of_other_settings_is_kept_unless_fresh_is_given(
+    trained: RustBPETokenizer, change: str
+) -> None:
+    name = change.strip("-").partition("=")[0]
+    with pytest.raises(UserError, match=rf"other settings \({name}: saved .*--fresh to move"):
+        tok_train.main(["--vocab_size=300", change])
+    assert get_tokenizer().content_hash == trained.content_hash and replaced() == []
+    tok_train.main(["--vocab_size=300", change, "--fresh"])
+    assert get_tokenizer().content_hash != trained.content_hash
+    assert replaced() == ["tokenizer-1"]
+    kept = RustBPETokenizer.from_directory(paths.base_dir() / "replaced" / "tokenizer-1")
+    assert kept.content_hash == trained.content_hash
+
+
+def test_training_the_same_tokenizer_again_keeps_no_copy(
+    trained: RustBPETokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        tok_train.main(["--vocab_size=300", change])
-    assert "already measured" not in caplog.text
+        tok_train.main(["--vocab_size=300", "--fresh"])
+    assert "already measured" not in caplog.text and replaced() == []
 
 
-def test_a_tokenizer_other_than_the_reported_one_is_trained_again(
+def test_a_tokenizer_of_unknown_origin_is_not_replaced(trained: RustBPETokenizer) -> None:
+    foreign = RustBPETokenizer.train_from_iterator(["other text"], 300)
+    foreign.save(paths.tokenizer_dir())
+    with pytest.raises(UserError, match=r"vocab_size: saved unknown.*--fresh"):
+        tok_train.main(["--vocab_size=300"])
+    tok_train.main(["--vocab_size=300", "--fresh"])
+    assert get_tokenizer().content_hash == trained.content_hash
+    kept = RustBPETokenizer.from_directory(paths.base_dir() / "replaced" / "tokenizer-1")
+    assert kept.content_hash == foreign.content_hash
+
+
+def test_a_tokenizer_knows_its_settings_after_the_report_is_reset(
     trained: RustBPETokenizer,
 ) -> None:
-    RustBPETokenizer.train_from_iterator(["other text"], 300).save(paths.tokenizer_dir())
+    before = section("tok_train")
+    report.reset()
     tok_train.main(["--vocab_size=300"])
+    assert section("tok_train")["metrics"] == before["metrics"]
+
+
+def test_changed_text_is_said_and_the_tokenizer_kept(
+    trained: RustBPETokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "texts" / "foxes.jsonl"
+    path.write_text(path.read_text().replace("jump", "swim"))
+    dataset.make(str(tmp_path / "texts"), 1)
+    tok_train.main(["--vocab_size=300"])
+    assert "the text has changed since the tokenizer was trained" in caplog.text
     assert get_tokenizer().content_hash == trained.content_hash
 
 
@@ -82,6 +123,7 @@ def test_a_missing_or_damaged_tokenizer_is_trained_again(trained: RustBPETokeniz
     path = paths.tokenizer_dir() / "tokenizer.json"
     path.write_text("{")
     tok_train.main(["--vocab_size=300"])
+    assert (paths.base_dir() / "replaced" / "tokenizer-1" / path.name).read_text() == "{"
     path.unlink()
     tok_train.main(["--vocab_size=300"])
     assert get_tokenizer().content_hash == trained.content_hash
@@ -166,7 +208,7 @@ def test_measuring_again_is_skipped_until_the_tokenizer_changes(
         tok_eval.main([])
         assert "already measured" in caplog.text
         caplog.clear()
-        tok_train.main(["--vocab_size=290"])
+        tok_train.main(["--vocab_size=290", "--fresh"])
         tok_eval.main([])
         assert "already measured" not in caplog.text
 

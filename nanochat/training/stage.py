@@ -81,6 +81,7 @@ def run(plan: Plan, runtime: Runtime) -> None:
     if plan.starts_over:
         on_main_first(lambda: checkpoint_manager.move_to_replaced(directory))
     on_main_first(lambda: checkpoint_manager.remove_leftovers(directory))
+    on_main_first(lambda: plan.tokenizer.save(directory))  # the model is of no use without it
     if next(model.parameters()).is_meta:
         model.to_empty(device=runtime.device)
         model.init_weights(plan.seed)
