@@ -140,9 +140,9 @@ def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOpt
     if not checkpoint_manager.saved_steps(directory):
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
-    # A run from before an option existed had the default of that option.
+    # A run from before an option existed had the default of that option, and no digest of its text.
     defaults = {field.name: field.default for field in fields(options) if field.name in settings}
-    saved = {**defaults, **meta["settings"]}
+    saved = {**defaults, "text": settings.get("text"), **meta["settings"]}
     names = sorted((saved.keys() | settings.keys()) - FREE_OPTIONS)
     differing = [name for name in names if saved.get(name) != settings.get(name)]
     if differing:
