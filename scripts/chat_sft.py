@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanochat.configurator import at_least, between, parse, run_command
-from scripts.options import ChatOptions
+from scripts.options import MixtureOptions
 
 
 @dataclass(frozen=True)
-class Options(ChatOptions):
+class Options(MixtureOptions):
     """Supervised finetuning: train on the assistant's tokens of conversations."""
 
     rows_per_step: Annotated[int, at_least(1)] = 32
@@ -20,12 +20,10 @@ class Options(ChatOptions):
     num_epochs: Annotated[int, at_least(1)] = 1
     """Passes over the conversations."""
     num_conversations: Annotated[int, at_least(1)] = 8_000
-    """Conversations generated from the primer world, if that is the source."""
+    """Conversations generated from the primer world, if those are in the mixture."""
     warmdown_share: Annotated[float, between(0, 1)] = 1.0
     """Share of the run, at its end, in which the learning rate falls."""
     init_lr: Annotated[float, at_least(0)] = 0.1
-    identity_file: str = ""
-    """Conversations about the model itself, one JSON list of messages per line (CustomJSON)."""
 
 
 if __name__ == "__main__":
@@ -39,7 +37,6 @@ from nanochat.training.schedule import Schedule
 from scripts.training import Setup, train
 from tasks.arc import ARC
 from tasks.common import Task, TaskMixture
-from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
 from tasks.smoltalk import SmolTalk
@@ -53,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_plan(options: Options, setup: Setup) -> Plan:
     """One conversation per row, of which only the assistant's tokens are targets."""
     model, tokenizer = setup.load()
-    mixture, rows = training_mixture(options, setup.source), options.rows_per_step
+    mixture, rows = training_mixture(options, setup), options.rows_per_step
     num_steps = chat_batches.masked_steps(mixture, rows, options.num_epochs)
     batches = partial(
         chat_batches.masked_conversations, mixture, tokenizer, rows=rows,
@@ -65,17 +62,18 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     )  # fmt: skip
 
 
-def training_mixture(options: Options, source: str) -> Task:
-    if source == "primer":  # another seed than midtraining's: other conversations
-        return Primer("train", stage="sft", size=options.num_conversations, seed=options.seed + 1)
-    tasks: list[Task] = [
-        ARC("ARC-Easy", "train"),
-        ARC("ARC-Challenge", "train"),
-        GSM8K("main", "train"),
-        SmolTalk("train", stop=10_000),
-        SimpleSpelling("train", size=300),
-        SpellingBee("train", size=300),
-    ]
-    if options.identity_file:
-        tasks.append(CustomJSON(options.identity_file))
-    return TaskMixture(tasks)
+def training_mixture(options: Options, setup: Setup) -> Task:
+    tasks: list[Task] = [*setup.own]
+    if setup.mixture == "primer":  # another seed than midtraining's: other conversations
+        size, seed = options.num_conversations, options.seed + 1
+        tasks.append(Primer("train", stage="sft", size=size, seed=seed))
+    elif setup.mixture == "public":
+        tasks += [
+            ARC("ARC-Easy", "train"),
+            ARC("ARC-Challenge", "train"),
+            GSM8K("main", "train"),
+            SmolTalk("train", stop=10_000),
+            SimpleSpelling("train", size=300),
+            SpellingBee("train", size=300),
+        ]
+    return tasks[0] if len(tasks) == 1 else TaskMixture(tasks)

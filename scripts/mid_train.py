@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanochat.configurator import at_least, between, parse, run_command
-from scripts.options import ChatOptions
+from scripts.options import MixtureOptions
 
 
 @dataclass(frozen=True)
-class Options(ChatOptions):
+class Options(MixtureOptions):
     """Teach a pretrained model the format of conversations, tools and multiple choice."""
 
     total_batch_size: int = 524288
@@ -20,11 +20,9 @@ class Options(ChatOptions):
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means one epoch of the mixture."""
     num_conversations: Annotated[int, at_least(1)] = 20_000
-    """Conversations generated from the primer world, if that is the source."""
+    """Conversations generated from the primer world, if those are in the mixture."""
     warmdown_share: Annotated[float, between(0, 1)] = 0.5
     """Share of the run, at its end, in which the learning rate falls."""
-    identity_file: str = ""
-    """Conversations about the model itself, one JSON list of messages per line (CustomJSON)."""
 
 
 if __name__ == "__main__":
@@ -38,7 +36,6 @@ from nanochat.training.scaling_laws import global_rows
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, train
 from tasks.common import Task, TaskMixture
-from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
 from tasks.primer import Primer
@@ -53,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_plan(options: Options, setup: Setup) -> Plan:
     """Packed conversations of the mixture; every token is a target."""
     model, tokenizer = setup.load()
-    mixture = training_mixture(options, setup.source)
+    mixture = training_mixture(options, setup)
     length = model.config.sequence_len
     rows = global_rows(options.total_batch_size, length, setup.runtime.world_size)
     num_steps = options.num_iterations
@@ -67,16 +64,17 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     return setup.plan(model, tokenizer, rows=rows, schedule=schedule, batches=batches)
 
 
-def training_mixture(options: Options, source: str) -> Task:
-    if source == "primer":
-        return Primer("train", stage="mid", size=options.num_conversations, seed=options.seed)
-    tasks: list[Task] = [
-        SmolTalk("train"),
-        MMLU("auxiliary_train", split="train"),
-        GSM8K("main", "train"),
-        SimpleSpelling("train", size=200_000),
-        SpellingBee("train", size=80_000),
-    ]
-    if options.identity_file:
-        tasks += [CustomJSON(options.identity_file)] * 2  # a small set: two epochs of it
-    return TaskMixture(tasks)
+def training_mixture(options: Options, setup: Setup) -> Task:
+    tasks: list[Task] = [*setup.own, *setup.own]  # small sets: two epochs of them
+    if setup.mixture == "primer":
+        size = options.num_conversations
+        tasks.append(Primer("train", stage="mid", size=size, seed=options.seed))
+    elif setup.mixture == "public":
+        tasks += [
+            SmolTalk("train"),
+            MMLU("auxiliary_train", split="train"),
+            GSM8K("main", "train"),
+            SimpleSpelling("train", size=200_000),
+            SpellingBee("train", size=80_000),
+        ]
+    return tasks[0] if len(tasks) == 1 else TaskMixture(tasks)

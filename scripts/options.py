@@ -67,7 +67,22 @@ class ChatOptions(LoopOptions):
     init_lr: Annotated[float, at_least(0)] = 1.0
     """Peak learning rates, as a share of those of the options."""
     eval_conversations: Annotated[int, at_least(1)] = 256
-    """Held-out conversations of each evaluation."""
+    """Held-out conversations of each evaluation, unless there are only your own."""
+
+
+@dataclass(frozen=True)
+class MixtureOptions(ChatOptions):
+    """Options of the stages that may train on one's own conversations."""
+
+    conversations: str = ""
+    """Your own conversations, alone: a JSON file or a folder of them, in the format of OpenAI and
+    Hugging Face (messages), ShareGPT or Alpaca."""
+    identity_file: str = ""
+    """Your own conversations in the same formats, added to the others, such as those about the
+    model itself."""
+    mixture: Literal["auto", "primer", "public", "none"] = "auto"
+    """Conversations besides your own: the primer world, public data sets, or none. auto: none with
+    --conversations, else by the text that the model was trained on."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Each command gives a function `make_plan(options, setup)`: the data of its stage
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from nanochat.training import stage
 from nanochat.training.config import TITLES, Plan
 from nanochat.training.scaling_laws import scaled_weight_decay
 from nanochat.training.schedule import Schedule
-from scripts.options import ChatOptions, LoopOptions
+from scripts.options import ChatOptions, LoopOptions, MixtureOptions
+from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.primer import Primer
 from tasks.smoltalk import SmolTalk
@@ -48,9 +49,11 @@ TEXT_SAMPLES = (
 CHAT_SAMPLES = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
 
 
-def held_out_conversations(name: str, source: str, size: int) -> Conversations:
+def held_out_conversations(name: str, mixture: str, size: int) -> Conversations | None:
     """Conversations that a stage never trains on."""
-    if source == "primer":
+    if mixture == "none":  # one's own are few, and all of them are meant to be learned
+        return None
+    if mixture == "primer":
         return Primer("test", stage="sft", size=size)
     return GSM8K("main", "test", stop=size) if name == "rl" else SmolTalk("test", stop=size)
 
@@ -66,6 +69,8 @@ class Setup:
     source: str  # of text
     settings: dict[str, Any]  # what defines the run
     load: Callable[[], tuple[GPT, RustBPETokenizer]]  # the model that the stage starts from
+    mixture: str = "none"  # or primer, public: the conversations besides one's own
+    own: Sequence[CustomJSON] = ()
 
     def plan(
         self, model: GPT, tokenizer: RustBPETokenizer, *, rows: int, schedule: Schedule,
@@ -78,7 +83,7 @@ class Setup:
         is_chat, lr_scale, held_out = False, 1.0, None
         if isinstance(options, ChatOptions):
             is_chat, lr_scale = True, options.init_lr
-            held_out = held_out_conversations(self.name, self.source, options.eval_conversations)
+            held_out = held_out_conversations(self.name, self.mixture, options.eval_conversations)
         eval_tokens = options.eval_tokens
         if eval_tokens == -1:
             train_tokens = schedule.num_steps * rows * model.config.sequence_len
@@ -174,7 +179,38 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
 
     source, identity = dataset.current_source(), checkpoint_manager.model_identity(meta)
     settings = defining_settings(options, model_tag=tag, parent=identity, source=source)
-    return Setup(name, options, runtime, tag, source, settings, load)
+    mixture, own = "primer" if source == "primer" else "public", list[CustomJSON]()
+    if isinstance(options, MixtureOptions):
+        mixture, own = chosen_mixture(options, mixture), own_conversations(options)
+    if own:  # a file that has changed since makes another run
+        settings["own_conversations"] = [task.digest() for task in own]
+    return Setup(name, options, runtime, tag, source, settings, load, mixture, own)
+
+
+def own_conversations(options: MixtureOptions) -> list[CustomJSON]:
+    """Raises UserError if a file cannot be read as conversations."""
+    paths = filter(None, (options.conversations, options.identity_file))
+    return [CustomJSON(path) for path in paths]
+
+
+def chosen_mixture(options: MixtureOptions, usual: str) -> str:
+    """What to mix with one's own conversations. Raises UserError if an option has no effect."""
+    mixture = "none" if options.conversations else usual
+    if options.mixture != "auto":
+        mixture = options.mixture
+    if mixture == "none" and not (options.conversations or options.identity_file):
+        raise UserError("--mixture=none leaves no conversations; add --conversations=PATH")
+    without_effect = {
+        "num_conversations": mixture != "primer", "eval_conversations": mixture == "none",
+    }  # fmt: skip
+    for field in fields(options):
+        is_given = getattr(options, field.name) != field.default
+        if is_given and without_effect.get(field.name):
+            raise UserError(
+                f"--{field.name} has no effect: the conversations besides your own are"
+                f" {mixture}; leave it out, or use --mixture=primer"
+            )
+    return mixture
 
 
 def train(

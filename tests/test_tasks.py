@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ from tasks.common import (
     render_choices,
     shuffled,
 )
-from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K, answer_parts
 from tasks.mmlu import MMLU
 from tasks.primer import Primer, contains_phrase, last_number
 from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
-from tests.shared_data import EVAL_DATA, json_lines, mmlu_rows, needs_eval_data, put_on_hub
+from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub
 from tests.small_model import small_tokenizer
 
 
@@ -233,57 +231,6 @@ def test_smoltalk_reads_its_files() -> None:
     for index, row in enumerate(shuffled(rows)[:100]):
         assert task[index]["messages"] == row["messages"]
         render_conversation(task[index], small_tokenizer())
-
-
-@needs_eval_data
-def test_a_file_of_custom_conversations_is_read() -> None:
-    path = EVAL_DATA / "chat" / "identity_conversations.jsonl"
-    task = CustomJSON(str(path))
-    assert len(task) == 1000
-    assert [task[i]["messages"] for i in range(1000)] == json_lines(
-        "chat/identity_conversations.jsonl"
-    )
-
-
-def test_both_forms_of_a_line_are_conversations(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    path = tmp_path / "my.jsonl"
-    path.write_text(json.dumps(messages) + "\n\n" + json.dumps({"messages": messages}) + "\n")
-    task = CustomJSON(str(path), stop=2)
-    assert [task[i] for i in range(len(task))] == [{"messages": messages}] * 2
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "my.jsonl:2.*JSON"),
-        ("[]", "my.jsonl:2 is not a list of messages.*at least one message"),
-        ("17", "my.jsonl:2 is not a list of messages"),
-        ("{}", "my.jsonl:2 is not a list of messages"),
-        ('["Hi"]', "my.jsonl:2 is not a list of messages"),
-        ('[{"role": "user"}]', "my.jsonl:2 is not a list of messages.*content"),
-        ('[{"content": "Hi"}]', "my.jsonl:2 is not a list of messages.*role"),
-        ('[{"role": "user", "content": null}]', "my.jsonl:2 is not a list of messages"),
-        ('[{"role": "user", "content": [{"type": "text"}]}]', "my.jsonl:2 is not a list"),
-        ('[{"role": "assistant", "content": "Hi"}]', "my.jsonl:2 .*'user' is expected"),
-        (
-            '[{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "x",'
-            ' "text": "y"}]}]',
-            "my.jsonl:2 is not a list.*type 'x'",
-        ),
-    ],
-)
-def test_an_invalid_line_is_named(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "my.jsonl"
-    good = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'
-    path.write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises(UserError, match=message):
-        CustomJSON(str(path))
-
-
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UserError, match=r"--identity_file=nowhere\.jsonl does not exist"):
-        CustomJSON("nowhere.jsonl")
 
 
 # ---- spelling
