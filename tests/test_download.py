@@ -305,3 +305,14 @@ def test_kill_9_during_a_transfer_leaves_no_bad_file_and_the_next_process_resume
     fetch(hub, path)
     assert path.read_bytes() == CONTENT
     assert hub.requests[-1] == f"{NAME} from {size}"
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1"])
+def test_a_proxy_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    huggingface_hub.close_session()  # which was made without it
+    with pytest.raises(UserError, match=r"^the proxy in ALL_PROXY.* cannot be used: .*unset"):
+        download([HubFile("x/y", "file", tmp_path / "file")], "http://127.0.0.1:9")
+    huggingface_hub.close_session()

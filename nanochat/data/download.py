@@ -93,12 +93,26 @@ def _download_missing(
     # Otherwise every process asks the hub for a list of names to report in its User-Agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
+    _check_proxy()
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():  # another process may have finished it meanwhile
                 logger.info("downloading %s", url)
                 _attempt_repeatedly(url, path, cancelled, remedy, is_hub)
+
+
+def _check_proxy() -> None:
+    """Raises UserError if the proxy of the environment cannot be used, as socks without socksio."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session()
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"the proxy in ALL_PROXY, HTTPS_PROXY or HTTP_PROXY cannot be used: {error} For socks,"
+            " run uv pip install socksio; or use an http proxy, or unset the variable"
+        ) from None
 
 
 def _attempt_repeatedly(
