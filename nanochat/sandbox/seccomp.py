@@ -9,6 +9,7 @@ import ctypes
 import errno
 import platform
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -76,7 +77,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 
 def is_available() -> bool:
     """Whether the kernel has seccomp, and this architecture a table."""
-    if platform.machine() not in ARCHITECTURES:
+    if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
         return False
     # Without an address of a filter: EFAULT where filters are supported, else EINVAL.
     try:
