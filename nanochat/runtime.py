@@ -155,27 +155,17 @@ def _name_unknown_user() -> None:
 
 
 def _refuse_ranks_without_torchrun() -> None:
-    """Raises UserError in one of several processes that know nothing of each other.
-
-    They would all train the same run into the same folder.
-    """
+    """Raises UserError in one of several processes that would all train the same run."""
     variables = os.environ
-    if "WORLD_SIZE" in variables:
-        return
-    counts = {"mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
     # A batch script of Slurm sees the tasks of its job, but is a single process itself.
     is_script = variables.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in variables
-    if "SLURM_PROCID" in variables and not is_script:
-        in_step = "SLURM_STEP_NUM_TASKS" in variables
-        counts["srun"] = "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS"
-    for launcher, name in counts.items():
-        count = variables.get(name, "1")
-        if count != "1":
+    is_task = "SLURM_PROCID" in variables and not is_script
+    srun = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS"
+    for launcher, name in (("mpirun", "OMPI_COMM_WORLD_SIZE"), ("srun", srun * is_task)):
+        if (count := variables.get(name, "1")) != "1" and "WORLD_SIZE" not in variables:
             raise UserError(
-                f"{launcher} started {count} processes ({name}={count}) that do not know of each"
-                f" other; start one per node, and the ranks with torchrun: {launcher}"
-                f" {'--ntasks-per-node=1' if launcher == 'srun' else '-n 1'} torchrun"
-                " --nproc_per_node=GPUS ... -m scripts.base_train -- OPTIONS"
+                f"{launcher} started {count} processes ({name}) that do not know of each other; use"
+                " srun --ntasks-per-node=1 torchrun --nproc_per_node=GPUS ... -m COMMAND"
             )
 
 
