@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
 from nanochat.engine import Engine
 from nanochat.web.models import ModelSource
 from tests.memorized_model import LONG
-from tests.served import serving_models, slowed
+from tests.served import serving, serving_models, slowed
 from tests.test_web_browser import (
     CHAT,
     address,
@@ -340,3 +340,27 @@ def test_axe_finds_no_violation(browser: Browser, stages: str, width: int, schem
     check()
     context.close()
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+
+
+# ---- another origin
+
+
+def test_a_page_of_a_configured_origin_streams_answers_from_this_server(
+    browser: Browser, engine: Engine, address: str
+) -> None:
+    """In the browser, whose preflight request and CORS checks are the real ones."""
+    ask_from_page = """async (url) => {
+      const headers = { "Content-Type": "application/json", Authorization: "Bearer secret" };
+      const messages = [{ role: "user", content: "Smile" }];
+      const body = JSON.stringify({ messages, stream: true });
+      const response = await fetch(url, { method: "POST", headers, body });
+      return (await response.text()).includes("[DONE]");
+    }"""
+    tab = browser.new_context(bypass_csp=True).new_page()  # the page's own policy forbids it
+    tab.goto(address)
+    url = "/v1/chat/completions"
+    with serving(engine, api_key="secret", cors_origins=(address,)) as other:
+        assert tab.evaluate(ask_from_page, other + url)
+    with serving(engine, api_key="secret") as other, pytest.raises(Error, match="Failed to fetch"):
+        tab.evaluate(ask_from_page, other + url)
+    tab.context.close()
