@@ -30,7 +30,7 @@ BANNED = {
     r"side by side": "in parallel, replicas",
     r"undisturbed": "name what is switched off",
     r"outlook": "run summary",
-    r"own text": "text import; the user's text",
+    r"(?<!your )own text": "text import; the user's text",
     r"capped loss": "soft-capped cross-entropy",
     r"text stream": "streaming detokenizer",
     r"mov(es|ing) (it|which|what|the matrices|matrices)": "update, optimize",

@@ -255,7 +255,7 @@ def model_card(config: GPTConfig, usage: Usage) -> str:
     """README.md of the folder, as the hub shows it."""
     name = LICENSES.get(usage.source, "other")
     of_text = f"The weights are under the license of the text that they come from: {name}."
-    own_text = "The weights were trained on text of your own: name the license that it allows."
+    unknown = "The weights were trained on the text of a user: name the license that it allows."
     sampled = f"at temperature {usage.temperature:g} from the {usage.top_k} most likely tokens"
     return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
         name=usage.name,
@@ -264,5 +264,5 @@ def model_card(config: GPTConfig, usage: Usage) -> str:
         context=config.sequence_len,
         sampling=f"It samples {sampled}." if usage.temperature else "It answers greedily.",
         license=name,
-        license_text=own_text if name == "other" else of_text,
+        license_text=unknown if name == "other" else of_text,
     )
