@@ -481,13 +481,13 @@ def test_a_text_beyond_the_limit_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "MAX_TEXT_BYTES", 10_000)
     monkeypatch.setattr(shards, "BATCH_BYTES", 5_000)
     (tmp_path / "a.jsonl").write_text(lines_of(["a", "b" * 20_000]))
-    assert "a.jsonl:2: a line has 0 MB; the limit is" in refusal(tmp_path / "a.jsonl")
+    assert "a.jsonl:2: a line is longer than the limit of 0 MB" in refusal(tmp_path / "a.jsonl")
     (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b" * 2_000_000}]))
-    assert "item 2 has" in refusal(tmp_path / "a.json")
+    assert "item 2 is longer" in refusal(tmp_path / "a.json")
     write_parquet(tmp_path / "a.parquet", ["a"] * 50 + ["b" * 20_000])
-    assert "the text of row 50 has" in refusal(tmp_path / "a.parquet")
+    assert "the text of row 50 is longer" in refusal(tmp_path / "a.parquet")
     write_parquet(tmp_path / "b.parquet", ["b" * 20_000])
-    assert "the limit is" in refusal(tmp_path / "b.parquet")
+    assert "longer than the limit" in refusal(tmp_path / "b.parquet")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt.gz"])

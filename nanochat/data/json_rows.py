@@ -54,7 +54,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             lines = iter(lambda: reader.readline(MAX_TEXT_BYTES + 1), reader.read(0))
             for number, line in enumerate(lines, start=1):
                 if len(line) > MAX_TEXT_BYTES:
-                    raise too_long(f"{path}:{number}: a line", len(line))
+                    raise too_long(f"{path}:{number}: a line")
                 if line.strip():
                     yield number, json.loads(line)
     except (ValueError, RecursionError, OSError) as error:
@@ -92,7 +92,7 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
                     continue
                 text, position = text[position:] + more, 0
                 if len(text) > 2 * MAX_TEXT_BYTES:
-                    raise too_long(f"{path}: item {number + 1}", len(text))
+                    raise too_long(f"{path}: item {number + 1}")
                 if not more and (text or is_open):
                     raise failure
                 if not more:

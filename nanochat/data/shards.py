@@ -157,7 +157,7 @@ def _batch_rows(file: pq.ParquetFile, path: Path) -> int:
     # Of all columns: pyarrow aborts the process on a damaged description of a single one.
     largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
     if largest > MAX_TEXT_BYTES and len(file.schema_arrow) == 1:
-        raise too_long(f"{path}: a text", largest)
+        raise too_long(f"{path}: a text")
     return int(min(BATCH_ROWS, max(1, BATCH_BYTES / max(1, largest))))
 
 
@@ -182,10 +182,10 @@ def rows_of_dictionaries(path: Path) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // longest))
 
 
-def too_long(where: str, num_bytes: float) -> UserError:
+def too_long(where: str) -> UserError:
     return UserError(
-        f"{where} has {num_bytes / 1e6:,.0f} MB; the limit is {MAX_TEXT_BYTES / 1e6:,.0f} MB:"
-        " divide it into documents"
+        f"{where} is longer than the limit of {MAX_TEXT_BYTES / 1e6:,.0f} MB; divide it into"
+        " documents"
     )
 
 
@@ -199,7 +199,7 @@ def _bounded_slices(array: pa.Array, path: Path, row: int) -> Iterator[pa.Array]
     if (pc.sum(lengths).as_py() or 0) > BATCH_BYTES:
         for number, length in enumerate(lengths.fill_null(0).to_pylist()):
             if length > MAX_TEXT_BYTES:
-                raise too_long(f"{path}: the text of row {row + number}", length)
+                raise too_long(f"{path}: the text of row {row + number}")
             if number > first and size + length > BATCH_BYTES:
                 yield array[first:number]
                 first, size = number, 0
