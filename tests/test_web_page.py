@@ -263,14 +263,14 @@ def stages(engine: Engine) -> Iterator[str]:
         yield url
 
 
-def test_a_model_is_chosen_and_all_of_them_answer_side_by_side(page: Page, stages: str) -> None:
+def test_a_model_is_chosen_and_all_of_them_are_compared(page: Page, stages: str) -> None:
     page.goto("about:blank")
     context = page.context
     tab = context.new_page()
     tab.goto(stages)
     menu = tab.get_by_label("Model", exact=True)
     expect(menu.locator("option")).to_have_text(
-        [re.compile("BASE"), re.compile("SFT"), re.compile("RL"), "All models, side by side"]
+        [re.compile("BASE"), re.compile("SFT"), re.compile("RL"), "Compare all models"]
     )
     expect(menu).to_have_value("nanochat-d2-sft")
     menu.select_option("nanochat-d2-base")

@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+import time
 from http.client import HTTPResponse
 from typing import Any
 
@@ -346,9 +347,39 @@ def test_markdown_becomes_html_without_scripts_and_images() -> None:
 
 @pytest.mark.parametrize("piece", ["\n ", "a\n", "a."])  # the slowest of a hundred tried
 def test_repetitive_code_is_highlighted_quickly_in_every_supported_language(piece: str) -> None:
-    """Many other lexers would take seconds and are not used."""
-    code = piece * (markdown.MAX_HIGHLIGHTED_CHARACTERS // len(piece) - 1)
+    """Many other lexers would take seconds and are not used; a pattern holds the GIL."""
+    longest = "\n" * (markdown.MAX_HIGHLIGHTED_LINES - 1)
+    line = piece * (markdown.MAX_HIGHLIGHTED_LINE // len(piece))
+    code = longest.replace("\n", piece) if "\n" in piece else "\n".join([line] * 9)
     for language in markdown.LANGUAGES:
-        assert f'class="language-{language}"' in markdown.to_html(f"```{language}\n{code}\n```")
+        markdown.to_html(f"```{language}\nx\n```")  # compiles the patterns
+        start = time.process_time()
+        html = markdown.to_html(f"```{language}\n{code}\n```")
+        assert f'class="language-{language}"' in html and time.process_time() - start < 0.2
+    for long in (f"x = 1 {'#' * 300}", "x = 1\n" * 151, "x = 1\n" * 600):
+        assert "<span" not in markdown.to_html(f"```python\n{long}\n```")
     for language in ("autoit", "no-such-language", "PYTHON3"):
         assert "<span" not in markdown.to_html(f"```{language}\nif = 1{' ' * 9000}\n```")
+
+
+def test_bare_links_tasks_tables_and_formulas_are_what_their_writers_mean() -> None:
+    def is_equal(text: str, *pieces: str) -> bool:
+        html = markdown.to_html(text).replace(
+            ' target="_blank" rel="noopener noreferrer nofollow"', ""
+        )
+        return all(piece in html for piece in pieces)
+
+    assert is_equal("see https://a.example/b_(c).", '<a href="https://a.example/b_(c)">', "</a>.")
+    assert is_equal("[https://a.example](https://b.example)", ">https://a.example</a></p>")
+    assert "<a" not in markdown.to_html("`https://a.example` ![x](file:///x.png)")
+    assert is_equal("![alt](https://a.example/x.png)", '<a href="https://a.example/x.png">alt</a>')
+    assert is_equal("- [ ] a\n- [x] b", '<li class="task">☐ a', '<li class="task">☑ b')
+    assert is_equal("|a|b|\n|:-:|-:|\n|1|2|", '<td align="center">1', '<td align="right">2')
+    for formula in ("$a_1*b_2*c$", "\\(x\\)", "\\[\n= y\n- z\n\\]", "$$\n\\frac{1}{2}\n\nx\n$$"):
+        assert is_equal(formula, f'<p><span class="formula">{formula}</span></p>')
+    for text in ("$5 and $10", "costs $5, `$x$`", "\\$a$", "$ a $", "$$ open"):
+        assert "formula" not in markdown.to_html(text)
+    assert is_equal("$<img src=x>$", "$&lt;img src=x&gt;$")
+    tokens = markdown.parse("$a_1*b_2*c$ and ![alt](https://a.example/x.png)")
+    kinds = {child.type for token in tokens for child in token.children or ()}
+    assert kinds == {"text", "link_open", "link_close"}  # what the terminal knows

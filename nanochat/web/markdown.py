@@ -21,9 +21,10 @@ from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 MAX_CHARACTERS = 50_000  # of one text; a longer one is shown as plain text
 MAX_HIGHLIGHTED_CHARACTERS = 3_000  # of one block of code
+MAX_HIGHLIGHTED_LINES, MAX_HIGHLIGHTED_LINE = 150, 300  # what takes long has more or longer lines
 MAX_FORMULA_CHARACTERS = 2_000  # the end is not looked for beyond: time stays linear
 # Many lexers have patterns that are quadratic or worse, and a pattern holds the GIL (autoit takes
-# 146 s for 9,000 spaces). These were tried with long runs of every character: at most 0.3 s.
+# 146 s for 9,000 spaces). These were tried with long runs of every character: at most 0.05 s.
 LANGUAGES = {
     "bash", "c", "cpp", "css", "diff", "go", "haskell", "html", "ini", "java", "javascript", "js",
     "json", "jsx", "kotlin", "latex", "lua", "perl", "php", "py", "pycon", "python", "r", "ruby",
@@ -181,6 +182,12 @@ def _link(address: str, text: str) -> list[Token]:
 
 def _highlight(code: str, language: str, _attributes: str) -> str:
     """Code with Pygments' span classes; "" makes the parser escape the code itself."""
-    if language.lower() not in LANGUAGES or len(code) > MAX_HIGHLIGHTED_CHARACTERS:
+    lines = code.splitlines()
+    is_short = (
+        len(code) <= MAX_HIGHLIGHTED_CHARACTERS
+        and len(lines) <= MAX_HIGHLIGHTED_LINES
+        and max(map(len, lines), default=0) <= MAX_HIGHLIGHTED_LINE
+    )
+    if language.lower() not in LANGUAGES or not is_short:
         return ""
     return highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True))

@@ -16,7 +16,7 @@ const MAX_BATCH_CHARACTERS = 30_000; // of Markdown in one request; the server l
 const MAX_BATCH_TEXTS = 100;
 const MAX_CACHED_TEXTS = 500;
 const MAX_BODY_BYTES = 256 * 1024; // the server's limit for a request
-const ALL_MODELS = "*"; // in place of a model's name: every model answers, side by side
+const ALL_MODELS = "*"; // in place of a model's name: every model answers
 
 /** An element with attributes, listeners (on...) and children; strings become text nodes. */
 function el(tag, attributes = {}, ...children) {

@@ -215,7 +215,7 @@ function drawOptions() {
   $("model").classList.toggle("visually-hidden", models.length > 1 && $("model").classList.contains("connected"));
   if (models.length > 1) {
     $("model-menu").replaceChildren(...sortedModels().map(({ id, stage }) => el("option", { value: id }, `${stage.toUpperCase()} · ${id}`)),
-      el("option", { value: ALL_MODELS }, "All models, side by side"));
+      el("option", { value: ALL_MODELS }, "Compare all models"));
     $("model-menu").value = chosen.length > 1 ? ALL_MODELS : chosen[0];
   }
   const model = models.find(({ id }) => id === chosen[0]) ?? server;
