@@ -252,7 +252,7 @@ def make_problem(task: CoreTask, item: Item, rows: Sequence[list[int]], limit: i
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all rows share."""
-    first, last = min(rows), max(rows)  # all others lie between these two in lexical order
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))  # all others lie between these
     shortest = min(len(first), len(last))
     return next((i for i in range(shortest) if first[i] != last[i]), shortest)
 

@@ -185,8 +185,10 @@ def load_subject(options: Options, meta: Meta, runtime: Runtime) -> Subject:
         return Subject(other.encode, other.logits_at, other.limit)
     model, tokenizer = load_checkpoint("base", meta, runtime)
     engine = Engine(model, tokenizer)
-    encode = partial(tokenizer.encode, prepend="<|bos|>")
-    return Subject(encode, engine.logits_at, model.config.sequence_len, engine)
+    return Subject(
+        lambda texts: tokenizer.encode(texts, prepend="<|bos|>"),
+        engine.logits_at, model.config.sequence_len, engine,
+    )  # fmt: skip
 
 
 def _batch_tokens(options: Options, runtime: Runtime) -> int:
