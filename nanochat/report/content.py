@@ -229,7 +229,8 @@ class Content:
     def core_bars(self) -> list[BarGroup]:
         """Centered accuracy on the tasks of CORE, beside the four sizes of GPT-2."""
         ours: dict[str, tuple[float, float]] = {}  # centered, chance in percent
-        for row in (row for s in self.sections for row in s.rows[1:] if row[0] in GPT2_ACCURACY):
+        own = [section for section in self.sections if section.column]  # none: --hf_path
+        for row in (row for s in own for row in s.rows[1:] if row[0] in GPT2_ACCURACY):
             try:
                 ours[row[CORE_TASK]] = float(row[CORE_CENTERED]), float(row[CORE_CHANCE])
             except (IndexError, ValueError):  # written by another version
