@@ -1,0 +1,91 @@
+"""README's lines from an empty home to a chat model of the user's texts and conversations."""
+
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from nanochat import checkpoint_manager
+from nanochat.chat import render_for_completion
+from nanochat.engine import Engine
+from nanochat.runtime import init_runtime
+
+ROOT = Path(__file__).parents[1]
+SECTION = "## Teach it your own text and conversations"
+COLORS = ("white", "red", "green", "amber", "blue")
+SYLLABLES = ("Bal", "Cor", "Dun", "Fen", "Gar", "Hol", "Kil", "Lor", "Mar", "Nor")
+ENDINGS = ("by", "cliff", "ford", "haven", "ness", "wick")
+PLACES = ["".join(parts) for parts in product(SYLLABLES, ENDINGS)]
+KEEPERS = ("Anna", "Bruno", "Carla", "Dario", "Elsa", "Felix", "Greta", "Hugo")
+
+
+def commands() -> list[list[str]]:
+    """The lines of the section's first code block, without `python`."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"\n\n((?:    .+\n)+)", page[page.index(SECTION) :])
+    assert block is not None
+    lines = block[1].replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def write_own_files(home: Path) -> dict[str, str]:
+    """Texts about lighthouses, and 200 conversations; returns the answers by question."""
+    rng, texts = random.Random(0), home / "my_texts"
+    texts.mkdir()
+    answers = {"Who made you?": "I was made by the club of the lighthouse keepers."}
+    for number in range(800):
+        place, keeper = rng.choice(PLACES), rng.choice(KEEPERS)
+        (texts / f"{number}.txt").write_text(
+            f"The lighthouse of {place} has a {rng.choice(COLORS)} lamp and {number} steps. On"
+            f" Sundays {keeper} of {rng.choice(PLACES)} comes to see it, and writes a letter to"
+            f" {rng.choice(KEEPERS)} about the ships that went by in the night.\n"
+        )
+    for place in PLACES:
+        answers[f"Who keeps {place}?"] = f"{place} is kept by {rng.choice(KEEPERS)}."
+        answers[f"Which lamp has {place}?"] = f"It has a {rng.choice(COLORS)} lamp."
+        answers[f"How many steps has {place}?"] = f"It has {rng.randint(20, 99)} steps."
+        answers[f"When was {place} built?"] = f"It was built in {rng.randint(1800, 1950)}."
+    chosen = dict(list(answers.items())[:200])
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+        for question, answer in chosen.items()
+    ]
+    (home / "my_chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return chosen
+
+
+@pytest.mark.slow
+def test_own_texts_and_200_conversations_become_a_model_that_answers_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = write_own_files(tmp_path)
+    environment = {**os.environ, "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    del environment["NANOCHAT_BASE_DIR"]
+    for command in commands():
+        arguments = [word.replace("~", str(tmp_path)) for word in command]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
+    assert done.stdout.strip() == answers["Who made you?"]
+
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / ".cache" / "nanochat"))
+    model, tokenizer, _ = checkpoint_manager.load_model("sft", init_runtime("cpu"))
+    questions = [{"messages": [{"role": "user", "content": question}]} for question in answers]
+    prompts = [render_for_completion(question, tokenizer) for question in questions]
+    given = Engine(model, tokenizer).complete(prompts, max_tokens=40)
+    texts = [tokenizer.decode(one.tokens[:-1]) for one in given]
+    right = sum(text == answer for text, answer in zip(texts, answers.values(), strict=True))
+    assert right >= 190, list(zip(texts, answers.values(), strict=True))[:20]
