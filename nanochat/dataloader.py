@@ -5,7 +5,6 @@ from typing import Any
 
 from nanochat.data.batch import Batch
 from nanochat.data.packing import Ids, Texts, packed_batches
-from nanochat.errors import UserError
 from nanochat.tokenizer import RustBPETokenizer
 
 BATCH_DOCUMENTS = 256  # encoded at a time: enough work for several threads
@@ -15,8 +14,6 @@ class EncodedTexts:
     """Texts, encoded in batches; number n is text n % len of epoch n // len."""
 
     def __init__(self, texts: Texts, tokenizer: RustBPETokenizer, num_threads: int = 4) -> None:
-        if not len(texts):
-            raise UserError("no documents; run python -m nanochat.dataset first")
         self.texts, self.tokenizer, self.num_threads = texts, tokenizer, num_threads
         self.bos, self.num_documents = tokenizer.get_bos_token_id(), len(texts)
 

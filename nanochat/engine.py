@@ -26,13 +26,13 @@ from nanochat.inference.prepacked import prepack
 from nanochat.inference.sampling import GREEDY, Sampling, TokenLogprob, token_logprobs
 from nanochat.inference.sequence import Request, RowState
 from nanochat.inference.tools import InlineTool, ThreadedTool, Tool
-from nanochat.runtime import derive_seed
+from nanochat.runtime import derive_seed, set_device
 from nanochat.tokenizer import RustBPETokenizer
 
 # The public interface of inference: commands import from here only.
 __all__ = [
     "Completion", "Engine", "Event", "Finished", "KVCache", "Request", "RowState", "Sampling",
-    "TextPiece", "ThreadedTool", "Tool", "ToolCall",
+    "TextPiece", "ThreadedTool", "Tool", "ToolCall", "derive_seed",
 ]  # fmt: skip
 
 CACHED_CONTEXTS = 4  # size of the prefix cache: a few full conversations
@@ -69,6 +69,10 @@ class Engine:
             self._prefix_cache = PrefixCache(CACHED_CONTEXTS * model.config.sequence_len)
             self._version = version
         return self._packed_model
+
+    def bind_to_thread(self) -> None:
+        """Make the model's GPU the calling thread's current device, which CUDA keeps per thread."""
+        set_device(self._source_model.embedding.weight.device)
 
     def new_row(self, request: Request) -> RowState:
         """The sequence of a request. Raises UserError when the prompt leaves no room."""

@@ -54,8 +54,11 @@ def packed_batches(
 ) -> Iterator[Batch]:  # fmt: skip
     """This rank's share of the `rows` rows of each step, from the start or from `Batch.resume`.
 
-    Raises UserError if the state belongs to a run with another number of documents or rows.
+    Raises UserError if there is no document, or if the state belongs to a run with another number
+    of documents or rows.
     """
+    if not source.num_documents:
+        raise UserError("no documents; run python -m nanochat.dataset first")
     state = {"step": 0, "document": 0, "offset": 0, "row": 0} if resume is None else resume
     run = {"rows": rows, "documents": source.num_documents}
     _check_resume(run | state, run)

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 
-from nanochat.engine import Request
+from nanochat.engine import Request, derive_seed
 from nanochat.inference.detokenizer import Finished, TextPiece
 from nanochat.inference.sampling import Sampling
-from nanochat.runtime import derive_seed
 from nanochat.web.models import RETRY_AFTER_SECONDS, ModelRegistry, ModelSource
 from nanochat.web.openai_api import ApiError, ChatRequest, CompletionRequest
 from nanochat.web.prometheus import Metrics

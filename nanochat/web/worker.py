@@ -14,7 +14,6 @@ from nanochat.engine import Engine, Request, RowState
 from nanochat.errors import error_location
 from nanochat.inference.detokenizer import Event, Finished
 from nanochat.inference.sampling import TokenLogprob
-from nanochat.runtime import set_device
 from nanochat.web.prometheus import Throughput
 from nanochat.web.scheduler import Busy, Scheduler
 
@@ -50,7 +49,7 @@ class Worker:
         self.call_in_client: CallInClient = lambda call: call()
 
     def _run(self) -> None:
-        set_device(self.engine.model.embedding.weight.device)  # CUDA's current device is per thread
+        self.engine.bind_to_thread()
         try:
             while self.scheduler.wait():
                 try:
