@@ -69,8 +69,13 @@ def render_conversation(
 ) -> tuple[list[int], list[int]]:
     """ids and mask of a conversation, truncated to `max_tokens`.
 
-    mask: 1 on what the assistant samples (tool calls and the end token included), else 0.
+    mask: 1 on what the assistant samples (tool calls and the end token included), else 0. A
+    conversation {"text": ...} is plain text among conversations: all of it is learned.
     """
+    if "text" in conversation:
+        text_ids = tokenizer.encode(str(conversation["text"]))
+        ids, mask = [tokenizer.encode_special("<|bos|>"), *text_ids], [0] + [1] * len(text_ids)
+        return ids[:max_tokens], mask[:max_tokens]
     ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
     for special, text, is_sampled in pieces_of(conversation["messages"]):
         # Text is never encoded to special tokens: a user cannot end their turn by writing one.

@@ -17,6 +17,9 @@ MAX_TYPED_CHARACTERS = 160  # of an answer to a typed question, which has no ref
 TYPED = "typed by a person"
 TYPED_FILE = Path(__file__).parents[1] / "tests" / "typed_by_a_person.txt"
 REFUSAL = r"do not know|don't know|cannot|can't|not able to"
+# Plain text among the conversations of a stage, so that it is not forgotten.
+TEXT_SHARE: dict[Stage, float] = {"mid": 0.1, "sft": 0.06, "rl": 0.0}
+TEXT_SEED = 2  # not the seed of pretraining: other documents
 
 
 class Primer(Task):
@@ -32,7 +35,7 @@ class Primer(Task):
         size: int = 1000,
         seed: int = 0,
     ) -> None:
-        """family: one of primer.FAMILIES, or None for the stage's mixture."""
+        """family: one of primer.FAMILIES, or None for the stage's mixture with plain text."""
         super().__init__()
         if family is not None and family not in FAMILIES:
             raise UserError(f"no family {family} in the primer; use one of {', '.join(FAMILIES)}")
@@ -43,6 +46,10 @@ class Primer(Task):
         return self.size
 
     def get_example(self, index: int) -> Conversation:
+        if self.split == "train" and self.family is None:
+            rng = random.Random(f"text {self.stage} {self.seed} {index}")
+            if rng.random() < TEXT_SHARE[self.stage]:
+                return {"text": primer.document(TEXT_SEED + self.seed, index)}
         return primer.conversation(self.seed, index, self.split, self.family, self.stage)
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool:

@@ -316,3 +316,11 @@ def test_a_late_output_is_forced_when_it_arrives_and_once() -> None:
     assert not state.is_pending
     output = [special("output_start"), *small_tokenizer().encode("x"), special("output_end")]
     assert state.take_output() == output and state.take_output() == []
+
+
+def test_plain_text_among_conversations_is_learned_as_a_whole() -> None:
+    tokenizer = small_tokenizer()
+    ids, mask = render_conversation({"text": "The fox eats."}, tokenizer)
+    assert ids == tokenizer.encode("The fox eats.", prepend="<|bos|>")
+    assert mask == [0] + [1] * (len(ids) - 1)
+    assert render_conversation({"text": "The fox eats."}, tokenizer, 3) == (ids[:3], mask[:3])

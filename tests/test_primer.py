@@ -205,6 +205,14 @@ def test_unknown_names_are_never_names_of_the_world() -> None:
             assert not {word for word in words if word in known and word[0].isupper()}
 
 
+def test_plain_text_is_mixed_into_the_conversations_of_training() -> None:
+    task = Primer("train", stage="sft", size=1000)
+    texts = [item["text"] for item in map(task.__getitem__, range(1000)) if "text" in item]
+    assert 40 < len(texts) < 80 and len(set(texts)) == len(texts)
+    tests = Primer("test", stage="sft", size=200)
+    assert not [i for i in range(200) if "text" in tests[i]]
+
+
 # ---- typed by a person
 
 
