@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 250  # generous: test machines are busy
 SLOW_CHAT = """
 import time, torch
+from nanochat.configurator import run
 from nanochat.gpt import GPT
 from scripts import chat_cli
 
@@ -35,7 +36,7 @@ def wait(module, _):
     time.sleep(0.05 * isinstance(module, GPT))
 
 torch.nn.modules.module.register_module_forward_pre_hook(wait)
-chat_cli.run(chat_cli.main)
+run(chat_cli.main)
 """
 
 

@@ -194,7 +194,7 @@ def test_answers_are_those_of_the_engine_with_the_problem_as_seed(engine: Engine
 
 def test_programs_are_graded_in_parallel(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    meeting = threading.Barrier(4)  # nobody passes before four wait
+    meeting = threading.Barrier(4)  # none passes before four wait
 
     class Slow(Questions):
         def evaluate(self, conversation: Conversation, completion: str) -> bool:

@@ -457,10 +457,10 @@ def test_the_calculators_output_is_forced_whatever_the_model_would_sample() -> N
 
 
 def test_a_long_output_is_truncated_and_an_answer_may_end_within_one() -> None:
-    call = ids("<|python_start|>10**70<|python_end|>")
-    engine = Engine(
-        ScriptedModel(lambda seen: [1, *call, *[0] * 500][len(seen)]), small_tokenizer()
-    )  # type: ignore[arg-type]
+    call = ids("<|python_start|>1+1<|python_end|>")
+    model = ScriptedModel(lambda seen: [1, *call, *[0] * 500][len(seen)])
+    tool = InlineTool(lambda _: "12" * 500)
+    engine = Engine(model, small_tokenizer(), tool)  # type: ignore[arg-type]
     [one] = engine.complete([[1]], max_tokens=len(call) + 500)
     assert one.mask.count(0) == sequence.MAX_TOOL_OUTPUT_TOKENS + 2
     [cut] = engine.complete([[1]], max_tokens=len(call) + 3)

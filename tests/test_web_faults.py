@@ -125,7 +125,7 @@ def test_text_may_have_any_number_of_brackets() -> None:
 
 def longest_stall(address: str, work: Callable[[], Any]) -> float:
     """Most seconds of CPU that the event loop spends before it answers /health, during `work`."""
-    (thread,) = [one for one in threading.enumerate() if one.name == EVENT_LOOP_THREAD]
+    *_, thread = [one for one in threading.enumerate() if one.name == EVENT_LOOP_THREAD]
     assert thread.ident is not None
     clock = time.pthread_getcpuclockid(thread.ident)  # unlike the time, it ignores other programs
     longest = 0.0

@@ -278,7 +278,7 @@ def documents_seen(base: Path, trials: Sequence[Trial]) -> Outcome:
         "a document that is not trained on exactly once per epoch",
     )
     tokenizer = RustBPETokenizer.from_directory(base / "tokenizer")
-    [shard] = (base / "data").glob("*/train_*.parquet")
+    [shard] = (base / "data").rglob("train_*.parquet")
     documents = Documents([shard])
     numbers = [int(text.split("|")[0][1:]) for text in documents]
     order = block_order(LoopOptions.seed, 0, NUM_STEPS * ROWS)  # the run is a single block

@@ -332,7 +332,7 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
         _raise_unreadable(path, error)
         if "too much memory" in str(error):  # of zstd
             raise UserError(
-                f"{path} is compressed with a window above 128 MB; compress it anew and import the"
+                f"{path} is compressed with a window above 128 MB; compress it again and import the"
                 f" folder: zstd -d --long=31 -c {path} | zstd -o FOLDER/{path.name}"
             ) from None
         raise
