@@ -1,16 +1,17 @@
-# make test     set up, then run all tests
-# make fast     the same without the slow tests
+# make test     set up, then run the tests, in under five minutes on two cores
+# make slow     the tests that are left out of it: whole runs, benchmarks, killed jobs
 # make check    style, types, Rust lints and tests, architecture, vocabulary
 # make format   format the code
 SHELL := bash
 .DEFAULT_GOAL := test
-.PHONY: setup test fast check format clean
+.PHONY: setup test slow check format clean
 
 PYTHON := .venv/bin/python
 PYTHON_FILES := nanochat tasks scripts tests dev
-# One test file per process at a time. A crashed worker ends the run: pytest-xdist would not give all
-# of its tests to a new worker and then wait for them forever.
-PYTEST := $(PYTHON) -m pytest tests/ -q -n 2 --dist loadfile --max-worker-restart=0
+# Three processes for two cores, since many tests wait; one test file per process at a time. A crashed
+# worker ends the run: pytest-xdist would not give all of its tests to a new worker and then wait for
+# them forever.
+PYTEST := $(PYTHON) -m pytest tests/ -q -n 3 --dist loadfile --max-worker-restart=0
 CARGO := PATH="$$PATH:$$HOME/.cargo/bin" PYO3_PYTHON="$$PWD/$(PYTHON)" cargo
 CLIPPY := $(CARGO) clippy --quiet --manifest-path rustbpe/Cargo.toml
 
@@ -18,10 +19,10 @@ setup:
 	@bash dev/setup.sh
 
 test: setup
-	$(PYTEST)
-
-fast: setup
 	$(PYTEST) -m "not slow"
+
+slow: setup
+	$(PYTEST) -m slow
 
 check: setup
 	.venv/bin/ruff check $(PYTHON_FILES)
