@@ -64,7 +64,10 @@ def tokenizer_of(data: Path, tasks: list[CoreTask]) -> RustBPETokenizer:
 
 def both_sides(model: GPT, tokenizer: RustBPETokenizer) -> dict[str, Side]:
     """The predictions of the items at some indices, by either implementation."""
-    engine, encode = Engine(model, tokenizer), partial(tokenizer.encode, prepend="<|bos|>")
+    engine = Engine(model, tokenizer)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer.encode(texts, prepend="<|bos|>")
 
     def batched(task: CoreTask, items: list[Item], indices: range) -> list[int]:
         problems = core_eval.make_problems(task, items, indices, encode, SEQUENCE_LEN)
