@@ -26,7 +26,7 @@ EXPLANATIONS = {
     "talk": "Small talk, and who the model is.",
     "memory": "What was said earlier in the conversation.",
     "all families": "All questions about the primer world.",
-    "unseen paraphrases": "Those in words that training never uses.",
+    "unseen paraphrases": "Paraphrases never used in training.",
     "typed by a person": "Questions that a person wrote by hand.",
     "tok/s": "Tokens trained on per second.",
     "MFU, share of the peak": "Model FLOP/s as a share of what the device can do.",
