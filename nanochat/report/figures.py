@@ -144,8 +144,10 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.set(ylim=(0, 1.1), yticks=(0, 0.5, 1))
     if len(panel.lines) > 1:
         # Away from the edge: in a narrow window text is larger.
-        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT, loc="best",
-                    bbox_to_anchor=(0, 0, 0.92, 1.03), handlelength=1.4, labelspacing=0.7)  # fmt: skip
+        axes.legend(
+            frameon=False, fontsize=8, labelcolor=TEXT, loc="best",
+            bbox_to_anchor=(0, 0, 0.92, 1.03), handlelength=1.4, labelspacing=0.7,
+        )  # fmt: skip
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[Sequence[float], ...]:
