@@ -67,7 +67,7 @@ def test_formats_may_be_mixed_in_a_folder_and_test_files_are_not_trained_on(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode())),
+        ("a.jsonl.gz", gzip.compress(json.dumps(ALPACA).encode(), mtime=0)),
         ("a.json", b"\xef\xbb\xbf" + json.dumps(ALPACA).encode()),
         ("a.json", json.dumps(ALPACA).encode("utf-16")),
     ],
@@ -156,7 +156,7 @@ def test_in_an_indented_array_the_line_of_the_invalid_item_is_named(tmp_path: Pa
     [
         ("a.jsonl", b"", "holds no conversation; use"),
         ("a.jsonl", '{"prompt": "\xe4"}'.encode("latin-1"), "a.jsonl:1: not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b"{}")[:-9], "a.jsonl.gz "),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "a.jsonl.gz "),
         ("a.parquet", b"PAR1", "a.parquet is damaged$"),
         ("readme.txt", b"Hello", "readme.txt:1: not JSON"),
     ],
