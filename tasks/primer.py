@@ -15,7 +15,7 @@ MIN_WORDS = 3  # of a sentence: a bare "5" is no answer
 MAX_EXTRA_CHARACTERS = 80  # beyond the reference answer: no credit for rambling until it is right
 MAX_TYPED_CHARACTERS = 160  # of an answer to a typed question, which has no reference answer
 TYPED = "typed by a person"
-TYPED_FILE = Path(__file__).parents[1] / "tests" / "typed_by_a_person.txt"
+TYPED_FILE = Path(__file__).with_name("typed_by_a_person.txt")
 REFUSAL = r"do not know|don't know|cannot|can't|not able to"
 # Plain text among the conversations of a stage, so that it is not forgotten.
 TEXT_SHARE: dict[Stage, float] = {"mid": 0.1, "sft": 0.06, "rl": 0.0}
@@ -85,17 +85,14 @@ def last_number(text: str) -> str:
 
 
 class TypedByAPerson(Task):
-    """Questions that a person has written by hand, from the tests of a checkout.
+    """Questions that a person has written by hand.
 
     A line is "TURN >> TURN >> ... => ANSWER": turns of user and model alternate. ANSWER is a
     regular expression, "= N" for the last number of the answer, or "?" for a refusal.
     """
 
     def __init__(self) -> None:
-        """Raises UserError without the file, as where only the packages are installed."""
         super().__init__()
-        if not TYPED_FILE.is_file():
-            raise UserError(f"{TYPED_FILE} is missing; run this in a checkout")
         lines = TYPED_FILE.read_text(encoding="utf-8").splitlines()
         self.lines = [line for line in lines if " => " in line and not line.startswith("#")]
 
