@@ -16,20 +16,23 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dev.faults import files, jobs, runs, trial
-from dev.faults.outcome import Outcome
+from dev.faults.outcome import Group, Outcome, Setting
 from dev.faults.trial import Trial
 from nanochat.configurator import parse, run
 from nanochat.errors import UserError
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
+# Each has `groups(setting: Setting) -> dict[str, Group]`: its groups of faults by name.
+MODULES: tuple[ModuleType, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,18 @@ class Options:
     quick: bool = False
     """Only a few trials of each fault."""
     only: str = ""
-    """Groups to run, separated by commas: files, saves, kills, signals, finite, disk, ranks."""
+    """Groups to run, separated by commas; empty means all. An unknown name lists them."""
     seed: int = 0
     """Seed of all random moments and places."""
     out: str = ""
     """JSON file for the result; empty means dev/bench/results/faults-DATE.json."""
 
 
-def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Iterable[Outcome]]]:
+def groups(setting: Setting) -> dict[str, Group]:
     """All faults in groups by name, the quick ones first."""
+    folder, n, seed = setting.folder, setting.count, setting.seed
     base = folder / "base"
     trials: dict[int, Trial] = {}
-
-    def n(full: int, few: int) -> int:
-        return few if quick else full
 
     def uninterrupted(ranks: int) -> Trial:
         if not base.exists():
@@ -77,7 +78,7 @@ def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Itera
         yield jobs.lost_ranks(base, 1, signal.SIGSTOP, 120)
         yield jobs.restarted_job(base, reference, n(3, 1))
 
-    return {
+    found: dict[str, Group] = {
         "files": lambda: [
             files.damaged_checkpoints(folder / "flips", n(200, 10), seed, "flip"),
             files.damaged_checkpoints(folder / "cuts", n(200, 10), seed, "cut"),
@@ -85,6 +86,10 @@ def checks(folder: Path, quick: bool, seed: int) -> dict[str, Callable[[], Itera
             files.damaged_shards(folder / "shards", n(150, 10), seed),
         ],
         "saves": lambda: [runs.killed_saves(folder / "saves", n(200, 5), seed)],
+    }
+    for module in MODULES:
+        found |= module.groups(setting)
+    return found | {
         "kills": kills,
         "signals": lambda: [runs.signals(base, uninterrupted(1), n(50, 3), seed)],
         "finite": lambda: [runs.poisoned_runs(uninterrupted(1).base, n(20, 2), seed)],
@@ -102,9 +107,13 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(options.out) if options.out else RESULTS / f"faults-{today}.json"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        for name, check in checks(Path(folder), options.quick, options.seed).items():
-            if not options.only or name in options.only.split(","):
-                for outcome in check():
+        found = groups(Setting(Path(folder), options.quick, options.seed))
+        wanted = options.only.split(",") if options.only else list(found)
+        if unknown := [name for name in wanted if name not in found]:
+            raise UserError(f"--only={unknown[0]} is not a group; use {', '.join(found)}")
+        for name, group in found.items():
+            if name in wanted:
+                for outcome in group():
                     rows.append(outcome.row())
                     show(outcome)
                     write(out, rows, {"quick": options.quick, "seed": options.seed})

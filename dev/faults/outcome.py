@@ -1,6 +1,8 @@
 """How often a fault was injected, and how often it did harm."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -25,3 +27,20 @@ class Outcome:
             "fault": self.fault, "harm": self.harm, "tried": self.tried,
             "harmed": len(self.harms), **self.facts, "harms": self.harms[:10],
         }  # fmt: skip
+
+
+Group = Callable[[], Iterable[Outcome]]
+"""Injects some faults; yields a row for each."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every group of faults is given."""
+
+    folder: Path  # for files; each group makes folders of its own in it
+    is_quick: bool  # only a few trials of each fault
+    seed: int
+
+    def count(self, full: int, few: int) -> int:
+        """The number of trials: `full`, or `few` with --quick."""
+        return few if self.is_quick else full
