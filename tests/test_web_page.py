@@ -304,6 +304,7 @@ def test_a_model_is_chosen_and_all_of_them_are_compared(page: Page, stages: str)
 AXE = importlib.util.find_spec("axe_playwright_python")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(AXE is None, reason="needs axe-core: pip install axe-playwright-python")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
