@@ -45,6 +45,8 @@ def disk_failure(error: OSError) -> tuple[str, str] | None:
     if error.errno == errno.EISDIR:
         # The target of a rename is the second name.
         return f"{error.filename2 or error.filename} is a folder, not a file", "move it away"
+    if error.errno == errno.ELOOP:
+        return f"{error.filename} is a link that leads to itself", "remove it"
     if error.errno == errno.ENAMETOOLONG:
         return f"the name {error.filename} is too long", "use a shorter one"
     return None

@@ -1,14 +1,26 @@
-"""The base directory, the folders under it, and atomic file writes."""
+"""The base directory, the folders under it, atomic file writes, and locks."""
 
+import fcntl
 import itertools
+import json
+import logging
+import math
 import os
+import re
 import secrets
+import shlex
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from nanochat.errors import named_failures
+from nanochat.errors import UserError, named_failures
+
+logger = logging.getLogger(__name__)
 
 STAGE_FOLDERS = {
     "base": "base_checkpoints",
@@ -17,6 +29,10 @@ STAGE_FOLDERS = {
     "rl": "chatrl_checkpoints",
 }
 REPLACED = "replaced"  # folder for what --fresh has replaced; no tag may have this name
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # of `atomic_file`
+LOCK_POLL_SECONDS = 0.02
+LOCK_QUIET_SECONDS = 1.0  # of waiting, before a message says for whom
+COMMAND_CHARACTERS, HOLDER_BYTES = 300, 4000  # noted of the holder of a lock, at most
 
 
 def base_dir() -> Path:
@@ -86,3 +102,92 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a small file atomically; text is UTF-8. Raises UserError as `named_failures` does."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_file`; only for the holder of the lock."""
+    for path in folder.glob(".*.part"):
+        if TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises UserError, now and not after hours, when no file can be written to a folder."""
+    with named_failures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+
+
+# ---- locks
+
+
+@contextmanager
+def locked(path: Path, remedy: str = "", wait_seconds: float = math.inf) -> Iterator[None]:
+    """Hold the lock of `path`, which need not exist: that of the kernel on .NAME.lock beside it.
+
+    The kernel releases it when the process ends, however that happens. Its file says who holds it.
+    Raises UserError with the holder and the remedy after `wait_seconds`; where the file system has
+    no locks, logs a warning instead of locking.
+    """
+    lock_file = path.with_name(f".{path.name}.lock")  # beside it: `path` itself may be renamed
+    with named_failures(lock_file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never blocks, not even on a FIFO of that name.
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    try:
+        began, is_told = time.monotonic(), False
+        while not _try_lock(descriptor, lock_file):
+            seconds = time.monotonic() - began
+            if seconds >= wait_seconds:
+                raise UserError(f"{path} is in use by {_holder(descriptor)}; {remedy}")
+            if seconds >= LOCK_QUIET_SECONDS and not is_told:
+                is_told = True
+                logger.warning("waiting for %s, in use by %s", path, _holder(descriptor))
+            time.sleep(LOCK_POLL_SECONDS)
+        _describe_holder(descriptor)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                # Closing is not enough while a child that was forked has the file open, too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, lock_file: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # of some network file systems
+        logger.warning(
+            "%s: this file system has no locks (%s); do not start the same command twice",
+            lock_file, error.strerror,
+        )  # fmt: skip
+    return True
+
+
+def _describe_holder(descriptor: int) -> None:
+    command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    holder = {
+        "pid": os.getpid(),
+        "host": os.uname().nodename,
+        "since": datetime.now().isoformat(sep=" ", timespec="seconds"),
+        "command": " ".join(command.split())[:COMMAND_CHARACTERS],
+    }
+    with suppress(OSError):  # a full disk: the lock itself needs no space
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds a lock, for messages."""
+    try:
+        holder = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
+        text = "process {pid} on {host} since {since} ({command})".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        text = ""  # it has not been written yet
+    return text if text.isprintable() and text else "another process"

@@ -1,7 +1,11 @@
 import errno
+import fcntl
+import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +130,140 @@ def test_the_umask_decides_who_may_read_a_file(tmp_path: Path, umask: int) -> No
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+# ---- leftovers and writable folders
+
+
+def test_only_temporary_files_of_atomic_writes_are_removed(tmp_path: Path) -> None:
+    kept = {"a.part", ".notes.part", ".a.12345678.partial", ".b.json.0a1b2c3d.part"}
+    for name in kept - {".b.json.0a1b2c3d.part"}:
+        (tmp_path / name).touch()
+    (tmp_path / ".b.json.0a1b2c3d.part").mkdir()  # a folder is not ours
+    with pytest.raises(KeyError), paths.atomic_file(tmp_path / "x.json") as file:
+        [temporary] = tmp_path.glob(".x.json.*")
+        os.link(temporary, tmp_path / ".y.json.89abcdef.part")
+        file.write(b"x")
+        raise KeyError
+    paths.remove_temporary_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    paths.require_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        paths.require_writable(tmp_path / "file" / "folder")
+
+
+# ---- locks
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nanochat import paths
+with paths.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """A process that holds a lock until its input ends."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_lock_names_its_holder_and_a_killed_holder_frees_it(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "run")
+    with pytest.raises(UserError) as refused, paths.locked(tmp_path / "run", "stop it", 0.0):
+        pass
+    message = str(refused.value)
+    assert f"{tmp_path / 'run'} is in use by process {holder.pid} on {os.uname().nodename}" in (
+        message
+    )
+    assert " since 20" in message and "run)" in message and message.endswith("; stop it")
+    assert "\n" not in message
+    holder.kill()
+    holder.wait()
+    with paths.locked(tmp_path / "run", wait_seconds=0.0):
+        assert f'"pid": {os.getpid()}' in (tmp_path / ".run.lock").read_text()
+    assert (tmp_path / ".run.lock").read_text() == ""
+
+
+def test_who_waits_for_a_lock_is_told_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(paths, "LOCK_QUIET_SECONDS", 0.0)
+    holder = hold(tmp_path / "shard")
+    threading.Timer(0.2, lambda: holder.communicate("")).start()
+    with paths.locked(tmp_path / "shard"):
+        assert holder.wait(10) == 0
+    [message] = caplog.messages
+    assert message.startswith(f"waiting for {tmp_path / 'shard'}, in use by process {holder.pid}")
+
+
+def test_threads_exclude_each_other_and_the_path_may_be_renamed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with paths.locked(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "run-1")
+        (tmp_path / "run").mkdir()
+        with (
+            pytest.raises(UserError, match="in use by process"),
+            paths.locked(tmp_path / "run", wait_seconds=0.0),
+        ):
+            pass
+
+
+def test_a_released_lock_is_free_even_if_a_child_was_forked(tmp_path: Path) -> None:
+    with paths.locked(tmp_path / "run"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with paths.locked(tmp_path / "run", wait_seconds=0.0):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_without_locks_of_the_file_system_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with paths.locked(tmp_path / "run"):
+        pass
+    assert "this file system has no locks (No locks available)" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["fifo", "folder", "loop", "nonsense", "control characters"])
+def test_a_hostile_lock_file_is_one_line(tmp_path: Path, what: str) -> None:
+    lock_file = tmp_path / ".run.lock"
+    if what == "fifo":
+        os.mkfifo(lock_file)
+    elif what == "folder":
+        lock_file.mkdir()
+    elif what == "loop":
+        lock_file.symlink_to(lock_file)
+    descriptor = -1
+    if what not in ("folder", "loop"):
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if what == "nonsense":
+        os.write(descriptor, b"[" * 9000)
+    elif what == "control characters":
+        holder = {"pid": 1, "host": "a\x1b[2J\n", "since": "", "command": ""}
+        os.write(descriptor, json.dumps(holder).encode())
+    with pytest.raises(UserError) as refused, paths.locked(tmp_path / "run", "wait", 0.0):
+        pass
+    assert str(refused.value).isprintable()
+    if descriptor >= 0:
+        assert "in use by another process; wait" in str(refused.value)
+        os.close(descriptor)
