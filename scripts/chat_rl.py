@@ -7,8 +7,10 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl
 from dataclasses import dataclass
 from typing import Annotated
 
-from nanochat.configurator import at_least, parse, run_command
+from nanochat.configurator import Check, at_least, parse, run_command
 from scripts.options import ChatOptions
+
+NO_ADVANTAGE = "must be 0.01 or more: else all answers are equal and teach nothing; 1 is usual"
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,16 @@ class Options(ChatOptions):
     """Answers sampled for each prompt."""
     max_new_tokens: Annotated[int, at_least(1)] = 256
     """Maximum tokens of an answer."""
-    temperature: Annotated[float, at_least(0)] = 1.0
+    temperature: Annotated[float, Check(lambda t: "" if t >= 0.01 else NO_ADVANTAGE)] = 1.0
     """Temperature of the samples."""
     top_k: Annotated[int, at_least(0)] = 50
     """Sample from this many most probable tokens; 0 means all."""
+    eval_every: Annotated[int, at_least(0)] = 60
+    eval_problems: Annotated[int, at_least(0, besides=-1)] = -1
+    """Held-out problems of each evaluation of pass@1 and pass@k; -1 means 128 of GSM8K, 16 of the
+    primer world."""
+    eval_samples: Annotated[int, at_least(1)] = 8
+    """Answers to each of these problems: the k of pass@k."""
     init_lr: Annotated[float, at_least(0)] = 0.05
 
 
@@ -41,9 +49,10 @@ if __name__ == "__main__":
 
 from functools import partial
 
+from nanochat import chat_eval
 from nanochat.engine import Engine
-from nanochat.errors import UserError
-from nanochat.training import rollout
+from nanochat.runtime import Runtime
+from nanochat.training import rollout, stage
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, train
@@ -58,14 +67,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_plan(options: Options, setup: Setup) -> Plan:
     """Answers of the model to the prompts, sampled in each step."""
-    world_size = setup.runtime.world_size
-    if options.prompts_per_step % world_size:
-        raise UserError(
-            f"--prompts_per_step={options.prompts_per_step} is not a multiple of the"
-            f" {world_size} ranks; try {world_size * 4}"
-        )
     model, tokenizer = setup.load()
-    task, engine = training_prompts(options, setup.source), Engine(model, tokenizer)
+    task, held_out = prompts(options, setup.source)
+    engine = Engine(model, tokenizer)
     num_steps = options.num_iterations
     if num_steps == -1:
         num_steps = max(1, options.num_epochs * len(task) // options.prompts_per_step)
@@ -80,11 +84,33 @@ def make_plan(options: Options, setup: Setup) -> Plan:
         schedule=Schedule(num_steps, warmdown_share=1.0),  # falls from the start, as in SFT
         prefetch=False,  # on-policy: the next samples need this step's weights
         has_fixed_shape=False, engine=engine,
+        scores=partial(pass_at_k, engine, held_out, options, setup.runtime),
     )  # fmt: skip
 
 
-def training_prompts(options: Options, source: str) -> Task:
+def prompts(options: Options, source: str) -> tuple[Task, Task]:
+    """What to train on, and what pass@k is measured on."""
+    size = options.eval_problems
     if source == "primer":  # another seed than midtraining's and finetuning's: other questions
-        seed, size = options.seed + 2, options.num_prompts
-        return Primer("train", family=options.family, stage="rl", size=size, seed=seed)
-    return GSM8K("main", "train")
+        seed, family = options.seed + 2, options.family
+        train = Primer("train", family, stage="rl", size=options.num_prompts, seed=seed)
+        return train, Primer("test", family, size=16 if size < 0 else size)
+    return GSM8K("main", "train"), GSM8K("main", "test", stop=128 if size < 0 else size)
+
+
+def pass_at_k(
+    engine: Engine, held_out: Task, options: Options, runtime: Runtime
+) -> dict[str, float]:
+    """pass@1 and pass@k on the held-out problems, sampled as in training; every rank calls it."""
+    if not len(held_out):
+        return {}
+    shares = stage.evaluate_on_ranks(
+        "pass@k", len(held_out), runtime,
+        partial(
+            chat_eval.evaluate_task, held_out, engine, num_samples=options.eval_samples,
+            max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+            top_k=options.top_k or None,
+        ),
+    )  # fmt: skip
+    tally = chat_eval.tally([one for share in shares for one in share])
+    return {f"pass@{k}": tally.pass_at(k).value for k in sorted({1, options.eval_samples})}

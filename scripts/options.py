@@ -35,8 +35,8 @@ class LoopOptions:
     eval_every: Annotated[int, at_least(0)] = 250
     """Steps between evaluations; 0 means only after the last step."""
     eval_tokens: Annotated[int, at_least(1, besides=-1)] = -1
-    """Validation tokens of each evaluation; -1 means 65,536, and on CUDA up to 10,485,760 but at
-    most a hundredth of the training tokens."""
+    """Validation tokens of each evaluation; -1 means 65,536, and on CUDA 10,485,760 at the end and
+    before it at most a hundredth of the training tokens."""
     save_every: Annotated[int, at_least(0)] = 250
     """Steps between checkpoints; 0 means by --save_minutes, before evaluations and at the end."""
     save_minutes: Annotated[float, at_least(0)] = 10.0

@@ -22,8 +22,10 @@ from nanochat.training.config import TITLES, Plan
 from nanochat.training.scaling_laws import scaled_weight_decay
 from nanochat.training.schedule import Schedule
 from scripts.options import ChatOptions, LoopOptions, MixtureOptions
+from tasks.common import TaskMixture
 from tasks.customjson import CustomJSON
 from tasks.gsm8k import GSM8K
+from tasks.mmlu import MMLU
 from tasks.primer import Primer
 from tasks.smoltalk import SmolTalk
 
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 EVAL_TOKENS = 65_536  # 32 rows of 2,048: noisy, but affordable on a CPU
 EVAL_TOKENS_GPU = 10_485_760  # as scripts.base_loss in speedrun.sh; 9 s of an H100 at depth 12
-EVAL_SHARE = 100  # beyond EVAL_TOKENS, one part in so many of the training tokens
+EVAL_SHARE = 100  # before the end at most one part in so many of the training tokens
 # These may differ between a run and its continuation: they do not change what is learned.
 FREE_OPTIONS = {
     "device_type", "device_batch_size", "activation_checkpointing", "dry_run", "profile",
@@ -49,13 +51,15 @@ TEXT_SAMPLES = (
 CHAT_SAMPLES = ("Who are you?", "What is 347 + 588?", "What colour is the fox?")
 
 
-def held_out_conversations(name: str, mixture: str, size: int) -> Conversations | None:
-    """Conversations that a stage never trains on."""
+def held_out_conversations(mixture: str, size: int) -> Conversations | None:
+    """Conversations that no stage trains on, the same for all stages: their losses compare."""
     if mixture == "none":  # one's own are few, and all of them are meant to be learned
         return None
     if mixture == "primer":
         return Primer("test", stage="sft", size=size)
-    return GSM8K("main", "test", stop=size) if name == "rl" else SmolTalk("test", stop=size)
+    # In the proportions in which midtraining reads the three.
+    tasks = [SmolTalk("test"), MMLU("all", "test", stop=5200), GSM8K("main", "test", stop=420)]
+    return TaskMixture(tasks, stop=size)
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,11 @@ class Setup:
         is_chat, lr_scale, held_out = False, 1.0, None
         if isinstance(options, ChatOptions):
             is_chat, lr_scale = True, options.init_lr
-            held_out = held_out_conversations(self.name, self.mixture, options.eval_conversations)
-        eval_tokens = options.eval_tokens
+            held_out = held_out_conversations(self.mixture, options.eval_conversations)
+        eval_tokens = final_eval_tokens = options.eval_tokens
         if eval_tokens == -1:
             train_tokens = schedule.num_steps * rows * model.config.sequence_len
-            eval_tokens = default_eval_tokens(runtime.device.type, train_tokens)
+            eval_tokens, final_eval_tokens = default_eval_tokens(runtime.device.type, train_tokens)
 
         def samples() -> list[dict[str, str]]:
             texts = CHAT_SAMPLES if is_chat else TEXT_SAMPLES
@@ -112,6 +116,7 @@ class Setup:
             samples=samples,
             held_out=held_out,
             eval_tokens=eval_tokens,
+            final_eval_tokens=final_eval_tokens,
             skips_nonfinite=options.on_nonfinite == "skip",
             starts_over=starts_over(options),
             **{name: getattr(options, name) for name in PLAN_OPTIONS},
@@ -124,10 +129,11 @@ def starts_over(options: LoopOptions) -> bool:
     return (options.fresh or not options.resume) and restart_count() == 0
 
 
-def default_eval_tokens(device_type: str, train_tokens: int) -> int:
+def default_eval_tokens(device_type: str, train_tokens: int) -> tuple[int, int]:
+    """Validation tokens of an evaluation before the end, and of the last one."""
     if device_type != "cuda":
-        return EVAL_TOKENS
-    return max(EVAL_TOKENS, min(EVAL_TOKENS_GPU, train_tokens // EVAL_SHARE))
+        return EVAL_TOKENS, EVAL_TOKENS
+    return max(EVAL_TOKENS, min(EVAL_TOKENS_GPU, train_tokens // EVAL_SHARE)), EVAL_TOKENS_GPU
 
 
 def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:

@@ -103,8 +103,9 @@ class TaskSequence(Task):
 class TaskMixture(TaskSequence):
     """Several tasks as one, shuffled once; a task that is listed twice is seen twice."""
 
-    def __init__(self, tasks: Sequence[Task], seed: int = 42) -> None:
+    def __init__(self, tasks: Sequence[Task], seed: int = 42, stop: int | None = None) -> None:
         super().__init__(tasks)
+        self.stop = stop
         random.Random(seed).shuffle(self.order)
 
 

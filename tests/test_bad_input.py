@@ -187,7 +187,7 @@ def test_training_needs_both_text_and_a_tokenizer(
         ("scripts.chat_sft --rows_per_step=0", "--rows_per_step=0 must be 1 or more"),
         ("scripts.chat_sft --num_epochs=-1", "--num_epochs=-1 must be 1 or more"),
         ("scripts.chat_rl --num_samples=1", "--num_samples=1 must be 2 or more"),
-        ("scripts.chat_rl --temperature=-1", "--temperature=-1 must be 0 or more"),
+        ("scripts.chat_rl --temperature=-1", "--temperature=-1 must be 0.01 or more"),
         ("scripts.chat_eval --max_problems=0", "--max_problems=0 must be 1 or more, or -1"),
         ("scripts.chat_cli --max_tokens=0", "--max_tokens=0 must be 1 or more"),
         ("nanochat.dataset --source primer -n 0", "-n 0 is below 1; use 1 or more"),

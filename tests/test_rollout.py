@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,16 +85,44 @@ def test_token_zero_is_a_target_like_any_other() -> None:
     assert batch.targets[0, :2].tolist() == [0, 0]
 
 
-def test_answers_of_equal_reward_give_no_gradient() -> None:
-    rows = [scored([1], [2, 3], [1, 1], advantage=0.0)] * 2
-    gradients = gradients_of(small_model(), batch_of(rows))
-    assert all(not gradient.any() for gradient in gradients)
+def test_answers_of_equal_reward_are_no_signal() -> None:
+    """They count for the norm and the metrics, but no row is computed for them."""
+    without, other = scored([1], [2, 3], [1, 1], 0.0), scored([1], [4], [1], 0.5)
+    batch = batch_of([without] * 2)
+    assert not batch.has_signal and batch.metrics["skipped_steps"] == 1
+    assert batch.resume == {"step": 1, "skipped": 1}
+    assert all(not gradient.any() for gradient in gradients_of(small_model(), batch))
+    batch = batch_of([without, other])
+    assert batch.has_signal and batch.metrics["skipped_steps"] == 0
+    assert len(batch.inputs) == 1 and batch.norm == 3.0
+    assert batch.metrics["answers_with_signal"] == 0.5
+
+
+def test_a_rank_without_prompts_has_a_row_without_targets() -> None:
+    batch = batch_of([scored([1], [2], [1], 1.0)])
+    empty = rollout.to_batch([], sequence_len=64, world_size=1, step=0, num_steps=1)
+    assert empty.inputs.shape == empty.targets.shape == empty.weights.shape == batch.inputs.shape
+    assert (empty.targets == -1).all() and not empty.has_signal
+
+
+def test_the_entropy_is_that_of_the_distributions_at_sampled_tokens() -> None:
+    engine, rows = Engine(small_model(), small_tokenizer()), some_scored(4)
+    nats, count = 0.0, 0
+    for row in rows:
+        tokens = torch.tensor([row.prompt + row.completion.tokens])
+        logs = engine.model(tokens)[0].detach().log_softmax(-1)
+        for place, sampled in enumerate(row.completion.mask, start=len(row.prompt)):
+            nats -= sampled * (logs[place - 1].exp() * logs[place - 1]).sum().item()
+            count += sampled
+    found, num_tokens = rollout.entropy_of(engine, rows)
+    assert num_tokens == count and found == pytest.approx(nats, rel=1e-5)
+    assert batch_of(rows).metrics["entropy"] == 0.0  # none was given
 
 
 def test_progress_and_resume_count_steps() -> None:
     batch = batch_of([scored([1], [2], [1], 1.0)], step=2, num_steps=4)
     assert batch.progress == pytest.approx(0.75)
-    assert batch.resume == {"step": 3}
+    assert batch.resume == {"step": 3, "skipped": 0}
 
 
 def gradients_of(model: GPT, *batches: Batch) -> list[torch.Tensor]:
@@ -147,7 +176,9 @@ def test_gradients_averaged_over_ranks_are_those_of_one_rank(
     model, rows = small_model(), some_scored(8)
     whole = gradients_of(model, batch_of(rows))
     num_targets = float(sum(sum(row.completion.mask) for row in rows))
-    monkeypatch.setattr(rollout, "all_reduce_sum", lambda _: [0.0, num_targets, 8.0])
+    monkeypatch.setattr(
+        rollout, "all_reduce_sum", lambda _: [0.0, num_targets, 8.0, 8.0, 8.0, 0.0, 0.0]
+    )
     shares = [
         rollout.to_batch(
             rows[rank::world_size], sequence_len=64, world_size=world_size, step=0, num_steps=1
@@ -190,7 +221,7 @@ def test_the_sampled_stop_token_reaches_the_targets() -> None:
     found = rollout.sample_and_score(
         engine, Sums(), [0], step=0, num_samples=2, seed=0, max_tokens=8, temperature=0.0
     )
-    batch = batch_of(found)
+    batch = batch_of([replace(one, advantage=1.0) for one in found])
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [7, end]
 
 
@@ -212,7 +243,7 @@ def test_the_output_of_a_tool_is_not_a_target() -> None:
         engine, Sums(), [0], step=0, num_samples=1, seed=0, max_tokens=20, temperature=0.0
     )
     assert "<|output_start|>42<|output_end|>" in tokenizer.decode(found[0].completion.tokens)
-    batch = batch_of(found)
+    batch = batch_of([replace(one, advantage=1.0) for one in found])
     assert batch.targets[0][batch.targets[0] >= 0].tolist() == [*call, end]
 
 

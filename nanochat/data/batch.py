@@ -24,3 +24,4 @@ class Batch:
     progress: float  # share of the stage that is done after this step, from 0 to 1
     resume: dict[str, Any]  # JSON-able loader state after this step; equal on all ranks
     metrics: dict[str, float] = field(default_factory=dict)  # logged with the step, e.g. reward
+    has_signal: bool = True  # False, on all ranks: the gradient is zero, so nothing is updated

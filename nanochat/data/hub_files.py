@@ -15,13 +15,19 @@ def split_files(repo: str, split: str, num_files: int = 1) -> list[tuple[str, st
     return [(repo, f"{split}-{i:05d}-of-{num_files:05d}.parquet") for i in range(num_files)]
 
 
-_GSM8K = [*split_files("openai/gsm8k", "main/train"), *split_files("openai/gsm8k", "main/test")]
+# Held out by every stage of conversations: their losses on it compare.
+_HELD_OUT = [
+    *split_files("HuggingFaceTB/smol-smoltalk", "data/test"),
+    *split_files("cais/mmlu", "all/test"),
+    *split_files("openai/gsm8k", "main/test"),
+]
+_GSM8K_TRAIN = split_files("openai/gsm8k", "main/train")
 TASK_FILES: dict[str, list[tuple[str, str]]] = {
     "mid": [
         *split_files("HuggingFaceTB/smol-smoltalk", "data/train", 4),
-        *split_files("HuggingFaceTB/smol-smoltalk", "data/test"),
         *split_files("cais/mmlu", "all/auxiliary_train"),
-        *_GSM8K,
+        *_GSM8K_TRAIN,
+        *_HELD_OUT,
     ],
     "eval": [
         *split_files("allenai/ai2_arc", "ARC-Easy/train"),
@@ -33,7 +39,7 @@ TASK_FILES: dict[str, list[tuple[str, str]]] = {
     ],
 }
 TASK_FILES["sft"] = TASK_FILES["mid"] + TASK_FILES["eval"]
-TASK_FILES["rl"] = _GSM8K  # the only public task with a reward
+TASK_FILES["rl"] = [*_GSM8K_TRAIN, *_HELD_OUT]  # the only public task with a reward
 
 
 def fetch(files: list[HubFile]) -> None:

@@ -37,9 +37,10 @@ class Plan:
     rows: int  # of one optimizer step over all ranks
     batches: Callable[..., Iterator[Batch]]  # of a loader state, `resume`; None: from the start
     samples: Callable[[], list[dict[str, str]]]  # texts of the trained model, for the report
-    held_out: Conversations | None  # conversations that are not trained on
+    held_out: Conversations | None  # conversations that are not trained on, alike in all stages
     eval_every: int  # steps; 0: only at the end
     eval_tokens: int
+    final_eval_tokens: int  # of the last evaluation, which the report shows
     save_every: int  # steps; 0: never by steps
     save_minutes: float
     keep_checkpoints: int
@@ -50,6 +51,7 @@ class Plan:
     activation_checkpointing: bool
     profile: bool
     dry_run: bool
+    scores: Callable[[], dict[str, float]] = dict  # more metrics of each evaluation; collective
     prefetch: bool = True  # prepare the next batch during a step
     has_fixed_shape: bool = True  # every batch is rows x context; else compiling does not pay
 

@@ -97,7 +97,7 @@ def run(plan: Plan, runtime: Runtime) -> None:
         with stop_requests() as stop:
             context = RunContext(runtime, saver, stop, log, TITLES[plan.stage], peak)
             state = _train(plan, optimizers, saver, context)
-            losses = evaluate(plan, runtime)
+            losses = evaluate(plan, runtime, plan.final_eval_tokens)
             if runtime.is_main:
                 log.log(state.step, **losses)
                 section = _section(plan, state, losses, context)
@@ -120,12 +120,12 @@ def log_summary(plan: Plan, runtime: Runtime) -> None:
     """Log the run's size, steps, learning rates and estimated memory, before any is allocated."""
     model, rows = plan.model, autotune.expected_rows(plan, runtime)
     memory = memory_estimate.of(model, rows, runtime)
-    times = f"every {plan.eval_every} steps and at the end" if plan.eval_every else "at the end"
+    times = f"{plan.eval_tokens:,} every {plan.eval_every} steps, " if plan.eval_every else ""
     table = [
         *run_summary.of_model(model),
         *run_summary.of_steps(model, plan.schedule, plan.rows, runtime.world_size),
         *run_summary.of_rates(plan.schedule, param_groups.scaled_rates(model.config, **plan.rates)),
-        ("validation", f"{plan.eval_tokens:,} tokens {times}"),
+        ("validation tokens", f"{times}{plan.final_eval_tokens:,} at the end"),
         *run_summary.of_memory(rows, plan.rank_rows(runtime.world_size), memory),
         *run_summary.of_attention(model.config, runtime.device, runtime.compute_dtype),
     ]
@@ -149,7 +149,7 @@ def _train(
     def evaluate_saved(state: TrainState) -> dict[str, float]:
         saver.complete(state)  # before an evaluation that could fail
         with context.stop.immediate():  # nothing is lost by a signal now
-            return evaluate(plan, runtime)
+            return evaluate(plan, runtime, plan.eval_tokens)
 
     hooks = [
         Every(GC_STEPS, lambda _: gc.collect()),
@@ -219,14 +219,18 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
     return TrainState.from_meta(checkpoint.meta), checkpoint.meta
 
 
-def evaluate(plan: Plan, runtime: Runtime) -> dict[str, float]:
-    """Loss of the plan's model on held-out text and answers, by label; also logged. Collective."""
+def evaluate(plan: Plan, runtime: Runtime, num_tokens: int) -> dict[str, float]:
+    """Loss of the plan's model on held-out text and answers, and its scores, by label; logged.
+
+    Collective.
+    """
     model, tokenizer = plan.model, plan.tokenizer
-    text = loss_eval.text_loss(model, tokenizer, runtime, plan.validation_texts, plan.eval_tokens)
+    text = loss_eval.text_loss(model, tokenizer, runtime, plan.validation_texts, num_tokens)
     found = {"text": text}
     if plan.held_out is not None:
         found["answers"] = loss_eval.chat_loss(model, tokenizer, runtime, plan.held_out)
     bits = {f"{BITS_PER_BYTE}, {of}": loss.bits_per_byte for of, loss in found.items()}
+    bits |= plan.scores()
     logger.info("  %s", "  ".join(f"{label}: {value:.4f}" for label, value in bits.items()))
     return bits | {f"validation loss, {of}": loss.nats_per_token for of, loss in found.items()}
 
@@ -253,8 +257,10 @@ def _section(
     plan: Plan, state: TrainState, losses: dict[str, float], context: RunContext
 ) -> dict[str, Any]:
     history, runtime = context.log.history(), context.runtime
-    names = {name: name for name in ("tokens", "loss", *losses, "reward", "answer_tokens")}
+    rollouts = ("reward", "answer_tokens", "entropy")  # only reinforcement learning logs them
+    names = {name: name for name in ("tokens", "loss", *losses, *rollouts)}
     names["learning rate"] = "lr_multiplier"
+    skipped = [line["skipped_steps"] for line in history if "skipped_steps" in line]
     curves = {
         label: [[line["step"], line[name]] for line in history if name in line]
         for label, name in names.items()
@@ -274,6 +280,8 @@ def _section(
             "last loss": state.loss,
             "tok/s": rate,
             "MFU, share of the peak": rate / context.peak_tokens_per_second,
+            **{label: score for label, score in losses.items() if label.startswith("pass@")},
+            **({"steps without a signal": skipped[-1]} if skipped else {}),
         },
         "table": {row: value for row, value in losses.items() if row.startswith(BITS_PER_BYTE)},
         "curves": {name: points for name, points in curves.items() if points},

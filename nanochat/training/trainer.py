@@ -80,9 +80,8 @@ def train(
 ) -> TrainState:
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
-    The functions of `every` are called in order. On SIGTERM, SIGINT or SIGUSR1 the state is saved
-    and the loop returns. The steps of `skip_steps` consume their batch without an update. Raises
-    NonFiniteError before the update if a loss or a gradient is not finite.
+    The functions of `every` are called in order. SIGTERM, SIGINT and SIGUSR1 save the state and end
+    the loop. `skip_steps`, and batches without a signal, update nothing. Raises NonFiniteError.
     """
     state, runtime, saver, stop = start, context.runtime, context.saver, context.stop
     model.zero_grad(set_to_none=True)  # an earlier call may have raised before its update
@@ -95,8 +94,9 @@ def train(
         while state.step < schedule.num_steps:
             began = time.perf_counter()
             batch = next(upcoming)
-            if state.step + 1 in skip_steps:
-                stats = _step_stats(model, batch, torch.tensor(math.nan), [], context)
+            if state.step + 1 in skip_steps or not batch.has_signal:
+                loss = torch.tensor(math.nan if batch.has_signal else 0.0)
+                stats = _step_stats(model, batch, loss, [], context)
             else:
                 loss = accumulate_gradients(model, batch, device_batch_size, runtime.device)
                 squared_norms = [optimizer.reduce_gradients() for optimizer in optimizers]
