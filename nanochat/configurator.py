@@ -214,10 +214,18 @@ def read_config(path: Path, options_class: type) -> dict[str, Any]:
 # ---- help
 
 
-def _help(options_class: type) -> str:
+def _program() -> str:
+    """The command as it was started: `nanochat-...`, or `python -m ...`."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    started = Path(*sys.orig_argv[1:2]).name  # of console scripts; runpy has changed sys.argv
+    if started.startswith("nanochat-"):
+        return started
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+
+
+def _help(options_class: type) -> str:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name,
+        prog=_program(),
         usage="%(prog)s [CONFIG_FILE] [--name=value ...]",
         description=f"{options_class.__doc__} CONFIG_FILE holds `name = literal` lines; options"
         " after it override them.",

@@ -46,7 +46,8 @@ def generate(price_per_hour: float = 0.0) -> Path:
     folder = paths.report_dir()
     found = sections.read_all(folder / "sections")
     if not found:
-        raise UserError(f"no section in {folder}; run a stage first (bash speedrun.sh)")
+        remedy = "run a stage first: bash speedrun.sh, or python -m scripts.base_train"
+        raise UserError(f"no section in {folder}; {remedy}")
     content = Content(found, price_per_hour)
     paths.write_atomic(folder / "report.html", page.render(content))
     path = folder / "report.md"

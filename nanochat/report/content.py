@@ -173,8 +173,10 @@ class Content:
         """How to talk to the model: where, and the command."""
         is_default = paths.base_dir() == Path("~/.cache/nanochat").expanduser()
         base = "" if is_default else f"NANOCHAT_BASE_DIR={shlex.quote(str(paths.base_dir()))} "
-        modules = {"in the terminal": "scripts.chat_cli", "in the browser": "scripts.chat_web"}
-        return {where: f"{base}python -m {module}" for where, module in modules.items()}
+        return {
+            "in the terminal": f"{base}python -m scripts.chat_cli",
+            "in the browser": f"{base}python -m scripts.chat_web",
+        }
 
     # ---- time and cost
 
@@ -357,8 +359,10 @@ def _local_gpus() -> list[str]:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty=, with uncommitted changes"]
+    folder = Path(__file__).parents[2]  # the checkout; an installation is in no repository of ours
+    if not (folder / ".git").exists():
+        return ""
     try:
-        folder = Path(__file__).parent  # not the working directory: that may be another repository
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
