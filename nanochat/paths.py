@@ -29,7 +29,7 @@ STAGE_FOLDERS = {
     "rl": "chatrl_checkpoints",
 }
 REPLACED = "replaced"  # folder for what --fresh has replaced; no tag may have this name
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # of `atomic_file`
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]+\.part")  # of `atomic_file`
 LOCK_POLL_SECONDS = 0.02
 LOCK_QUIET_SECONDS = 1.0  # of waiting, before a message says for whom
 COMMAND_CHARACTERS, HOLDER_BYTES = 300, 4000  # noted of the holder of a lock, at most

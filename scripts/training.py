@@ -5,6 +5,7 @@ Each command gives a function `make_plan(options, setup)`: the data of its stage
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from nanochat.data.chat_batches import Conversations
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime, restart_count
+from nanochat.runtime import Runtime, on_main_first, restart_count
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training import stage
 from nanochat.training.config import TITLES, Plan
@@ -162,9 +163,13 @@ def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOpt
             f"{directory} holds a run with other settings ({'; '.join(facts)}); use"
             " --model_tag=NAME for a second run beside it, or --fresh to move it to replaced/"
         )
-    if meta["finished"]:
-        logger.info("%s is finished: step %d in %s", TITLES[stage], meta["step"], directory)
-    return bool(meta["finished"])
+    step, newest = meta["step"], checkpoint_manager.newest_complete
+    is_done = meta["finished"] and on_main_first(  # that the weights are good is read, not believed
+        lambda: newest(directory, step, model_only=True) is not None
+    )
+    if is_done:
+        logger.info("%s is finished: step %d in %s", TITLES[stage], step, directory)
+    return bool(is_done)
 
 
 def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setup:
@@ -176,7 +181,7 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
         command = checkpoint_manager.TRAINING_COMMANDS[parent]
         raise UserError(
             f"{TITLES[parent]} of {tag} is not finished: its last checkpoint is step {step};"
-            f" run python -m {command} again to resume"
+            f" run {command} again to resume"
         )
 
     def load() -> tuple[GPT, RustBPETokenizer]:
@@ -229,5 +234,7 @@ def train(
     with stage.command_runtime(options.device_type) as runtime:
         setup = start(name, options, runtime)
         is_new = options.dry_run or starts_over(options)
-        if is_new or not is_finished(name, setup.tag, setup.settings, options):
-            stage.run(make_plan(options, setup), runtime)
+        # From before anything is read until the report is written; a dry run writes nothing.
+        with nullcontext() if options.dry_run else stage.run_lock(name, setup.tag):
+            if is_new or not is_finished(name, setup.tag, setup.settings, options):
+                stage.run(make_plan(options, setup), runtime)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanochat import checkpoint_manager, paths, primer
 from nanochat.data import chat_batches
@@ -37,7 +38,8 @@ def test_a_rank_has_at_most_as_many_rows_as_the_plan_says(rows: int, world_size:
 
 def save_run(settings: dict[str, Any], finished: bool) -> None:
     meta = {"settings": settings, "finished": finished, "loader": {"step": 1}}
-    checkpoint_manager.save(paths.checkpoints_dir("base") / "d1", 1, {}, meta, keep=1)
+    content = {"model": {"weight": torch.zeros(1)}}
+    checkpoint_manager.save(paths.checkpoints_dir("base") / "d1", 1, content, meta, keep=1)
 
 
 def test_a_run_is_finished_resumable_or_refused(

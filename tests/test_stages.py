@@ -110,7 +110,7 @@ def test_a_finished_run_is_reported_and_one_with_other_settings_refused(trained:
     output = processes.run(trained, f"{BASE} --model_tag=straight")
     assert "is finished" in output
     output = processes.run(trained, f"{BASE} --model_tag=straight --matrix_lr=0.01", ok=False)
-    assert "matrix_lr: saved 0.02, now 0.01" in output and "Traceback" not in output
+    assert "matrix_lr: saved -1.0, now 0.01" in output and "Traceback" not in output
 
 
 def test_a_run_from_before_an_option_existed_had_its_default(trained: Path) -> None:
@@ -126,13 +126,57 @@ def test_a_run_from_before_an_option_existed_had_its_default(trained: Path) -> N
     assert "is finished" in processes.run(trained, line)
 
 
-def test_a_damaged_model_is_refused_and_not_replaced_by_an_older_one(trained: Path) -> None:
+def test_a_finished_run_whose_end_is_damaged_is_refused_elsewhere_and_trains_on(
+    trained: Path,
+) -> None:
     line = f"{BASE} --model_tag=damaged --keep_checkpoints=3"
     processes.run(trained, line)
     path = trained / "base_checkpoints" / "damaged" / "model_000012.pt"
-    path.write_bytes(path.read_bytes()[:-1])
-    output = processes.run(trained, "scripts.base_loss --model_tag=damaged", ok=False)
-    assert "no complete checkpoint of step 12" in output and "Traceback" not in output
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1])
+    for command in ("scripts.base_loss", "scripts.mid_train"):
+        output = processes.run(trained, f"{command} --model_tag=damaged", ok=False)
+        assert "no complete checkpoint of step 12" in output and "Traceback" not in output
+        assert "train that stage again: it resumes from the newest complete one" in output
+    output = processes.run(trained, line)
+    assert "model_000012.pt has" in output and "resuming from step 8" in output
+    assert path.read_bytes() == intact
+    assert "is finished" in processes.run(trained, line)
+
+
+def test_a_run_without_any_good_checkpoint_is_not_started_over_by_itself(trained: Path) -> None:
+    line = f"{BASE} --model_tag=lost --keep_checkpoints=1"
+    processes.run(trained, line)
+    (trained / "base_checkpoints" / "lost" / "model_000012.pt").write_bytes(b"")
+    output = processes.run(trained, line, ok=False)
+    assert "no complete checkpoint in" in output and "with --fresh" in output
+    assert "Traceback" not in output
+    assert "moved the earlier run" in processes.run(trained, f"{line} --fresh")
+
+
+def test_a_second_start_of_a_run_names_the_first_and_harms_nothing(trained: Path) -> None:
+    line = f"{BASE} --model_tag=twice --num_iterations=100000 --save_every=10"
+    first = processes.start(trained, line)
+    folder = trained / "base_checkpoints" / "twice"
+    while not (folder / "metrics.jsonl").exists():
+        assert first.is_alive(), first.output()
+    for options, ranks in (("", 2), ("--fresh", 1)):
+        output = processes.run(trained, f"{line} {options}", ranks, ok=False)
+        named = f"error: {folder} is in use by process {first.ranks[0].pid} on "
+        assert named in output and "Traceback" not in output, output
+    first.send(signal.SIGTERM)
+    assert first.wait() == [143], first.output()
+    steps = [row["step"] for row in metrics(trained, "base", "twice")]
+    assert steps == list(range(1, len(steps) + 1)) and saved_steps(folder)[0] == steps[-1]
+
+
+def test_a_run_that_was_killed_frees_its_lock(trained: Path) -> None:
+    line = f"{BASE} --model_tag=lock"
+    assert processes.start(trained, line, before=processes.die_when_saved).wait() == [-9]
+    assert '"pid"' in (trained / "base_checkpoints" / ".lock.lock").read_text()
+    (trained / "base_checkpoints" / "lock" / ".optim_000008_rank0.pt.0123abcd.part").touch()
+    processes.run(trained, line)
+    assert list((trained / "base_checkpoints" / "lock").glob(".*.part")) == []
 
 
 def test_a_model_with_windows_is_trained_killed_evaluated_and_prompted(trained: Path) -> None:
@@ -167,9 +211,6 @@ def test_a_run_with_a_derived_batch_size_resumes_on_any_number_of_ranks(trained:
     one, three = (losses(trained, "base", tag) for tag in ("budget", "killed_budget"))
     assert one.keys() == three.keys() and len(one) == 12
     assert max(abs(one[step] - three[step]) for step in one) < 1e-4
-    assert "is finished" in processes.run(trained, f"{line} --total_batch_size=1024")
-    output = processes.run(trained, f"{line} --total_batch_size=2048", ok=False)
-    assert "total_batch_size: saved 1024, now 2048" in output
 
 
 def steps_saved(output: str) -> list[int]:

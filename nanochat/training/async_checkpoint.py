@@ -42,7 +42,10 @@ class TrainState:
 
     @classmethod
     def from_meta(cls, meta: Meta) -> "TrainState":
-        """The state that a checkpoint records, including the loader's state."""
+        """The state that a checkpoint records. Raises UserError when it is incomplete."""
+        missing = cls.__dataclass_fields__.keys() - meta.keys()
+        if missing or meta["loader"].get("step", meta["step"]) != meta["step"]:
+            raise UserError(f"its meta file has no {', '.join(missing) or 'loader of its step'}")
         values = {name: meta[name] for name in cls.__dataclass_fields__}
         return cls(**{**values, "loss": math.nan if meta["loss"] is None else meta["loss"]})
 

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch.profiler import profile, schedule
 from nanochat import checkpoint_manager, loss_eval, report
 from nanochat.chat import render_for_completion
 from nanochat.checkpoint_manager import Checkpoint, Meta
+from nanochat.checkpoint_manager.tensor_files import check_finite
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
@@ -28,6 +29,7 @@ from nanochat.runtime import (
     gather_objects,
     init_runtime,
     on_main_first,
+    restart_count,
     stop_requests,
 )
 from nanochat.training import autotune, memory_estimate, param_groups, run_summary, trainer
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 MAX_SKIPPED_STEPS = 10  # more steps that are not finite are no accident
 GC_STEPS = 1000  # between garbage collections; within the loop Python makes none by itself
 SAMPLE_TOKENS = 64  # of each answer in the report
+# For the lock of a run: a process that was killed may still be ending, after a restart by torchrun
+# on another machine, whose file server notices that late.
+START_WAIT_SECONDS, RESTART_WAIT_SECONDS = 1.0, 120.0
 BITS_PER_BYTE = "bits per byte"  # begins the labels of the rows in the report's table
 
 Result = TypeVar("Result")
@@ -57,6 +62,19 @@ def command_runtime(device_type: str) -> Iterator[Runtime]:
         close_runtime()
 
 
+@contextmanager
+def run_lock(stage: str, tag: str) -> Iterator[None]:
+    """The main rank holds the lock of a run; every rank calls it.
+
+    Raises UserError naming the holder, on every rank, when another job has it.
+    """
+    seconds = RESTART_WAIT_SECONDS if restart_count() else START_WAIT_SECONDS
+    with ExitStack() as stack:
+        lock = checkpoint_manager.lock_run(stage, tag, seconds)
+        on_main_first(lambda: stack.enter_context(lock))
+        yield
+
+
 def evaluate_on_ranks(
     label: str, num_items: int, runtime: Runtime, evaluate_share: Callable[..., Result]
 ) -> list[Result]:
@@ -71,7 +89,10 @@ def evaluate_on_ranks(
 
 
 def run(plan: Plan, runtime: Runtime) -> None:
-    """Train a stage to its end, evaluate it, and write its section of the report."""
+    """Train a stage to its end, evaluate it, and write its section of the report.
+
+    To be called within `run_lock`, unless it is a dry run.
+    """
     began = time.perf_counter()
     model, directory = plan.model, plan.directory
     model.keeps_activations = not plan.activation_checkpointing
@@ -80,7 +101,7 @@ def run(plan: Plan, runtime: Runtime) -> None:
         return
     if plan.starts_over:
         on_main_first(lambda: checkpoint_manager.move_to_replaced(directory))
-    on_main_first(lambda: checkpoint_manager.remove_leftovers(directory))
+    on_main_first(lambda: checkpoint_manager.prepare(directory))
     on_main_first(lambda: plan.tokenizer.save(directory))  # the model is of no use without it
     if next(model.parameters()).is_meta:
         model.to_empty(device=runtime.device)
@@ -207,16 +228,31 @@ def _profiler(plan: Plan, rank: int) -> profile:
 
 def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainState, Meta]:
     """The state and meta restored from the newest complete checkpoint, else of step 0 and {}."""
-    checkpoint: Checkpoint | None = on_main_first(
-        lambda: checkpoint_manager.newest_complete(plan.directory)
-    )
-    if checkpoint is None:
+
+    def restore(checkpoint: Checkpoint) -> tuple[TrainState, Meta]:
+        start = TrainState.from_meta(checkpoint.meta)
+        if start.step > plan.schedule.num_steps:
+            raise UserError(f"it is after the last step, {plan.schedule.num_steps}")
+        checkpoint.load_weights(plan.model)
+        try:
+            states = checkpoint.load_optimizer_states()
+            for optimizer, of_ranks in zip(optimizers, states, strict=True):
+                optimizer.load_merged(of_ranks)  # saved by any number of ranks
+                check_finite(optimizer.state_dict(), "optimizer state")
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            problem = " ".join(str(error).split())[:100]
+            raise UserError(f"its optimizer state belongs to another model ({problem})") from None
+        return start, checkpoint.meta
+
+    found = checkpoint_manager.load_newest(plan.directory, restore, verifies=runtime.is_main)
+    if found is None:
+        if checkpoint_manager.saved_steps(plan.directory):
+            raise checkpoint_manager.nothing_to_load(plan.directory)
         return TrainState(), {}
-    plan.model.load_state_dict(checkpoint.load_model_state(runtime.device))
-    for optimizer, states in zip(optimizers, checkpoint.load_optimizer_states(), strict=True):
-        optimizer.load_merged(states)  # saved by any number of ranks
-    logger.info("resuming from step %d in %s", checkpoint.step, plan.directory)
-    return TrainState.from_meta(checkpoint.meta), checkpoint.meta
+    logger.info("resuming from step %d in %s", found[0].step, plan.directory)
+    return found
 
 
 def evaluate(plan: Plan, runtime: Runtime, num_tokens: int) -> dict[str, float]:

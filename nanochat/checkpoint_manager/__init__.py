@@ -8,20 +8,20 @@ The meta file is written last: a checkpoint exists when its meta file exists. Be
 tokenizer that the run was trained with.
 """
 
-import hashlib
-import json
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nanochat import paths
+from nanochat.checkpoint_manager import meta_file, tensor_files
+from nanochat.checkpoint_manager.meta_file import FORMAT_VERSION, model_name, optim_name
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, gather_objects
@@ -29,20 +29,17 @@ from nanochat.tokenizer import FILE_NAME, RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
-META_NAME = re.compile(r"meta_(\d{6,})\.json")
-# Tensors of a step, and temporary files, see paths.atomic_file. Other files are not ours to remove.
-REMOVABLE_NAME = re.compile(
-    r"(?:model|optim)_(\d{6,})(?:_rank\d+)?\.pt|\.(?:model|optim|meta)_\d{6,}.*\.part"
-)
+# Tensors of a step. Other files are not ours to remove.
+TENSOR_NAME = re.compile(r"(?:model|optim)_([0-9]{6,})(?:_rank[0-9]+)?\.pt")
 COMPILE_PREFIX = "_orig_mod."  # torch.compile puts it before parameter names
 TRAINING_COMMANDS = {  # in the order of the pipeline
-    "base": "scripts.base_train",
-    "mid": "scripts.mid_train",
-    "sft": "scripts.chat_sft",
-    "rl": "scripts.chat_rl",
+    "base": "python -m scripts.base_train",
+    "mid": "python -m scripts.mid_train",
+    "sft": "python -m scripts.chat_sft",
+    "rl": "python -m scripts.chat_rl",
 }
 
+Result = TypeVar("Result")
 Meta = dict[str, Any]
 Share = dict[str, Any]
 """What one rank contributes to a save: "files" (size and sha256 by name), "failure"."""
@@ -61,9 +58,9 @@ def find_directory(stage: str, tag: str = "") -> Path:
     folder = run_directory(stage, tag)
     metas = list(folder.glob("meta_*.json" if tag else "*/meta_*.json"))
     if not metas:
-        command = TRAINING_COMMANDS[stage]
-        raise UserError(f"no checkpoint in {folder}; run python -m {command} first")
-    return max(metas, key=lambda path: (path.stat().st_mtime, path)).parent
+        raise UserError(f"no checkpoint in {folder}; run {TRAINING_COMMANDS[stage]} first")
+    # Not stat, which fails for a link that leads nowhere.
+    return max(metas, key=lambda path: (path.lstat().st_mtime, path)).parent
 
 
 def find_stage() -> str:
@@ -71,44 +68,26 @@ def find_stage() -> str:
     for stage in reversed(TRAINING_COMMANDS):
         if any(paths.checkpoints_dir(stage).glob("*/meta_*.json")):
             return stage
-    raise UserError(f"no model in {paths.base_dir()}; run bash speedrun.sh, or scripts.base_train")
+    remedy = f"run bash speedrun.sh, or {TRAINING_COMMANDS['base']}"
+    raise UserError(f"no model in {paths.base_dir()}; {remedy}")
 
 
 def saved_steps(directory: Path) -> list[int]:
     """Steps that have a meta file, newest first; other files are ignored."""
-    names = (META_NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
+    names = (meta_file.NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
-def _meta_path(directory: Path, step: int) -> Path:
-    return directory / f"meta_{step:06d}.json"
+def lock_run(stage: str, tag: str, wait_seconds: float) -> AbstractContextManager[None]:
+    """The lock of a run, beside its folder, which --fresh renames.
 
-
-def _model_name(step: int) -> str:
-    return f"model_{step:06d}.pt"
+    Raises UserError naming its holder when it is not free within `wait_seconds`.
+    """
+    remedy = "wait until it ends or stop it; another --model_tag is another run"
+    return paths.locked(run_directory(stage, tag), remedy, wait_seconds)
 
 
 # ---- save
-
-
-class _HashingWriter:
-    """A file that hashes what is written, so that it need not be read back for its checksum."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
-        self.flush = file.flush
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-
-def _save_tensors(path: Path, content: Any) -> dict[str, Any]:
-    with paths.atomic_file(path) as file:
-        writer = _HashingWriter(file)
-        torch.save(content, cast(IO[bytes], writer))
-    return {"size": writer.size, "sha256": writer.digest.hexdigest()}
 
 
 def snapshot(model: GPT | None, optimizers: Sequence[Any]) -> dict[str, Any]:
@@ -145,11 +124,11 @@ def save(
     checkpoints stay.
     """
     share: Share = {"files": {}, "failure": failure}
-    names = {"model": _model_name(step), "optim": f"optim_{step:06d}_rank{rank}.pt"}
+    names = {"model": model_name(step), "optim": optim_name(step, rank)}
     try:
-        _check_finite(content)
+        tensor_files.check_finite(content)
         for kind, tensors in content.items():
-            share["files"][names[kind]] = _save_tensors(directory / names[kind], tensors)
+            share["files"][names[kind]] = tensor_files.write(directory / names[kind], tensors)
     except (UserError, OSError, RuntimeError) as error:
         share["failure"] = str(error)  # gather even so: the main rank waits for every share
     try:
@@ -165,21 +144,9 @@ def save(
         raise UserError(f"checkpoint of step {step} was not saved: {failure}")
 
 
-def _check_finite(content: Any, name: str = "") -> None:
-    """Raises UserError naming the first tensor with an infinite value or NaN."""
-    if isinstance(content, Tensor):
-        # The sum is cheap, but finite values may overflow in it: then look at each.
-        if not content.sum().isfinite() and not content.isfinite().all():
-            raise UserError(f"{name} holds values that are not finite")
-    elif isinstance(content, dict | list):
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        for key, value in pairs:
-            _check_finite(value, f"{name}/{key}" if name else str(key))
-
-
 def _complete_save(directory: Path, step: int, meta: Meta, shares: list[Share], keep: int) -> None:
     files = {name: facts for share in shares for name, facts in share["files"].items()}
-    _write_meta(directory, {"version": FORMAT_VERSION, "step": step, **meta, "files": files})
+    meta_file.write(directory, {"version": FORMAT_VERSION, "step": step, **meta, "files": files})
     # A later step than this one was skipped as damaged, so it must not count among the newest.
     so_far = [old for old in saved_steps(directory) if old <= step]
     for old in so_far[max(1, keep) :]:
@@ -189,37 +156,34 @@ def _complete_save(directory: Path, step: int, meta: Meta, shares: list[Share], 
             logger.warning("checkpoint of step %d could not be removed: %s", old, error)
 
 
-def _write_meta(directory: Path, meta: Meta) -> None:
-    text = json.dumps({**meta, "sha256": _meta_digest(meta)}, indent=1)
-    paths.write_atomic(_meta_path(directory, meta["step"]), text)
-
-
-def _meta_digest(meta: Meta) -> str:
-    """Checksum of a meta's content without the checksum itself, independent of formatting."""
-    rest = {key: value for key, value in meta.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def update_meta(directory: Path, step: int, **changes: Any) -> None:
     """Change facts in the meta file of a checkpoint. Raises UserError when it cannot be read."""
-    meta = _read_meta(directory, step)
-    if meta is None:
-        raise UserError(f"{_meta_path(directory, step)} cannot be read; run the command again")
-    _write_meta(directory, {**meta, **changes})
+    meta_file.write(directory, {**meta_file.read(directory, step), **changes})
 
 
 def _remove(directory: Path, step: int) -> None:
-    _meta_path(directory, step).unlink(missing_ok=True)  # first: without it nothing is loaded
+    meta_file.path_of(directory, step).unlink(missing_ok=True)  # first: it makes it one
     for path in directory.glob(f"*_{step:06d}*.pt"):
         path.unlink(missing_ok=True)
 
 
+def prepare(directory: Path) -> None:
+    """Raises UserError if a run's folder or that of the report cannot be written, before it starts."""
+    for folder in (directory, paths.report_dir()):
+        paths.require_writable(folder)
+    remove_leftovers(directory)
+
+
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed saves left behind: temporary files, and tensors without a meta file."""
+    """Remove what killed saves left behind: temporary files, and tensors without a meta file.
+
+    Only for the holder of the run's lock.
+    """
+    paths.remove_temporary_files(directory)
     steps = saved_steps(directory)
-    for path in directory.glob("*"):
-        name = REMOVABLE_NAME.fullmatch(path.name)
-        if name and (name[1] is None or int(name[1]) not in steps):
+    for path in directory.glob("*.pt"):
+        name = TENSOR_NAME.fullmatch(path.name)
+        if name and int(name[1]) not in steps and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -247,8 +211,31 @@ class Checkpoint:
 
     def load_model_state(self, device: torch.device) -> dict[str, Tensor]:
         """Tensors by parameter name, without the prefix of compiled modules."""
-        state = _load_tensors(self.directory / _model_name(self.step), map_location=device)
-        return {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in state.items()}
+        state = tensor_files.read(self.directory / model_name(self.step))
+        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise UserError(f"{model_name(self.step)} does not hold tensors by name")
+        return {str(n).removeprefix(COMPILE_PREFIX): t.to(device) for n, t in state.items()}
+
+    def load_weights(self, model: GPT) -> None:
+        """Copy the weights into a model.
+
+        Raises UserError naming the file, before any is copied, when they are those of another
+        model or not finite.
+        """
+        state = self.load_model_state(next(model.parameters()).device)
+        expected = model.state_dict()
+        for name in sorted(state.keys() | expected.keys()):
+            shapes = [
+                f"{tuple(t.shape)} {t.dtype}" if (t := some.get(name)) is not None else "missing"
+                for some in (state, expected)
+            ]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"{model_name(self.step)} holds another model: {name[:80]} is {shapes[0]}"
+                    f" instead of {shapes[1]}"
+                )
+        tensor_files.check_finite(state, model_name(self.step))
+        model.load_state_dict(state)
 
     def load_optimizer_states(self) -> list[list[Any]]:
         """For each optimizer, the state dictionaries of all ranks that saved, memory-mapped.
@@ -256,96 +243,97 @@ class Checkpoint:
         Only what is used is read from disk: after a change of the number of ranks, a rank needs a
         small part of the others' shards.
         """
-        names = [name for name in self.meta["files"] if name.startswith("optim_")]  # in rank order
-        by_rank = [
-            _load_tensors(self.directory / name, map_location="cpu", mmap=True) for name in names
-        ]
+        names = [optim_name(self.step, rank) for rank in range(len(self.meta["files"]) - 1)]
+        by_rank = [tensor_files.read(self.directory / name) for name in names]
         return [list(states) for states in zip(*by_rank, strict=True)]
-
-
-def _load_tensors(path: Path, **options: Any) -> Any:
-    """Plain tensors in lists and dictionaries; nothing in the file is executed."""
-    try:
-        return torch.load(path, weights_only=True, **options)
-    except Exception as error:  # torch raises many types on a file that it did not write
-        raise UserError(
-            f"{path} is not a file of plain tensors; restore the one that was saved there"
-        ) from error
 
 
 def model_identity(meta: Meta) -> str:
     """16 hexadecimal digits that change when the weights do."""
-    return str(meta["files"][_model_name(meta["step"])]["sha256"])[:16]
+    return str(meta["files"][model_name(meta["step"])]["sha256"])[:16]
 
 
 def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
     """The meta of a stage's newest checkpoint (or of `step`), without opening its tensors."""
     directory = find_directory(stage, tag)
-    for candidate in saved_steps(directory) if step < 0 else [step]:
-        meta = _read_meta(directory, candidate)
-        if meta:
-            return meta
-    raise _nothing_to_load(directory, step)
+    found = _first_usable(directory, step, lambda step: meta_file.read(directory, step))
+    if found is None:
+        raise nothing_to_load(directory, step)
+    return found
 
 
-def _nothing_to_load(directory: Path, step: int) -> UserError:
+def nothing_to_load(directory: Path, step: int = -1) -> UserError:
+    """The error that no checkpoint (or not that of `step`) can be loaded."""
+    steps = saved_steps(directory)
     wanted = "complete checkpoint" if step < 0 else f"complete checkpoint of step {step}"
-    have = ", ".join(map(str, saved_steps(directory)))
-    return UserError(
-        f"no {wanted} in {directory} (steps there: {have}); train that stage again with --fresh"
-    )
+    remedy = "train that stage again with --fresh"
+    if step >= 0 and steps != [step]:
+        remedy = "train that stage again: it resumes from the newest complete one"
+    have = ", ".join(map(str, steps))
+    return UserError(f"no {wanted} in {directory} (steps there: {have}); {remedy}")
 
 
-def _read_meta(directory: Path, step: int) -> Meta | None:
-    """None when it is missing, damaged, or of another format."""
-    try:
-        meta = json.loads(_meta_path(directory, step).read_text(encoding="utf-8"))
-        is_valid = meta["version"] == FORMAT_VERSION and meta["sha256"] == _meta_digest(meta)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return meta if is_valid else None
-
-
-def newest_complete(
-    directory: Path, step: int = -1, model_only_on: Runtime | None = None
-) -> Checkpoint | None:
-    """The newest checkpoint (or that of `step`) whose files match their checksums, else None.
-
-    model_only_on: verify only the model file, once per node; every rank calls it.
-    """
+def _first_usable(
+    directory: Path,
+    step: int,
+    attempt: Callable[[int], Result],
+    agreed: Callable[[str], str] = lambda damage: damage,
+) -> Result | None:
+    """What `attempt` returns for the newest step (or for `step`) for which it does not fail."""
     for candidate in saved_steps(directory) if step < 0 else [step]:
-        meta = _read_meta(directory, candidate)
-        damage = _checkpoint_error(directory, meta, model_only_on)
-        if meta is not None and not damage:
-            return Checkpoint(directory, candidate, meta)
+        result, damage = None, ""
+        try:
+            result = attempt(candidate)
+        except UserError as error:
+            damage = str(error)
+        damage = agreed(damage)
+        if not damage:
+            return result
         logger.warning("skipped checkpoint of step %d in %s: %s", candidate, directory, damage)
     return None
 
 
-def _checkpoint_error(directory: Path, meta: Meta | None, model_only_on: Runtime | None) -> str:
-    """What is wrong with a checkpoint, in words; empty when nothing is."""
-    damage = "its meta file cannot be read"
-    if meta is not None:
-        names = list(meta["files"])
-        if model_only_on is not None:  # optimizer shards are twice the size and not needed to run
-            names = [_model_name(meta["step"])] if model_only_on.local_rank == 0 else []
-        damages = (_file_error(directory / name, meta["files"][name]) for name in names)
-        damage = next(filter(None, damages), "")
-    if model_only_on is not None:  # nodes may have disks of their own: all ranks load the same step
-        damage = next(filter(None, gather_objects(damage)), "")
-    return damage
+def _verified(directory: Path, step: int, model_only: bool = False) -> Checkpoint:
+    """Raises UserError unless the files match their checksums."""
+    meta = meta_file.read(directory, step)
+    for name in [model_name(step)] if model_only else meta["files"]:
+        tensor_files.verify(directory / name, meta["files"][name])
+    return Checkpoint(directory, step, meta)
 
 
-def _file_error(path: Path, facts: dict[str, Any]) -> str:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size  # a file cut short is found without hashing
-            if size != facts["size"]:
-                return f"{path.name} has {size} bytes, expected {facts['size']}"
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    return "" if digest == facts["sha256"] else f"checksum mismatch of {path.name}"
+def newest_complete(
+    directory: Path, step: int = -1, *, model_only: bool = False
+) -> Checkpoint | None:
+    """The newest checkpoint (or that of `step`) whose files match their checksums, else None.
+
+    model_only: only the file of the weights; optimizer states are twice the size.
+    """
+    return _first_usable(directory, step, lambda step: _verified(directory, step, model_only))
+
+
+def load_newest(
+    directory: Path,
+    load: Callable[[Checkpoint], Result],
+    *,
+    step: int = -1,
+    verifies: bool,
+    model_only: bool = False,
+) -> Result | None:
+    """What `load` makes of the newest checkpoint (or that of `step`) that is usable, else None.
+
+    Every rank calls it, and all load the same step.  load: raises UserError if it cannot use it.
+    verifies: whether this rank compares the files with their checksums.
+    """
+
+    def attempt(step: int) -> Result:
+        if verifies:
+            return load(_verified(directory, step, model_only))
+        return load(Checkpoint(directory, step, meta_file.read(directory, step)))
+
+    def agreed(damage: str) -> str:  # nodes may have disks of their own
+        return next(filter(None, gather_objects(damage)), "")
+
+    return _first_usable(directory, step, attempt, agreed)
 
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
@@ -386,10 +374,17 @@ def load_model(
     Raises UserError when there is none, its file is damaged, or the tokenizer hash differs.
     """
     directory = find_directory(stage, tag)
-    checkpoint = newest_complete(directory, step, model_only_on=runtime)
-    if checkpoint is None:
-        raise _nothing_to_load(directory, step)
-    meta, tokenizer = checkpoint.meta, _tokenizer(directory, checkpoint.meta["tokenizer"])
-    model = build_model(meta, runtime.device, runtime.compute_dtype)
-    model.load_state_dict(checkpoint.load_model_state(runtime.device))
-    return model.eval(), tokenizer, meta
+
+    def load(checkpoint: Checkpoint) -> tuple[GPT, Meta]:
+        meta_file.check_model(checkpoint.meta)
+        model = build_model(checkpoint.meta, runtime.device, runtime.compute_dtype)
+        checkpoint.load_weights(model)
+        return model, checkpoint.meta
+
+    found = load_newest(
+        directory, load, step=step, verifies=runtime.local_rank == 0, model_only=True
+    )
+    if found is None:
+        raise nothing_to_load(directory, step)
+    model, meta = found
+    return model.eval(), _tokenizer(directory, meta.get("tokenizer", "")), meta
