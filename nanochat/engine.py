@@ -19,10 +19,11 @@ from nanochat import calculator
 from nanochat.gpt import GPT
 from nanochat.inference import shared_prefix
 from nanochat.inference.batch import Batch
+from nanochat.inference.decode import DecodeStep, Mode
 from nanochat.inference.detokenizer import Event, Finished, FinishReason, TextPiece, ToolCall
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.prefill import PrefixCache
-from nanochat.inference.prepacked import prepack
+from nanochat.inference.prepacked import prepack, refresh
 from nanochat.inference.sampling import GREEDY, Sampling, TokenLogprob, token_logprobs
 from nanochat.inference.sequence import Request, RowState
 from nanochat.inference.tools import InlineTool, ThreadedTool, Tool
@@ -49,9 +50,18 @@ class Completion:
 class Engine:
     """Answers prompts with a model. Its tool calls go to the calculator, or to `tool`."""
 
-    def __init__(self, model: GPT, tokenizer: RustBPETokenizer, tool: Tool = CALCULATOR) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: RustBPETokenizer,
+        tool: Tool = CALCULATOR,
+        mode: Mode | None = None,
+    ) -> None:
+        """mode: how passes run; None: as is fastest on the model's device."""
         self.tokenizer, self.tool = tokenizer, tool
         self._source_model, self._packed_model, self._version = model, model, -1
+        self.mode = mode or Mode.of(model)
+        self._kept_step: DecodeStep | None = None  # with its cache and graphs, for the next batch
         self._prefix_cache = PrefixCache(0)
         self.end_token = tokenizer.encode_special("<|assistant_end|>")
         # A base model has not learned <|assistant_end|>: it ends a document with the next <|bos|>.
@@ -64,8 +74,10 @@ class Engine:
         # PyTorch counts in-place updates per tensor, so no trainer has to notify the engine.
         version = sum(parameter._version for parameter in model.parameters())
         if version != self._version:
-            self._packed_model = model  # frees the old copy before the new one is made
-            self._packed_model = prepack(model, model.compute_dtype)
+            if self._version < 0:
+                self._packed_model = prepack(model, model.compute_dtype)
+            else:
+                refresh(self._packed_model)
             self._prefix_cache = PrefixCache(CACHED_CONTEXTS * model.config.sequence_len)
             self._version = version
         return self._packed_model
@@ -81,8 +93,19 @@ class Engine:
 
     def open(self, num_slots: int) -> Batch:
         """A batch of at most `num_slots` sequences at a time, with the engine's prefix cache."""
-        model = self.model  # before the prefix cache, which a new version replaces
-        return Batch(model, num_slots, self.end_tokens, self._prefix_cache)
+        decode_step = self._take_step(num_slots)  # may replace the prefix cache
+        return Batch(decode_step, num_slots, self.end_tokens, self._prefix_cache)
+
+    def _take_step(self, num_slots: int) -> DecodeStep:
+        """The kept one if it is free and has the slots, or a new one."""
+        model, step = self.model, self._kept_step
+        if step is None or step.is_taken or len(step.cache.lengths) < num_slots:
+            step = self._kept_step = None  # frees it before the new one is made
+            step = DecodeStep(model, num_slots, self.mode)
+            if step.graphs:  # memory alone is as soon allocated
+                self._kept_step = step
+        step.is_taken, step.cache.lengths = True, [0] * len(step.cache.lengths)
+        return step
 
     def logits_at(self, rows: Sequence[shared_prefix.Row], positions: Tensor) -> Tensor:
         """As `shared_prefix.logits_at`, to score given texts."""
@@ -122,7 +145,8 @@ class Engine:
         num_slots = min(batch_size, max(1, len(rows)))
         waiting = deque(row for row in rows if row.max_tokens > 0)
         # Without a prefix cache: evaluation prompts seldom continue each other.
-        batch = Batch(self.model, num_slots, self.end_tokens, PrefixCache(0))
+        step = self._take_step(num_slots)
+        batch = Batch(step, num_slots, self.end_tokens, PrefixCache(0))
         with closing(batch):
             while waiting or batch.num_rows:
                 num_free = num_slots - batch.num_rows

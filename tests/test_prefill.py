@@ -7,12 +7,14 @@ from torch import Tensor
 from nanochat.engine import CALCULATOR, Engine, Request, RowState
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.inference import prefill
+from nanochat.inference import kv_cache, prefill
+from nanochat.inference.decode import DecodeStep, Mode
 from nanochat.inference.detokenizer import Finished
 from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.prefill import Prefiller, PrefixCache
 from nanochat.inference.sampling import Sampling
 from tests.small_model import small_model, small_tokenizer
+from tests.stand_in_gpu import attend_packed
 
 CPU = torch.device("cpu")
 
@@ -37,27 +39,43 @@ def prefill_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]
     """The logits after each prompt; keys and values are copied into `target` in that order."""
     found: dict[RowState, Tensor] = {}
     while prefiller.num_rows:
-        for rows, slot, logits in prefiller.step():
-            for row in rows:
-                target.copy_slot(slot, len(found), source_cache=prefiller.cache)
-                found[row] = logits
+        for one in prefiller.step():
+            for row in one.rows:
+                target.copy_slot(one.slot, len(found), source_cache=prefiller.cache)
+                found[row] = one.logits
     return found
 
 
+def prefiller_of(model: GPT, is_packed: bool = False) -> Prefiller:
+    return Prefiller(DecodeStep(model, 1, Mode(can_pack=is_packed)), PrefixCache(0))
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes are of 8 tokens."""
+    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", (8, 8))
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("tokens_per_pass", [7, 40, 512])
 @torch.inference_mode()
 def test_chunked_prefill_gives_each_prompt_the_result_of_one_forward(
-    tokens_per_pass: int, monkeypatch: pytest.MonkeyPatch
+    tokens_per_pass: int, is_packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", tokens_per_pass)
-    model = small_model(window_pattern="SL")
-    prefiller = Prefiller(model, PrefixCache(0))
+    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", (tokens_per_pass, tokens_per_pass))
+    monkeypatch.setattr(kv_cache, "attend_packed", attend_packed)
+    model = small_model(window_pattern="SL", n_kv_head=2 if tokens_per_pass > 7 else 4)
+    prefiller = prefiller_of(model, is_packed)
     rows = [row_of(random_ids(1 + 11 * n % 60, n)) for n in range(20)]
     prefiller.add([*rows, row_of(rows[-1].prompt)])
     shapes, cache = shapes_of(model), KVCache(model.config, 21, CPU, torch.float32)
     found = prefill_all(prefiller, cache)
     assert len(found) == 21
     assert all(rows <= 16 and rows * width <= max(16, tokens_per_pass) for rows, width in shapes)
+    if is_packed:  # no padding: every prompt once
+        num_tokens = sum(len(row.prompt) for row in rows)
+        assert [rows for rows, _ in shapes] == [1] * -(-num_tokens // tokens_per_pass)
+        assert sum(width for _, width in shapes) == num_tokens
     for place, (row, logits) in enumerate(found.items()):
         alone = KVCache(model.config, 1, CPU, torch.float32)
         expected = model(torch.tensor([row.prompt]), kv_cache=alone)[0, -1]
@@ -69,10 +87,10 @@ def test_chunked_prefill_gives_each_prompt_the_result_of_one_forward(
 
 
 @torch.inference_mode()
-def test_the_prefill_of_a_canceled_sequence_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
+@pytest.mark.usefixtures("few_tokens")
+def test_the_prefill_of_a_canceled_sequence_ends() -> None:
     model = small_model()
-    prefiller = Prefiller(model, PrefixCache(0))
+    prefiller = prefiller_of(model)
     rows = [row_of(random_ids(30, n)) for n in range(3)]
     prefiller.add(rows)
     assert list(prefiller.step()) == [] and prefiller.num_rows == 3
@@ -84,10 +102,8 @@ def test_the_prefill_of_a_canceled_sequence_ends(monkeypatch: pytest.MonkeyPatch
     assert {num_rows for num_rows, _ in shapes} == {1}
 
 
-def test_a_long_prompt_does_not_stall_running_sequences(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
+@pytest.mark.usefixtures("few_tokens")
+def test_a_long_prompt_does_not_stall_running_sequences() -> None:
     engine = Engine(small_model(), small_tokenizer())
     engine.end_tokens = frozenset()
     batch = engine.open(2)
@@ -183,10 +199,8 @@ def test_a_request_for_no_tokens_is_refused() -> None:
         engine.open(1).add([engine.new_row(Request([1], 0))])
 
 
-def test_canceling_during_prefill_frees_the_slot(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(prefill.TOKENS_PER_PASS, "cpu", 8)
+@pytest.mark.usefixtures("few_tokens")
+def test_canceling_during_prefill_frees_the_slot() -> None:
     engine = Engine(small_model(), small_tokenizer())
     batch = engine.open(1)
     canceled = engine.new_row(Request(random_ids(40, 1), 5))

@@ -1,6 +1,7 @@
 """A cache of keys and values with one slot per sequence, each with its own length.
 
 B batch (slots of a forward pass)  T time  S cached positions  H heads  K kv heads  D head dim
+N tokens of all slots
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt import GPTConfig, check_context
-from nanochat.kernels.attention import attend_causally
+from nanochat.kernels.attention import PackedRows, attend_causally, attend_masked, attend_packed
 
 CAPACITY_STEP = 128  # positions: growing copies the cache, so it is not done per token
+
+
+def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of numbers on a device; on a GPU it arrives in order, and nobody waits for it."""
+    is_gpu = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=is_gpu).to(device, non_blocking=is_gpu)
 
 
 class KVCache:
@@ -23,9 +30,15 @@ class KVCache:
     """
 
     def __init__(
-        self, config: GPTConfig, num_slots: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: GPTConfig,
+        num_slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        can_pack: bool = False,
     ) -> None:
-        self.config, self.windows = config, config.windows
+        """can_pack: whether attention reads rows of any length in place, `attend_packed`."""
+        self.config, self.windows, self.can_pack = config, config.windows, can_pack
         self.lengths = [0] * num_slots
         shape = num_slots, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
@@ -33,9 +46,13 @@ class KVCache:
         # Forward passes run on the first so many slots: their batch is a view.
         self.num_active = num_slots
         # (B,) int64, or None. With it, positions come from the tensor and not from `lengths`, and
-        # attention runs over the whole capacity: the same work whatever the lengths, as a CUDA
-        # graph needs it. The caller reserves the room.
+        # shapes are the same whatever the lengths, as a CUDA graph needs it. The caller reserves
+        # the room.
         self.static_starts: Tensor | None = None
+        # Tokens of each active slot: a pass then takes (1, N), those of all slots one after the
+        # other and none of padding. Set for each such pass.
+        self.counts: Sequence[int] | None = None
+        self._packed_rows: PackedRows | None = None
 
     @property
     def capacity(self) -> int:
@@ -54,9 +71,11 @@ class KVCache:
         Raises UserError when they exceed the model's context.
         """
         lengths, starts = self.lengths[: self.num_active], self.static_starts
+        if self.counts is not None:
+            return self._packed_positions(torch.tensor(self.counts), torch.tensor(lengths))
         if starts is None:
             self.reserve(num_new)
-            starts = torch.tensor(lengths, device=self.keys[0].device)
+            starts = on_device(lengths, self.keys[0].device)
             is_level = min(lengths) == max(lengths)
             needs_mask = not is_level or (num_new > 1 and lengths[0] > 0)
         else:
@@ -64,12 +83,38 @@ class KVCache:
         positions = starts[:, None] + torch.arange(num_new, device=starts.device)
         slots = torch.arange(self.num_active, device=starts.device)[:, None]
         self._flat_indices = (slots * self.capacity + positions).flatten()
+        self._packed_rows = None
+        if self.can_pack and self.static_starts is not None:  # a token per slot, at any length
+            ends = torch.arange(self.num_active + 1, dtype=torch.int32, device=starts.device)
+            shape = ends, ends * self.capacity, (starts + 1).int(), 1, self.capacity
+            self._packed_rows = PackedRows(*shape)
+            return positions
         # Layers share a mask if they share a window.
         self._views = {
             window: self._view(window, min(lengths), positions if needs_mask else None)
             for window in set(self.windows)
         }
         return positions
+
+    def _packed_positions(self, counts: Tensor, lengths: Tensor) -> Tensor:
+        """(1, N): as above, for `counts`."""
+        ends = counts + lengths
+        check_context(int(ends.max()), self.config.sequence_len)
+        self._grow_to(int(ends.max()))
+        slots = torch.arange(len(counts))
+        of_token, last = slots.repeat_interleave(counts), counts.cumsum(0)
+        positions = torch.arange(len(of_token)) + (lengths - last + counts)[of_token]
+        query_ends, key_starts = F.pad(last, (1, 0)), torch.arange(len(counts) + 1) * self.capacity
+        per_row = torch.stack([query_ends, key_starts, F.pad(ends, (0, 1))]).int()
+        per_token = torch.stack([positions, of_token * self.capacity + positions])
+        device = self.keys[0].device
+        if device.type == "cuda":
+            per_row, per_token = per_row.pin_memory(), per_token.pin_memory()
+        per_row, per_token = (x.to(device, non_blocking=True) for x in (per_row, per_token))
+        longest = int(counts.max()), int(ends.max())
+        self._packed_rows = PackedRows(per_row[0], per_row[1], per_row[2, :-1], *longest)
+        self._flat_indices = per_token[1]
+        return per_token[:1]
 
     def _view(
         self, window: int | None, shortest: int, positions: Tensor | None
@@ -90,20 +135,27 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (B, K, T, D); attention of q (B, H, T, D) over all stored positions."""
-        window = self.windows[layer]
+        window, rows = self.windows[layer], self._packed_rows
+        if rows is not None:
+            stores = self.keys[layer], self.values[layer]
+            keys, values = (self._store(*pair) for pair in zip(stores, (k, v), strict=True))
+            y = attend_packed(q.transpose(1, 2).flatten(0, 1), keys, values, rows, window)
+            return y.view(q.size(0), q.size(2), *y.shape[1:]).transpose(1, 2)
         first, is_seen = self._views[window]
         keys = self._append(self.keys[layer], k, first)
         values = self._append(self.values[layer], v, first)
         if is_seen is None and q.size(2) > 1:  # every row starts here: plain causal attention
             return attend_causally(q, k, v, window)
-        return F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=is_seen, enable_gqa=q.size(1) != k.size(1)
-        )
+        return attend_masked(q, keys, values, is_seen)
+
+    def _store(self, store: Tensor, new: Tensor) -> Tensor:
+        """Write (B, K, T, D); returns (slots * capacity, K, D), every position of every slot."""
+        tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
+        return store.view(-1, *store.shape[2:]).index_copy_(0, self._flat_indices, tokens)
 
     def _append(self, store: Tensor, new: Tensor, first: int) -> Tensor:
         """Write (B, K, T, D); returns (B, K, S, D), all of the slots from position `first` on."""
-        tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
-        store.view(-1, *store.shape[2:]).index_copy_(0, self._flat_indices, tokens)
+        self._store(store, new)
         return store[: self.num_active, first : self._end].transpose(1, 2)
 
     def advance(self, counts: Sequence[int]) -> None:
@@ -127,6 +179,22 @@ class KVCache:
             store[target, :length] = other_store[source, :length]
         self.lengths[target] = length
 
+    def copy_slots(
+        self, sources: Sequence[int], targets: Sequence[int], source_cache: "KVCache"
+    ) -> None:
+        """As `copy_slot` for many, in few kernels."""
+        lengths = [source_cache.lengths[source] for source in sources]
+        length = max(lengths)
+        self._grow_to(length)
+        rows, to = on_device([sources, targets], self.keys[0].device)
+        pairs = zip(
+            (*self.keys, *self.values), (*source_cache.keys, *source_cache.values), strict=True
+        )
+        for store, other in pairs:
+            store[:, :length].index_copy_(0, to, other[:, :length].index_select(0, rows))
+        for target, copied in zip(targets, lengths, strict=True):
+            self.lengths[target] = copied
+
     def free_slots(self, slots: Sequence[int], occupants: list[Any]) -> list[tuple[int, int]]:
         """Remove occupants (`occupants[i]` is in slot i), filling each gap with the last one.
 
@@ -145,7 +213,7 @@ class KVCache:
     def _grow_to(self, needed: int) -> None:
         if needed <= self.capacity:
             return
-        # At least doubling: the copies then cost O(1) per token.
+        # At least doubling: the copies then cost O(1) per token, and capacities are few.
         steps = -(-max(needed, 2 * self.capacity) // CAPACITY_STEP)
         extra = min(steps * CAPACITY_STEP, self.config.sequence_len) - self.capacity
         # Zeros: masked values are multiplied by 0, and uninitialized memory may hold NaN.

@@ -7,20 +7,24 @@ B batch (prompts of a pass)  T time  V vocab
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from nanochat.gpt import GPT
-from nanochat.inference.kv_cache import KVCache
+from nanochat.inference.decode import DecodeStep
+from nanochat.inference.kv_cache import KVCache, on_device
 from nanochat.inference.sequence import RowState
 
-# Padding included. On a CPU larger passes gain little (dev/LOG.md, 2026-11-24); a GPU needs more
-# to be busy.
-TOKENS_PER_PASS = {"cpu": 512}
-TOKENS_PER_PASS_ELSEWHERE = 2048
-PROMPTS_PER_PASS = 16  # slots of the prefiller's own cache
+# Tokens of a pass, padding included: where other sequences wait for it, and where none does. On a
+# CPU larger passes gain little (dev/LOG.md, 2026-11-24). A GPU needs more to be busy; 512 take it
+# a few milliseconds.
+TOKENS_PER_PASS = {"cpu": (512, 512), "cuda": (512, 8192)}
+TOKENS_PER_PASS_ELSEWHERE = 2048, 2048
+PROMPTS_PER_PASS, PACKED_PROMPTS_PER_PASS = 16, 256  # slots of the prefiller's own cache
+MAX_PACKED_POSITIONS = 2**15  # of all of these slots: as much as 16 prompts of 2048 tokens
 MIN_SHARED_TOKENS = 16  # copying a shorter prefix costs as much as computing it
 
 
@@ -67,15 +71,26 @@ class PrefixCache:
             cache.copy_slot(0, slot, source_cache=entry, length=length)
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A prompt that is in a cache, and the rows that continue it."""
+
+    rows: list[RowState]
+    slot: int
+    logits: Tensor  # (V,) of the first token
+
+
 class Prefiller:
     """Processes prompts first come, first served, several per pass, in a cache of its own."""
 
-    def __init__(self, model: GPT, prefix_cache: PrefixCache) -> None:
-        device = model.embedding.weight.device
-        self.model, self.prefix_cache = model, prefix_cache
+    def __init__(self, decode_step: DecodeStep, prefix_cache: PrefixCache) -> None:
+        self.model, self.prefix_cache = decode_step.model, prefix_cache
+        self.is_packed, self._new_cache = decode_step.mode.can_pack, decode_step.new_cache
+        device = self.model.embedding.weight.device
         self.tokens_per_pass = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_ELSEWHERE)
-        self.cache = KVCache(model.config, PROMPTS_PER_PASS, device, model.compute_dtype)
-        # Sequences grouped by prompt: each group is prefilled once. `_active[i]` is in slot i.
+        self.cache = self._new_cache(PROMPTS_PER_PASS)
+        # Sequences grouped by prompt: each group is prefilled once. `_active[i]` is in slot i; it
+        # is empty once its prompt is complete.
         self._queue: deque[list[RowState]] = deque()
         self._active: list[list[RowState]] = []
 
@@ -99,31 +114,69 @@ class Prefiller:
         self.cache.free_slots(empty, self._active)
         self._queue = deque(filter(None, self._queue))
 
-    def step(self) -> Iterator[tuple[list[RowState], int, Tensor]]:
-        """One forward pass, if there is anything to do.
+    def step(self, is_alone: bool = True) -> list[Completed]:
+        """One forward pass, if there is anything to do: the prompts that it completes.
 
-        Yields each prompt that it completes: the rows that continue it, its slot in `cache` (until
-        the next pass), and the logits (V,) of the first token.
+        They stay in their slots of `cache` until the next pass.  is_alone: nothing waits for it.
         """
+        self.drop_finished()
+        self._fill_slots()
+        if not self._active:
+            return []
+        done = self.cache.lengths[: len(self._active)]
+        rest = [group[0].prompt[n:] for group, n in zip(self._active, done, strict=True)]
+        run = self._packed_pass if self.is_packed else self._padded_pass
+        lengths, logits = run(rest, self.tokens_per_pass[is_alone])
+        self.cache.advance(lengths)
+        completed = []
+        for slot, (tokens, length) in enumerate(zip(rest, lengths, strict=False)):
+            if len(tokens) == length:
+                completed.append(Completed([*self._active[slot]], slot, logits[slot]))
+                self._active[slot].clear()
+        return completed
+
+    def _fill_slots(self) -> None:
+        """Take prompts from the queue, as many as there are slots for."""
+        if self.is_packed and self._queue:
+            if self._active:
+                return  # passes take the oldest first in any case
+            # Few long prompts or many short ones: the cache is a rectangle of bounded size.
+            prompts = [group[0].prompt for group in islice(self._queue, PACKED_PROMPTS_PER_PASS)]
+            bound = max(1, MAX_PACKED_POSITIONS // max(map(len, prompts)))
+            self.cache = self._new_cache(min(len(prompts), bound))
         while self._queue and len(self._active) < len(self.cache.lengths):
             group = self._queue.popleft()
             self.prefix_cache.restore(group[0].prompt, self.cache, len(self._active))
             self._active.append(group)
-        if not self._active:
-            return
-        done = self.cache.lengths[: len(self._active)]
-        rest = [group[0].prompt[n:] for group, n in zip(self._active, done, strict=True)]
+
+    def _padded_pass(self, rest: list[list[int]], max_tokens: int) -> tuple[list[int], Tensor]:
+        """Process the next tokens of each prompt: their number, and logits (B, V) after them."""
         # After a long cached prefix, the padding of short rows must not exceed the context.
-        room = self.model.config.sequence_len - max(done)
-        width = min(max(1, self.tokens_per_pass // len(rest)), room)
+        room = self.model.config.sequence_len - max(self.cache.lengths[: len(rest)])
+        width = min(max(1, max_tokens // len(rest)), room)
         chunks = [tokens[:width] for tokens in rest]
         lengths = [len(chunk) for chunk in chunks]
         device = self.cache.keys[0].device
         last = torch.tensor(lengths, device=device) - 1  # the only logits that are needed
         self.cache.num_active = len(chunks)
         logits = self.model(padded(chunks).to(device), kv_cache=self.cache, logits_at=last)
-        self.cache.advance(lengths)
-        completed = [slot for slot, tokens in enumerate(rest) if len(tokens) <= width]
-        for slot in completed:
-            yield self._active[slot], slot, logits[slot, 0]
-        self.cache.free_slots(completed, self._active)
+        return lengths, logits[:, 0]
+
+    def _packed_pass(self, rest: list[list[int]], max_tokens: int) -> tuple[list[int], Tensor]:
+        """As `_padded_pass` for the oldest prompts, one after the other and without padding."""
+        chunks: list[list[int]] = []
+        for tokens in rest:
+            chunks.append(tokens[:max_tokens])
+            max_tokens -= len(chunks[-1])
+            if not max_tokens:
+                break
+        lengths = [len(chunk) for chunk in chunks]
+        device = self.cache.keys[0].device
+        packed = on_device([[token for chunk in chunks for token in chunk]], device)
+        last = on_device(lengths, device).cumsum(0) - 1
+        self.cache.num_active, self.cache.counts = len(chunks), lengths
+        try:
+            logits = self.model(packed, kv_cache=self.cache, logits_at=last[None])
+        finally:
+            self.cache.counts = None
+        return lengths, logits[0]

@@ -22,8 +22,8 @@ ModelType = TypeVar("ModelType", bound=nn.Module)
 def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
     """A copy with matrices cast to `dtype` and prepacked; it gives logits, but no losses.
 
-    Everything else is shared with the model. The copy does not follow when the model's weights
-    change. A prepacked model is returned as it is.
+    Everything else is shared with the model. When the model's weights change, `refresh` follows. A
+    prepacked model is returned as it is.
     """
     if any(isinstance(module, PrepackedLinear) for module in model.modules()):
         return model
@@ -34,8 +34,33 @@ def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
             if isinstance(child, Attention):  # reached before the Linears inside it
                 setattr(module, name, _PrepackedAttention(child, dtype))
             elif isinstance(child, Linear):
-                setattr(module, name, PrepackedLinear(child.weight, dtype))
+                setattr(module, name, _Packed(dtype, child.weight))
     return prepacked.eval()
+
+
+@torch.inference_mode(False)  # or a later update could only be made in inference, too
+@torch.no_grad()
+def refresh(prepacked: nn.Module) -> None:
+    """Follow the weights of the model that was prepacked; on a GPU at the same addresses."""
+    for module in prepacked.modules():
+        if isinstance(module, _Packed):
+            module.refresh()
+
+
+class _Packed(PrepackedLinear):
+    """One product with several matrices of the model, which it can read again."""
+
+    def __init__(self, dtype: torch.dtype, *matrices: Tensor) -> None:
+        self._matrices, self._dtype = matrices, dtype
+        with torch.inference_mode(False), torch.no_grad():  # normal tensors wherever it is called
+            super().__init__(torch.cat(matrices) if len(matrices) > 1 else matrices[0], dtype)
+
+    def refresh(self) -> None:
+        fresh = _Packed(self._dtype, *self._matrices).weight
+        if self.is_blocked:  # oneDNN's layout cannot be filled in place
+            self.weight = fresh
+        elif fresh.data_ptr() != self.weight.data_ptr():  # not the model's own matrix
+            self.weight.copy_(fresh)
 
 
 class _PrepackedAttention(Attention):
@@ -46,8 +71,8 @@ class _PrepackedAttention(Attention):
         self.config, self.layer = attention.config, attention.layer
         self.window = attention.window
         matrices = attention.query.weight, attention.key.weight, attention.value.weight
-        self.projection = PrepackedLinear(torch.cat(matrices), dtype)
-        self.output = PrepackedLinear(attention.output.weight, dtype)
+        self.projection = _Packed(dtype, *matrices)
+        self.output = _Packed(dtype, attention.output.weight)
 
     def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         (B, T, _), config = x.shape, self.config

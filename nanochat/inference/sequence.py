@@ -4,7 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat.chat import Tokenizer, ToolCallState
 from nanochat.errors import UserError
@@ -24,6 +24,13 @@ class Request:
     stop: Sequence[str] = ()  # strings that end the answer; its text stops before them
     num_top_logprobs: int | None = None  # alternatives to report per token; None: no logprobs
     score_prompt: bool = False  # report logprobs of the prompt, too (done by web.worker)
+
+
+class Draw(NamedTuple):
+    """What decides the next token of a sequence: a tool's output, or else a random number."""
+
+    forced: int | None
+    uniform: float = 0.0  # in [0, 1)
 
 
 class RowState:
@@ -47,6 +54,8 @@ class RowState:
         self.tokens: list[int] = []  # of the answer: sampled and forced, the end token included
         self.mask: list[int] = []  # 1 for a sampled token, 0 for a forced one
         self.forced: deque[int] = deque()  # tokens of a tool's output that come next
+        self.num_drawn = 0  # tokens that were drawn, `tokens` and those that nobody has read yet
+        self._returned: list[float] = []  # a random number that was drawn and not used
         self.finish_reason: FinishReason | None = None
         self.logprob: TokenLogprob | None = None  # of the newest token, if requested
         self.unreported: list[tuple[int, TokenLogprob]] = []  # with where the token's text starts
@@ -67,16 +76,32 @@ class RowState:
         """Whether a tool has been called and has no result yet."""
         return self.tool_calls.is_pending
 
-    def draw(self) -> float:
-        """A uniform number in [0, 1) that decides the next token, 0 if that is forced."""
-        self.forced.extend(self.tool_calls.take_output())
-        # Forced tokens consume no random number: what is sampled does not depend on their count.
-        return 0.0 if self.forced else self.rng.random()
+    @property
+    def can_continue(self) -> bool:
+        """Whether there may be tokens after those that were drawn."""
+        return self.num_drawn < self.max_tokens
 
-    def append(self, sampled: int, end_tokens: frozenset[int]) -> None:
-        """Append the next forced token, or else `sampled`, and set `finish_reason` at the end."""
-        is_forced = bool(self.forced)
-        token = self.forced.popleft() if is_forced else sampled
+    def take_output(self) -> None:
+        """The output of a finished tool call comes next."""
+        self.forced.extend(self.tool_calls.take_output())
+
+    def draw(self) -> Draw:
+        """What decides the next token. `append` takes the draws in the same order."""
+        self.num_drawn += 1
+        self.take_output()
+        if self.forced:
+            return Draw(self.forced.popleft())
+        # Forced tokens consume no random number: what is sampled does not depend on their count.
+        return Draw(None, self._returned.pop() if self._returned else self.rng.random())
+
+    def take_back(self, draw: Draw) -> None:
+        """Undo the last draw of a token to be sampled."""
+        self.num_drawn -= 1
+        self._returned.append(draw.uniform)
+
+    def append(self, token: int, draw: Draw, end_tokens: frozenset[int]) -> None:
+        """Append the token of a draw, and set `finish_reason` at the end."""
+        is_forced = draw.forced is not None
         self.tokens.append(token)
         self.mask.append(0 if is_forced else 1)
         if not is_forced and token in end_tokens:

@@ -11,11 +11,10 @@ H heads  K kv heads  D head dim  V vocab
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.gpt import GPT, check_context
-from nanochat.kernels.attention import attend_causally
+from nanochat.kernels.attention import attend_causally, attend_masked
 
 Row = Sequence[Sequence[int]]
 """The tokens of a prefix, then those of each of its continuations."""
@@ -98,12 +97,7 @@ class SharedPrefixAttention:
         if width:
             parts = [attend_causally(q[:, :, :width], k[:, :, :width], v[:, :, :width], window)]
         if q.size(2) > width:
-            mask, is_grouped = self._masks[window], q.size(1) != k.size(1)
-            parts.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, width:], k, v, attn_mask=mask, enable_gqa=is_grouped
-                )
-            )
+            parts.append(attend_masked(q[:, :, width:], k, v, self._masks[window]))
         y = torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1)[self._places]
         return y.transpose(0, 1)[None]
 

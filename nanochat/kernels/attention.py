@@ -1,22 +1,25 @@
-"""Causal attention over full rows, and the choice of the kernel that computes it.
+"""Causal attention, over full rows or over a cache, and the choice of the kernel that computes it.
 
 A token attends to the W latest tokens including itself, or to all if the window is None. The
 kernels differ only in rounding. The fastest depends on the device, the dtype, the length and the
-installed packages; this is the only place that decides.
+installed packages; this is the only place that decides. On a GPU that means for inference: none
+of cuDNN's, which prepare each new shape for 30 to 350 ms.
 
 B batch  T time  H heads  K kv heads  D head dim  W window
+N tokens of all rows  R rows  S stored positions
 """
 
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanochat.kernels.cpu_matmul import compile_time_constant
 
@@ -130,6 +133,41 @@ def attend_by_flash(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tens
     return output.transpose(1, 2)
 
 
+# ---- rows of any length, one after the other
+
+
+class PackedRows(NamedTuple):
+    """Where the queries and keys of each row are; the last query is at the row's last key."""
+
+    query_ends: Tensor  # (R + 1,) int32: row r has queries query_ends[r] up to query_ends[r + 1]
+    key_starts: Tensor  # (R + 1,) int32; the last is not used
+    key_lengths: Tensor  # (R,) int32
+    longest_query: int
+    longest_keys: int  # an upper bound
+
+
+def can_pack(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `attend_packed` has a kernel there that works in place: torch's FlashAttention."""
+    if device.type != "cuda" or torch.version.hip or head_dim % 8 or head_dim > 256:
+        return False
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    has_flash = torch.backends.cuda.is_flash_attention_available()
+    return is_half and has_flash and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attend_packed(
+    q: Tensor, keys: Tensor, values: Tensor, rows: PackedRows, window: int | None
+) -> Tensor:
+    """Attention (N, H, D) of q (N, H, D) over keys, values (S, K, D), which it reads in place."""
+    # The operator behind `torch.nn.attention.varlen`, which in torch 2.11 takes no key_lengths.
+    y: Tensor = torch.ops.aten._flash_attention_forward(
+        q, keys, values, rows.query_ends, rows.key_starts, rows.longest_query, rows.longest_keys,
+        0.0, True, False, seqused_k=rows.key_lengths, window_size_right=0,
+        window_size_left=-1 if window is None else window - 1,
+    )[0]  # fmt: skip
+    return y
+
+
 # ---- FlexAttention, arXiv 2412.05496
 
 
@@ -179,9 +217,27 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, _: int | None = None) -> Tensor:
     """Attention over all earlier tokens by torch's fused kernel."""
-    return F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
-    )
+    with _for_any_shape(q):
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1)
+        )
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor | None) -> Tensor:
+    """Attention (B, H, T, D) of q over k, v (B, K, S, D), where is_seen (B, 1, T, S) or to all."""
+    with _for_any_shape(q):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=is_seen, enable_gqa=q.size(1) != k.size(1)
+        )
+
+
+def _for_any_shape(q: Tensor) -> AbstractContextManager[None]:
+    """Leave out cuDNN unless shapes stay the same: in training, and where they are compiled."""
+    if q.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[None] = sdpa_kernel(backends)
+    return context
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -191,7 +247,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
     T x T would take twice as long, since masked scores are computed, too.
     """
     assert window is not None
-    T, is_grouped = q.size(2), q.size(1) != k.size(1)
+    T = q.size(2)
     # Query i of a block sees the W keys that end at its own position, i + W - 1.
     visible = torch.ones(BLOCK, BLOCK + window - 1, dtype=torch.bool, device=q.device)
     visible = visible.triu().tril(window - 1)
@@ -200,11 +256,7 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
         end = min(first + BLOCK, T)
         queries, keys = slice(first, end), slice(first - window + 1, end)
         mask = visible[: end - first, : end - keys.start]
-        parts.append(
-            F.scaled_dot_product_attention(
-                q[:, :, queries], k[:, :, keys], v[:, :, keys], mask, enable_gqa=is_grouped
-            )
-        )
+        parts.append(attend_masked(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask))
     return torch.cat(parts, dim=2)
 
 
