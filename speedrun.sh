@@ -66,7 +66,7 @@ case "$NANOCHAT_TIER" in
         TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048)
         RATES=(--matrix_lr=0.012 --embedding_lr=0.15 --unembedding_lr=0.008)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
-            --total_batch_size=4096 --num_iterations=250 --warmdown_share=0.3 --final_lr=0.3
+            --total_batch_size=4096 --num_iterations=250 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
             "${RATES[@]}" --eval_every=125 --save_every=50)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()

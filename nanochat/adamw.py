@@ -98,11 +98,13 @@ class ShardedOptimizer:
         return torch.stack(norms).float().square().sum()  # padding is zero and adds nothing
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters on every rank with the averaged gradients."""
+    def step(self, gradient_scale: float = 1.0) -> None:
+        """Update the parameters on every rank with the averaged gradients, scaled."""
         if self._reduced is None:
             self.reduce_gradients()
         assert self._reduced is not None
+        if gradient_scale != 1.0:
+            torch._foreach_mul_(self._reduced, gradient_scale)
         self.num_steps += 1
         gather_handles = []
         for bucket, gradient in zip(self.buckets, self._reduced, strict=True):

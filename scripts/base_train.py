@@ -30,12 +30,15 @@ class Options(LoopOptions):
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
     """FLOPs to spend; -1 means by --tokens_per_parameter."""
     tokens_per_parameter: float = 20.0
-    """Training tokens per parameter outside the embedding."""
+    """Training tokens per parameter, all parameters counted."""
     total_batch_size: int = -1
-    """Tokens of one optimizer step over all ranks; -1 means by the token budget."""
+    """Tokens of one optimizer step over all ranks; -1 means 524,288, and less for a budget below
+    1.1 billion tokens."""
+    grad_clip: Annotated[float, at_least(0)] = 1.0
+    """Norm above which the gradient is scaled down to it; 0 means no limit."""
     warmup_steps: Annotated[int, at_least(0)] = 0
     """Steps in which the learning rate rises, at the start."""
-    warmdown_share: Annotated[float, between(0, 1)] = 0.5
+    warmdown_share: Annotated[float, between(0, 1)] = 0.2
     """Share of the run, at its end, in which the learning rate falls."""
     final_lr: Annotated[float, between(0, 1)] = 0.0
     """Final learning rate, as a share of the peak."""
@@ -55,7 +58,7 @@ from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import scaling_laws
+from nanochat.training import run_summary, scaling_laws
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, defining_settings, train
@@ -94,9 +97,8 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
 
 def run_length(options: Options, model: GPT) -> tuple[int, int]:
     """Tokens of one optimizer step, and the number of steps."""
-    counts = model.num_parameters()
     budget = scaling_laws.horizon_tokens(
-        num_parameters=counts["total"] - counts["embedding"],
+        num_parameters=model.num_parameters()["total"],
         flops_per_token=model.flops_per_token(),
         target_flops=options.target_flops,
         tokens_per_parameter=options.tokens_per_parameter,
@@ -119,7 +121,13 @@ def make_plan(options: Options, setup: Setup) -> Plan:
         tokenizing_distributed_data_loader, documents, tokenizer,
         rows=rows, sequence_len=options.max_seq_len, num_steps=num_steps, seed=options.seed,
     )  # fmt: skip
-    phases = options.warmup_steps, options.warmdown_share, options.final_lr
+    schedule = Schedule(
+        num_steps, options.warmup_steps, options.warmdown_share, options.final_lr,
+        max_gradient_norm=options.grad_clip,
+    )  # fmt: skip
+    is_downloaded = setup.source in dataset.HUB_SOURCES
     return setup.plan(
-        model, tokenizer, rows=rows, schedule=Schedule(num_steps, *phases), batches=batches
-    )
+        model, tokenizer, rows=rows, schedule=schedule, batches=batches,
+        usual_rows=scaling_laws.RECIPE_BATCH_TOKENS / options.max_seq_len,
+        summary=run_summary.of_text(num_steps * step_tokens) if is_downloaded else (),
+    )  # fmt: skip

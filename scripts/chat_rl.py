@@ -81,6 +81,7 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     )  # fmt: skip
     return setup.plan(
         model, tokenizer, rows=options.prompts_per_step * options.num_samples, batches=batches,
+        usual_rows=Options.prompts_per_step * Options.num_samples,
         schedule=Schedule(num_steps, warmdown_share=1.0),  # falls from the start, as in SFT
         prefetch=False,  # on-policy: the next samples need this step's weights
         has_fixed_shape=False, engine=engine,

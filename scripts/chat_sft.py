@@ -23,7 +23,7 @@ class Options(MixtureOptions):
     """Conversations generated from the primer world, if those are in the mixture."""
     warmdown_share: Annotated[float, between(0, 1)] = 1.0
     """Share of the run, at its end, in which the learning rate falls."""
-    init_lr: Annotated[float, at_least(0)] = 0.1
+    init_lr: Annotated[float, at_least(0)] = 0.02
 
 
 if __name__ == "__main__":
@@ -57,7 +57,8 @@ def make_plan(options: Options, setup: Setup) -> Plan:
         sequence_len=model.config.sequence_len, num_epochs=options.num_epochs, seed=options.seed,
     )  # fmt: skip
     return setup.plan(
-        model, tokenizer, rows=rows, batches=batches, has_fixed_shape=False,
+        model, tokenizer, rows=rows, usual_rows=Options.rows_per_step, batches=batches,
+        has_fixed_shape=False,
         schedule=Schedule(num_steps, warmdown_share=options.warmdown_share),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ class Options(MixtureOptions):
     """Optimizer steps; -1 means one epoch of the mixture."""
     num_conversations: Annotated[int, at_least(1)] = 20_000
     """Conversations generated from the primer world, if those are in the mixture."""
-    warmdown_share: Annotated[float, between(0, 1)] = 0.5
+    warmdown_share: Annotated[float, between(0, 1)] = 0.2
     """Share of the run, at its end, in which the learning rate falls."""
 
 
@@ -32,7 +32,7 @@ from functools import partial
 
 from nanochat.data import chat_batches
 from nanochat.training.config import Plan
-from nanochat.training.scaling_laws import global_rows
+from nanochat.training.scaling_laws import RECIPE_BATCH_TOKENS, global_rows
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, train
 from tasks.common import Task, TaskMixture
@@ -61,7 +61,10 @@ def make_plan(options: Options, setup: Setup) -> Plan:
         rows=rows, sequence_len=length, num_steps=num_steps, seed=options.seed,
     )  # fmt: skip
     schedule = Schedule(num_steps, warmdown_share=options.warmdown_share)
-    return setup.plan(model, tokenizer, rows=rows, schedule=schedule, batches=batches)
+    usual_rows = RECIPE_BATCH_TOKENS / length
+    return setup.plan(
+        model, tokenizer, rows=rows, usual_rows=usual_rows, schedule=schedule, batches=batches
+    )
 
 
 def training_mixture(options: Options, setup: Setup) -> Task:

@@ -23,11 +23,14 @@ class LoopOptions:
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: a third slower, with a tenth of the activation
     memory. Does not change results."""
-    matrix_lr: Annotated[float, at_least(0)] = 0.02
-    """Learning rate of the matrices (Muon)."""
-    embedding_lr: Annotated[float, at_least(0)] = 0.2
+    recipe: Literal["classic"] = "classic"
+    """Published settings, to which the options default: classic is nanochat's of late 2025."""
+    matrix_lr: Annotated[float, at_least(0, besides=-1)] = -1.0
+    """Learning rate of the matrices (Muon). Here and for the next two -1 means the recipe's (0.02,
+    0.3, 0.004) times the square root of the batch size by the default one, but at least half."""
+    embedding_lr: Annotated[float, at_least(0, besides=-1)] = -1.0
     """Learning rate of the token embedding (AdamW), scaled by (width / 768) ** -0.5."""
-    unembedding_lr: Annotated[float, at_least(0)] = 0.004
+    unembedding_lr: Annotated[float, at_least(0, besides=-1)] = -1.0
     """Learning rate of the unembedding (AdamW), scaled by (width / 768) ** -0.5."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """Weight decay of the matrices at width 768; scaled by 1 / width^2, falls to zero over the

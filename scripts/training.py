@@ -18,9 +18,8 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime, on_main_first, restart_count
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training import stage
+from nanochat.training import scaling_laws, stage
 from nanochat.training.config import TITLES, Plan
-from nanochat.training.scaling_laws import scaled_weight_decay
 from nanochat.training.schedule import Schedule
 from scripts.options import ChatOptions, LoopOptions, MixtureOptions
 from tasks.common import TaskMixture
@@ -45,6 +44,7 @@ PLAN_OPTIONS = (  # those that the plan takes as they are
     "seed", "eval_every", "save_every", "save_minutes", "keep_checkpoints", "device_batch_size",
     "compile", "activation_checkpointing", "profile", "dry_run",
 )  # fmt: skip
+RATES = ("matrix_lr", "embedding_lr", "unembedding_lr")
 PARENTS = {"mid": "base", "sft": "mid", "rl": "sft"}
 TEXT_SAMPLES = (
     "The fox is", "Once upon a time", "Question: What day comes after Monday? Answer:",
@@ -78,14 +78,18 @@ class Setup:
     own: Sequence[CustomJSON] = ()
 
     def plan(
-        self, model: GPT, tokenizer: RustBPETokenizer, *, rows: int, schedule: Schedule,
-        batches: Callable[..., Iterator[Batch]], engine: Engine | None = None, **more: Any,
+        self, model: GPT, tokenizer: RustBPETokenizer, *, rows: int, usual_rows: float,
+        schedule: Schedule, batches: Callable[..., Iterator[Batch]], engine: Engine | None = None,
+        **more: Any,
     ) -> Plan:  # fmt: skip
         """batches: from rank, world_size and a loader state, `resume`.  more: fields of `Plan`.
+        usual_rows: of one step, for which the recipe's learning rates are meant.
         engine: of the rollouts; its CUDA graphs and caches serve the report's samples, too.
         """
         options, runtime = self.options, self.runtime
-        is_chat, lr_scale, held_out = False, 1.0, None
+        is_chat, lr_scale, held_out, width = False, 1.0, None, model.config.n_embd
+        given = {name: getattr(options, name) for name in RATES}
+        rates = scaling_laws.rates(options.recipe, given, rows / usual_rows)
         if isinstance(options, ChatOptions):
             is_chat, lr_scale = True, options.init_lr
             held_out = held_out_conversations(self.mixture, options.eval_conversations)
@@ -106,12 +110,8 @@ class Setup:
             tokenizer=tokenizer,
             model=model,
             schedule=schedule,
-            rates={
-                "matrix_lr": options.matrix_lr * lr_scale,
-                "embedding_lr": options.embedding_lr * lr_scale,
-                "unembedding_lr": options.unembedding_lr * lr_scale,
-                "weight_decay": scaled_weight_decay(options.weight_decay, model.config.n_embd),
-            },
+            rates={name: rate * lr_scale for name, rate in rates.items()}
+            | {"weight_decay": scaling_laws.scaled_weight_decay(options.weight_decay, width)},
             rows=rows,
             batches=partial(batches, rank=runtime.rank, world_size=runtime.world_size),
             samples=samples,

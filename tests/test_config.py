@@ -76,14 +76,14 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("device_type", "train_tokens", "eval_tokens"),
     [
-        ("cpu", 10**10, 65_536),
-        ("mps", 10**10, 65_536),
-        ("cuda", 10**10, 10_485_760),
-        ("cuda", 100_000_000, 1_000_000),  # a hundredth
-        ("cuda", 10_000, 65_536),
+        ("cpu", 10**10, (65_536, 65_536)),
+        ("mps", 10**10, (65_536, 65_536)),
+        ("cuda", 10**10, (10_485_760, 10_485_760)),
+        ("cuda", 100_000_000, (1_000_000, 10_485_760)),  # a hundredth
+        ("cuda", 10_000, (65_536, 10_485_760)),
     ],
 )
-def test_validation_reads_more_text_on_a_gpu_but_a_small_share_of_the_training_tokens(
-    device_type: str, train_tokens: int, eval_tokens: int
+def test_validation_on_a_gpu_reads_ten_million_tokens_at_the_end_and_a_small_share_before(
+    device_type: str, train_tokens: int, eval_tokens: tuple[int, int]
 ) -> None:
     assert default_eval_tokens(device_type, train_tokens) == eval_tokens

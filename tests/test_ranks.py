@@ -103,7 +103,7 @@ def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) ->
         trainer.accumulate_gradients(model, batch, micro_batch, torch.device("cpu"))
         square = sum(float(optimizer.reduce_gradients()) for optimizer in optimizers)
         norms.append(all_reduce_sum([square])[0] ** 0.5)
-        trainer.update(optimizers, schedule, step)
+        trainer.update(optimizers, schedule, step, norms[-1])
         model.zero_grad(set_to_none=True)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {**weights, "gradient norms": torch.tensor(norms)}

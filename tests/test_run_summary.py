@@ -28,7 +28,7 @@ def test_the_table_shows_size_horizon_and_schedule() -> None:
     summary = table()
     assert summary["model"] == "depth 12, width 768, 6 heads of 128"
     assert summary["steps"] == "1,000 of 524,288 tokens: 256 rows, 8 ranks"
-    assert summary["horizon"].startswith("524,288,000 tokens, 3.88 tokens per parameter")
+    assert summary["horizon"] == "524,288,000 tokens, 2.82 per parameter (of all)"
     assert summary["learning rates"].startswith("matrices 0.02, embedding 0.2,")
     phases = "warmup 100, plateau 500, warmdown 400 steps, to 0.1"
     assert summary["learning-rate schedule"] == phases

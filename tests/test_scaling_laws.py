@@ -21,9 +21,21 @@ def test_a_horizon_beyond_64_bits_is_rejected(name: str) -> None:
         scaling_laws.horizon_tokens(num_parameters=10**9, flops_per_token=0.5, **{name: 1e308})
 
 
-def test_the_batch_of_depth_12_is_half_a_million_tokens() -> None:
-    budget = scaling_laws.REFERENCE_BUDGET_TOKENS
+@pytest.mark.parametrize("factor", [1, 3, 50])
+def test_the_batch_is_half_a_million_tokens_from_a_billion_on(factor: int) -> None:
+    budget = factor * scaling_laws.RECIPE_BUDGET_TOKENS
     assert scaling_laws.batch_tokens(budget, 2048) == 2**19
+
+
+@pytest.mark.parametrize(
+    ("batch_share", "scale"), [(1.0, 1.0), (4.0, 2.0), (0.5, 0.5**0.5), (0.25, 0.5), (0.01, 0.5)]
+)
+def test_rates_that_are_not_given_follow_the_batch_size(batch_share: float, scale: float) -> None:
+    given = {"matrix_lr": -1.0, "embedding_lr": 0.7, "unembedding_lr": -1.0}
+    rates = scaling_laws.rates("classic", given, batch_share)
+    assert rates["embedding_lr"] == 0.7
+    assert rates["matrix_lr"] == pytest.approx(0.02 * scale)
+    assert rates["unembedding_lr"] == pytest.approx(0.004 * scale)
 
 
 def test_the_batch_grows_with_the_budget_in_whole_rows() -> None:

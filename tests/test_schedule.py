@@ -39,3 +39,11 @@ def test_the_momentum_is_full_after_a_tenth_of_a_short_run() -> None:
     schedule = Schedule(num_steps=100)
     assert schedule.momentum(0) == 0.85
     assert schedule.momentum(10) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    ("limit", "norm", "scale"),
+    [(1.0, 0.5, 1.0), (1.0, 1.0, 1.0), (1.0, 4.0, 0.25), (0.0, 9.0, 1.0), (1.0, 0.0, 1.0)],
+)
+def test_a_gradient_is_scaled_down_to_the_limit(limit: float, norm: float, scale: float) -> None:
+    assert Schedule(num_steps=1, max_gradient_norm=limit).gradient_scale(norm) == scale

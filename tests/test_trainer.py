@@ -49,10 +49,10 @@ class PlainSGD:
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         return nn.utils.get_total_norm(gradients).square()
 
-    def step(self) -> None:
+    def step(self, gradient_scale: float = 1.0) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.data.sub_(parameter.grad, alpha=group["lr"])
+                parameter.data.sub_(parameter.grad, alpha=group["lr"] * gradient_scale)
 
 
 class RecordingSaver:

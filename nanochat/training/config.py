@@ -1,6 +1,6 @@
 """What defines a training run: its plan, which a script makes from its options."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ class Plan:
     activation_checkpointing: bool
     profile: bool
     dry_run: bool
+    summary: Sequence[tuple[str, str]] = ()  # more rows of the table before the first step
     scores: Callable[[], dict[str, float]] = dict  # more metrics of each evaluation; collective
     prefetch: bool = True  # prepare the next batch during a step
     has_fixed_shape: bool = True  # every batch is rows x context; else compiling does not pay

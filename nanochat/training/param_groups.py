@@ -3,15 +3,17 @@
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import Muon
-from nanochat.training.scaling_laws import REFERENCE_WIDTH
+from nanochat.training.scaling_laws import RECIPES, REFERENCE_WIDTH
+
+CLASSIC = RECIPES["classic"]
 
 
 def scaled_rates(
     config: GPTConfig,
     *,
-    matrix_lr: float = 0.02,
-    embedding_lr: float = 0.2,
-    unembedding_lr: float = 0.004,
+    matrix_lr: float = CLASSIC["matrix_lr"],
+    embedding_lr: float = CLASSIC["embedding_lr"],
+    unembedding_lr: float = CLASSIC["unembedding_lr"],
     weight_decay: float = 0.0,
 ) -> dict[str, float]:
     """The options as learning rates at this width: AdamW's scale with (width / 768) ** -0.5."""

@@ -1,13 +1,22 @@
 """The table that describes a run before its first step."""
 
+import math
+
 import torch
 
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels import attention
+from nanochat.metrics import peak_flops
+from nanochat.runtime import Runtime
 from nanochat.training.memory_estimate import Estimate
 from nanochat.training.schedule import Schedule
 
 Rows = list[tuple[str, str]]
+
+# Of the hub's sources, with a vocabulary of 65,536.
+CHARACTERS_PER_TOKEN, CHARACTERS_PER_SHARD = 4.8, 250_000_000
+LARGE_RUN_FLOPS = 1e18  # meant for GPUs
+EXPECTED_MFU = 0.5  # one H200 reaches 0.53 to 0.60; several GPUs also communicate
 
 
 def of_model(model: GPT) -> Rows:
@@ -44,13 +53,35 @@ def of_steps(model: GPT, schedule: Schedule, rows: int, world_size: int) -> Rows
     length, counts = model.config.sequence_len, model.num_parameters()
     step_tokens, num_steps = rows * length, schedule.num_steps
     tokens = num_steps * step_tokens
-    ratio = tokens / (counts["total"] - counts["embedding"])  # as in the scaling laws
+    ratio = tokens / counts["total"]
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return [
         ("steps", f"{num_steps:,} of {step_tokens:,} tokens: {rows:,} rows, {ranks}"),
-        ("horizon", f"{tokens:,} tokens, {ratio:.2f} tokens per parameter (without the embedding)"),
+        ("horizon", f"{tokens:,} tokens, {ratio:.2f} per parameter (of all)"),
         ("FLOPs", f"{tokens * model.flops_per_token():.3g}"),
     ]
+
+
+def of_text(num_tokens: int) -> Rows:
+    """The shards of a source on the hub that a run reads once."""
+    characters = num_tokens * CHARACTERS_PER_TOKEN
+    shards = math.ceil(characters / CHARACTERS_PER_SHARD)
+    return [("text", f"about {characters / 1e9:,.1f} billion characters, {shards:,} shards")]
+
+
+def of_time(model: GPT, schedule: Schedule, rows: int, runtime: Runtime) -> Rows:
+    """Estimated time of the steps on these GPUs or, for a large model elsewhere, on 8 x H100."""
+    tokens = schedule.num_steps * rows * model.config.sequence_len
+    flops, count, name = tokens * model.flops_per_token(), 8, "H100"
+    if runtime.device.type == "cuda":
+        count, name = runtime.world_size, torch.cuda.get_device_name(runtime.device)
+    elif flops < LARGE_RUN_FLOPS:
+        return []
+    peak = peak_flops(name, torch.bfloat16)
+    if peak is None:
+        return []
+    hours = flops / (EXPECTED_MFU * peak * count) / 3600
+    return [("time, estimated", f"{hours:,.1f} h on {count} x {name} at {EXPECTED_MFU:.0%} MFU")]
 
 
 def of_rates(schedule: Schedule, scaled_rates: dict[str, float]) -> Rows:
@@ -64,7 +95,9 @@ def of_rates(schedule: Schedule, scaled_rates: dict[str, float]) -> Rows:
     lengths = ", ".join(f"{name} {count:,}" for name, count in phases.items() if count)
     points = sorted({0, num_steps // 4, num_steps // 2, 3 * num_steps // 4, num_steps - 1})
     multipliers = ", ".join(f"{step + 1:,}: {schedule.learning_rate(step):.3f}" for step in points)
+    clipped = [("gradient norm", f"at most {schedule.max_gradient_norm:g}")]
     return [
+        *(clipped if schedule.max_gradient_norm else []),
         ("learning rates", ", ".join(f"{name} {rate:.4g}" for name, rate in scaled_rates.items())),
         ("learning-rate schedule", f"{lengths} steps, to {schedule.final:g}"),
         ("multiplier at step", multipliers),

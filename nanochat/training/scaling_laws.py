@@ -1,12 +1,20 @@
-"""Run length, batch size and rates derived from model size; pure functions of numbers."""
+"""Recipes, and run length, batch size and rates derived from them; pure functions of numbers."""
 
 import math
+from typing import Literal
 
 from nanochat.errors import UserError
 
-# The batch size of the reference run; others follow by "Power Lines", arXiv 2505.13738.
-REFERENCE_BATCH_TOKENS = 2**19
-REFERENCE_BUDGET_TOKENS = 20 * 110_000_000  # 20 per parameter of depth 12 at vocabulary 32,768
+Recipe = Literal["classic"]
+# Peak learning rates, at the recipe's batch size and width 768. classic: nanochat of late 2025.
+RECIPES: dict[Recipe, dict[str, float]] = {
+    "classic": {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
+}
+# The recipe's batch size, and the budget from which on it is used: 20 tokens for each parameter of
+# depth 6 at vocabulary 65,536. Smaller batches follow by "Power Lines", arXiv 2505.13738.
+RECIPE_BATCH_TOKENS = 2**19
+RECIPE_BUDGET_TOKENS = 20 * 55_000_000
+MIN_RATE_SCALE = 0.5  # lower rates waste short runs of small batches: dev/LOG.md, 2026-11-28
 BATCH_EXPONENT = 0.383  # B ~ D^0.383, arXiv 2505.13738
 MIN_STEPS = 50  # a short run needs steps more than large batches
 REFERENCE_WIDTH = 768  # depth 12; learning rates of AdamW and weight decay refer to it
@@ -41,10 +49,10 @@ def horizon_tokens(
 def batch_tokens(budget_tokens: int, sequence_len: int) -> int:
     """Tokens per optimizer step for a token budget, a power of two of full rows.
 
-    B ~ D^0.383, at most a fiftieth of the budget, rounded on a log scale.
+    B ~ D^0.383, at most the recipe's and a fiftieth of the budget, rounded on a log scale.
     """
-    ideal = REFERENCE_BATCH_TOKENS * (budget_tokens / REFERENCE_BUDGET_TOKENS) ** BATCH_EXPONENT
-    ideal = min(ideal, budget_tokens / MIN_STEPS)
+    share = min(1.0, (budget_tokens / RECIPE_BUDGET_TOKENS) ** BATCH_EXPONENT)
+    ideal = min(RECIPE_BATCH_TOKENS * share, budget_tokens / MIN_STEPS)
     rows = 2 ** round(math.log2(max(1.0, ideal / sequence_len)))
     return int(rows) * sequence_len
 
@@ -65,6 +73,16 @@ def global_rows(total_batch_tokens: int, sequence_len: int, world_size: int) -> 
             f" --total_batch_size={world_size * sequence_len}"
         )
     return rows
+
+
+def rates(recipe: Recipe, given: dict[str, float], batch_share: float) -> dict[str, float]:
+    """Peak learning rates: as given or, for -1, the recipe's for a batch of that share of its own.
+
+    They scale with the square root of the batch size (arXiv 2205.10287), but not below a half.
+    """
+    scale = max(MIN_RATE_SCALE, math.sqrt(batch_share))
+    usual = {name: scale * rate for name, rate in RECIPES[recipe].items()}
+    return {name: usual[name] if rate == -1 else rate for name, rate in given.items()}
 
 
 def scaled_weight_decay(weight_decay: float, n_embd: int) -> float:

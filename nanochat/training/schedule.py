@@ -1,4 +1,4 @@
-"""Learning rate, momentum and weight decay of each step; pure functions of numbers."""
+"""Learning rate, momentum, weight decay and clipping of each step; pure functions of numbers."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ class Schedule:
     final: float = 0.0
     """Multiplier that the warmdown approaches."""
     momentum_warmup_steps: int = 300
+    max_gradient_norm: float = 0.0
+    """A larger gradient is scaled down to this norm; 0: never."""
 
     @property
     def warmdown_steps(self) -> int:
@@ -34,6 +36,10 @@ class Schedule:
         num_steps = max(1, min(self.momentum_warmup_steps, self.num_steps // 10))
         share = min(1.0, step / num_steps)
         return 0.85 + 0.10 * share  # to 0.95, as in modded-nanogpt
+
+    def gradient_scale(self, norm: float) -> float:
+        """Multiplier of a gradient of that norm over all parameters and ranks."""
+        return min(1.0, self.max_gradient_norm / norm) if self.max_gradient_norm and norm else 1.0
 
     def weight_decay(self, step: int) -> float:
         """Multiplier of the weight decay: falls linearly to zero."""

@@ -145,6 +145,8 @@ def log_summary(plan: Plan, runtime: Runtime) -> None:
     table = [
         *run_summary.of_model(model),
         *run_summary.of_steps(model, plan.schedule, plan.rows, runtime.world_size),
+        *plan.summary,
+        *run_summary.of_time(model, plan.schedule, plan.rows, runtime),
         *run_summary.of_rates(plan.schedule, param_groups.scaled_rates(model.config, **plan.rates)),
         ("validation tokens", f"{times}{plan.final_eval_tokens:,} at the end"),
         *run_summary.of_memory(rows, plan.rank_rows(runtime.world_size), memory),

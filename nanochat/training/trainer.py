@@ -102,7 +102,7 @@ def train(
                 squared_norms = [optimizer.reduce_gradients() for optimizer in optimizers]
                 stats = _step_stats(model, batch, loss, squared_norms, context)
                 _require_finite(stats, state.step + 1, saver)
-                update(optimizers, schedule, state.step)
+                update(optimizers, schedule, state.step, stats.gradient_norm)
             model.zero_grad(set_to_none=True)
             # A GPU may still be updating: the host waits for it where the next loss is read.
             seconds = time.perf_counter() - began
@@ -216,7 +216,9 @@ def _require_finite(stats: _StepStats, step: int, saver: CheckpointSaver) -> Non
         raise NonFiniteError(step, stats.not_finite, saver.last)
 
 
-def update(optimizers: Sequence[ShardedOptimizer], schedule: Schedule, step: int) -> None:
+def update(
+    optimizers: Sequence[ShardedOptimizer], schedule: Schedule, step: int, gradient_norm: float
+) -> None:
     """Set the scheduled values of every parameter group and update the parameters."""
     multiplier = schedule.learning_rate(step)
     for optimizer in optimizers:
@@ -227,7 +229,7 @@ def update(optimizers: Sequence[ShardedOptimizer], schedule: Schedule, step: int
             if "initial_weight_decay" in group:
                 decay = schedule.weight_decay(step)
                 group["weight_decay"] = group["initial_weight_decay"] * decay
-        optimizer.step()
+        optimizer.step(schedule.gradient_scale(gradient_norm))
 
 
 def _log_step(
