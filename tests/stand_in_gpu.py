@@ -1,12 +1,12 @@
-"""A stand-in for the recording of CUDA graphs, with the rules and the failures of torch's.
+"""A stand-in for what `torch.cuda` has to record graphs, with its rules and its failures.
 
 A recording keeps each operation with the tensors that it had. A replay runs them again on these
 very tensors: numbers that Python has seen and tensors that were replaced since stay as they were.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanochat.inference.cuda_graphs import Backend
 from nanochat.kernels.attention import PackedRows, attend_masked
 
 
-class Replay:
+class Graph:
     """A recorded graph."""
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, Any]] = []
 
-    def __call__(self) -> None:
+    def replay(self) -> None:
         for operation, arguments, named, output in self.operations:
             new = operation(*arguments, **named)
             if isinstance(output, torch.Tensor) and new.data_ptr() != output.data_ptr():
@@ -36,9 +35,9 @@ class Replay:
 
 
 class Recording(TorchDispatchMode):
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.replay = replay
+        self.graph = graph
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
@@ -46,25 +45,8 @@ class Recording(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
         output = func(*args, **(kwargs or {}))
-        self.replay.operations.append((func, args, kwargs or {}, output))
+        self.graph.operations.append((func, args, kwargs or {}, output))
         return output
-
-
-@dataclass
-class Process:
-    """What all engines of a process share: the current stream, the generator, the allocator."""
-
-    stream: str = "default"
-    is_recording: bool = False
-    can_draw: bool = True  # the generator, outside of a recording
-    num_streams: int = 0
-    num_pools: int = 0
-    recorded_on: list[str] = field(default_factory=list)
-
-    def draw(self) -> None:
-        """What every random number on the device checks."""
-        if not self.can_draw or self.stream != "default":
-            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly")
 
 
 def attend_packed(
@@ -80,53 +62,88 @@ def attend_packed(
     return attend_masked(q[:, :, None], k, v, is_seen[:, None, None])[:, :, 0]
 
 
-class StandIn(Backend):
-    """A backend; `fails` is a number of recordings that fail, in one of torch's ways."""
+class OneStream:
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    def __init__(self, process: Process, fails: int = 0) -> None:
-        self.process, self.fails = process, fails
-        self.pools: dict[int, WeakSet[Replay]] = {}
+    def wait_stream(self, other: "OneStream") -> None:
+        assert other is not self
+
+
+class Generator:
+    """The random numbers of the device."""
+
+    is_recording = False
+
+    def clone_state(self) -> "Generator":
+        return Generator()
+
+    def graphsafe_set_state(self, state: "Generator") -> None:
+        self.is_recording = state.is_recording
+
+
+class StandIn:
+    """The GPU of one process: what `torch.cuda` has for graphs."""
+
+    CUDAGraph, device = Graph, nullcontext
+
+    def __init__(self, fails: int = 0) -> None:
+        """fails: the number of recordings that fail."""
+        self.fails = fails
+        self.default_stream = self.stream = OneStream("default")
+        self.default_generators = [Generator()]
+        self.pools: list[WeakSet[Graph]] = []  # those of each that are alive
         self.used: set[int] = set()
+        self.open_pool: int | None = None  # that allocations go to
+        self.recorded_on: list[str] = []  # the stream of each recording
+        self.num_streams = 0
+        self.memory = SimpleNamespace(
+            _cuda_endAllocateToPool=self.end_allocations, _cuda_releasePool=lambda *_: None
+        )
 
-    def guard(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    def draw(self) -> None:
+        """What every random number and every allocation on the device needs."""
+        assert self.stream is self.default_stream and self.open_pool is None
+        if self.default_generators[0].is_recording:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly")
 
-    def current_stream(self) -> str:
-        return self.process.stream
+    def current_device(self) -> int:
+        return 0
 
-    def set_stream(self, stream: str) -> None:
-        self.process.stream = stream
+    def current_stream(self) -> OneStream:
+        return self.stream
 
-    def new_stream(self) -> str:
-        self.process.num_streams += 1
-        return f"stream {self.process.num_streams}"
+    def set_stream(self, stream: OneStream) -> None:
+        self.stream = stream
 
-    def new_pool(self) -> int:
-        self.process.num_pools += 1
-        self.pools[self.process.num_pools] = WeakSet()
-        return self.process.num_pools
+    def Stream(self) -> OneStream:
+        self.num_streams += 1
+        return OneStream(f"stream {self.num_streams}")
 
-    def wait(self, stream: str, other: str) -> None:
-        assert stream != other
+    def graph_pool_handle(self) -> tuple[int]:
+        self.pools.append(WeakSet())
+        return (len(self.pools) - 1,)
 
-    def record(self, run: Callable[[], None], stream: str, pool: int) -> Callable[[], None]:
-        process = self.process
-        assert process.stream == stream, "the warm-up was on another stream"
-        assert not process.is_recording, "two recordings at a time"
-        process.is_recording, process.can_draw = True, False
-        if self.fails or (pool in self.used and not self.pools[pool]):
-            self.fails -= 1
-            process.is_recording = False  # neither the stream nor the generator is restored
+    def end_allocations(self, _device: int, pool: tuple[int]) -> None:
+        if self.open_pool != pool[0]:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.open_pool = None
+
+    @contextmanager
+    def graph(
+        self, graph: Graph, pool: tuple[int], stream: OneStream, capture_error_mode: str
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        assert self.stream is stream, "the warm-up was on another stream"
+        assert self.open_pool is None, "two recordings at a time"
+        self.open_pool, self.default_generators[0].is_recording = pool[0], True
+        was_freed = pool[0] in self.used and not self.pools[pool[0]]
+        if self.fails or was_freed:
+            self.fails -= 1  # neither the stream nor the rest is restored
             raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED\nat a line")
-        replay = Replay()
-        with Recording(replay):
-            run()
-        self.pools[pool].add(replay)
-        self.used.add(pool)
-        process.is_recording, process.can_draw = False, True
-        process.recorded_on.append(stream)
-        return replay
-
-    def repair(self, pool: int) -> None:
-        assert pool in self.pools
-        self.process.is_recording, self.process.can_draw = False, True
+        with Recording(graph):
+            yield
+        self.pools[pool[0]].add(graph)
+        self.used.add(pool[0])
+        self.open_pool, self.default_generators[0].is_recording = None, False
+        self.recorded_on.append(stream.name)

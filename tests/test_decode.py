@@ -10,7 +10,7 @@ from nanochat.inference import kv_cache
 from nanochat.inference.decode import DecodeStep, Mode
 from nanochat.inference.kv_cache import KVCache
 from tests.small_model import small_model, small_tokenizer
-from tests.stand_in_gpu import Process, StandIn, attend_packed
+from tests.stand_in_gpu import StandIn, attend_packed
 
 CPU = torch.device("cpu")
 
@@ -28,8 +28,8 @@ def test_a_recorded_step_equals_an_eager_one_while_the_cache_grows(
 ) -> None:
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
     model = small_model(n_kv_head=kv_heads, window_pattern=pattern, sequence_len=26)
-    rng, process = random.Random(0), Process()
-    modes = Mode(), Mode(StandIn(process), can_pack)
+    rng, process = random.Random(0), StandIn()
+    modes = Mode(), Mode(process, can_pack)
     eager, recorded = (DecodeStep(model, 6, mode) for mode in modes)
     prompts = torch.tensor([[rng.randrange(265) for _ in range(9)] for _ in range(6)])
     for cache in (eager.cache, recorded.cache):
@@ -42,13 +42,13 @@ def test_a_recorded_step_equals_an_eager_one_while_the_cache_grows(
         assert eager.cache.lengths == recorded.cache.lengths
     # Six rows at capacities 16 and 26, then four (for three as well), two and one.
     assert len(process.recorded_on) == 5 and recorded.cache.capacity == 26
-    assert process.stream == "default" and set(process.recorded_on) == {"stream 1"}
-    assert process.num_pools == 2  # a new one when the cache has grown
+    assert process.stream is process.default_stream and set(process.recorded_on) == {"stream 1"}
+    assert len(process.pools) == 2  # a new one when the cache has grown
 
 
 @torch.inference_mode()
 def test_a_recorded_step_refuses_tokens_past_the_context() -> None:
-    step = DecodeStep(small_model(sequence_len=4), 1, Mode(StandIn(Process())))
+    step = DecodeStep(small_model(sequence_len=4), 1, Mode(StandIn()))
     for _ in range(4):
         step(torch.tensor([1]))
     with pytest.raises(UserError, match="5 tokens are more than the model's context of 4"):
@@ -58,8 +58,8 @@ def test_a_recorded_step_refuses_tokens_past_the_context() -> None:
 # ---- engines as on a GPU
 
 
-def gpu_engine(process: Process, fails: int = 0, pattern: str = "L") -> Engine:
-    mode = Mode(StandIn(process, fails), can_pack=True, reads_late=True)
+def gpu_engine(process: StandIn, pattern: str = "L") -> Engine:
+    mode = Mode(process, can_pack=True, reads_late=True)
     return Engine(small_model(window_pattern=pattern), small_tokenizer(), mode=mode)
 
 
@@ -71,13 +71,13 @@ PROMPTS = [[1 + n] * (1 + 7 * n % 30) for n in range(17)]
 def test_answers_are_the_same_as_on_a_cpu(temperature: float, batch_size: int) -> None:
     ask = partial(Engine.complete, prompts=PROMPTS, max_tokens=25, temperature=temperature)
     expected = ask(Engine(small_model(window_pattern="SL"), small_tokenizer()))
-    found = ask(gpu_engine(Process(), pattern="SL"), batch_size=batch_size)
+    found = ask(gpu_engine(StandIn(), pattern="SL"), batch_size=batch_size)
     assert found == expected
     assert any(one.finish_reason == "stop" for one in expected) or not temperature
 
 
 def test_an_engine_records_each_number_of_rows_once_whatever_it_is_asked() -> None:
-    process = Process()
+    process = StandIn()
     engine = gpu_engine(process)
     first = engine.complete(PROMPTS, max_tokens=25)
     engine.complete(PROMPTS[:1], max_tokens=2)
@@ -94,9 +94,9 @@ def test_an_engine_records_each_number_of_rows_once_whatever_it_is_asked() -> No
 def test_recorded_passes_follow_updated_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     # In oneDNN's layout, which no GPU has, weights are replaced and not filled.
     monkeypatch.setattr("nanochat.kernels.cpu_matmul.has_onednn", lambda dtype: False)
-    process, model = Process(), small_model()
+    process, model = StandIn(), small_model()
     model.compute_dtype = torch.bfloat16  # the packed matrices are copies
-    engine = Engine(model, small_tokenizer(), mode=Mode(StandIn(process), reads_late=True))
+    engine = Engine(model, small_tokenizer(), mode=Mode(process, reads_late=True))
     before = engine.complete(PROMPTS[:4], max_tokens=25)
     num_recorded = len(process.recorded_on)
     updated = small_model(seed=1)
@@ -110,8 +110,8 @@ def test_recorded_passes_follow_updated_weights(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_failed_recording_leaves_the_process_usable(caplog: pytest.LogCaptureFixture) -> None:
-    process = Process()
-    failing, other = gpu_engine(process, fails=1), gpu_engine(process)
+    process = StandIn(fails=1)
+    failing, other = gpu_engine(process), gpu_engine(process)
     expected = Engine(small_model(), small_tokenizer()).complete(PROMPTS, max_tokens=25)
     assert failing.complete(PROMPTS, max_tokens=25) == expected
     process.draw()  # as training would
@@ -123,7 +123,7 @@ def test_a_failed_recording_leaves_the_process_usable(caplog: pytest.LogCaptureF
 
 
 def test_two_engines_record_on_streams_of_their_own() -> None:
-    process = Process()
+    process = StandIn()
     for engine in (gpu_engine(process), gpu_engine(process)):
         engine.complete(PROMPTS[:3], max_tokens=3)
         process.draw()

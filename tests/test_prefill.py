@@ -41,7 +41,7 @@ def prefill_all(prefiller: Prefiller, target: KVCache) -> dict[RowState, Tensor]
     while prefiller.num_rows:
         for one in prefiller.step():
             for row in one.rows:
-                target.copy_slot(one.slot, len(found), source_cache=prefiller.cache)
+                target.copy_slots([one.slot], [len(found)], prefiller.cache)
                 found[row] = one.logits
     return found
 

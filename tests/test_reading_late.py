@@ -15,13 +15,13 @@ from nanochat.inference.decode import Mode
 from nanochat.inference.detokenizer import Finished
 from nanochat.inference.tools import InlineTool, Tool
 from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
-from tests.stand_in_gpu import Process, StandIn, attend_packed
+from tests.stand_in_gpu import StandIn, attend_packed
 
 SECONDS = 60
 MODES = {
     "late": Mode(reads_late=True),
     "late and packed": Mode(reads_late=True, can_pack=True),
-    "as on a GPU": Mode(StandIn(Process()), can_pack=True, reads_late=True),
+    "as on a GPU": Mode(StandIn(), can_pack=True, reads_late=True),
 }
 
 

@@ -239,7 +239,7 @@ class Batch:
                 logits = torch.full_like(logits, -torch.inf).index_fill_(0, token, 0.0)
             if is_suspended:
                 cache = self.decode_step.new_cache(1)
-                cache.copy_slot(slot, 0, source_cache=self.cache)
+                cache.copy_slots([slot], [0], self.cache)
                 # A clone: `logits` is overwritten by later steps.
                 self.suspended.append(_Suspended(row, cache, logits.clone()))
                 slots.append(slot)

@@ -9,12 +9,13 @@ B batch (rows)  V vocab
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat.gpt import GPT
-from nanochat.inference.cuda_graphs import Backend, Graphs
+from nanochat.inference.cuda_graphs import Graphs
 from nanochat.inference.kv_cache import KVCache, on_device
 from nanochat.kernels.attention import can_pack
 
@@ -23,7 +24,7 @@ from nanochat.kernels.attention import can_pack
 class Mode:
     """How passes run; what is fastest depends on the device. The defaults are those of a CPU."""
 
-    backend: Backend | None = None  # of graphs; None: kernels are launched one by one
+    cuda: Any = None  # `torch.cuda`, to record passes; None: kernels are launched one by one
     can_pack: bool = False  # prompts one after the other without padding, cached rows in place
     reads_late: bool = False  # the host reads tokens while the device computes the next ones
 
@@ -33,7 +34,7 @@ class Mode:
         if device.type != "cuda":
             return cls()
         is_packed = can_pack(device, model.compute_dtype, model.config.head_dim)
-        return cls(Backend(device), is_packed, reads_late=True)
+        return cls(torch.cuda, is_packed, reads_late=True)
 
 
 class DecodeStep:
@@ -41,9 +42,9 @@ class DecodeStep:
 
     def __init__(self, model: GPT, num_slots: int, mode: Mode) -> None:
         self.model, self.mode = model, mode
-        self.graphs = Graphs(mode.backend) if mode.backend else None
-        self.is_taken = False  # by a batch that is not closed
         device = model.embedding.weight.device
+        self.graphs = Graphs(device, mode.cuda) if mode.cuda else None
+        self.is_taken = False  # by a batch that is not closed
         self.new_cache = partial(
             KVCache, model.config, device=device, dtype=model.compute_dtype, can_pack=mode.can_pack
         )

@@ -163,35 +163,23 @@ class KVCache:
         for slot, count in enumerate(counts):
             self.lengths[slot] += count
 
-    def copy_slot(
+    def copy_slots(
         self,
-        source: int,
-        target: int,
+        sources: Sequence[int],
+        targets: Sequence[int],
         source_cache: "KVCache | None" = None,
         length: int | None = None,
     ) -> None:
-        """Overwrite a slot with one of this or another cache, up to a length."""
+        """Overwrite slots with those of this or another cache, up to a length."""
         other = source_cache or self
-        length = other.lengths[source] if length is None else length
-        self._grow_to(length)
-        pairs = zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True)
-        for store, other_store in pairs:
-            store[target, :length] = other_store[source, :length]
-        self.lengths[target] = length
-
-    def copy_slots(
-        self, sources: Sequence[int], targets: Sequence[int], source_cache: "KVCache"
-    ) -> None:
-        """As `copy_slot` for many, in few kernels."""
-        lengths = [source_cache.lengths[source] for source in sources]
+        lengths = [other.lengths[one] if length is None else length for one in sources]
         length = max(lengths)
         self._grow_to(length)
         rows, to = on_device([sources, targets], self.keys[0].device)
-        pairs = zip(
-            (*self.keys, *self.values), (*source_cache.keys, *source_cache.values), strict=True
-        )
-        for store, other in pairs:
-            store[:, :length].index_copy_(0, to, other[:, :length].index_select(0, rows))
+        pairs = zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True)
+        for store, other_store in pairs:
+            copies = other_store[:, :length].index_select(0, rows)
+            store[:, :length].index_copy_(0, to, copies)
         for target, copied in zip(targets, lengths, strict=True):
             self.lengths[target] = copied
 
@@ -204,7 +192,7 @@ class KVCache:
         for slot in reversed(slots):  # from the end, so that what moves is never itself removed
             last = len(occupants) - 1
             if slot != last:
-                self.copy_slot(last, slot)
+                self.copy_slots([last], [slot])
                 occupants[slot] = occupants[last]
                 moves.append((last, slot))
             occupants.pop()

@@ -9,7 +9,7 @@ B batch (prompts of a pass)  T time  V vocab
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, chain, islice
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class PrefixCache:
             return
         others = [entry for entry in self._entries if _num_shared(entry[0], tokens) < len(entry[0])]
         copy = KVCache(cache.config, 1, cache.keys[0].device, cache.keys[0].dtype)
-        copy.copy_slot(slot, 0, source_cache=cache, length=len(tokens))
+        copy.copy_slots([slot], [0], cache, len(tokens))
         self._entries = [*others, (tokens, copy)]
         while sum(len(cached) for cached, _ in self._entries) > self.max_tokens:
             self._entries.pop(0)
@@ -68,7 +68,7 @@ class PrefixCache:
         shared = [(_num_shared(tokens, prompt[:-1]), entry) for tokens, entry in self._entries]
         length, entry = max(shared, key=lambda pair: pair[0], default=(0, cache))
         if length >= MIN_SHARED_TOKENS:
-            cache.copy_slot(0, slot, source_cache=entry, length=length)
+            cache.copy_slots([0], [slot], entry, length)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ class Prefiller:
             return []
         done = self.cache.lengths[: len(self._active)]
         rest = [group[0].prompt[n:] for group, n in zip(self._active, done, strict=True)]
-        run = self._packed_pass if self.is_packed else self._padded_pass
-        lengths, logits = run(rest, self.tokens_per_pass[is_alone])
+        lengths, logits = self._pass(rest, self.tokens_per_pass[is_alone])
         self.cache.advance(lengths)
         completed = []
         for slot, (tokens, length) in enumerate(zip(rest, lengths, strict=False)):
@@ -149,34 +148,23 @@ class Prefiller:
             self.prefix_cache.restore(group[0].prompt, self.cache, len(self._active))
             self._active.append(group)
 
-    def _padded_pass(self, rest: list[list[int]], max_tokens: int) -> tuple[list[int], Tensor]:
-        """Process the next tokens of each prompt: their number, and logits (B, V) after them."""
-        # After a long cached prefix, the padding of short rows must not exceed the context.
-        room = self.model.config.sequence_len - max(self.cache.lengths[: len(rest)])
-        width = min(max(1, max_tokens // len(rest)), room)
-        chunks = [tokens[:width] for tokens in rest]
+    def _pass(self, rest: list[list[int]], max_tokens: int) -> tuple[list[int], Tensor]:
+        """Process the next tokens of the prompts: their number, and logits (B, V) after them."""
+        if self.is_packed:  # of the first prompts, one after the other and without padding
+            starts = accumulate(map(len, rest), initial=0)
+            rooms = [max_tokens - start for start in starts if start < max_tokens]
+            chunks = [tokens[:room] for tokens, room in zip(rest, rooms, strict=False)]
+        else:
+            # After a long cached prefix, the padding of short rows must not exceed the context.
+            room = self.model.config.sequence_len - max(self.cache.lengths[: len(rest)])
+            width = min(max(1, max_tokens // len(rest)), room)
+            chunks = [tokens[:width] for tokens in rest]
         lengths = [len(chunk) for chunk in chunks]
         device = self.cache.keys[0].device
-        last = torch.tensor(lengths, device=device) - 1  # the only logits that are needed
+        last = on_device(lengths, device)  # the only logits that are needed
+        tokens = on_device([[*chain(*chunks)]], device) if self.is_packed else padded(chunks)
         self.cache.num_active = len(chunks)
-        logits = self.model(padded(chunks).to(device), kv_cache=self.cache, logits_at=last)
-        return lengths, logits[:, 0]
-
-    def _packed_pass(self, rest: list[list[int]], max_tokens: int) -> tuple[list[int], Tensor]:
-        """As `_padded_pass` for the oldest prompts, one after the other and without padding."""
-        chunks: list[list[int]] = []
-        for tokens in rest:
-            chunks.append(tokens[:max_tokens])
-            max_tokens -= len(chunks[-1])
-            if not max_tokens:
-                break
-        lengths = [len(chunk) for chunk in chunks]
-        device = self.cache.keys[0].device
-        packed = on_device([[token for chunk in chunks for token in chunk]], device)
-        last = on_device(lengths, device).cumsum(0) - 1
-        self.cache.num_active, self.cache.counts = len(chunks), lengths
-        try:
-            logits = self.model(packed, kv_cache=self.cache, logits_at=last[None])
-        finally:
-            self.cache.counts = None
-        return lengths, logits[0]
+        self.cache.counts = lengths if self.is_packed else None
+        at = last.cumsum(0)[None] - 1 if self.is_packed else last - 1
+        logits = self.model(tokens.to(device), kv_cache=self.cache, logits_at=at)
+        return lengths, logits.flatten(0, 1)
