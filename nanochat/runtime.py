@@ -1,4 +1,4 @@
-"""The environment of a process: device, ranks, compute dtype, collectives, seeds, signals.
+"""The environment of a process: device, ranks, compute dtype, collectives, seeds.
 
 Only this module, `adamw` and `muon` use `torch.distributed`, and only this one and `paths` read
 environment variables. Every collective is a no-op on one rank.
@@ -10,10 +10,9 @@ import getpass
 import hashlib
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -26,7 +25,6 @@ from nanochat.errors import UserError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # others wait while one rank evaluates
 STORE_TIMEOUT = timedelta(seconds=5)  # for one message; a lost rank is found in less than a minute
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -338,6 +336,12 @@ def hub_endpoint() -> str:
     return endpoint.rstrip("/")
 
 
+def mirrored(url: str) -> str:
+    """The address of a file outside of the hub: below NANOCHAT_MIRROR, if that is set."""
+    mirror = os.environ.get("NANOCHAT_MIRROR", "").rstrip("/")
+    return f"{mirror}/{url.rpartition('/')[2]}" if mirror else url
+
+
 def hub_offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
@@ -346,55 +350,3 @@ def hub_offline() -> bool:
 def restart_count() -> int:
     """How often torchrun has restarted this job after a rank failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-# ---- signals
-
-
-class StopRequests:
-    """The signal that has requested a stop, if any.
-
-    The exit code is 128 + the number of the signal, as shells and schedulers expect.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.is_deferred = False
-
-    def handle(self, number: int, _frame: object) -> None:
-        """The signal handler: exits, or records the signal while that is deferred."""
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait for a save
-        self.name = self.name or signal.Signals(number).name
-        self._exit_if_requested()
-
-    @contextmanager
-    def deferred(self, is_deferred: bool = True) -> Iterator[None]:
-        """Inside, a signal is only recorded: there is something to save before the exit."""
-        before, self.is_deferred = self.is_deferred, is_deferred
-        try:
-            self._exit_if_requested()
-            yield
-        finally:
-            self.is_deferred = before
-        self._exit_if_requested()
-
-    def immediate(self) -> AbstractContextManager[None]:
-        """Within `deferred`, a part in which nothing would be lost by an exit."""
-        return self.deferred(False)
-
-    def _exit_if_requested(self) -> None:
-        if self.name is not None and not self.is_deferred:
-            raise SystemExit(128 + signal.Signals[self.name].value)
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequests]:
-    """Handle SIGTERM, SIGINT and SIGUSR1 as `StopRequests` says, inside."""
-    requests = StopRequests()
-    before = {number: signal.signal(number, requests.handle) for number in STOP_SIGNALS}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

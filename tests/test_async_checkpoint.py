@@ -8,9 +8,10 @@ import torch
 
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.runtime import STOP_SIGNALS, RankStore, Runtime, StopRequests
+from nanochat.runtime import RankStore, Runtime
 from nanochat.training import async_checkpoint
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
+from nanochat.training.stop_requests import STOP_SIGNALS, StopRequests
 
 ONE_RANK = Runtime(torch.device("cpu"), 0, 1, torch.float32)
 RUN_META = {"tokenizer": "t", "settings": {"model_tag": "d1"}, "model": {}}

@@ -10,6 +10,7 @@ import torch
 from nanochat import runtime
 from nanochat.errors import UserError
 from nanochat.runtime import init_runtime, replicas
+from nanochat.training.stop_requests import stop_requests
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_replicas_have_a_gpu_each_and_more_than_there_are_is_an_error(
 def test_a_signal_waits_for_a_deferred_part_but_not_for_an_immediate_one_within() -> None:
     number = signal.SIGUSR1
     reached = []
-    with runtime.stop_requests() as stop:
+    with stop_requests() as stop:
         with pytest.raises(SystemExit) as exit_request, stop.deferred():
             signal.raise_signal(number)
             reached.append("deferred")

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import RunLog
-from nanochat.runtime import Runtime, stop_requests
+from nanochat.runtime import Runtime
 from nanochat.training import trainer
 from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
+from nanochat.training.stop_requests import stop_requests
 from nanochat.training.trainer import Every, RunContext
 
 VOCAB, ROWS, TIME = 11, 6, 5

@@ -43,10 +43,11 @@ from nanochat.data.packing import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
-from nanochat.runtime import Runtime, StopRequests
+from nanochat.runtime import Runtime
 from nanochat.training import param_groups, stage, trainer
 from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
+from nanochat.training.stop_requests import StopRequests
 from nanochat.training.trainer import Every, RunContext
 
 RESULTS = Path(__file__).parent / "results"

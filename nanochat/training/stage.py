@@ -30,11 +30,11 @@ from nanochat.runtime import (
     init_runtime,
     on_main_first,
     restart_count,
-    stop_requests,
 )
 from nanochat.training import autotune, memory_estimate, param_groups, run_summary, trainer
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 from nanochat.training.config import COLUMNS, TITLES, Plan
+from nanochat.training.stop_requests import stop_requests
 from nanochat.training.trainer import Every, RunContext
 
 logger = logging.getLogger(__name__)
@@ -239,6 +239,8 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
         try:
             states = checkpoint.load_optimizer_states()
             for optimizer, of_ranks in zip(optimizers, states, strict=True):
+                if not 0 <= of_ranks[0]["num_steps"] <= start.step:
+                    raise ValueError(f"step {of_ranks[0]['num_steps']}")
                 optimizer.load_merged(of_ranks)  # saved by any number of ranks
                 check_finite(optimizer.state_dict(), "optimizer state")
         except torch.OutOfMemoryError:

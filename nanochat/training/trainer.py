@@ -19,16 +19,11 @@ from nanochat.adamw import ShardedOptimizer
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
-from nanochat.runtime import (
-    STOP_SIGNALS,
-    Runtime,
-    StopRequests,
-    all_reduce_sum,
-    gc_and_trim_disabled,
-)
+from nanochat.runtime import Runtime, all_reduce_sum, gc_and_trim_disabled
 from nanochat.training import rank_watchdog
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 from nanochat.training.schedule import Schedule
+from nanochat.training.stop_requests import STOP_SIGNALS, StopRequests
 
 WIDTH_STEP = 8  # tensor cores want multiples of 8, and the padding stays small
 
