@@ -94,6 +94,7 @@ say "installing into .venv (the first time downloads a few GB, mostly torch)"
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 "$uv" sync --quiet --python "$python" || give_up "uv sync failed" \
     "see the message above; if the network failed, run the same command again to resume"
+case "$uv" in .uv/*) ln -sf "$PWD/$uv" .venv/bin/uv ;; esac # for `uv sync --extra eval` by hand
 .venv/bin/python -c 'import rustbpe, torch' || give_up "the environment in .venv does not work" \
     "see the message above; delete .venv (rm -r .venv) and run again"
 fingerprint >"$stamp"

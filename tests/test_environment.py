@@ -137,3 +137,12 @@ def test_set_up_ignores_cdpath(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "dev").mkdir(parents=True)
     set_up(checkout, CDPATH=str(tmp_path / "elsewhere"), HOME=str(tmp_path))
     assert (checkout / "sync.txt").read_text() == ".venv \n"
+
+
+def test_an_own_uv_is_a_command_of_the_environment(checkout: Path) -> None:
+    (checkout / ".uv" / "bin").mkdir(parents=True)
+    (checkout / "bin" / "uv").rename(checkout / ".uv" / "bin" / "uv")
+    (checkout / "bin" / "uv").write_text("#!/bin/sh\nexit 1\n")  # hides one of the system
+    (checkout / "bin" / "uv").chmod(0o755)
+    set_up(checkout)
+    assert (checkout / ".venv" / "bin" / "uv").resolve() == checkout / ".uv" / "bin" / "uv"

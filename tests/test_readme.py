@@ -1,5 +1,6 @@
-"""README's lines from an empty home to a chat model of the user's texts and conversations."""
+"""README's commands, and its lines from an empty home to a model of the user's conversations."""
 
+import importlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from itertools import product
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import pytest
 
 from nanochat import checkpoint_manager
 from nanochat.chat import render_for_completion
+from nanochat.configurator import parse
 from nanochat.engine import Engine
 from nanochat.runtime import init_runtime
+from scripts import console
 
 ROOT = Path(__file__).parents[1]
 SECTION = "## Teach it your own text and conversations"
@@ -64,6 +68,20 @@ def write_own_files(home: Path) -> dict[str, str]:
     ]
     (home / "my_chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return chosen
+
+
+def test_all_commands_that_readme_names_exist_and_accept_their_options() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    programs = settings["project"]["scripts"]
+    found = re.findall(r"(?:-m ((?:scripts|nanochat)\.\w+)|\b(nanochat-[a-z-]+))( [^`\n]*)?", page)
+    assert len(found) > 25 and {program for _, program, _ in found if program} <= programs.keys()
+    for module, program, arguments in found:
+        if program:
+            function = programs[program].split(":")[1]
+            module = console.OTHER_MODULES.get(function, f"scripts.{function}")
+        if module != "nanochat.report":  # which takes words
+            parse(importlib.import_module(module).Options, shlex.split(arguments, comments=True))
 
 
 @pytest.mark.slow
