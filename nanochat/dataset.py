@@ -3,7 +3,8 @@
     python -m nanochat.dataset -n 8                      fineweb-edu, downloaded
     python -m nanochat.dataset --source primer -n 4      the built-in synthetic world, offline
     python -m nanochat.dataset --source my_texts/        .parquet, .jsonl, .json or .txt
-    python -m nanochat.dataset -n 0 --prefetch sft,eval  files of later stages, no text
+    python -m nanochat.dataset -n 0 --prefetch all       files of later stages, no text
+    python -m nanochat.dataset --list                    what there is, and what can be downloaded
 
 Later stages use the most recently prepared source.
 """
@@ -11,7 +12,7 @@ Later stages use the most recently prepared source.
 from dataclasses import dataclass
 from typing import Annotated
 
-from nanochat.configurator import Short, parse, run_command
+from nanochat.configurator import Short, between, parse, run_command
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,12 @@ class Options:
     """fineweb-edu, climbmix, primer, or a PATH with .parquet, .jsonl, .ndjson, .json or .txt
     files, as they are or with .gz or .zst."""
     prefetch: str = ""
-    """Files of later stages to download as well: mid, sft, rl, eval; separated by commas."""
+    """Files of later stages to download as well: mid, sft, rl, eval, separated by commas, or all:
+    data sets, list of words, bundle of CORE."""
+    num_workers: Annotated[int, Short("-w"), between(1, 64)] = 8
+    """Files downloaded at a time."""
+    list: bool = False
+    """Print the sources and the files of later stages, and which of them are here; nothing else."""
 
 
 if __name__ == "__main__":
@@ -35,27 +41,31 @@ import difflib
 import hashlib
 import json
 import logging
+import math
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
 
 from nanochat import paths, primer
 from nanochat.data.download import HubFile, sha256
-from nanochat.data.hub_files import fetch, prefetch, stage_names
-from nanochat.data.shards import Documents, open_parquet, write_shard
+from nanochat.data.hub_files import describe_files, fetch, prefetch, revisions, stage_names
+from nanochat.data.manifest import (
+    SPLITS,
+    Manifest,
+    ShardFolder,
+    Split,
+    load_manifest,
+    size_and_time,
+)
+from nanochat.data.shards import Documents, text_bytes, write_shard
 from nanochat.data.text_files import find_files
 from nanochat.data.text_import import read_corpus, write_corpus
 from nanochat.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, Split] = ("train", "val")
-Manifest = dict[str, Any]  # {"train": [shard, ...], "val": [...]}, see `_Shards.describe`
 
 PRIMER_SEED = 1
 PRIMER_SHARD_DOCUMENTS = 16_384
@@ -97,7 +107,7 @@ def _exists(path: Path) -> bool:
 
 
 def _has_manifest(name: str) -> bool:
-    return name == Path(name).name and _load_manifest(name) is not None
+    return name == Path(name).name and load_manifest(name) is not None
 
 
 def current_source() -> str:
@@ -118,12 +128,12 @@ def _current_path() -> Path:
 # ---- making shards
 
 
-def make(source: str, num_shards: int) -> str:
+def make(source: str, num_shards: int, num_parallel: int = 8) -> str:
     """Make a source's shards and make it current. Raises UserError if it is unknown or empty."""
     name = source_name(source)
-    shards = _Shards(name)
+    shards = ShardFolder(name)
     if name in HUB_SOURCES:
-        manifest = _download_shards(*HUB_SOURCES[name], num_shards, shards)
+        manifest = _download_shards(*HUB_SOURCES[name], num_shards, shards, num_parallel)
     elif name == "primer":
         manifest = _write_primer(num_shards, shards)
     else:
@@ -143,53 +153,9 @@ def make(source: str, num_shards: int) -> str:
     return name
 
 
-class _Shards:
-    def __init__(self, name: str) -> None:
-        self.folder = paths.data_dir(name)
-        self.manifest = _load_manifest(name) or {}
-        recorded = [shard for split in SPLITS for shard in self.manifest.get(split, [])]
-        self.recorded = {self.folder / shard["path"]: shard for shard in recorded}
-
-    def is_intact(self, path: Path) -> bool:
-        """True when a shard exists and, if it was recorded, has not changed since."""
-        if not path.is_file():
-            return False
-        if (shard := self.recorded.get(path)) is None:
-            return True
-        is_same = _size_and_time(path) == [shard["bytes"], shard["mtime_ns"]]
-        return is_same or sha256(path) == shard["sha256"]  # copied or restored: another time
-
-    def describe(self, path: Path) -> dict[str, Any]:
-        """The manifest's entry for a shard. Raises UserError when the shard is damaged."""
-        size, mtime = _size_and_time(path)
-        shard: dict[str, Any] = self.recorded.get(path, {})
-        if [size, mtime] == [shard.get("bytes"), shard.get("mtime_ns")]:
-            return shard  # hashing again would read gigabytes
-        is_ours = path.is_relative_to(self.folder)  # relative then: the folder may be moved
-        return {
-            "path": str(path.relative_to(self.folder)) if is_ours else str(path),
-            "rows": open_parquet(path).metadata.num_rows,
-            "bytes": size,
-            "mtime_ns": mtime,
-            "sha256": sha256(path),
-        }
-
-    def remove_others(self, manifest: Manifest) -> None:
-        """Remove the shards of earlier imports."""
-        named = {self.folder / shard["path"] for split in SPLITS for shard in manifest[split]}
-        for path in list(self.folder.rglob("*.parquet")):
-            if path not in named:
-                path.unlink()
-                with suppress(OSError):
-                    path.parent.rmdir()
-
-
-def _size_and_time(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _download_shards(repo: str, num_files: int, num_shards: int, shards: _Shards) -> Manifest:
+def _download_shards(
+    repo: str, num_files: int, num_shards: int, shards: ShardFolder, num_parallel: int
+) -> Manifest:
     if not 1 <= num_shards < num_files:
         raise UserError(f"-n {num_shards} is not between 1 and {num_files - 1}")
     # The validation shard is pinned by name: it is never trained on, whatever else is present.
@@ -199,12 +165,12 @@ def _download_shards(repo: str, num_files: int, num_shards: int, shards: _Shards
         if path.is_file() and not shards.is_intact(path):
             logger.warning("%s: checksum mismatch, downloading again", path)
             path.unlink()
-    fetch([HubFile(repo, path.name, path) for path in found])
+    fetch([HubFile(repo, path.name, path) for path in found], num_parallel)
     val, *train = [shards.describe(path) for path in found]
-    return {"train": train, "val": [val]}
+    return {"train": train, "val": [val], "revision": revisions().get(repo, "")}
 
 
-def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
+def _write_primer(num_shards: int, shards: ShardFolder) -> Manifest:
     if num_shards < 1:
         raise UserError(f"-n {num_shards} is below 1; use 1 or more")
     sizes: list[tuple[Split, int, int]] = [("val", 0, PRIMER_VAL_DOCUMENTS)]
@@ -225,7 +191,7 @@ def _write_primer(num_shards: int, shards: _Shards) -> Manifest:
 # ---- importing the user's text
 
 
-def _import_path(path: Path, shards: _Shards) -> Manifest:
+def _import_path(path: Path, shards: ShardFolder) -> Manifest:
     found = find_files(path)
     if not found.files:
         skipped = [f"{name} is {reason}" for name, reason in found.skipped.items()][:3]
@@ -233,7 +199,7 @@ def _import_path(path: Path, shards: _Shards) -> Manifest:
             f"{path} holds no .parquet, .jsonl, .ndjson, .json or .txt file, with or without .gz or"
             f" .zst; put text there{''.join(f'; {line}' for line in skipped)}"
         )
-    stamps = [[str(file.path), *_size_and_time(file.path)] for file in found.files]
+    stamps = [[str(file.path), *size_and_time(file.path)] for file in found.files]
     is_same = shards.manifest.get("files") == stamps and "summary" in shards.manifest
     if is_same and all(map(shards.is_intact, shards.recorded)):
         logger.info("%s is imported already and has not changed", path)
@@ -271,20 +237,10 @@ def _too_little(source: str | Path, split: Split) -> UserError:
 # ---- reading
 
 
-def _load_manifest(name: str) -> Manifest | None:
-    keys = {"path", "bytes", "rows", "mtime_ns", "sha256"}
-    try:
-        manifest = json.loads((paths.data_dir(name) / "manifest.json").read_text(encoding="utf-8"))
-        shards = [shard for split in SPLITS for shard in manifest[split]]
-        return manifest if all(shard.keys() >= keys for shard in shards) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def shard_paths(source: str, split: Split) -> list[Path]:
     """Shards of a split, in order. Raises UserError when one is missing or truncated."""
     name = source_name(source)
-    manifest = _load_manifest(name)
+    manifest = load_manifest(name)
     if manifest is None:
         raise UserError(
             f"no text of source {name}; run python -m nanochat.dataset --source {name} first"
@@ -316,10 +272,23 @@ def shard_paths(source: str, split: Split) -> list[Path]:
 
 def text_digest(source: str) -> str:
     """16 hexadecimal digits that change when the text does. Raises UserError as `shard_paths`."""
-    manifest = _load_manifest(source_name(source)) if shard_paths(source, "train") else None
+    manifest = load_manifest(source_name(source)) if shard_paths(source, "train") else None
     assert manifest is not None
     digests = [[shard["sha256"] for shard in manifest[split]] for split in SPLITS]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+
+
+def train_bytes(source: str) -> int:
+    """Size of the text to train on, nearly. Raises UserError as `shard_paths`."""
+    return sum(map(text_bytes, shard_paths(source, "train")))
+
+
+def shards_to_add(source: str, missing_bytes: float) -> int:
+    """How many more shards of the hub have so many bytes of text; 0 if it has not so many."""
+    name = source_name(source)
+    paths_here = shard_paths(source, "train")
+    number = math.ceil(missing_bytes / (train_bytes(source) / len(paths_here)))
+    return number if len(paths_here) + number < HUB_SOURCES.get(name, ("", 0))[1] else 0
 
 
 def open_documents(source: str, split: Split) -> Documents:
@@ -355,18 +324,39 @@ def _cut_texts(documents: Documents, max_chars: int, doc_cap: int) -> Iterator[s
 # ---- the command
 
 
+def listing() -> list[str]:
+    """Lines about the sources and the files of later stages: what is here."""
+    try:
+        current = current_source()
+    except UserError:
+        current = ""
+    folders = (paths.base_dir() / "data").glob("*/manifest.json")
+    names = dict.fromkeys([*HUB_SOURCES, "primer", *sorted(path.parent.name for path in folders)])
+    lines = []
+    for name in names:
+        shards = (load_manifest(name) or {"train": []})["train"]
+        size = sum(shard["bytes"] for shard in shards) / 1e9
+        of = f" of {HUB_SOURCES[name][1] - 1:,}" if name in HUB_SOURCES else ""
+        mark = "*" if name == current else " "
+        lines.append(f"{mark} {name:<24} {len(shards):6,}{of} training shards, {size:.2f} GB")
+    return [*lines, "* is the current source. Files of later stages:", *describe_files()]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Make the source current, prefetch files, or both."""
     options = parse(Options, argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.list:
+        print("\n".join(listing()))
+        return
     # Names are checked first: a typo must not cost the download of the text.
     if not stage_names(options.prefetch) or options.num_shards != 0:
-        name = make(options.source, options.num_shards)
+        name = make(options.source, options.num_shards, options.num_workers)
         train, val = (len(open_documents(name, split)) for split in SPLITS)
         print(
             f"{name}: {train:,} documents to train on, {val:,} to validate, in"
             f" {paths.data_dir(name)}"
         )
-        for line in (_load_manifest(name) or {}).get("summary", []):
+        for line in (load_manifest(name) or {}).get("summary", []):
             print(f"  {line}")
-    prefetch(options.prefetch)
+    prefetch(options.prefetch, options.num_workers)

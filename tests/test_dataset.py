@@ -1,23 +1,29 @@
 import gzip
+import hashlib
 import io
+import itertools
 import json
 import logging
 import random
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset, paths, primer
+from nanochat.data import download as download_module
 from nanochat.data import hub_files, text_import
 from nanochat.data.shards import Documents
 from nanochat.dataset import iter_texts, make, shard_paths
 from nanochat.errors import UserError
-from tests.hub import Hub, running_hub
+from nanochat.primer.world import LETTERS
+from tests.hub import FIRST_COMMIT, Hub, running_hub
 
 TEXTS = [
     f"Document {number} is about the number {number * 7}. Grün, 日本語, 🦊."
@@ -195,13 +201,90 @@ def test_prefetched_task_files_are_downloaded_once_and_used_offline(
         for files in hub_files.TASK_FILES.values()
         for repo, path in files
     }
-    monkeypatch.setattr(hub_files, "fetch_bundle", lambda: None)  # tested with the bundle
-    hub_files.prefetch("mid,sft,rl,eval")
+    words = sorted(map("".join, itertools.product(LETTERS, repeat=4)))
+    hub.files["/mirror/words_alpha.txt"] = "\r\n".join([*words, "Zzzzz", "no1"]).encode()
+    hub.files["/mirror/eval_bundle.zip"] = zipped_bundle()
+    monkeypatch.setenv("NANOCHAT_MIRROR", f"{hub.url}/mirror/")
+    hub_files.prefetch("all")
     assert sorted(hub.requests) == sorted(hub.files)  # each once, though stages share files
+    hub_files.prefetch("mid,sft,rl,eval")
+    assert len(hub.requests) == len(hub.files)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for files in hub_files.TASK_FILES.values():
         for repo, path in files:
             assert hub_files.task_rows([(repo, path)]) == [{"question": "Why?"}]
+    assert hub_files.word_list() == (*words, "zzzzz")
+    assert hub_files.word_list_digest() == digest_of([*words, "zzzzz"])
+    assert (hub_files.fetch_bundle() / "core.yaml").is_file()
+    assert "missing" not in "\n".join(dataset.listing())
+
+
+def zipped_bundle() -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        archive.writestr("eval_bundle/core.yaml", "icl_tasks: []")
+    return raw.getvalue()
+
+
+def digest_of(words: list[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def test_a_short_list_of_words_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files["/words_alpha.txt"] = b"a\r\nfew\r\nwords"
+    monkeypatch.setenv("NANOCHAT_MIRROR", hub.url)
+    with pytest.raises(UserError, match="3 words, less than 300,000"):
+        hub_files.word_list()
+
+
+def test_all_shards_are_of_the_commit_of_the_first_download(hub: Hub, base_dir: Path) -> None:
+    make("fineweb-edu", 1)
+    before = dict(hub.files)
+    for name, content in before.items():  # the repository moves on, its history stays
+        hub.files[name.replace("/main/", f"/{FIRST_COMMIT}/")] = content
+        hub.files[name] = b"other"
+    hub.commits["someone/texts"] = "1" * 40
+    make("fineweb-edu", 3)
+    assert {text[0] for text in split_texts("fineweb-edu")["train"]} == {"0", "1", "2"}
+    assert json.loads((base_dir / "hub_revisions.json").read_text()) == {"someone/texts": "0" * 40}
+    manifest = json.loads((base_dir / "data/fineweb-edu/manifest.json").read_text())
+    assert manifest["revision"] == FIRST_COMMIT
+
+
+def test_a_burst_of_busy_answers_costs_no_second_download(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.01)
+    hub.retry_after = "0"
+    hub.metadata_faults = ["429", "500", "429", "503"]
+    hub.faults = ["429", "500", "429"]
+    make("fineweb-edu", 4)
+    assert Counter(hub.requests).most_common(1)[0][1] <= 4
+    assert len(hub.requests) == 5 + 3  # each file, and what was refused
+    assert {text[0] for text in split_texts("fineweb-edu")["train"]} == {"0", "1", "2", "3"}
+
+
+def test_the_list_names_what_is_here(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    make("fineweb-edu", 2)
+    dataset.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:6] == ["*", "fineweb-edu", "2", "of", "5", "training"]
+    assert any(line.split()[:2] == ["rl", "0"] for line in lines)
+    assert hub.requests == [name for name in hub.requests if "shard" in name]
+
+
+def test_huggingface_hub_itself_finds_its_way_on_the_loopback_hub(hub: Hub, tmp_path: Path) -> None:
+    """The server that these tests use answers what the real client asks."""
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    names = [f"shard_{number:05d}.parquet" for number in range(6)]
+    assert sorted(api.list_repo_files("someone/texts", repo_type="dataset")) == names
+    assert api.dataset_info("someone/texts").sha == FIRST_COMMIT
+    sizes = {f.path: f.size for f in api.list_repo_tree("someone/texts", repo_type="dataset")}
+    path = huggingface_hub.hf_hub_download(
+        "someone/texts", names[0], repo_type="dataset", cache_dir=tmp_path, endpoint=hub.url
+    )
+    content = hub.files[f"/datasets/someone/texts/resolve/main/{names[0]}"]
+    assert Path(path).read_bytes() == content and sizes[names[0]] == len(content)
 
 
 def test_a_missing_task_file_names_its_prefetch_when_offline(
@@ -217,7 +300,8 @@ def test_a_missing_task_file_names_its_prefetch_when_offline(
     [
         (["-n", "0"], "-n 0"),
         (["-n", "6"], "-n 6 is not between 1 and 5"),
-        (["--prefetch=stf"], "--prefetch=stf is not one of mid, eval, sft, rl"),
+        (["--prefetch=stf"], "--prefetch=stf is not one of mid, eval, sft, rl, all"),
+        (["-w", "0"], "num_workers=0 must be between 1 and 64"),
         (["--source=fineweb"], "did you mean fineweb-edu"),
         (["--source=primer", "-n", "-1"], "-n -1"),
         (["--source="], "--source"),

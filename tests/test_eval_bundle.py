@@ -77,6 +77,7 @@ def test_it_is_prefetched_with_the_files_of_the_stage_eval(
     hub: Hub, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_files, "TASK_FILES", {"eval": [], "mid": []})
+    monkeypatch.setattr(hub_files, "word_list", lambda: ())  # tested with the other files
     dataset.main(["-n", "0", "--prefetch=mid"])
     assert hub.requests == []
     dataset.main(["-n", "0", "--prefetch=eval"])

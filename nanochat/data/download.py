@@ -8,18 +8,18 @@ received, does not compare the content with the checksum, and lets an error page
 import hashlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from nanochat.data.transfers import Transfers
 from nanochat.errors import UserError, named_failures
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,13 @@ FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt that receives nothing new
 TIMEOUT_SECONDS = 30.0  # for a connection, and for the next bytes of a transfer
 FINAL_STATUS_CODES = (400, 401, 403, 404, 410)  # another attempt would get the same answer
 MAX_RETRY_AFTER_SECONDS = 3600.0  # that a server may ask to wait; the hub's limits are per 5 min
+OPAQUE_ETAGS = ("raw.githubusercontent.com",)  # of 64 digits, but no sha256 of the content
 HUB_REMEDY = (
     "check the network (HF_ENDPOINT names another hub), or work offline: python -m nanochat.dataset"
     " --source primer"
 )
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,54 @@ class HubFile:
     repo: str
     name: str
     path: Path
+    revision: str = "main"
+    """A branch or a commit."""
+
+    def url(self, endpoint: str) -> str:
+        from huggingface_hub import hf_hub_url  # here: this import takes 0.3 s
+
+        kind, revision = "dataset", self.revision
+        return hf_hub_url(
+            self.repo, self.name, repo_type=kind, revision=revision, endpoint=endpoint
+        )
 
 
 class _TransferError(Exception):
     """This attempt failed; another one may succeed."""
 
 
-def download(files: Iterable[HubFile], endpoint: str) -> None:
-    """Download the missing files from the hub at `endpoint`. Raises UserError when one fails."""
-    cancelled = threading.Event()
-    with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
-        futures = [pool.submit(_download_file, file, endpoint, cancelled) for file in files]
+def download(
+    files: Iterable[HubFile], endpoint: str, num_parallel: int = NUM_PARALLEL_FILES
+) -> None:
+    """Download the missing files from the hub at `endpoint`, several at a time.
+
+    Raises UserError when one fails.
+    """
+    missing = [file for file in files if not file.path.is_file()]
+    with Transfers(len(missing)) as transfers, ThreadPoolExecutor(num_parallel) as pool:
+        futures = [
+            pool.submit(
+                _download_missing, file.url(endpoint), file.path, transfers, HUB_REMEDY, is_hub=True
+            )
+            for file in missing
+        ]
         try:
             for future in futures:
                 future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, UserError):  # Ctrl-C: transfers stop at their next bytes
-                cancelled.set()
+                transfers.cancelled.set()
             raise
+
+
+def latest_commit(file: HubFile, endpoint: str) -> str:
+    """The commit that the file's revision is at. Raises UserError when the hub is unavailable."""
+    url = file.url(endpoint)
+    _prepare_client()
+    return _attempt_repeatedly(
+        lambda: str(_hub_metadata(url).commit_hash), url, file.path, Transfers(0), HUB_REMEDY, True
+    )
 
 
 def download_url(url: str, path: Path, remedy: str) -> None:
@@ -71,35 +103,37 @@ def download_url(url: str, path: Path, remedy: str) -> None:
     Verified are the size, and the checksum if the server's ETag is a sha256. Raises UserError with
     the remedy when it fails.
     """
-    _download_missing(url, path, threading.Event(), remedy, is_hub=False)
+    with Transfers(1) as transfers:
+        _download_missing(url, path, transfers, remedy, is_hub=False)
 
 
-def _download_file(file: HubFile, endpoint: str, cancelled: threading.Event) -> None:
-    if file.path.is_file():
-        return
-    from huggingface_hub import hf_hub_url  # here: this import takes 0.3 s
-
-    url = hf_hub_url(file.repo, file.name, repo_type="dataset", endpoint=endpoint)
-    _download_missing(url, file.path, cancelled, HUB_REMEDY, is_hub=True)
-
-
-def _download_missing(
-    url: str, path: Path, cancelled: threading.Event, remedy: str, *, is_hub: bool
-) -> None:
-    if path.is_file():
-        return
+def _prepare_client() -> None:
     from huggingface_hub import constants
 
     # Otherwise every process asks the hub for a list of names to report in its User-Agent.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request
     _check_proxy()
+
+
+def _download_missing(
+    url: str, path: Path, transfers: Transfers, remedy: str, *, is_hub: bool
+) -> None:
+    if path.is_file():
+        return
+    _prepare_client()
+    partial = path.with_name(path.name + ".partial")
+
+    def attempt() -> None:
+        _complete(url, partial, transfers, is_hub)
+        if not transfers.cancelled.is_set():
+            partial.replace(path)
+
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():  # another process may have finished it meanwhile
-                logger.info("downloading %s", url)
-                _attempt_repeatedly(url, path, cancelled, remedy, is_hub)
+                _attempt_repeatedly(attempt, url, partial, transfers, remedy, is_hub)
 
 
 def _check_proxy() -> None:
@@ -116,20 +150,23 @@ def _check_proxy() -> None:
 
 
 def _attempt_repeatedly(
-    url: str, path: Path, cancelled: threading.Event, remedy: str, is_hub: bool
-) -> None:
+    attempt: Callable[[], Result],
+    url: str,
+    partial: Path,
+    transfers: Transfers,
+    remedy: str,
+    is_hub: bool,
+) -> Result:
+    """The result of the first attempt that succeeds. Raises UserError when there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # What huggingface_hub names so differs by its version: httpx or httpx2.
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    partial = path.with_name(path.name + ".partial")
     failures, most_bytes = 0, _size(partial)
-    while not cancelled.is_set():
+    while not transfers.cancelled.is_set():
         try:
-            _complete(url, partial, cancelled, is_hub)
-            partial.replace(path)
-            return
+            return attempt()
         except (_TransferError, httpx.HTTPError, ConnectionError) as error:
             # A connection that breaks again and again but makes progress is not given up.
             failures = failures + 1 if _size(partial) <= most_bytes else 0
@@ -149,7 +186,8 @@ def _attempt_repeatedly(
                 message = f"{url} could not be downloaded: {reason}; {remedy}"
                 raise UserError(message) from None
             logger.warning("%s: %s; retrying%s", url, reason, f" in {pause:.0f} s" if pause else "")
-        cancelled.wait(max(pause, FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1)))
+        transfers.cancelled.wait(max(pause, FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1)))
+    raise UserError(f"{url} was not downloaded: cancelled")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float:
@@ -184,20 +222,35 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool) -> None:
-    """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
+def _hub_metadata(url: str) -> Any:
+    """What the hub states about a file. Raises _TransferError when the server is not a hub."""
     from huggingface_hub import get_hf_file_metadata
 
-    token = _token() if is_hub else None
-    metadata = get_hf_file_metadata(url, token=token or False, timeout=TIMEOUT_SECONDS)
-    if metadata.size is None and metadata.location != url and not is_hub:  # a redirect
-        metadata = get_hf_file_metadata(metadata.location, token=False, timeout=TIMEOUT_SECONDS)
-    size, checksum = metadata.size, metadata.etag or ""
-    if not is_hub:
-        checksum = checksum if len(checksum) == 64 else ""  # others have no common meaning
+    metadata = get_hf_file_metadata(url, token=_token() or False, timeout=TIMEOUT_SECONDS)
     # Other servers have ETags too; only a hub names the commit.
-    elif metadata.commit_hash is None or len(checksum) not in (40, 64):
+    if metadata.commit_hash is None or len(metadata.etag or "") not in (40, 64):
         raise _TransferError("the server states no checksum: it is not a hub, or asks to log in")
+    return metadata
+
+
+def _plain_metadata(url: str) -> Any:
+    """What any server states about a file, after redirects."""
+    from huggingface_hub import get_hf_file_metadata
+
+    metadata = get_hf_file_metadata(url, token=False, timeout=TIMEOUT_SECONDS)
+    if metadata.size is None and metadata.location != url:  # a redirect
+        metadata = get_hf_file_metadata(metadata.location, token=False, timeout=TIMEOUT_SECONDS)
+    return metadata
+
+
+def _complete(url: str, partial: Path, transfers: Transfers, is_hub: bool) -> None:
+    """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
+    token = _token() if is_hub else None
+    metadata = _hub_metadata(url) if is_hub else _plain_metadata(url)
+    size, checksum = metadata.size, metadata.etag or ""
+    # Of other servers only what may be a sha256; those of GitHub look so and are none.
+    if not is_hub and (len(checksum) != 64 or urlsplit(url).hostname in OPAQUE_ETAGS):
+        checksum = ""
     if size is None:
         raise _TransferError("the server states no size")
     num_bytes = _size(partial)
@@ -207,7 +260,7 @@ def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool)
         # The token is the hub's: storage on other hosts gets a signed address instead.
         to_hub = urlsplit(metadata.location)[:2] == urlsplit(url)[:2]
         headers = {"Authorization": f"Bearer {token}"} if token and to_hub else {}
-        num_bytes = _receive(metadata.location, partial, num_bytes, size, headers, cancelled)
+        num_bytes = _receive(metadata.location, partial, num_bytes, size, headers, transfers)
     if num_bytes != size:
         raise _TransferError(f"received {num_bytes} bytes instead of {size}")
     if checksum and (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
@@ -217,7 +270,7 @@ def _complete(url: str, partial: Path, cancelled: threading.Event, is_hub: bool)
 
 def _receive(
     url: str, partial: Path, start: int, size: int, headers: dict[str, str],
-    cancelled: threading.Event,
+    transfers: Transfers,
 ) -> int:  # fmt: skip
     """Append the bytes from `start` on, flushed to the disk; returns the number of bytes then."""
     from huggingface_hub import get_session, hf_raise_for_status
@@ -239,9 +292,10 @@ def _receive(
         with partial.open("ab" if start else "wb", buffering=0) as file:
             for chunk in response.iter_raw():
                 start += file.write(chunk) or 0
+                transfers.update(str(partial), start, size)
                 if start > size:
                     raise _TransferError(f"the server sends more than the {size} bytes it stated")
-                if cancelled.is_set():
+                if transfers.cancelled.is_set():
                     raise _TransferError("cancelled")
             os.fsync(file.fileno())
     return start

@@ -16,7 +16,7 @@ from filelock import FileLock
 from nanochat import paths
 from nanochat.data.download import download_url
 from nanochat.errors import UserError, named_failures
-from nanochat.runtime import hub_offline
+from nanochat.runtime import hub_offline, mirrored
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 TASKS_FILE, BASELINES_FILE = "core.yaml", "eval_meta_data.csv"
@@ -42,7 +42,7 @@ def fetch_bundle() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():  # another process may have finished it meanwhile
-                download_url(BUNDLE_URL, archive, REMEDY)
+                download_url(mirrored(BUNDLE_URL), archive, REMEDY)
                 unpack(archive, folder)
     return folder
 

@@ -86,6 +86,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return file
 
 
+def text_bytes(path: Path) -> int:
+    """Size of a shard's texts, as its footer states it: with a few bytes for each row."""
+    metadata = open_parquet(path).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == "text")
+
+
 STRING_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
     pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null,
