@@ -1,12 +1,14 @@
 """Speed of the engine: one request next to transformers, and many at once.
 
-    python dev/bench/engine.py                       depth 4, about two minutes
-    python dev/bench/engine.py --depth 20 --batches 1 32 256 --device cuda
+    python -m dev.bench.engine                       depth 4, about two minutes
+    python -m dev.bench.engine --depth 20 --batches 1 32 256 --device cuda
+    python -m dev.bench.engine --depth 20 --batches 1 32 256 --device cuda --targets
 
-The weights are random, since speed does not depend on them, and no token ends an answer. The sides
-of a comparison run in alternation, and medians and ratios of medians are reported. The share of
-bandwidth is the bytes that a step must read (all matrices once, and the cache) over the bytes that
-the device copies in the same time (read and written).
+The last one only measures what there are targets for on an H200. The weights are random, since
+speed does not depend on them, and no token ends an answer. The sides of a comparison run in
+alternation, and medians and ratios of medians are reported. The share of bandwidth is the bytes
+that a step must read (all matrices once, and the cache) over the bytes that the device copies in
+the same time (read and written).
 """
 
 import argparse
@@ -32,6 +34,9 @@ ROOT = Path(__file__).parents[2]
 VOCAB_SIZE, PROMPT_TOKENS, ANSWER_TOKENS = 32_768, 32, 64
 NUM_REQUESTS = 32  # for continuous batching against one request after the other
 LOAD = 64  # simultaneous requests, for the time to first token
+# Milliseconds on one H200 at depth 20: of a step by its rows, and of the other two measurements.
+STEP_TARGETS = {1: 0.6, 32: 0.9, 256: 2.0}
+FIRST_TOKENS_TARGET, WAIT_TARGET = 60.0, 15.0
 
 
 # ---- instruments
@@ -217,10 +222,9 @@ def under_load(engine: Engine, num_slots: int) -> dict[str, Any]:
 def during_long_prefill(engine: Engine, num_tokens: int, repeats: int) -> dict[str, Any]:
     """Milliseconds between tokens of an answer with and without the prefill of a long prompt."""
     gaps: dict[str, list[float]] = {"without": [], "with": []}
-    for repeat in range(repeats):
-        [long] = prompts(
-            1, num_tokens, seed=1 + repeat
-        )  # a new one: the prefix cache must not have it
+    for repeat in range(-1, repeats):  # the first for warm-up
+        # A new one: the prefix cache must not have it.
+        [long] = prompts(1, num_tokens, seed=2 + repeat)
         batch = engine.open(2)
         batch.add([engine.new_row(Request(prompt, 40)) for prompt in prompts(1)])
         for step in range(40):
@@ -229,9 +233,10 @@ def during_long_prefill(engine: Engine, num_tokens: int, repeats: int) -> dict[s
             is_prefilling = batch.num_rows > 1
             start = time.perf_counter()
             batch.step()
-            if step >= 5:  # after the prefill of its own prompt and warm-up
+            if step >= 5 and repeat >= 0:  # after the prefill of its own prompt
                 name = "with" if is_prefilling else "without"
                 gaps[name].append(1e3 * (time.perf_counter() - start))
+        batch.close()
     return {
         "prompt_tokens": num_tokens,
         "median": {name: round(statistics.median(times), 1) for name, times in gaps.items()},
@@ -239,10 +244,31 @@ def during_long_prefill(engine: Engine, num_tokens: int, repeats: int) -> dict[s
     }
 
 
+def targets(
+    model: GPT, engine: Engine, batches: Sequence[int], repeats: int
+) -> list[dict[str, Any]]:
+    """What there are targets for: name, target and measured value in milliseconds."""
+    is_rated = model.config.n_layer == 20 and model.embedding.weight.device.type == "cuda"
+    found: list[tuple[str, float | None, float]] = []
+    for one in by_batch(model, engine, batches, repeats):
+        target = STEP_TARGETS.get(one["rows"])
+        found.append((f"a step of {one['rows']} rows", target, one["milliseconds_per_step"]))
+    what = f"first tokens of {one['rows']} prompts of {PROMPT_TOKENS} tokens"
+    found.append((what, FIRST_TOKENS_TARGET, one["first_token_milliseconds"]))
+    long = model.config.sequence_len - 2 * PROMPT_TOKENS
+    gaps = during_long_prefill(engine, long, repeats)
+    what = f"longest wait beside a prompt of {long} tokens"
+    found.append((what, WAIT_TARGET, gaps["longest"]["with"]))
+    return [
+        {"what": what, "target": target if is_rated else None, "measured": measured}
+        for what, target, measured in found
+    ]
+
+
 # ---- the command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--sequence-len", type=int, default=1024)
@@ -251,8 +277,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--targets", action="store_true")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     model = random_model(options.depth, options.sequence_len, device)
@@ -264,18 +291,27 @@ def main() -> None:
         "threads": options.threads,
         "model": model.config.to_dict(),
         "parameters": model.num_parameters()["total"],
-        "one_request": one_request(engine, exported(model, engine), options.repeats),
-        "many_requests": many_requests(engine, options.repeats),
-        "by_batch": by_batch(model, engine, options.batches, options.repeats),
-        "under_load": under_load(engine, options.slots),
-        "during_long_prefill": during_long_prefill(
-            engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
-        ),
     }
+    if options.targets:
+        results["milliseconds"] = targets(model, engine, options.batches, options.repeats)
+    else:
+        peer = exported(model, engine)
+        results |= {
+            "one_request": one_request(engine, peer, options.repeats),
+            "many_requests": many_requests(engine, options.repeats),
+            "by_batch": by_batch(model, engine, options.batches, options.repeats),
+            "under_load": under_load(engine, options.slots),
+            "during_long_prefill": during_long_prefill(
+                engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
+            ),
+        }
     out = options.out or ROOT / f"dev/bench/results/engine-{results['date']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
+    for row in results.get("milliseconds", []):
+        target = "-" if row["target"] is None else f"{row['target']:.1f}"
+        print(f"{row['what']:45} target {target:>5}  measured {row['measured']:8.2f} ms")
 
 
 if __name__ == "__main__":
