@@ -152,7 +152,8 @@ class ShardedOptimizer:
         Raises UserError when a rank is missing or duplicated.
         """
         ranks = sorted(int(state["rank"]) for state in states)
-        expected = list(range(states[0]["world_size"] if states else 1))
+        world_size = states[0]["world_size"] if states else 1
+        expected = list(range(min(world_size, len(states) + 1)))  # it may be damaged
         if ranks != expected:
             raise UserError(
                 f"found optimizer states of ranks {ranks}, but {expected} are needed; restore the"
@@ -186,8 +187,12 @@ class ShardedOptimizer:
         for bucket in self.buckets:
             for name, part in bucket.ranges.items():
                 for kind, moment in self.moments[name].items():
-                    full = saved[name][kind]
-                    moment.copy_(full if full.shape == moment.shape else full[part])
+                    found = saved[name][kind]
+                    found = found if found.shape == moment.shape else found[part]
+                    # copy_ would repeat a single value, and convert other types.
+                    if (found.shape, found.dtype) != (moment.shape, moment.dtype):
+                        raise UserError(f"the saved moments of {name} have another shape or type")
+                    moment.copy_(found)
 
 
 class DistAdamW(ShardedOptimizer):

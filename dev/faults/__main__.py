@@ -24,7 +24,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dev.faults import files, jobs, runs, trial
+from dev.faults import files, jobs, mutations, runs, starts, trial
 from dev.faults.outcome import Group, Outcome, Setting
 from dev.faults.trial import Trial
 from nanochat.configurator import parse, run
@@ -32,7 +32,7 @@ from nanochat.errors import UserError
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 # Each has `groups(setting: Setting) -> dict[str, Group]`: its groups of faults by name.
-MODULES: tuple[ModuleType, ...] = ()
+MODULES: tuple[ModuleType, ...] = (mutations,)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ def groups(setting: Setting) -> dict[str, Group]:
         "finite": lambda: [runs.poisoned_runs(uninterrupted(1).base, n(20, 2), seed)],
         "disk": lambda: [runs.full_disk(base, uninterrupted(1), n(10, 1), seed)],
         "ranks": lost,
+        "starts": lambda: [
+            starts.double_starts(base, {r: uninterrupted(r) for r in (1, 2)}, n(40, 3), seed),
+            starts.damaged_ends(base, uninterrupted(1), n(20, 2), seed),
+        ],
     }
 
 

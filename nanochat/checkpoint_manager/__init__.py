@@ -168,7 +168,7 @@ def _remove(directory: Path, step: int) -> None:
 
 
 def prepare(directory: Path) -> None:
-    """Raises UserError if a run's folder or that of the report cannot be written, before it starts."""
+    """Raises UserError before a run if its folder or that of the report cannot be written."""
     for folder in (directory, paths.report_dir()):
         paths.require_writable(folder)
     remove_leftovers(directory)
@@ -284,8 +284,8 @@ def _first_usable(
         result, damage = None, ""
         try:
             result = attempt(candidate)
-        except UserError as error:
-            damage = str(error)
+        except UserError as error:  # which may quote the file
+            damage = "".join(c if c.isprintable() else "?" for c in str(error))[:500]
         damage = agreed(damage)
         if not damage:
             return result
@@ -387,4 +387,4 @@ def load_model(
     if found is None:
         raise nothing_to_load(directory, step)
     model, meta = found
-    return model.eval(), _tokenizer(directory, meta.get("tokenizer", "")), meta
+    return model.eval(), _tokenizer(directory, meta["tokenizer"]), meta

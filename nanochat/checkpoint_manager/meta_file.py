@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -55,7 +54,7 @@ def read(directory: Path, step: int) -> Meta:
             problem = _problem(meta, step)  # a checksum that matches does not make it ours
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     if problem:
         raise UserError(f"{path.name} {problem}")
@@ -78,7 +77,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 2**62  # neither NaN nor infinite
 
 
 def _is(kind: type) -> Callable[[Any], bool]:
@@ -88,8 +87,10 @@ def _is(kind: type) -> Callable[[Any], bool]:
 CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("step", "tokens"), _is_count),
     **dict.fromkeys(("stage", "tokenizer"), _is(str)),
-    **dict.fromkeys(("model", "loader"), _is(dict)),
-    **dict.fromkeys(("train_seconds", "progress"), _is_number),
+    "model": _is(dict),
+    "loader": lambda value: all(_is_count(x) for name, x in value.items() if name != "lanes"),
+    "train_seconds": lambda value: _is_number(value) and value >= 0,
+    "progress": lambda value: _is_number(value) and 0 <= value <= 1,
     "loss": lambda value: value is None or _is_number(value),
     "finished": _is(bool),
     "skipped_steps": lambda value: all(map(_is_count, value)),
@@ -106,7 +107,9 @@ def check_model(meta: Meta) -> None:
     """Raises UserError unless the file of the weights can hold the model, which is built first."""
     checks: dict[Any, Callable[[Any], bool]]
     checks = {int: _is_count, float: lambda value: _is_number(value) and value > 0, str: _is(str)}
-    saved = meta.get("model", {})
+    if not meta.keys() >= {"model", "tokenizer"}:
+        raise UserError("its meta file does not name its model or its tokenizer")
+    saved = meta["model"]
     for field in fields(GPTConfig):
         value = saved.get(field.name, field.default)
         if not checks[field.type](value):

@@ -241,6 +241,8 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
             for optimizer, of_ranks in zip(optimizers, states, strict=True):
                 if not 0 <= of_ranks[0]["num_steps"] <= start.step:
                     raise ValueError(f"step {of_ranks[0]['num_steps']}")
+                if not 0 <= dict(of_ranks[0])["num_steps"] <= start.step:
+                    raise ValueError(f"step {of_ranks[0]['num_steps']}")
                 optimizer.load_merged(of_ranks)  # saved by any number of ranks
                 check_finite(optimizer.state_dict(), "optimizer state")
         except torch.OutOfMemoryError:
