@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from nanochat import checkpoint_manager, dataset
+from nanochat.data import hub_files
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
 from nanochat.engine import Engine
@@ -193,6 +194,8 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
     mixture, own = "primer" if source == "primer" else "public", list[CustomJSON]()
     if isinstance(options, MixtureOptions):
         mixture, own = chosen_mixture(options, mixture), own_conversations(options)
+        if mixture == "public":  # whose spelling depends on the list of words
+            settings["words"] = on_main_first(hub_files.word_list_digest)
     if own:  # a file that has changed since makes another run
         settings["own_conversations"] = [task.digest() for task in own]
     return Setup(name, options, runtime, tag, source, settings, load, mixture, own)

@@ -29,6 +29,7 @@ from tests import processes
 from tests.hub import running_hub
 from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub, serve_chat_tasks
 from tests.small_model import save_small_run, small_model, small_tokenizer
+from tests.word_list import put_word_list
 
 
 class Alive(dict[str, Any]):
@@ -482,6 +483,7 @@ def test_all_six_public_tasks_run_from_the_hub_to_chatcore(
     command = ["-a", "all", "--device_type=cpu"]
     with running_hub() as hub:
         serve_chat_tasks(hub, num_rows=6)
+        put_word_list()
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         script.main(command)
         assert len(hub.requests) == len(set(hub.requests)) == 5

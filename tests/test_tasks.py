@@ -1,4 +1,5 @@
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from tasks.smoltalk import SmolTalk
 from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tests.shared_data import json_lines, mmlu_rows, needs_eval_data, put_on_hub
 from tests.small_model import small_tokenizer
+from tests.word_list import put_word_list
 
 
 class Numbers(Task):
@@ -236,16 +238,50 @@ def test_smoltalk_reads_its_files() -> None:
 # ---- spelling
 
 
+@pytest.fixture
+def words() -> Iterator[tuple[str, ...]]:
+    """The list of words, and no memory of other lists."""
+    spellingbee.words_of.cache_clear()
+    yield put_word_list()
+    spellingbee.words_of.cache_clear()
+
+
 @pytest.mark.parametrize("kind", [SpellingBee, SimpleSpelling])
-def test_train_and_test_never_share_a_word(kind: type[SpellingBee]) -> None:
+def test_train_and_test_never_share_a_word(
+    words: tuple[str, ...], kind: type[SpellingBee | SimpleSpelling]
+) -> None:
     train, test = kind("train", size=3000), kind("test", size=3000)
     assert not set(train.words) & set(test.words)
-    assert {*train.words, *test.words} == set(spellingbee.word_list())
+    assert {*train.words, *test.words} == set(words)
     questions = [{task[i]["messages"][0]["content"] for i in range(3000)} for task in (train, test)]
     assert not questions[0] & questions[1]
-    assert len(questions[1]) > 20
+    assert len(questions[1]) > 2800, "words are repeated"
 
 
+@pytest.mark.usefixtures("words")
+def test_there_are_52_phrasings_and_no_count_is_the_answer_to_half_of_the_questions() -> None:
+    assert len(set(spellingbee.QUESTIONS)) == 52
+    task = SpellingBee("test", size=4000)
+    items = [task[index] for index in range(4000)]
+    (_, most), *_ = Counter(item["answer"] for item in items).most_common(1)
+    assert most < 2000
+    for question in spellingbee.QUESTIONS:
+        assert question.format(letter="q", word="w") != question
+        begin = question.partition("{")[0]
+        assert any(item["messages"][0]["content"].startswith(begin) for item in items), question
+
+
+def test_without_the_list_of_words_spelling_is_refused_whatever_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spellingbee.words_of.cache_clear()
+    for kind in (SpellingBee, SimpleSpelling):
+        with pytest.raises(UserError, match=r"words_alpha.txt is missing .* put a list of words"):
+            kind("train")
+
+
+@pytest.mark.usefixtures("words")
 def test_both_counts_of_a_letter_are_right() -> None:
     task = SpellingBee("train", size=200)
     for index in range(200):
@@ -279,8 +315,8 @@ def test_both_counts_of_a_letter_are_right() -> None:
 def test_spelling_bee_is_judged_by_the_extraction_rule_of_gsm8k(
     completion: str, passed: bool
 ) -> None:
-    gsm8k = GSM8K.__new__(GSM8K)  # its files are not needed for judging
-    for task in (SpellingBee("test", size=1), gsm8k):
+    for kind in (SpellingBee, GSM8K):
+        task = kind.__new__(kind)  # its files are not needed for judging
         assert task.evaluate({"answer": "3"}, completion) == passed
 
 
@@ -290,18 +326,6 @@ def test_spelling_accepts_the_word_letter_by_letter(monkeypatch: pytest.MonkeyPa
     assert task[0]["answer"] == "berry:b,e,r,r,y"
     assert task.evaluate(task[0], "berry:b,e,r,r,y<|assistant_end|>")
     assert not task.evaluate(task[0], "berry:b,e,r,y")
-
-
-def test_the_word_list_of_the_machine_is_used_if_present(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "words"
-    path.write_text("zebra\nApple\nox's\nbee\ncafé\nbee\n", encoding="utf-8")
-    for file, expected in ((path, ("bee", "zebra")), (tmp_path / "none", None)):
-        spellingbee.word_list.cache_clear()
-        monkeypatch.setattr(spellingbee, "WORD_LIST", file)
-        assert spellingbee.word_list() == (expected or spellingbee.WORDS)
-    spellingbee.word_list.cache_clear()
 
 
 # ---- the primer
