@@ -37,6 +37,8 @@ SPECIAL_TOKENS = (
 FILE_NAME = "tokenizer.json"
 FORMAT = "nanochat tokenizer"
 FORMAT_VERSION = 1
+# A text with characters of each class, which a pattern must not leave out.
+PROBE = "Aa é日\u0301🙂 12345 \t\n\n .,;'s_—\u00a0\x00\r\n x  "
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 MAX_VOCAB_SIZE = 2**32 - 1  # an id has 32 bits
 
@@ -64,8 +66,11 @@ class RustBPETokenizer:
             raise UserError(f"the {len(ranks)} ranks are not the numbers from 0 on; give all")
         try:
             self._core = rustbpe.Tokenizer(self._tokens, pattern)
+            is_complete = self.decode(self._core.encode(PROBE)) == PROBE
         except ValueError as error:
             raise UserError(str(error)) from None
+        if not is_complete:
+            raise UserError(f"the split pattern {pattern!r:.60} leaves out text; match all of it")
 
     @classmethod
     def train_from_iterator(
@@ -110,20 +115,26 @@ class RustBPETokenizer:
             raise UserError(f"no tokenizer in {directory}; run python -m scripts.tok_train first")
         remedy = "train it again with python -m scripts.tok_train --fresh"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = formats.read_object(path)
             content = {name: data[name] for name in ("pattern", "special_tokens", "merges")}
             content |= {name: data[name] for name in ("bytes",) if name in data}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path} is not a nanochat tokenizer; {remedy}") from None
-        if data.get("format") != FORMAT or data.get("version") != FORMAT_VERSION:
-            raise UserError(f"{path} has another format or version; {remedy}")
-        # Before the merges are used: a damaged one could name a token that does not exist.
-        if data.get("sha256") != _digest(content):
-            raise UserError(f"{path} is damaged (checksum mismatch); {remedy}")
-        tokens = [bytes([byte]) for byte in content.get("bytes", range(256))]
-        for left, right in content["merges"]:
-            tokens.append(tokens[left] + tokens[right])
-        return cls({token: i for i, token in enumerate(tokens)}, content["pattern"])
+            if data.get("format") != FORMAT or data.get("version") != FORMAT_VERSION:
+                raise UserError(f"{path} has another format or version; {remedy}")
+            # Before the merges are used: a damaged one could name a token that does not exist.
+            if data.get("sha256") != _digest(content):
+                raise UserError(f"{path} is damaged (checksum mismatch); {remedy}")
+            if content["special_tokens"] != list(SPECIAL_TOKENS):
+                raise ValueError("its special tokens are others")
+            tokens = formats.expand_merges(content.get("bytes", list(range(256))), data["merges"])
+            if not (isinstance(content["pattern"], str) and _has_valid_facts(data)):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = formats.one_line(error)
+            raise UserError(f"{path} is not a nanochat tokenizer ({reason}); {remedy}") from None
+        try:
+            return cls({token: i for i, token in enumerate(tokens)}, data["pattern"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {remedy}") from None
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {
@@ -152,12 +163,7 @@ class RustBPETokenizer:
     @classmethod
     def from_tiktoken(cls, path: Path, pattern: str = SPLIT_PATTERN) -> Self:
         """From a rank file of tiktoken, which has no pattern. Raises UserError on another kind."""
-        try:
-            lines = [line.split() for line in path.read_bytes().splitlines() if line]
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not a rank file of tiktoken: {error}") from None
-        return cls(ranks, pattern)
+        return cls(formats.read_tiktoken(path), pattern)
 
     def to_tiktoken(self, path: Path) -> None:
         """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
@@ -169,7 +175,15 @@ class RustBPETokenizer:
     @classmethod
     def from_huggingface(cls, path: Path) -> Self:
         """From a Hugging Face tokenizer.json, with our special tokens. UserError on other kinds."""
-        return cls(*formats.read_huggingface(path))
+        file = formats.read_huggingface(path)
+        tokenizer = cls(file.ranks, file.pattern)
+        try:
+            trained = tokenizer._merges()
+        except UserError:  # a token that is not a merge of others
+            trained = None
+        if not file.has_merges_of(trained):
+            raise UserError(f"{path} has not all merges of its tokens; its ids would be others")
+        return tokenizer
 
     def huggingface_backend(self) -> tokenizers.Tokenizer:
         """A `tokenizers.Tokenizer` with the same ids, without special tokens."""
@@ -291,6 +305,14 @@ class HuggingFaceTokenizer(RustBPETokenizer):
         clean = list(map(replace_lone_surrogates, texts))
         encodings = self._backend.encode_batch(clean, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _has_valid_facts(data: dict[str, Any]) -> bool:
+    """True if what `tok_train` reads of an earlier run, beside the checksum, has its types."""
+    if "training" not in data:
+        return True
+    section = data["training"]["section"]
+    return isinstance(section["settings"], dict) and isinstance(section["title"], str)
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from nanochat.tokenizer import (
     HuggingFaceTokenizer,
     RustBPETokenizer,
     TiktokenTokenizer,
+    _digest,
     get_token_bytes,
     get_tokenizer,
 )
@@ -474,8 +475,114 @@ def test_a_published_vocabulary_is_refused_at_once_when_offline(
 def test_a_server_that_does_not_answer_is_given_up_soon(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def slow(url: str, timeout: float) -> None:
+        time.sleep(20 * timeout)
+        raise OSError
+
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer_formats, "RESPONSE_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: time.sleep(20 * timeout))
+    monkeypatch.setattr("urllib.request.urlopen", slow)
     with pytest.raises(UserError, match="no answer within"):
         published_encoding("p50k_base")
+
+
+# ---- hostile files
+
+HOSTILE = Path(__file__).parents[2] / "shared" / "cases" / "hostile"
+
+
+def rewritten(tokenizer: RustBPETokenizer, folder: Path, **fields: Any) -> Path:
+    """Our file with other fields and the checksum that belongs to them."""
+    content = tokenizer._content() | fields
+    header = {"format": "nanochat tokenizer", "version": 1, "sha256": _digest(content)}
+    (folder / FILE_NAME).write_text(json.dumps(header | content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"merges": [[i, i] for i in (0, *range(256, 320))]}, "makes a token of 131,072 bytes"),
+        ({"merges": [[256, 256]]}, "merge 0 is not of two tokens before it"),
+        ({"merges": [[-1, 0]]}, "merge 0 is not"),
+        ({"merges": [[97.0, 98.0]]}, "merge 0 is not"),
+        ({"merges": [[True, 98]]}, "merge 0 is not"),
+        ({"merges": ["ab"]}, "merge 0 is not"),
+        ({"merges": [None]}, "of another type"),
+        ({"merges": {"a": 1}}, "not a nanochat tokenizer"),
+        ({"merges": [[97, 98], [97, 98]]}, "a repetition"),
+        ({"bytes": [10**9] * 256}, "numbers from 0 to 255"),
+        ({"bytes": [0] * 256}, "numbers from 0 to 255"),
+        ({"bytes": None}, "of another type"),
+        ({"special_tokens": ["<|bos|>"] * 9}, "special tokens are others"),
+        ({"special_tokens": []}, "special tokens are others"),
+        ({"pattern": ""}, "leaves out text"),
+        ({"pattern": r"\w+"}, "leaves out text"),
+        ({"pattern": 5}, "of another type"),
+        ({"pattern": "\ud800"}, "surrogates not allowed"),
+        ({"pattern": "("}, "not a regular expression"),
+    ],
+)  # fmt: skip
+def test_a_malformed_tokenizer_is_one_line(
+    tokenizer: RustBPETokenizer, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        RustBPETokenizer.from_directory(rewritten(tokenizer, tmp_path, **fields))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("path", sorted(HOSTILE.glob("tokenizer_*.json")), ids=lambda p: p.stem)
+def test_a_hostile_tokenizer_of_the_shared_cases_is_refused(tmp_path: Path, path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"not a nanochat tokenizer .*scripts\.tok_train"):
+        RustBPETokenizer.from_directory(tmp_path)
+
+
+def set_path(data: Any, path: str, value: Any) -> None:
+    *names, last = path.split(".")
+    for name in names:
+        data = data[name]
+    data[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("normalizer", {"type": "NFC"}, "normalizer changes the text"),
+        ("model.type", "Unigram", "not byte-level BPE"),
+        ("model.end_of_word_suffix", "</w>", "not byte-level BPE"),
+        ("model.vocab", {"a": 0}, "not a tokenizer.json"),
+        ("model.vocab", [], "of another type"),
+        ("model.vocab", {"Ā": "0"}, "not an integer"),
+        ("model.merges", [], "has not all merges"),
+        ("model.merges", ["h e", "h e"], "order of its ids, or repeated"),
+        ("model.merges", [5], "of another type"),
+        ("added_tokens", [{"content": "a"}] * 2, "added token is repeated"),
+        ("added_tokens", 7, "of another type"),
+        ("pre_tokenizer", None, "of another type"),
+        ("pre_tokenizer.pretokenizers", [], "one split pattern"),
+    ],
+)
+def test_a_malformed_huggingface_file_is_one_line(
+    tokenizer: RustBPETokenizer, tmp_path: Path, path: str, value: Any, message: str
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    tokenizer.to_huggingface(file)
+    data = json.loads(file.read_text())
+    set_path(data, path, value)
+    file.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=message) as caught:
+        RustBPETokenizer.from_huggingface(file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("line", ["YWE= 1_0", "YWE= -1", "YQ== 5", "YWE=", "YWE= 1 2", "é 1"])
+def test_a_malformed_line_of_ranks_is_one_line(
+    tokenizer: RustBPETokenizer, tmp_path: Path, line: str
+) -> None:
+    path = tmp_path / "ranks"
+    tokenizer.to_tiktoken(path)
+    path.write_text(path.read_text() + line)
+    with pytest.raises(UserError) as caught:
+        RustBPETokenizer.from_tiktoken(path)
+    assert "\n" not in str(caught.value)
