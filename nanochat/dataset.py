@@ -41,7 +41,6 @@ import difflib
 import hashlib
 import json
 import logging
-import math
 import re
 import shlex
 import shutil
@@ -281,14 +280,6 @@ def text_digest(source: str) -> str:
 def train_bytes(source: str) -> int:
     """Size of the text to train on, nearly. Raises UserError as `shard_paths`."""
     return sum(map(text_bytes, shard_paths(source, "train")))
-
-
-def shards_to_add(source: str, missing_bytes: float) -> int:
-    """How many more shards of the hub have so many bytes of text; 0 if it has not so many."""
-    name = source_name(source)
-    paths_here = shard_paths(source, "train")
-    number = math.ceil(missing_bytes / (train_bytes(source) / len(paths_here)))
-    return number if len(paths_here) + number < HUB_SOURCES.get(name, ("", 0))[1] else 0
 
 
 def open_documents(source: str, split: Split) -> Documents:

@@ -49,19 +49,23 @@ class Options(LoopOptions):
 if __name__ == "__main__":
     run_command(Options)  # before the slow imports
 
+import math
 from functools import partial
 
 import torch
 
 from nanochat import dataset
+from nanochat.data.shards import Documents
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime
-from nanochat.tokenizer import get_tokenizer
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 from nanochat.training import run_summary, scaling_laws
 from nanochat.training.config import Plan
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, defining_settings, train
+
+SAMPLE_DOCUMENTS = 200  # for tokens per byte
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -125,9 +129,32 @@ def make_plan(options: Options, setup: Setup) -> Plan:
         num_steps, options.warmup_steps, options.warmdown_share, options.final_lr,
         max_gradient_norm=options.grad_clip,
     )  # fmt: skip
-    is_downloaded = setup.source in dataset.HUB_SOURCES
+    num_tokens = num_steps * step_tokens
+    summary = text_rows(setup.source, documents, tokenizer, num_tokens)
+    if setup.source in dataset.HUB_SOURCES:
+        summary = [*run_summary.of_text(num_tokens), *summary]
     return setup.plan(
         model, tokenizer, rows=rows, schedule=schedule, batches=batches,
         usual_rows=scaling_laws.RECIPE_BATCH_TOKENS / options.max_seq_len,
-        summary=run_summary.of_text(num_steps * step_tokens) if is_downloaded else (),
+        summary=summary,
     )  # fmt: skip
+
+
+def text_rows(
+    source: str, documents: Documents, tokenizer: RustBPETokenizer, num_tokens: int
+) -> list[tuple[str, str]]:
+    """How often the run reads the text that is here, and how many shards would be enough."""
+    texts = [text or "" for text in documents[:SAMPLE_DOCUMENTS].to_pylist()]
+    sample_tokens = sum(map(len, tokenizer.encode(texts))) + len(texts)
+    tokens_per_byte = sample_tokens / max(1, sum(len(text.encode()) for text in texts))
+    num_bytes, shards = dataset.train_bytes(source), len(documents.shards)
+    epochs = num_tokens / max(1.0, num_bytes * tokens_per_byte)
+    value = f"about {num_bytes * tokens_per_byte / 1e6:,.0f} million tokens, {epochs:.2f} epochs"
+    missing = math.ceil(shards * epochs) - shards
+    if missing > 0 and source in dataset.HUB_SOURCES:
+        total = min(shards + missing, dataset.HUB_SOURCES[source][1] - 1)
+        value += (
+            f"; {total - shards} more shards make it fewer: python -m nanochat.dataset"
+            f" --source={source} -n {total}, then the same command with --fresh"
+        )
+    return [("text that is here", value)]
