@@ -137,7 +137,7 @@ def test_tasks_import_only_the_common_module_of_their_own() -> None:
         ("torch.distributed", {"nanochat.runtime", "nanochat.adamw"}),
         ("pyarrow", {"nanochat.data.shards"}),
         ("wandb", {"nanochat.metrics"}),
-        ("huggingface_hub", {"nanochat.data.download"}),
+        ("huggingface_hub", {"nanochat.data.download", "nanochat.data.responses"}),
         ("rustbpe", {"nanochat.tokenizer"}),
         ("tiktoken", {"nanochat.data.tokenizer_formats"}),
         ("matplotlib", {"nanochat.report.figures"}),

@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 
 from nanochat.data import download as download_module
+from nanochat.data import responses
 from nanochat.data.download import HubFile, download
 from nanochat.errors import UserError
 from tests.hub import Fault, Hub, running_hub
@@ -26,7 +27,7 @@ NAME = f"{FOLDER}/shard.bin"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(responses, "TIMEOUT_SECONDS", 0.5)
     with running_hub() as running:
         running.files[NAME] = CONTENT
         yield running

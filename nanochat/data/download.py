@@ -8,17 +8,20 @@ received, does not compare the content with the checksum, and lets an error page
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
+from nanochat import paths
+from nanochat.data import responses
+from nanochat.data.responses import TransferError
 from nanochat.data.transfers import Transfers
 from nanochat.errors import UserError, named_failures
 
@@ -28,7 +31,11 @@ NUM_PARALLEL_FILES = 8  # as many as huggingface_hub's snapshot_download
 MAX_ATTEMPTS = 5  # in a row that receive nothing new
 MAX_ATTEMPTS_UNREACHABLE = 2  # without any answer: most likely there is no network
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt that receives nothing new
-TIMEOUT_SECONDS = 30.0  # for a connection, and for the next bytes of a transfer
+# Below this speed a transfer is stalled, and tried again: a modem of 1998 is faster, and so is each
+# of 8 files on a line of 40 KB/s. A shard of 100 MB then takes less than the total limit.
+MIN_BYTES_PER_SECOND = 2_000
+SPEED_SECONDS = 60.0  # over which the speed is measured
+MAX_SECONDS = 24 * 3600.0  # for a file, all attempts together
 FINAL_STATUS_CODES = (400, 401, 403, 404, 410)  # another attempt would get the same answer
 MAX_RETRY_AFTER_SECONDS = 3600.0  # that a server may ask to wait; the hub's limits are per 5 min
 OPAQUE_ETAGS = ("raw.githubusercontent.com",)  # of 64 digits, but no sha256 of the content
@@ -57,10 +64,6 @@ class HubFile:
         return hf_hub_url(
             self.repo, self.name, repo_type=kind, revision=revision, endpoint=endpoint
         )
-
-
-class _TransferError(Exception):
-    """This attempt failed; another one may succeed."""
 
 
 def download(
@@ -131,7 +134,7 @@ def _download_missing(
 
     with named_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with paths.locked(path):
             if not path.is_file():  # another process may have finished it meanwhile
                 _attempt_repeatedly(attempt, url, partial, transfers, remedy, is_hub)
 
@@ -163,13 +166,17 @@ def _attempt_repeatedly(
     # What huggingface_hub names so differs by its version: httpx or httpx2.
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    failures, most_bytes = 0, _size(partial)
+    failures, most_bytes, began = 0, _size(partial), time.monotonic()
     while not transfers.cancelled.is_set():
+        attempt_began = time.monotonic()
         try:
             return attempt()
-        except (_TransferError, httpx.HTTPError, ConnectionError) as error:
+        except (TransferError, httpx.HTTPError, ConnectionError) as error:
             # A connection that breaks again and again but makes progress is not given up.
-            failures = failures + 1 if _size(partial) <= most_bytes else 0
+            new_bytes = _size(partial) - most_bytes
+            failures = (
+                failures + 1 if new_bytes <= 0 or _is_stalled(new_bytes, attempt_began) else 0
+            )
             most_bytes = max(most_bytes, _size(partial))
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             text = f"HTTP {status}" if status else str(error) or type(error).__name__
@@ -182,7 +189,11 @@ def _attempt_repeatedly(
                 remedy = f"the server asks to wait {pause / 3600:.1f} hours: run the command then"
             elif is_hub and status in (401, 403):
                 remedy = _log_in_remedy(response, url)
-            if status in FINAL_STATUS_CODES or failures >= limit or pause > MAX_RETRY_AFTER_SECONDS:
+            is_late = time.monotonic() - began > MAX_SECONDS
+            if is_late:
+                reason = f"it is not complete after {MAX_SECONDS / 3600:.0f} hours ({reason})"
+            is_final = status in FINAL_STATUS_CODES or pause > MAX_RETRY_AFTER_SECONDS
+            if is_final or is_late or failures >= limit:
                 message = f"{url} could not be downloaded: {reason}; {remedy}"
                 raise UserError(message) from None
             logger.warning("%s: %s; retrying%s", url, reason, f" in {pause:.0f} s" if pause else "")
@@ -222,38 +233,46 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _hub_metadata(url: str) -> Any:
-    """What the hub states about a file. Raises _TransferError when the server is not a hub."""
-    from huggingface_hub import get_hf_file_metadata
+def _is_stalled(num_bytes: int, began: float) -> bool:
+    """True if so few bytes since a moment are too slow."""
+    seconds = time.monotonic() - began
+    return seconds > SPEED_SECONDS and num_bytes < MIN_BYTES_PER_SECOND * seconds
 
-    metadata = get_hf_file_metadata(url, token=_token() or False, timeout=TIMEOUT_SECONDS)
+
+def _hub_metadata(url: str) -> Any:
+    """What the hub states about a file. Raises TransferError when the server is not a hub."""
+    metadata = responses.metadata(url, _token())
     # Other servers have ETags too; only a hub names the commit.
     if metadata.commit_hash is None or len(metadata.etag or "") not in (40, 64):
-        raise _TransferError("the server states no checksum: it is not a hub, or asks to log in")
+        raise TransferError("the server states no checksum: it is not a hub, or asks to log in")
     return metadata
 
 
 def _plain_metadata(url: str) -> Any:
     """What any server states about a file, after redirects."""
-    from huggingface_hub import get_hf_file_metadata
-
-    metadata = get_hf_file_metadata(url, token=False, timeout=TIMEOUT_SECONDS)
+    metadata = responses.metadata(url, None)
     if metadata.size is None and metadata.location != url:  # a redirect
-        metadata = get_hf_file_metadata(metadata.location, token=False, timeout=TIMEOUT_SECONDS)
+        metadata = responses.metadata(metadata.location, None)
     return metadata
 
 
 def _complete(url: str, partial: Path, transfers: Transfers, is_hub: bool) -> None:
-    """Receive what `partial` lacks and verify it. Raises _TransferError when it is not the file."""
+    """Receive what `partial` lacks and verify it. Raises TransferError when it is not the file."""
     token = _token() if is_hub else None
     metadata = _hub_metadata(url) if is_hub else _plain_metadata(url)
     size, checksum = metadata.size, metadata.etag or ""
     # Of other servers only what may be a sha256; those of GitHub look so and are none.
     if not is_hub and (len(checksum) != 64 or urlsplit(url).hostname in OPAQUE_ETAGS):
         checksum = ""
-    if size is None:
-        raise _TransferError("the server states no size")
+    if size is None or size < 0:
+        raise TransferError("the server states no valid size")
     num_bytes = _size(partial)
+    free = shutil.disk_usage(partial.parent).free + num_bytes
+    if size > free:
+        raise UserError(
+            f"{url} has {size / 1e9:,.1f} GB and {partial.parent} room for {free / 1e9:,.1f} GB;"
+            " free some space or set NANOCHAT_BASE_DIR to a larger disk"
+        )
     if num_bytes > size:
         num_bytes = 0  # the start of a different file
     if num_bytes < size or size == 0:
@@ -262,10 +281,10 @@ def _complete(url: str, partial: Path, transfers: Transfers, is_hub: bool) -> No
         headers = {"Authorization": f"Bearer {token}"} if token and to_hub else {}
         num_bytes = _receive(metadata.location, partial, num_bytes, size, headers, transfers)
     if num_bytes != size:
-        raise _TransferError(f"received {num_bytes} bytes instead of {size}")
+        raise TransferError(f"received {num_bytes} bytes instead of {size}")
     if checksum and (sha256 if len(checksum) == 64 else _git_sha1)(partial) != checksum:
         partial.unlink()
-        raise _TransferError("the content differs from the checksum that the server states")
+        raise TransferError("the content differs from the checksum that the server states")
 
 
 def _receive(
@@ -273,38 +292,43 @@ def _receive(
     transfers: Transfers,
 ) -> int:  # fmt: skip
     """Append the bytes from `start` on, flushed to the disk; returns the number of bytes then."""
-    from huggingface_hub import get_session, hf_raise_for_status
-
     # Ranges and sizes count bytes of the file itself.
     headers = {**headers, "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
-        hf_raise_for_status(response)
+    with closing(responses.get(url, headers)) as response:
         if response.status_code != 206:
             start = 0  # the server ignores ranges and sends everything
         # Before anything is overwritten: proxies and log-in pages answer 200 as well.
         if "text/html" in response.headers.get("Content-Type", ""):
-            raise _TransferError("the server sent an HTML page instead of the file")
+            raise TransferError("the server sent an HTML page instead of the file")
         length = response.headers.get("Content-Length")
-        if length is not None and int(length) != size - start:
-            raise _TransferError(f"the server sends {length} bytes instead of {size - start}")
+        if length is not None and length != str(size - start):
+            raise TransferError(f"the server sends {length:.30} bytes instead of {size - start}")
+        began, first = time.monotonic(), start
         with partial.open("ab" if start else "wb", buffering=0) as file:
             for chunk in response.iter_raw():
+                if len(chunk) > size - start:
+                    raise TransferError(f"the server sends more than the {size} bytes it stated")
                 start += file.write(chunk) or 0
                 transfers.update(str(partial), start, size)
-                if start > size:
-                    raise _TransferError(f"the server sends more than the {size} bytes it stated")
                 if transfers.cancelled.is_set():
-                    raise _TransferError("cancelled")
+                    raise TransferError("cancelled")
+                if _is_stalled(start - first, began):
+                    raise TransferError(f"slower than {MIN_BYTES_PER_SECOND / 1000:g} KB/s")
+                if time.monotonic() - began > SPEED_SECONDS:
+                    began, first = time.monotonic(), start
             os.fsync(file.fileno())
     return start
 
 
 def _git_sha1(path: Path) -> str:
     """git's own checksum, for files that are small enough to be kept in the repository itself."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    checksum = hashlib.sha1(b"blob %d\0" % _size(path))
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from filelock import FileLock
 
 from nanochat import paths
 from nanochat.data.download import download_url
@@ -40,7 +39,7 @@ def fetch_bundle() -> Path:
     archive = folder.with_name(f"{folder.name}.zip")
     with named_failures(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with paths.locked(folder):
             if not folder.is_dir():  # another process may have finished it meanwhile
                 download_url(mirrored(BUNDLE_URL), archive, REMEDY)
                 unpack(archive, folder)
