@@ -130,6 +130,11 @@ def _current_path() -> Path:
 def make(source: str, num_shards: int, num_parallel: int = 8) -> str:
     """Make a source's shards and make it current. Raises UserError if it is unknown or empty."""
     name = source_name(source)
+    with paths.locked(paths.data_dir(name)):  # a second import of it waits, and finds it done
+        return _make(name, source, num_shards, num_parallel)
+
+
+def _make(name: str, source: str, num_shards: int, num_parallel: int) -> str:
     shards = ShardFolder(name)
     if name in HUB_SOURCES:
         manifest = _download_shards(*HUB_SOURCES[name], num_shards, shards, num_parallel)

@@ -157,10 +157,21 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
         if label == "HumanEval" or options.tool == "python":
             section["settings"]["sandbox"] = describe_sandbox(options.sandbox)
         if runtime.is_main:  # after each task: a killed command resumes with the next
-            report.write_section(name, section | rendered(results, settings, sizes))
+            write_results(name, section, results, settings, sizes)
     if runtime.is_main and sizes and not missing:  # of answers that are there
-        report.write_section(name, section | rendered(results, settings, sizes))
+        write_results(name, section, results, settings, sizes)
     log_results({label: results[label] for label in labels}, results, settings, sizes)
+
+
+def write_results(
+    name: str, section: report.Section, results: Results, settings: dict[str, Any], sizes: list[int]
+) -> None:
+    """Write the section with what another command has meanwhile added to it; adds to `results`."""
+    with paths.locked(paths.report_dir() / name):
+        saved = (earlier_section(name, settings) or section)["results"]
+        for label, tally in saved.items():
+            results.setdefault(label, Tally(**tally))
+        report.write_section(name, section | rendered(results, settings, sizes))
 
 
 def earlier_section(name: str, settings: dict[str, Any]) -> report.Section | None:

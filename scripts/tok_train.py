@@ -46,6 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv)
     check_vocab_size(options.vocab_size)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with paths.locked(paths.tokenizer_dir()):  # a second start waits, and finds it trained
+        train(options)
+
+
+def train(options: Options) -> None:
     source = dataset.current_source()
     settings = {"source": source, **asdict(options), "fresh": False}
     text = dataset.text_digest(source)

@@ -174,6 +174,16 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     assert torch.equal(model.table.weight, before)
 
 
+def test_a_weight_that_is_not_finite_stops_the_run_also_if_no_loss_depends_on_it(
+    tmp_path: Path,
+) -> None:
+    model = TinyModel()
+    model.table.weight.data[-1] = math.nan
+    words = "parameter norm of step 1 is not finite: stopped before the update"
+    with pytest.raises(trainer.NonFiniteError, match=words):
+        run(tmp_path, iter([batch(0)]), model=model)
+
+
 def test_a_skipped_step_consumes_its_batch_without_an_update(tmp_path: Path) -> None:
     poisoned = dataclasses.replace(batch(1), norm=0.0)
     skipped, *_ = run(tmp_path, iter([batch(0), poisoned, batch(2)]), num_steps=3, skip_steps={2})

@@ -136,13 +136,15 @@ def cut_rows(
         # Each document is shifted by the <|bos|> of those before it.
         starts = np.concatenate((starts, len(tokens) + begins + np.arange(len(ends))))
         tokens = np.concatenate((tokens.astype(ids.dtype), np.insert(ids, begins, source.bos)))
+        bounds = np.append(starts, len(tokens))  # where the next document will start
+        if cut > bounds[1]:  # of a damaged state: all text would be read up to there
+            raise UserError(f"document {first} has less than {cut} tokens; use --fresh")
         cuts = [cut]
         while cut < len(tokens):
             cut += sequence_len + int(tokens[cut] == source.bos)  # else its own takes a place
             cuts.append(cut)
         if cut > len(tokens):  # the last row is incomplete
             cuts.pop()
-        bounds = np.append(starts, len(tokens))  # where the next document will start
         documents = np.searchsorted(bounds, cuts, side="right") - 1
         offsets = cuts - bounds[documents]
         after = zip((first + documents[1:]).tolist(), offsets[1:].tolist(), strict=True)

@@ -175,7 +175,7 @@ class _StepStats:
     tokens: int
     gradient_norm: float  # of the gradient averaged over ranks
     parameter_norm: float  # before the update
-    not_finite: str  # "loss", "gradient" or ""
+    not_finite: str  # "parameter norm", "loss", "gradient" or ""
     signal: str | None  # received by any rank
     is_save_due: bool
 
@@ -191,9 +191,10 @@ def _step_stats(
     ).tolist()
     names = [number.name for number in STOP_SIGNALS]
     sums = [local, tokens_in_use(batch.targets), sum(squares), context.saver.is_due()]
-    sums += [context.stop.name == name for name in names]
-    total, tokens, square, due, *signaled = all_reduce_sum([float(value) for value in sums])
-    bad = [name for name, x in (("loss", total), ("gradient", square)) if not math.isfinite(x)]
+    sums += [parameter_norm, *(context.stop.name == name for name in names)]
+    total, tokens, square, due, norms, *signaled = all_reduce_sum([float(value) for value in sums])
+    found = {"parameter norm": norms, "loss": total, "gradient": square}
+    bad = [name for name, value in found.items() if not math.isfinite(value)]
     return _StepStats(
         loss=total / context.runtime.world_size,
         tokens=int(tokens),
