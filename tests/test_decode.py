@@ -1,5 +1,9 @@
+import os
 import random
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +139,17 @@ def test_the_cache_of_a_cpu_is_not_kept() -> None:
     engine.complete(PROMPTS, max_tokens=2)
     assert engine._kept_step is None
     assert KVCache(engine.model.config, 1, CPU, torch.float32).can_pack is False
+
+
+# ---- kernels
+
+
+@pytest.mark.slow
+def test_triton_kernels_are_right_by_its_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "interpreted_kernels.py"]
+    interpreted = {**os.environ, "TRITON_INTERPRET": "1"}  # read when Triton is imported
+    done = subprocess.run(
+        command, env=interpreted, cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

@@ -148,6 +148,22 @@ class KVCache:
             return attend_causally(q, k, v, window)
         return attend_masked(q, keys, values, is_seen)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether attention of the current pass reads rows in place."""
+        return self._packed_rows is not None
+
+    def attend_projections(
+        self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], eps: float
+    ) -> Tensor:
+        """As `attend` in two kernels, (N, H, D) of (N, H + 2 K, D) before rotary and norm."""
+        from nanochat.kernels.decode_kernels import rotate_norm_store
+
+        assert self._packed_rows is not None
+        keys, values = (one[layer].flatten(0, 1) for one in (self.keys, self.values))
+        q = rotate_norm_store(qkv, *cos_sin, self._flat_indices, keys, values, eps)
+        return attend_packed(q, keys, values, self._packed_rows, self.windows[layer])
+
     def _store(self, store: Tensor, new: Tensor) -> Tensor:
         """Write (B, K, T, D); returns (slots * capacity, K, D), every position of every slot."""
         tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)

@@ -2,21 +2,27 @@
 
 Training keeps float32 matrices and casts them at every use, which is most of the work when only one
 token is computed. The copy casts them once, on an x86 CPU in oneDNN's blocked layout
-(`cpu_matmul.PrepackedLinear`), and computes queries, keys and values in one product.
+(`cpu_matmul.PrepackedLinear`), and computes queries, keys and values in one product. On an NVIDIA
+GPU a block is nine kernels, where they work.
 
 B batch  T time  H heads  K kv heads  D head dim
 """
 
 import copy
-from typing import TypeVar
+import logging
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import Attention, CosSin, Linear, norm, rotate
+from nanochat.gpt import GPT, Attention, Block, CosSin, Linear, norm, rotate
+from nanochat.inference.kv_cache import KVCache
+from nanochat.kernels.attention import can_pack
 from nanochat.kernels.cpu_matmul import PrepackedLinear
 
-ModelType = TypeVar("ModelType", bound=nn.Module)
+logger = logging.getLogger(__name__)
+
+ModelType = TypeVar("ModelType", bound=GPT)
 
 
 def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
@@ -29,9 +35,12 @@ def prepack(model: ModelType, dtype: torch.dtype) -> ModelType:
         return model
     shared = [*model.parameters(), *model.buffers()]
     prepacked = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})  # copies no tensor
+    fuses = fused_kernels_work(model.embedding.weight.device, dtype, model.config.head_dim)
     for module in [*prepacked.modules()]:
         for name, child in [*module.named_children()]:
-            if isinstance(child, Attention):  # reached before the Linears inside it
+            if isinstance(child, Block) and fuses:
+                child.__class__ = _FusedBlock
+            elif isinstance(child, Attention):  # reached before the Linears inside it
                 setattr(module, name, _PrepackedAttention(child, dtype))
             elif isinstance(child, Linear):
                 setattr(module, name, _Packed(dtype, child.weight))
@@ -82,3 +91,46 @@ class _PrepackedAttention(Attention):
         q_and_k, v = heads.split([sum(sizes), config.n_kv_head], dim=1)
         q, k = norm(rotate(q_and_k, *cos_sin), config.rms_eps).split(sizes, dim=1)
         return q, k, v
+
+
+class _FusedBlock(Block):
+    """A block whose kernels do as much as they can at a time, in inference with a cache."""
+
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: Any) -> Tensor:
+        if not isinstance(cache, KVCache) or not cache.is_packed:
+            return super().forward(x, cos_sin, cache)
+        from nanochat.kernels.decode_kernels import relu_squared
+
+        attention: Any = self.attention
+        tokens, mlp = x.flatten(0, 1), self.mlp
+        qkv = attention.projection(norm(tokens, self.eps))
+        qkv = qkv.view(len(tokens), -1, attention.config.head_dim)
+        y = cache.attend_projections(attention.layer, qkv, cos_sin, self.eps)
+        # In place: each product adds to the residual stream by itself.
+        tokens.addmm_(y.flatten(1), attention.output.weight.T)
+        hidden = relu_squared(mlp.up(norm(tokens, self.eps)))
+        tokens.addmm_(hidden, mlp.down.weight.T)
+        return tokens.view_as(x)
+
+
+@torch.inference_mode()
+def fused_kernels_work(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether Triton can compile its kernels here, and they give what torch's own give."""
+    if not can_pack(device, dtype, head_dim):
+        return False
+    try:
+        from nanochat.kernels.decode_kernels import relu_squared, rotate_norm_store
+
+        qkv = torch.linspace(-2, 2, 8 * 4 * head_dim, device=device).to(dtype).view(8, 4, -1)
+        places, angles = torch.arange(8, device=device), qkv[:, 0, ::2].float().contiguous()
+        keys, values = torch.empty(2, 8, 1, head_dim, device=device, dtype=dtype)
+        q = rotate_norm_store(qkv, angles.cos(), angles.sin(), places, keys, values, 1e-6)
+        expected = norm(rotate(qkv[:, :3], angles.cos()[:, None], angles.sin()[:, None]), 1e-6)
+        torch.testing.assert_close(torch.cat([q, keys], 1), expected, atol=0.05, rtol=0.05)
+        torch.testing.assert_close(values, qkv[:, 3:])
+        torch.testing.assert_close(relu_squared(qkv), qkv.relu().square(), atol=0.05, rtol=0.05)
+    except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
+        reason = str(error).partition("\n")[0]
+        logger.warning("decoding with more, smaller kernels: %s: %s", type(error).__name__, reason)
+        return False
+    return True
