@@ -81,8 +81,8 @@ class MixtureOptions(ChatOptions):
     """Your own conversations, alone: a JSON file or a folder of them, in the format of OpenAI and
     Hugging Face (messages), ShareGPT or Alpaca."""
     identity_file: str = ""
-    """Your own conversations in the same formats, added to the others, such as those about the
-    model itself."""
+    """Conversations in the same formats about the model itself, added to the others; empty means
+    those of tasks/identity.jsonl with public data sets and no others, none means none."""
     mixture: Literal["auto", "primer", "public", "none"] = "auto"
     """Conversations besides your own: the primer world, public data sets, or none. auto: none with
     --conversations, else by the text that the model was trained on."""

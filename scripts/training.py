@@ -24,7 +24,7 @@ from nanochat.training.config import TITLES, Plan
 from nanochat.training.schedule import Schedule
 from scripts.options import ChatOptions, LoopOptions, MixtureOptions
 from tasks.common import TaskMixture
-from tasks.customjson import CustomJSON
+from tasks.customjson import IDENTITY_FILE, CustomJSON
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
 from tasks.primer import Primer
@@ -193,7 +193,8 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
     settings = defining_settings(options, model_tag=tag, parent=identity, source=source)
     mixture, own = "primer" if source == "primer" else "public", list[CustomJSON]()
     if isinstance(options, MixtureOptions):
-        mixture, own = chosen_mixture(options, mixture), own_conversations(options)
+        mixture = chosen_mixture(options, mixture)
+        own = own_conversations(options, mixture)
         if mixture == "public":  # whose spelling depends on the list of words
             settings["words"] = on_main_first(hub_files.word_list_digest)
     if own:  # a file that has changed since makes another run
@@ -201,9 +202,15 @@ def start_from_parent(name: str, options: LoopOptions, runtime: Runtime) -> Setu
     return Setup(name, options, runtime, tag, source, settings, load, mixture, own)
 
 
-def own_conversations(options: MixtureOptions) -> list[CustomJSON]:
-    """Raises UserError if a file cannot be read as conversations."""
-    paths = filter(None, (options.conversations, options.identity_file))
+def own_conversations(options: MixtureOptions, mixture: str) -> list[CustomJSON]:
+    """Those of the options; public ones come with conversations about the model by default.
+
+    Raises UserError if a file cannot be read as conversations.
+    """
+    identity = options.identity_file
+    if not identity and mixture == "public":
+        identity = str(IDENTITY_FILE)
+    paths = [path for path in (options.conversations, identity) if path not in ("", "none")]
     return [CustomJSON(path) for path in paths]
 
 

@@ -24,6 +24,8 @@ from tasks.common import Conversation, Task
 
 logger = logging.getLogger(__name__)
 
+# Who the model is, by dev/gen_synthetic_data.py; finetuned on with the public data sets.
+IDENTITY_FILE = Path(__file__).with_name("identity.jsonl")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".jsonl.zst", ".parquet")
 ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",

@@ -213,10 +213,11 @@ def test_an_option_without_effect_is_an_error(options: Options, message: str) ->
 def test_both_files_are_read_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps(ALPACA))
-    both = own_conversations(Options(conversations=str(path), identity_file=str(path)))
+    options = Options(conversations=str(path), identity_file=str(path))
+    both = own_conversations(options, "none")
     assert [len(task) for task in both] == [1, 1] and both[0].digest() == both[1].digest()
     with pytest.raises(UserError, match="nowhere does not exist"):
-        own_conversations(Options(identity_file="nowhere"))
+        own_conversations(Options(identity_file="nowhere"), "primer")
 
 
 def test_a_stage_trains_on_own_conversations_and_changed_ones_are_another_run(
@@ -232,7 +233,7 @@ def test_a_stage_trains_on_own_conversations_and_changed_ones_are_another_run(
     alone = mid_train.Options(conversations=str(path))
     before = setup("mid", alone)
     assert before.mixture == "none" and len(mid_train.training_mixture(alone, before)) == 6
-    assert held_out_conversations("mid", before.mixture, 256) is None
+    assert held_out_conversations(before.mixture, 256) is None
     mixed = mid_train.Options(identity_file=str(path), num_conversations=10)
     assert len(mid_train.training_mixture(mixed, setup("mid", mixed))) == 16
     save_small_run("mid")
