@@ -2,7 +2,6 @@
 
 import fcntl
 import itertools
-import json
 import logging
 import math
 import os
@@ -32,7 +31,6 @@ REPLACED = "replaced"  # folder for what --fresh has replaced; no tag may have t
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]+\.part")  # of `atomic_file`
 LOCK_POLL_SECONDS = 0.02
 LOCK_QUIET_SECONDS = 1.0  # of waiting, before a message says for whom
-COMMAND_CHARACTERS, HOLDER_BYTES = 300, 4000  # noted of the holder of a lock, at most
 
 
 def base_dir() -> Path:
@@ -106,7 +104,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove what killed processes left of `atomic_file`; only for the holder of the lock."""
-    for path in folder.glob(".*.part"):
+    for path in folder.rglob(".*.part"):
         if TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
@@ -126,9 +124,8 @@ def require_writable(folder: Path) -> None:
 def locked(path: Path, remedy: str = "", wait_seconds: float = math.inf) -> Iterator[None]:
     """Hold the lock of `path`, which need not exist: that of the kernel on .NAME.lock beside it.
 
-    The kernel releases it when the process ends, however that happens. Its file says who holds it.
-    Raises UserError with the holder and the remedy after `wait_seconds`; where the file system has
-    no locks, logs a warning instead of locking.
+    The kernel releases it when the process ends, however that happens. Raises UserError with the
+    holder and the remedy after `wait_seconds`; a file system without locks gets a warning.
     """
     lock_file = path.with_name(f".{path.name}.lock")  # beside it: `path` itself may be renamed
     with named_failures(lock_file):
@@ -145,15 +142,14 @@ def locked(path: Path, remedy: str = "", wait_seconds: float = math.inf) -> Iter
                 is_told = True
                 logger.warning("waiting for %s, in use by %s", path, _holder(descriptor))
             time.sleep(LOCK_POLL_SECONDS)
-        _describe_holder(descriptor)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                os.ftruncate(descriptor, 0)
-                # Closing is not enough while a child that was forked has the file open, too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):  # a full disk: the lock itself needs no space
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _this_process().encode(errors="replace"), 0)
+        remove_temporary_files(path)
+        yield
     finally:
+        with suppress(OSError):  # closing is not enough while a forked child has the file open
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -163,31 +159,22 @@ def _try_lock(descriptor: int, lock_file: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:  # of some network file systems
-        logger.warning(
-            "%s: this file system has no locks (%s); do not start the same command twice",
-            lock_file, error.strerror,
-        )  # fmt: skip
+        warning = "%s: this file system has no locks (%s); do not start the same command twice"
+        logger.warning(warning, lock_file, error.strerror)
     return True
 
 
-def _describe_holder(descriptor: int) -> None:
+def _this_process() -> str:
     command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
-    holder = {
-        "pid": os.getpid(),
-        "host": os.uname().nodename,
-        "since": datetime.now().isoformat(sep=" ", timespec="seconds"),
-        "command": " ".join(command.split())[:COMMAND_CHARACTERS],
-    }
-    with suppress(OSError):  # a full disk: the lock itself needs no space
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    since = datetime.now().isoformat(sep=" ", timespec="seconds")
+    short = " ".join(command.split())[:300]
+    return f"process {os.getpid()} on {os.uname().nodename} since {since} ({short})"
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, for messages."""
-    try:
-        holder = json.loads(os.pread(descriptor, HOLDER_BYTES, 0))
-        text = "process {pid} on {host} since {since} ({command})".format(**holder)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        text = ""  # it has not been written yet
-    return text if text.isprintable() and text else "another process"
+    """Who holds a lock, from its file."""
+    text = ""
+    with suppress(OSError):
+        text = os.pread(descriptor, 4000, 0).decode(errors="replace")
+    is_ours = text.startswith("process ") and text.isprintable()
+    return text if is_ours else "another process"  # which has not written it yet

@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -145,7 +144,8 @@ def test_only_temporary_files_of_atomic_writes_are_removed(tmp_path: Path) -> No
         os.link(temporary, tmp_path / ".y.json.89abcdef.part")
         file.write(b"x")
         raise KeyError
-    paths.remove_temporary_files(tmp_path)
+    with paths.locked(tmp_path):
+        pass
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
@@ -190,8 +190,7 @@ def test_a_lock_names_its_holder_and_a_killed_holder_frees_it(tmp_path: Path) ->
     holder.kill()
     holder.wait()
     with paths.locked(tmp_path / "run", wait_seconds=0.0):
-        assert f'"pid": {os.getpid()}' in (tmp_path / ".run.lock").read_text()
-    assert (tmp_path / ".run.lock").read_text() == ""
+        assert (tmp_path / ".run.lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_who_waits_for_a_lock_is_told_for_whom(
@@ -259,8 +258,7 @@ def test_a_hostile_lock_file_is_one_line(tmp_path: Path, what: str) -> None:
     if what == "nonsense":
         os.write(descriptor, b"[" * 9000)
     elif what == "control characters":
-        holder = {"pid": 1, "host": "a\x1b[2J\n", "since": "", "command": ""}
-        os.write(descriptor, json.dumps(holder).encode())
+        os.write(descriptor, b"process 1 on a\x1b[2J\n")
     with pytest.raises(UserError) as refused, paths.locked(tmp_path / "run", "wait", 0.0):
         pass
     assert str(refused.value).isprintable()
