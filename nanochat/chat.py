@@ -102,11 +102,13 @@ def _message_pieces(message: Message) -> list[Piece]:
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
     for kind, text in _joined_texts(parts):
         if kind == "text":
-            pieces.append(("", text, 1))
+            pieces += [("", text, 1)] if text else []
         elif kind == "python":
             pieces += [("<|python_start|>", "", 1), ("", text, 1), ("<|python_end|>", "", 1)]
-        elif kind == "python_output":  # not sampled: at inference the engine forces it
-            pieces += [("<|output_start|>", "", 0), ("", text, 0), ("<|output_end|>", "", 0)]
+        elif kind == "python_output":  # not sampled: at inference the engine forces it after a call
+            follows_text = pieces[-1][0] == ""  # without a call: what is sampled ends with a token
+            pieces.append(("<|output_start|>", "", int(follows_text)))
+            pieces += [("", text, 0), ("<|output_end|>", "", 0)]
         else:
             raise UserError(f"a part of type {kind!r}; use text, python or python_output")
     return [*pieces, ("<|assistant_end|>", "", 1)]

@@ -339,7 +339,8 @@ def test_300_conversations_have_the_same_ids_and_mask(hf_tokenizer: Any) -> None
         messages: list[dict[str, Any]] = []
         for _ in range(rng.randint(1, 3)):
             parts = []
-            for kind in rng.choices(["text", "text", "python"], k=rng.randint(0, 4)):
+            kinds = ["text", "text", "python", "python_output"]  # also an output without a call
+            for kind in rng.choices(kinds, k=rng.randint(0, 4)):
                 parts.append({"type": kind, "text": text()})
                 if kind == "python" and rng.random() < 0.8:
                     parts.append({"type": "python_output", "text": text()})
