@@ -95,7 +95,8 @@ def installed_text(text: str) -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     modules = [path.stem for name in MOVED for path in (ROOT / name).glob("[a-z]*.py")]
-    text = text.replace("bash speedrun.sh, or ", "")
+    text = text.replace("bash speedrun.sh, or ", "").replace(".venv/bin/python", "python")
+    text = text.replace("bash dev/setup.sh", f"pip install {project['name']}")
     text = re.sub(
         r"uv sync --extra (\w+)", lambda match: f"pip install {' '.join(extras[match[1]])}", text
     )
