@@ -95,6 +95,7 @@ def groups(setting: Setting) -> dict[str, Group]:
         "finite": lambda: [runs.poisoned_runs(uninterrupted(1).base, n(20, 2), seed)],
         "disk": lambda: [runs.full_disk(base, uninterrupted(1), n(10, 1), seed)],
         "ranks": lost,
+        "rounding": lambda: [runs.changed_ranks(uninterrupted(1).base, n(4, 1), seed)],
         "starts": lambda: [
             starts.double_starts(base, {r: uninterrupted(r) for r in (1, 2)}, n(40, 3), seed),
             starts.damaged_ends(base, uninterrupted(1), n(20, 2), seed),

@@ -179,6 +179,38 @@ def signals(base: Path, reference: Trial, count: int, seed: int) -> Outcome:
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+# ---- another number of ranks
+
+
+def changed_ranks(base: Path, count: int, seed: int) -> Outcome:
+    """Stop runs of 60 steps at depth 2 halfway and resume them on another number of ranks."""
+    rng, num_steps = random.Random(seed), 60
+    outcome = Outcome(
+        "a run of depth 2 and 60 steps, stopped and resumed on another number of ranks",
+        "weights differ more than twice as much as those of uninterrupted runs on 1 and on 2 ranks",
+    )
+
+    def of_two_layers(tag: str) -> Trial:
+        return Trial(base, tag, f"--depth=2 --num_iterations={num_steps}", num_steps)
+
+    straight = {ranks: of_two_layers(f"two-layers-{ranks}") for ranks in (1, 2)}
+    for ranks, trial in straight.items():
+        outcome.expect(set(trial.finish(ranks)) == {0}, f"{ranks} ranks did not finish")
+    apart, largest = distance(straight[1], straight[2]), 0.0
+    for number in range(count):
+        trial, ranks = of_two_layers(f"changed-{number}"), 1 + number % 2
+        running = trial.start(ranks)
+        _wait_for(trial, running, rng.randrange(20, 40))
+        running.send(signal.SIGTERM)
+        outcome.expect(set(running.wait()) == {143}, f"{trial.tag} was not stopped")
+        outcome.expect(set(trial.finish(3 - ranks)) == {0}, f"{trial.tag} did not finish")
+        outcome.tried += 1
+        largest = max(largest, distance(trial, straight[ranks]))
+        outcome.expect(largest <= 2 * apart, f"{trial.tag}: {largest:.1e} instead of {apart:.1e}")
+    outcome.facts |= {"1 and 2 ranks, uninterrupted": apart, "largest": largest}
+    return outcome
+
+
 # ---- values that are not finite
 
 

@@ -41,8 +41,9 @@ def make_data(base: Path) -> None:
 class Trial:
     """One run, by its tag, with what its processes have recorded."""
 
-    def __init__(self, base: Path, tag: str, options: str = "") -> None:
-        self.base, self.tag = base, tag
+    def __init__(self, base: Path, tag: str, options: str = "", num_steps: int = NUM_STEPS) -> None:
+        """options: override the usual ones; they have to agree with `num_steps`."""
+        self.base, self.tag, self.num_steps = base, tag, num_steps
         self.line = f"{TRAIN}{tag} {options}"
         self.checkpoints = base / "base_checkpoints" / tag
         self.notes = base / "notes" / tag
@@ -63,7 +64,7 @@ class Trial:
     def weights(self) -> dict[str, torch.Tensor]:
         """Those of its last checkpoint; empty if the run is not finished."""
         found = checkpoints.newest_complete(self.checkpoints)
-        is_done = found is not None and found.step == NUM_STEPS
+        is_done = found is not None and found.step == self.num_steps
         return found.load_model_state(torch.device("cpu")) if found and is_done else {}
 
     def losses(self) -> dict[int, float]:
