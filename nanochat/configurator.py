@@ -97,7 +97,14 @@ def parse(options_class: type[OptionsType], argv: list[str] | None = None) -> Op
             values.update(read_config(Path(text), options_class))
         else:
             values[name] = _convert(f"--{name}", text, hints[name])
-    return options_class(**values)
+    options = options_class(**values)
+    object.__setattr__(options, "_given", frozenset(values))  # no field: equal options stay equal
+    return options
+
+
+def is_given(options: object, name: str) -> bool:
+    """True if `parse` read the option from the command line or a config file."""
+    return name in getattr(options, "_given", ())
 
 
 def _pairs(arguments: list[str], hints: Hints) -> Iterator[tuple[str, str]]:
@@ -255,13 +262,24 @@ def run_command(options_class: type[Any]) -> NoReturn:
     Called before a module imports torch, which takes seconds: --help and wrong options are answered
     at once, and Ctrl-C during the imports is no traceback.
     """
-    spec = sys.modules["__main__"].__spec__
-    assert spec is not None  # commands need `python -m` to import their package
+    started = sys.modules["__main__"]
+    if spec := getattr(started, "__spec__", None):
+        name = spec.name
+    else:  # the file was run, as by %run in a notebook
+        file = Path(str(started.__file__)).resolve()
+        name = f"{file.parent.name}.{file.stem}"
+        sys.path.insert(0, str(file.parents[1]))
 
     def command() -> None:
         parse(options_class)
-        with _exit_on_interrupt():
-            module = importlib.import_module(spec.name)
+        try:
+            with _exit_on_interrupt():
+                module = importlib.import_module(name)
+        except ModuleNotFoundError as error:  # another Python than the one of .venv
+            raise UserError(
+                f"{sys.executable} has no package {error.name}; run bash dev/setup.sh once, then"
+                f" .venv/bin/python -m {name}"
+            ) from error
         module.main()
 
     run(command)
@@ -308,7 +326,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         code, message = 130, "interrupted"  # 128 + SIGINT, as shells report it
     except BrokenPipeError:  # `| head` has read enough; Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except RuntimeError as error:
         if "home directory" not in str(error):  # of pathlib, for a path with ~
             raise

@@ -103,29 +103,50 @@ class RunLog:
             self.tracker.finish()
 
 
-def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
+def check_tracker() -> Any:
+    """The tracker's package, or None for no tracking.
+
+    Raises UserError when WANDB_RUN is set and the tracker is not installed, or would ask for a key.
+    """
     run_name = wandb_run_name()
     if run_name is None:
         return None
+    paths.tracker_dir()  # before the import, which reads its variables
     try:
         import wandb
+
+        is_online = wandb.setup().settings.mode == "online"
+        if is_online and not wandb.login(prompt=False, verify=False):
+            raise ValueError("no API key is configured")
     except ImportError:
         raise UserError(
             f"WANDB_RUN={run_name} needs a tracker that is not installed; install it with"
             " uv sync --extra tracker, or unset WANDB_RUN"
         ) from None
-    folder = paths.base_dir()  # not the current folder, which may be a checkout
-    folder.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # of the tracker, whose types differ by its version
+        raise _failed_start(error) from None
+    return wandb
+
+
+def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
+    wandb = check_tracker()
+    if wandb is None:
+        return None
     try:
         return wandb.init(
-            project="nanochat", name=f"{run_name}-{name}", config=settings, dir=str(folder)
-        )
-    except Exception as error:  # of the tracker, whose types differ by its version
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"WANDB_RUN={run_name}: the tracker cannot start ({reason}); log in with wandb login or"
-            " WANDB_API_KEY, set WANDB_MODE=offline, or unset WANDB_RUN"
-        ) from None
+            project="nanochat", name=f"{wandb_run_name()}-{name}", config=settings,
+            dir=str(paths.base_dir()),  # not the current folder, which may be a checkout
+        )  # fmt: skip
+    except Exception as error:
+        raise _failed_start(error) from None
+
+
+def _failed_start(error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"WANDB_RUN={wandb_run_name()}: the tracker cannot start ({reason}); log in with wandb"
+        " login or WANDB_API_KEY, set WANDB_MODE=offline, or unset WANDB_RUN"
+    )
 
 
 class ProgressLine:

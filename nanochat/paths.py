@@ -74,6 +74,21 @@ def replaced_path(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def tracker_dir() -> Path:
+    """Where the tracker writes, its log and caches included; created."""
+    folder = base_dir() / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(name, str(folder))
+    return folder
+
+
+def forget_plot_backend() -> None:
+    """Unset an MPLBACKEND that may be unknown here; a notebook's own, a module, is always valid."""
+    if not os.environ.get("MPLBACKEND", "").startswith("module://"):
+        os.environ.pop("MPLBACKEND", None)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` only when all of it is on the disk.

@@ -1,0 +1,1 @@
+import nanochat  # noqa: F401  # checks the version of Python

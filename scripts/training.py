@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from nanochat import checkpoint_manager, dataset
+from nanochat.configurator import is_given
 from nanochat.data import hub_files
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import Conversations
@@ -140,7 +141,10 @@ def default_eval_tokens(device_type: str, train_tokens: int) -> tuple[int, int]:
 
 def defining_settings(options: LoopOptions, **more: Any) -> dict[str, Any]:
     """The settings that define a run: options that change what is learned, and `more`."""
-    named = {name: value for name, value in vars(options).items() if name not in FREE_OPTIONS}
+    named = {
+        field.name: getattr(options, field.name)
+        for field in fields(options) if field.name not in FREE_OPTIONS
+    }  # fmt: skip
     return {**named, **more}
 
 
@@ -225,8 +229,8 @@ def chosen_mixture(options: MixtureOptions, usual: str) -> str:
         "num_conversations": mixture != "primer", "eval_conversations": mixture == "none",
     }  # fmt: skip
     for field in fields(options):
-        is_given = getattr(options, field.name) != field.default
-        if is_given and without_effect.get(field.name):
+        is_other = getattr(options, field.name) != field.default
+        if (is_other or is_given(options, field.name)) and without_effect.get(field.name):
             raise UserError(
                 f"--{field.name} has no effect: the conversations besides your own are"
                 f" {mixture}; leave it out, or use --mixture=primer"

@@ -1,11 +1,15 @@
 """Environments in which commands are started: no home, closed streams, other encodings, shells."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from nanochat.errors import UserError
+from nanochat.web.http_server import serve
 
 ROOT = Path(__file__).parents[1]
 NO_HOME = """
@@ -64,6 +68,72 @@ def test_what_a_terminal_cannot_show_is_replaced() -> None:
     body = "def main(): print(sys.stdin.read()); print('caf\\u00e9 \\ud800', file=sys.stderr)"
     done = run_main(body, stdin=b"\xff\xe9", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"??\n", b"caf? ?\n")
+
+
+# ---- another Python, notebooks
+
+
+@pytest.mark.parametrize(
+    "command", ["-m scripts.base_train", "-m nanochat.dataset", "scripts/tok_eval.py"]
+)
+def test_a_python_without_the_packages_names_the_remedy(command: str) -> None:
+    python = Path(sys._base_executable)  # type: ignore[attr-defined]
+    has_torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0
+    if has_torch:
+        pytest.skip("the packages are installed in the system's Python")
+    done = subprocess.run(
+        [python, *command.split()],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "has no package" in done.stderr and "run bash dev/setup.sh" in done.stderr
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 10)])
+@pytest.mark.parametrize("package", ["nanochat", "scripts"])
+def test_an_old_python_is_named_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, package: str, version: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.delitem(sys.modules, "nanochat")
+    with pytest.raises(SystemExit, match=r"^error: Python 3\.11 or newer is needed"):
+        exec((ROOT / package / "__init__.py").read_text(), {})
+
+
+@pytest.mark.parametrize(
+    "backend", ["nonsense", "module://nowhere", "module://matplotlib_inline.x"]
+)
+def test_any_plot_backend_of_the_environment_can_stay(backend: str) -> None:
+    program = (
+        "from nanochat.report import figures\n"
+        "panel = figures.Panel('loss', {'': [(1, 2.0), (2, 1.0)]}, 'step')\n"
+        "print(figures.as_svg(panel, 'x')[:4])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "<svg\n", done.stderr
+
+
+def test_a_file_may_be_run_as_by_a_notebook() -> None:
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['scripts/tok_eval.py', '--device_typ=x']\n"
+        "sys.modules['__main__'].__file__ = sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --device_typ is not an option")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_in_a_notebook_is_one_line() -> None:
+    async def cell() -> None:
+        serve(None, [])
+
+    with pytest.raises(UserError, match="a notebook cannot serve"):
+        asyncio.run(cell())
 
 
 # ---- shell scripts

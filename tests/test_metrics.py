@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -145,6 +146,15 @@ class FakeTracker(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("wandb")
         self.calls: list[tuple[str, Any]] = []
+        self.settings = types.SimpleNamespace(mode="online")
+        self.has_key = True
+
+    def setup(self) -> "FakeTracker":
+        return self
+
+    def login(self, *, prompt: bool, verify: bool) -> bool:
+        assert not prompt and not verify  # it asks nobody, and works while the network is off
+        return self.has_key
 
     def init(self, **named: Any) -> "FakeTracker":
         self.calls.append(("init", named))
@@ -173,6 +183,24 @@ def test_a_tracker_without_a_key_is_one_line(
     with pytest.raises(UserError, match=r"WANDB_RUN=friday.*api_key.*wandb login.*unset") as caught:
         RunLog(tmp_path, "base", {}, is_main=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tracker_without_a_key_does_not_ask_for_one(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = FakeTracker()
+    tracker.has_key = False
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    monkeypatch.setenv("WANDB_RUN", "friday")
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=r"no API key is configured.*wandb login.*offline"):
+        RunLog(tmp_path, "base", {}, is_main=True)
+    assert os.environ["WANDB_CACHE_DIR"] == str(base_dir / "wandb")
+    tracker.settings.mode = "offline"  # needs none
+    RunLog(tmp_path, "base", {}, is_main=True)
+    assert [name for name, _ in tracker.calls] == ["init"]
 
 
 def test_the_tracker_gets_the_same_metrics_if_a_run_is_named(

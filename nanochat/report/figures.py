@@ -1,5 +1,6 @@
 """Curves of a section as figures: one PNG beside report.md, an SVG a panel inside report.html."""
 
+import importlib
 import io
 import math
 import re
@@ -91,8 +92,6 @@ def write_png(section: SectionData) -> Path | None:
 
 def as_svg(panel: Panel, name: str) -> str:
     """One panel as an <svg> element. name: different for every panel of a page."""
-    import matplotlib
-
     height = 0.8 if panel.is_flat else 1.85
     figure = _figure(SVG_WIDTH, height)
     # Equal margins in inches, so that panels above each other share their x axis.
@@ -100,7 +99,7 @@ def as_svg(panel: Panel, name: str) -> str:
     _draw(figure.add_subplot(), panel)
     buffer = io.StringIO()
     # Text as text in the font of the page; ids and content depend on the data alone.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"(?s)<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :])
@@ -112,8 +111,14 @@ def as_svg(panel: Panel, name: str) -> str:
     return svg.replace("xlink:href", "href").strip()
 
 
-def _figure(width: float, height: float, **options: Any) -> Any:
+def _matplotlib() -> Any:
     # Imported here: every command imports this package, and matplotlib takes half a second.
+    paths.forget_plot_backend()  # with which the import may fail; drawing to a file needs none
+    return importlib.import_module("matplotlib")
+
+
+def _figure(width: float, height: float, **options: Any) -> Any:
+    _matplotlib()
     from matplotlib.figure import Figure  # not pyplot, which may want a display
 
     return Figure(figsize=(width, height), facecolor="none", **options)

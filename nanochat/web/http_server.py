@@ -117,7 +117,12 @@ def make_server(app: Any, trusted_proxies: Sequence[str] = ()) -> uvicorn.Server
 
 
 def serve(app: Any, listeners: list[socket.socket], trusted_proxies: Sequence[str] = ()) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C. Raises UserError where an event loop is running."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise UserError(
+            "a notebook cannot serve: use a terminal, or a cell with !python -m scripts.chat_web"
+        )
     # Uvicorn raises the signal again after its shutdown, which would exit with 143 instead of 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     gc.collect()
