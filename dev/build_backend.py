@@ -105,6 +105,7 @@ def installed_text(text: str) -> str:
         lambda match: "nanochat-" + match[1].replace("_", "-"),
         text,
     )
+    text = re.sub(rf"(?m)^(\s*from )(?=({'|'.join(MOVED)}) import )", r"\1nanochat.", text)
     # Names of modules only, not `tasks.append` or `options.tasks`.
     module = rf"(?<![\w./])({'|'.join(MOVED)})\.(?=({'|'.join(modules)})\b)"
     return re.sub(module, r"nanochat.\1.", text)

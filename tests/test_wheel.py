@@ -45,6 +45,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_module_names_and_commands_are_those_of_an_installation() -> None:
     for before, after in (
         ("from tasks.gsm8k import GSM8K", "from nanochat.tasks.gsm8k import GSM8K"),
+        ("from scripts import training", "from nanochat.scripts import training"),
         ('"scripts.console:chat"', '"nanochat.scripts.console:chat"'),
         ("torchrun -m scripts.chat_sft", "torchrun -m nanochat.scripts.chat_sft"),
         ("run python -m scripts.chat_sft first", "run nanochat-chat-sft first"),
@@ -58,7 +59,10 @@ def test_module_names_and_commands_are_those_of_an_installation() -> None:
 
 
 def test_every_command_has_a_console_script(tmp_path: Path) -> None:
-    names = {command.split(".")[1] for command in COMMANDS}
+    scripts = (ROOT / "scripts").glob("*.py")
+    names = {path.stem for path in scripts if '"__main__":' in path.read_text(encoding="utf-8")}
+    names |= {"dataset", "report"}
+    assert {command.split(".")[1] for command in COMMANDS} <= names
     expected = {name: f"scripts.console:{name}" for name in names | {"chat", "web"}}
     assert PROJECT["scripts"] == {
         f"nanochat-{name.replace('_', '-')}": target for name, target in expected.items()
