@@ -5,7 +5,8 @@ the moments of that shard alone, then the shards are gathered. One rank runs the
 collectives.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class Bucket:
-    """A parameter group as one flat buffer that is cut into equal shards, one per rank."""
+    """Parameters of a group as one flat buffer that is cut into equal shards, one per rank."""
 
     def __init__(
-        self, group: dict[str, Any], splits_tensors: bool, rank: int, world_size: int
+        self, group: dict[str, Any], named: Named, splits_tensors: bool, rank: int, world_size: int
     ) -> None:
-        self.group, self.named = group, group["params"]
+        self.group, self.named, self.world_size = group, named, world_size
+        self.num_missing = len(named)  # gradients that the backward pass has yet to compute
+        self.reduction: tuple[Tensor, Any] | None = None  # this rank's shard, once it was started
         self.sizes = [parameter.numel() for _, parameter in self.named]
         atom = 1 if splits_tensors else self.sizes[0]  # successive elements that stay together
         self.shard_size = -(-sum(self.sizes) // (atom * world_size)) * atom
@@ -52,6 +55,77 @@ class Bucket:
             return flat[0]  # the common case of one rank needs no copy
         return torch.cat([*flat, self.named[0][1].new_zeros(missing)])
 
+    @torch.no_grad()
+    def start_reduction(self, dtype: torch.dtype = torch.float32) -> None:
+        """Start to average the gradients over ranks, which travel as `dtype`; frees them."""
+        parameters = [parameter for _, parameter in self.named]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        shard, handle = self.flatten(gradients, self.size), None
+        if self.world_size > 1:
+            buffer = shard if shard.dtype == torch.float64 else shard.to(dtype)
+            shard = buffer.new_empty(self.shard_size)
+            handle = dist.reduce_scatter_tensor(shard, buffer, op=dist.ReduceOp.AVG, async_op=True)
+            for parameter in parameters:
+                parameter.grad = None  # the buffer has it
+        self.reduction = shard, handle
+
+    def reduced(self) -> Tensor:
+        """This rank's shard of the averaged gradient; waits for it."""
+        assert self.reduction is not None
+        shard, self.reduction = _wait(*self.reduction), None
+        return shard.to(self.named[0][1].dtype)
+
+
+class OverlappedReduction:
+    """Averages gradients while the backward pass computes those of earlier layers.
+
+    The buckets start in the same order on every rank, as collectives must, whatever a rank trains
+    on: from the last layer to the first, each as soon as its gradients and those before are there.
+    """
+
+    def __init__(
+        self, optimizers: Sequence["ShardedOptimizer"], parameters: Iterable[nn.Parameter]
+    ) -> None:
+        """parameters: of the model, in the order in which the forward pass uses them."""
+        place = {parameter: number for number, parameter in enumerate(parameters)}
+        # The last gradient of a bucket is that of the parameter that is used first.
+        queue = [(o, bucket) for o in optimizers for bucket in o.buckets]
+        self.queue = sorted(queue, key=lambda one: -min(place[p] for _, p in one[1].named))
+        self.is_last = False
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._computed, bucket))
+            for _, bucket in queue for _, parameter in bucket.named
+        ]  # fmt: skip
+
+    def expect_last(self, is_last: bool = True) -> None:
+        """Whether the next backward pass completes the gradients of the step."""
+        self.is_last = is_last
+        for _, bucket in self.queue:  # those of an attempt that ran out of memory stay started
+            bucket.num_missing = len(bucket.named)
+
+    def _computed(self, bucket: Bucket, parameter: Tensor) -> None:
+        if bucket.reduction is not None:
+            parameter.grad = None  # of a second attempt: the first one's is on its way
+        elif self.is_last:
+            bucket.num_missing -= 1
+            self._start(lambda waiting: waiting.num_missing == 0)
+
+    def _start(self, is_ready: Callable[[Bucket], bool]) -> None:
+        for optimizer, bucket in self.queue:
+            if bucket.reduction is None:
+                if not is_ready(bucket):
+                    return
+                bucket.start_reduction(optimizer.transport)
+
+    def start_rest(self) -> None:
+        """Start what has not: of parameters without a gradient, or on a rank without rows."""
+        self._start(lambda _: True)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
 
 class ShardedOptimizer:
     """The pattern of both optimizers: reduce_scatter gradients, update a shard, all_gather.
@@ -60,12 +134,18 @@ class ShardedOptimizer:
     implements `_update`.
     """
 
-    def __init__(self, param_groups: list[dict[str, Any]], *, splits_tensors: bool) -> None:
+    transport = torch.float32
+    """What gradients travel as between ranks; bfloat16 halves the bytes."""
+
+    def __init__(
+        self, param_groups: list[dict[str, Any]], *, splits_tensors: bool, num_parts: int = 1
+    ) -> None:
         """param_groups: {"params": [(name, parameter), ...], "lr": rate, ...}.
 
         Parameters are named so that a checkpoint does not depend on their order. The ranks are
         those of torch.distributed if it is initialized. splits_tensors: a shard may begin and end
         within a parameter; else all parameters of a group have equal shapes and are kept whole.
+        num_parts: on several ranks, buckets per group at most: more of them overlap more.
         """
         self.param_groups = [{**group, "initial_lr": group["lr"]} for group in param_groups]
         is_distributed = dist.is_initialized()
@@ -74,58 +154,71 @@ class ShardedOptimizer:
         self.num_steps = 0
         self.moments: dict[str, dict[str, Tensor]] = {}
         self._reduced: list[Tensor] | None = None  # averaged gradient shards by bucket
+        self._gathers: list[tuple[Bucket, tuple[Tensor, Any]]] = []
+        placement = splits_tensors, self.rank, self.world_size
         self.buckets = [
-            Bucket(group, splits_tensors, self.rank, self.world_size) for group in self.param_groups
+            Bucket(group, part, *placement)
+            for group in self.param_groups
+            for part in self._parts(group["params"], num_parts)
         ]
+
+    def _parts(self, named: Named, num_parts: int) -> list[Named]:
+        if self.world_size == 1:  # one batch of matrices is faster than several
+            return [named]
+        size = -(-len(named) // (num_parts * self.world_size)) * self.world_size  # no rank idles
+        return [named[first : first + size] for first in range(0, len(named), size)]
 
     def _update(self, bucket: Bucket, gradient: Tensor) -> None:
         """Update the bucket's shards in place; gradient: (shard_size,), averaged, padded."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def reduce_gradients(self) -> Tensor:
+    def reduce_gradients(self, scale: float = 1.0) -> Tensor:
         """Average the gradients over ranks for the next `step`; no parameter changes.
 
-        A missing gradient counts as zero. Returns this rank's part of the squared norm of the
-        averaged gradient, a float32 scalar on the device. Each element is counted on exactly one
-        rank, so the sum over ranks is the squared norm of the whole gradient.
+        A missing gradient counts as zero. scale: what the gradients were multiplied with, which is
+        undone. Returns this rank's part of the squared norm of the averaged gradient, a float32
+        scalar on the device. Each element is counted on exactly one rank, so the sum over ranks is
+        the squared norm of the whole gradient.
         """
         self._reduced = None  # frees an unused reduction before the next one is allocated
-        # All collectives are started before the first wait, so that they overlap.
-        reduce_handles = [self._reduce_scatter(bucket) for bucket in self.buckets]
-        self._reduced = [_wait(*pending) for pending in reduce_handles]
+        for bucket in self.buckets:  # all are started before the first wait, so that they overlap
+            if bucket.reduction is None:
+                bucket.start_reduction(self.transport)
+        self._reduced = [bucket.reduced() for bucket in self.buckets]
+        if scale != 1.0:
+            torch._foreach_div_(self._reduced, scale)
         norms = [torch.linalg.vector_norm(gradient) for gradient in self._reduced]
         return torch.stack(norms).float().square().sum()  # padding is zero and adds nothing
 
-    @torch.no_grad()
     def step(self, gradient_scale: float = 1.0) -> None:
         """Update the parameters on every rank with the averaged gradients, scaled."""
+        self.start_step(gradient_scale)
+        self.finish_step()
+
+    @torch.no_grad()
+    def start_step(self, gradient_scale: float = 1.0) -> None:
+        """Update this rank's shards and start to gather them; `finish_step` completes it."""
         if self._reduced is None:
             self.reduce_gradients()
         assert self._reduced is not None
         if gradient_scale != 1.0:
             torch._foreach_mul_(self._reduced, gradient_scale)
         self.num_steps += 1
-        gather_handles = []
         for bucket, gradient in zip(self.buckets, self._reduced, strict=True):
             self._update(bucket, gradient)
             if self.world_size > 1:  # the gather of one bucket overlaps the update of the next
-                gather_handles.append((bucket, self._all_gather(bucket)))
+                self._gathers.append((bucket, self._all_gather(bucket)))
         self._reduced = None
-        for bucket, pending in gather_handles:
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Take the other ranks' shards; the parameters are valid afterwards."""
+        for bucket, pending in self._gathers:
             buffer = _wait(*pending)[: sum(bucket.sizes)]  # without padding
             for (_, parameter), full in zip(bucket.named, buffer.split(bucket.sizes), strict=True):
                 parameter.copy_(full.view_as(parameter))
-
-    def _reduce_scatter(self, bucket: Bucket) -> tuple[Tensor, Any]:
-        """This rank's shard of the averaged gradient, valid once the handle is waited for."""
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for _, p in bucket.named]
-        buffer = bucket.flatten(gradients, bucket.size)
-        if self.world_size == 1:
-            return buffer, None
-        shard = buffer.new_empty(bucket.shard_size)
-        handle = dist.reduce_scatter_tensor(shard, buffer, op=dist.ReduceOp.AVG, async_op=True)
-        return shard, handle
+        self._gathers.clear()
 
     def _all_gather(self, bucket: Bucket) -> tuple[Tensor, Any]:
         """The updated shards of all ranks, valid once the handle is waited for."""

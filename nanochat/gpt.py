@@ -19,6 +19,8 @@ from nanochat.errors import UserError
 from nanochat.kernels.attention import attend_causally
 from nanochat.kernels.cpu_matmul import linear
 from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
+from nanochat.kernels.documents import Documents, attend_within
+from nanochat.kernels.recompute import recomputing
 
 CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
 MAX_DEPTH = 1000  # beyond, it is a typing error: already 49 trillion parameters
@@ -35,6 +37,9 @@ class AttentionCache(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (B, K, T, D); attention (B, H, T, D) of q (B, H, T, D) over all stored."""
+
+
+Context = AttentionCache | Documents | None  # what a token attends to besides its own row
 
 
 @dataclass(frozen=True)
@@ -186,14 +191,15 @@ class Attention(nn.Module):
         self.value = Linear(config.n_embd, kv_width)
         self.output = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
-        B, T, C = x.shape
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
         q, k, v = self.project(x, cos_sin)
         if cache is None:
             y = attend_causally(q, k, v, self.window)
+        elif isinstance(cache, Documents):
+            y = attend_within(q, k, v, self.window, cache)
         else:
             y = cache.attend(self.layer, q, k, v)
-        return self.output(y.transpose(1, 2).reshape(B, T, C))
+        return self.output(y.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D); the first two rotated, then normed.
@@ -255,10 +261,15 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: AttentionCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
         x = x + self.attention(norm(x, self.eps), cos_sin, cache)
         y: Tensor = x + self.mlp(norm(x, self.eps))
         return y
+
+
+def run_block(block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
+    """A function of the block, so that its compiled code serves the blocks of all layers."""
+    return block.forward(x, cos_sin, cache)
 
 
 def check_context(length: int, limit: int) -> None:
@@ -278,6 +289,7 @@ class GPT(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         self.keeps_activations = True
         """False: recompute each block in the backward pass; slower, with much less memory."""
+        self.run_block, self.is_compiled, self.recomputes = run_block, False, False
         uninitialized = torch.empty(config.vocab_size, config.n_embd)
         self.embedding = nn.Embedding.from_pretrained(uninitialized, freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -287,6 +299,12 @@ class GPT(nn.Module):
     def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
         """As nn.Module's, which imports sympy for a model on the meta device: two seconds."""
         return self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device), recurse)
+
+    def compile_regions(self, *, dynamic: bool, recomputes: bool = False) -> None:
+        """Compile the block, once for all layers, and the loss; dynamic: for rows of any length."""
+        self.run_block = recomputing(run_block) if recomputes else run_block
+        self.run_block = torch.compile(self.run_block, dynamic=dynamic)
+        self.is_compiled, self.recomputes = True, recomputes
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -318,28 +336,34 @@ class GPT(nn.Module):
         kv_cache: AttentionCache | None = None,
         logits_at: Tensor | None = None,
         weights: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
 
         With weights (B, T) as well, the sum of the weighted losses, which training minimizes.
         idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
         logits_at: (B,) or (B, S) int64, positions to compute logits of: (B, 1 or S, V).
-        With a cache, idx continues its contents. Raises UserError past `sequence_len`.
+        With a cache, idx continues its contents. documents: idx (1, N) is some rows, joined.
+        Raises UserError past `sequence_len`.
         """
         T = idx.size(1)
-        if kv_cache is None:
+        if documents is not None:
+            positions = documents.positions
+        elif kv_cache is None:
             check_context(T, self.config.sequence_len)
             positions = torch.arange(T, device=idx.device)
         else:
             positions = kv_cache.positions(T)
         cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
+        is_training, context = torch.is_grad_enabled(), documents or kv_cache
+        run = self.run_block if is_training else run_block  # inference has graphs of its own
         for block in self.blocks:
-            if self.keeps_activations or not torch.is_grad_enabled():
-                x = block(x, cos_sin, kv_cache)
+            if self.keeps_activations or not is_training:
+                x = run(block, x, cos_sin, context)
             else:
                 x = checkpoint(
-                    block, x, cos_sin, kv_cache, use_reentrant=False, preserve_rng_state=False
+                    run, block, x, cos_sin, context, use_reentrant=False, preserve_rng_state=False
                 )  # there is no dropout whose RNG state would matter
         x = norm(x, self.config.rms_eps)
         if logits_at is not None:  # before the unembedding, the largest product of a short prompt
@@ -350,7 +374,8 @@ class GPT(nn.Module):
             return soft_cap(self.unembedding(x), cap)
         x, matrix = x.flatten(0, 1), self.unembedding.weight
         if weights is not None:
-            return weighted_cross_entropy(x, matrix, targets.flatten(), weights.flatten(), cap)
+            weights, more = weights.flatten(), {"compiles": True} if self.is_compiled else {}
+            return weighted_cross_entropy(x, matrix, targets.flatten(), weights, cap, **more)
         return capped_cross_entropy(x, matrix, targets.flatten(), cap).view_as(targets)
 
     def num_parameters(self) -> dict[str, int]:

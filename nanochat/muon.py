@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanochat.adamw import Bucket, Named, ShardedOptimizer
 from nanochat.kernels.cpu_matmul import symmetric_product
 
+BUCKETS_PER_SHAPE = 4  # on several ranks: three quarters of the traffic overlap the backward pass
 # Polar Express, arXiv 2505.16932, listing 1: odd polynomials a x + b x^3 + c x^5, one for each
 # iteration. Dividing x by 1.01 keeps singular values that rounding pushed above 1 within the
 # interval in which the iteration converges.
@@ -148,8 +149,10 @@ class Muon(ShardedOptimizer):
             "cautious": cautious,
         }
         groups = [{**settings, "params": named} for named in by_shape.values()]
-        super().__init__(groups, splits_tensors=False)  # a polar factor needs the whole matrix
-        self.dtype = dtype
+        # A polar factor needs the whole matrix.
+        super().__init__(groups, splits_tensors=False, num_parts=BUCKETS_PER_SHAPE)
+        # float16 has too narrow a range for the squares of small singular values.
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype
         for bucket in self.buckets:
             matrix, num_owned = bucket.named[0][1].detach(), len(bucket.ranges)
             bucket.stacks["momentum"] = matrix.new_zeros(num_owned, *matrix.shape)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from nanochat.errors import UserError
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # others wait while one rank evaluates
 STORE_TIMEOUT = timedelta(seconds=5)  # for one message; a lost rank is found in less than a minute
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class RankStore:
@@ -133,15 +134,27 @@ def _select_device(device_type: str, local_rank: int) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32; NANOCHAT_DTYPE overrides."""
+    """bfloat16 where the hardware multiplies it fast, on older GPUs with tensor cores float16 (with
+    loss scaling in training), else float32; NANOCHAT_DTYPE overrides."""
     name = os.environ.get("NANOCHAT_DTYPE")
     if name:
         if name not in DTYPES:
             raise UserError(f"NANOCHAT_DTYPE={name} is not known; use {' or '.join(DTYPES)}")
         return DTYPES[name]
-    # Ampere (8.0) is the first generation with bfloat16 tensor cores.
-    is_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if is_fast else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    # Ampere (8.0) is the first generation with bfloat16 tensor cores, Volta (7.0) with those of
+    # float16: V100, T4, RTX 20. AMD numbers its own: all that torch supports have bfloat16.
+    generation = torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None or generation >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if generation >= (7, 0) else torch.float32
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Let later processes find what torch.compile makes; by default it is lost with /tmp."""
+    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str(folder.resolve() / part))
 
 
 def _name_unknown_user() -> None:

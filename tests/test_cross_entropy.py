@@ -242,3 +242,41 @@ def test_the_peak_of_a_step_is_lower_by_more_than_the_logits_of_a_large_vocabula
         for way in ("plain", "ours")
     }  # fmt: skip
     assert peaks["plain"] - peaks["ours"] > 4 * 1024 * 65_536
+
+
+# ---- the path of GPUs, on a CPU
+
+
+def fused(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients of the path that GPUs take."""
+    x, weight, *_ = arguments
+    total: Tensor = cross_entropy._FusedCrossEntropy.apply(*arguments, False)
+    (3 * total).backward()
+    assert x.grad is not None and weight.grad is not None
+    return total.detach(), x.grad, weight.grad
+
+
+@pytest.mark.parametrize("cap", [0.5, 15.0, 100.0])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_path_of_gpus_equals_float64_row_by_row(cap: float, scale: float, count: int) -> None:
+    x, weight, targets = inputs(count, scale)
+    targets[1::3] = -1
+    weights = torch.linspace(-1, 2, count)
+    nll, grad_x, grad_weight = exact(x, weight, targets, cap, weights)
+    expected = (nll * weights).sum(), 3 * grad_x, 3 * grad_weight
+    for ours, one in zip(fused(x, weight, targets, weights, cap), expected, strict=True):
+        torch.testing.assert_close(ours.double(), one, atol=6e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_path_of_gpus_keeps_tiny_weights_in_half_precision(dtype: torch.dtype) -> None:
+    """Of a step of half a million targets, in float16 multiplied by the loss scale."""
+    x, weight, targets = inputs(40, dtype=dtype)
+    weights = torch.linspace(0.5, 1.5, 40) / 524_288
+    scaled = weights * (65_536 if dtype == torch.float16 else 1)
+    factor = 3 * float(scaled[0] / weights[0])
+    _, grad_x, grad_weight = exact(x, weight, targets, 15.0, weights)
+    _, found_x, found_weight = fused(x, weight, targets, scaled, 15.0)
+    for ours, one in ((found_x, grad_x), (found_weight, grad_weight)):
+        assert float((ours.double() / factor - one).norm() / one.norm()) < 0.01

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,24 @@ GPU = {"compute_dtype": torch.bfloat16, "device_type": "cuda"}
 
 def of_depth(depth: int) -> GPTConfig:
     return GPTConfig.from_depth(depth, vocab_size=65_536, sequence_len=2048)
+
+
+@pytest.mark.parametrize(("depth", "rows", "measured"), [(12, 32, 33.6e9), (20, 16, 46.4e9)])
+def test_the_estimate_is_near_the_peaks_measured_on_an_h200(
+    depth: int, rows: int, measured: float
+) -> None:
+    """Of a loss compiled with its groups of 2^28 logits in one graph: seven float32 buffers."""
+    config = GPTConfig.from_depth(depth, vocab_size=32_768, sequence_len=2048)
+    guess = estimate(config, rows=rows, **GPU)
+    kept = 2 * rows * config.sequence_len * config.n_embd + 4 * config.vocab_size * config.n_embd
+    then = dataclasses.replace(guess, loss=7 * 4 * 2**28 + kept)
+    assert then.total == pytest.approx(measured, rel=0.05)
+    assert guess.total < 0.9 * measured
+
+
+def test_depth_20_with_32_rows_fits_an_80_gigabyte_card() -> None:
+    assert estimate(of_depth(20), rows=32, **GPU).total < 76e9
+    assert estimate(of_depth(20), rows=32, recomputes=True, **GPU).total < 45e9
 
 
 @pytest.mark.parametrize(("depth", "rows"), [(20, 32), (32, 8)])

@@ -46,18 +46,39 @@ def test_float32_on_a_gpu_is_full_float32_and_not_tf32(
     assert precisions == [precision]
 
 
-def test_a_gpu_without_bfloat16_computes_in_full_float32(
-    precisions: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("generation", "hip", "dtype", "precision"),
+    [
+        ((7, 5), None, torch.float16, "high"),  # T4, RTX 20
+        ((7, 0), None, torch.float16, "high"),  # V100
+        ((6, 1), None, torch.float32, "highest"),
+        ((7, 5), "7.2", torch.bfloat16, "high"),
+    ],
+)
+def test_older_gpus_compute_in_float16_or_in_full_float32(
+    generation: tuple[int, int], hip: str | None, dtype: torch.dtype, precision: str,
+    precisions: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: generation)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert init_runtime("cuda").compute_dtype == dtype
+    assert precisions == [precision]
+
+
+def test_compiled_code_is_kept_unless_its_place_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert init_runtime("cuda").compute_dtype == torch.float32
-    assert precisions == ["highest"]
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen")
+    runtime.keep_compiled_code(tmp_path)
+    assert os.environ.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "inductor")
+    assert os.environ["TRITON_CACHE_DIR"] == "/chosen"
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("NANOCHAT_DTYPE", "float16", "NANOCHAT_DTYPE=float16 is not known; use float32 or"),
+        ("NANOCHAT_DTYPE", "float8", "NANOCHAT_DTYPE=float8 is not known; use float32 or"),
         ("RANK", "one", "RANK=one in the environment is not an integer of at least 0; unset it"),
         (
             "WORLD_SIZE",

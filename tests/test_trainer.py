@@ -17,7 +17,7 @@ from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
-from nanochat.training import trainer
+from nanochat.training import micro_batch, trainer
 from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
 from nanochat.training.stop_requests import stop_requests
@@ -50,7 +50,10 @@ class PlainSGD:
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         return nn.utils.get_total_norm(gradients).square()
 
-    def step(self, gradient_scale: float = 1.0) -> None:
+    def finish_step(self) -> None:
+        pass
+
+    def start_step(self, gradient_scale: float = 1.0) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad, alpha=group["lr"] * gradient_scale)
@@ -298,9 +301,116 @@ def test_padding_does_not_count_as_tokens() -> None:
     assert trainer.tokens_in_use(targets) == 4 + 2 + 0
 
 
+# ---- out of memory, float16
+
+
+class FailingModel(TinyModel):
+    """Raises an error in chosen forward passes, or in the middle of the backward pass."""
+
+    def __init__(self, max_rows: int) -> None:
+        super().__init__()
+        self.max_rows, self.num_failures = max_rows, 0
+
+    def forward(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        loss = super().forward(inputs, targets, weights)
+        if len(inputs) > self.max_rows:
+            self.num_failures += 1
+            if self.num_failures == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            loss.register_hook(self.fail)
+        return loss
+
+    def fail(self, _: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, before = run(tmp_path, (batch(step) for step in range(8)))
+    model = FailingModel(max_rows=2)
+    found, state = run(tmp_path, (batch(step) for step in range(8)), model=model)
+    assert model.num_failures == 2  # with 6 and with 3 rows: all later steps take 2 at a time
+    torch.testing.assert_close(found.table.weight, plain.table.weight, atol=1e-6, rtol=1e-6)
+    assert state.loss == pytest.approx(before.loss, rel=1e-6)
+    words = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert words == [f"out of memory: micro-batches of {n} rows from here on" for n in (3, 2)]
+
+
+def test_out_of_memory_with_one_row_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one row at a time; use --activation_checkpointing"):
+        run(tmp_path, iter([batch(0)]), model=FailingModel(max_rows=0))
+
+
+FLOAT16 = dataclasses.replace(ONE_RANK, compute_dtype=torch.float16)
+
+
+class ScaledSGD(PlainSGD):
+    def reduce_gradients(self, scale: float = 1.0) -> Tensor:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad /= scale
+        return super().reduce_gradients()
+
+
+class NarrowModel(TinyModel):
+    """Its gradients overflow above a limit, as those of float16 do."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.num_passes, self.scales = 0, list[float]()
+        self.table.weight.register_hook(lambda g: torch.where(g.abs() > limit, torch.inf, g))
+
+    def forward(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        self.num_passes += 1
+        self.scales.append(float(weights.max()))
+        return super().forward(inputs, targets, weights)
+
+
+def run_scaled(
+    tmp_path: Path, model: nn.Module, batches: Iterator[Batch], start: TrainState, num_steps: int
+) -> TrainState:
+    with stop_requests() as stop, stop.deferred():
+        context = RunContext(
+            FLOAT16, RecordingSaver(), stop, log(tmp_path), "test", 1e6
+        )  # fmt: skip
+        schedule = Schedule(num_steps, warmdown_share=0.0)
+        return trainer.train(
+            model, [ScaledSGD(model)], batches, schedule, start, context, device_batch_size=ROWS
+        )
+
+
+def test_an_overflow_in_float16_computes_the_step_again_and_loses_nothing(tmp_path: Path) -> None:
+    plain, before = run(tmp_path, (batch(step) for step in range(8)))
+    model = NarrowModel(limit=1000.0)
+    state = run_scaled(tmp_path, model, (batch(step) for step in range(8)), TrainState(), 8)
+    assert model.num_passes > 8 and 1 < state.loss_scale < 65_536
+    torch.testing.assert_close(model.table.weight, plain.table.weight, atol=1e-6, rtol=1e-6)
+    assert state.loss == pytest.approx(before.loss, rel=1e-6)
+    assert state.tokens == before.tokens and state.loader == before.loader
+
+
+def test_a_resumed_run_keeps_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, halves = NarrowModel(1000.0), NarrowModel(1000.0)
+    monkeypatch.setattr(trainer, "SCALE_STEPS", 3)  # it grows again within the run
+    end = run_scaled(tmp_path, whole, (batch(step) for step in range(8)), TrainState(), 8)
+    middle = run_scaled(tmp_path, halves, (batch(step) for step in range(4)), TrainState(), 4)
+    start = TrainState.from_meta({**middle.to_meta()})
+    resumed = run_scaled(tmp_path, halves, (batch(step) for step in range(4, 8)), start, 8)
+    assert (resumed.loss_scale, resumed.scale_since) == (end.loss_scale, end.scale_since)
+    assert whole.scales == halves.scales and len(set(whole.scales)) > 2
+    assert torch.equal(whole.table.weight, halves.table.weight)
+
+
+def test_a_loss_that_is_never_finite_stops_in_float16_too(tmp_path: Path) -> None:
+    poisoned = dataclasses.replace(batch(0), norm=math.nan)
+    with pytest.raises(trainer.NonFiniteError):
+        run_scaled(tmp_path, TinyModel(), iter([poisoned]), TrainState(), 1)
+
+
 @pytest.mark.parametrize("context", [1, 2, 37, 250, 256])
 def test_a_micro_batch_is_never_wider_than_its_batch(context: int) -> None:
     targets = torch.full((2, context), -1)
-    assert 1 <= trainer.width_in_use(targets) <= context
+    assert 1 <= micro_batch.width_in_use(targets) <= context
     targets[1, -1] = 5
-    assert trainer.width_in_use(targets) == context
+    assert micro_batch.width_in_use(targets) == context

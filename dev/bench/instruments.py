@@ -103,7 +103,9 @@ class TimedOptimizer:
     def __init__(self, optimizer: Any, watch: Stopwatch) -> None:
         self.param_groups = optimizer.param_groups
         self.reduce_gradients = watch.timed("optimizer", optimizer.reduce_gradients)
-        self.step = watch.timed("optimizer", optimizer.step)
+        self.start_step = watch.timed("optimizer", optimizer.start_step)
+        self.finish_step = watch.timed("optimizer", optimizer.finish_step)
+        self.buckets, self.transport = optimizer.buckets, optimizer.transport
 
 
 def time_collectives(watch: Stopwatch) -> None:

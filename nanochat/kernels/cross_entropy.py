@@ -9,7 +9,8 @@ is just a factor.
 N targets  C channels  V vocab
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from nanochat.kernels.cpu_matmul import (
 )
 
 CPU_GROUP_ELEMENTS = 2**24  # logits at a time, 64 MB: from 512 rows on, products run at their peak
-GROUP_ELEMENTS = 2**28  # on other devices, 1 GB: fewer and larger kernels
+GROUP_ELEMENTS = 2**27  # on other devices, 0.5 GB with their gradient in bfloat16
+FLOAT16_FACTOR = 256  # lifts the probability of a rare token out of the subnormal numbers
 MAX_CAP = 40  # up to it, exp(+-cap) summed over a vocabulary fits float32 without a max
 
 
@@ -45,11 +47,17 @@ def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float)
 
 
 def weighted_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float
+    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float, compiles: bool = False
 ) -> Tensor:
-    """sum(weights * capped_cross_entropy(...)); weights: (N,) float32, without gradient."""
+    """sum(weights * capped_cross_entropy(...)); weights: (N,) float32, without gradient.
+
+    compiles: elsewhere than on a CPU, compile what is done between the products.
+    """
+    if x.device.type != "cpu" or x.dtype == torch.float16:
+        summed: Tensor = _FusedCrossEntropy.apply(x, weight, targets, weights, cap, compiles)
+        return summed
     # Masked targets need no logits. On a GPU their count would have to be waited for.
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         rows = (targets >= 0).nonzero().squeeze(1)
         if len(rows) < len(targets):
             x, targets, weights = x[rows], targets[rows], weights[rows]
@@ -98,6 +106,78 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x * upstream[0].to(grad_x.dtype), grad_weight * upstream[0], None, None, None
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    """The same in as few passes over the logits as the compiler can fuse: two.
+
+    Logits and their gradient are the only two tensors of a group's size, both in the dtype of x:
+    the softmax is computed again for the gradient, which costs less than to keep it in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float,
+        compiles: bool,
+    ) -> Tensor:  # fmt: skip
+        fused = _compiled if compiles else _as_it_is
+        matrix = weight.to(x.dtype)
+        weights = weights.masked_fill(targets < 0, 0.0)[:, None]
+        columns = targets.clamp(min=0)[:, None]
+        total = weight.new_zeros(())
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        factor = FLOAT16_FACTOR if x.dtype == torch.float16 else 1
+        for rows in _groups(x, weight):
+            z = F.linear(x[rows], matrix)
+            loss, sums = fused(_losses)(z, columns[rows], cap)
+            total += (loss * weights[rows]).sum()
+            grad_logits = fused(_logit_gradients)(z, columns[rows], sums, cap, factor)
+            del z
+            # As above: weights scale x and grad_x, where float16 does not lose small ones.
+            scales = (weights[rows] / factor).to(x.dtype)
+            grad_x[rows] = (grad_logits @ matrix).mul_(scales)
+            grad_weight += grad_logits.T @ (x[rows] * scales)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors  # in place: a copy would be at the peak of memory
+        grad_x, grad_weight = (
+            grad_x.mul_(upstream[0].to(grad_x.dtype)),
+            grad_weight.mul_(upstream[0]),
+        )
+        return grad_x, grad_weight, None, None, None, None
+
+
+def _losses(z: Tensor, columns: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Loss (rows, 1) of the logits z, and the sums of exponentials that belong to it."""
+    shift = _shift(z, cap)
+    target = torch.tanh(z.gather(1, columns).float() / cap)
+    sums = ((torch.tanh(z.float() / cap) - shift) * cap).exp().sum(dim=1, keepdim=True)
+    return sums.log() - (target - shift) * cap, sums
+
+
+def _logit_gradients(z: Tensor, columns: Tensor, sums: Tensor, cap: float, factor: int) -> Tensor:
+    """d loss / d z * factor in the dtype of z."""
+    capped = torch.tanh(z.float() / cap)
+    softmax = ((capped - _shift(z, cap)) * cap).exp() / sums
+    is_target = (torch.arange(z.size(1), device=z.device) == columns).float()
+    return ((softmax - is_target) * (1 - capped * capped) * factor).to(z.dtype)
+
+
+def _shift(z: Tensor, cap: float) -> float | Tensor:
+    """What tanh(z / cap) is reduced by: the bound, or where exp would vanish the maximum."""
+    return 1.0 if cap <= MAX_CAP else torch.tanh(z.float().amax(dim=1, keepdim=True) / cap)
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 def rows_at_once(vocab_size: int, device_type: str) -> int:

@@ -39,10 +39,14 @@ class TrainState:
     train_seconds: float = 0.0  # in training steps since the first one, restarts included
     tokens: int = 0  # trained on since the first step, restarts included
     loader: dict[str, Any] = field(default_factory=dict)  # `Batch.resume`, equal on all ranks
+    loss_scale: float = 65536.0  # of gradients in float16: 2^16, as everywhere in use
+    scale_since: int = 0  # the step of its last change
 
     @classmethod
     def from_meta(cls, meta: Meta) -> "TrainState":
         """The state that a checkpoint records. Raises UserError when it is incomplete."""
+        added = ("loss_scale", "scale_since")  # runs from before have none, and need none
+        meta = {name: cls.__dataclass_fields__[name].default for name in added} | meta
         missing = cls.__dataclass_fields__.keys() - meta.keys()
         if missing or meta["loader"].get("step", meta["step"]) != meta["step"]:
             raise UserError(f"its meta file has no {', '.join(missing) or 'loader of its step'}")

@@ -13,19 +13,32 @@ import torch
 from torch import nn
 
 from nanochat import metrics
+from nanochat.data.batch import Batch
 from nanochat.gpt import GPT
 from nanochat.kernels import cpu_matmul
-from nanochat.runtime import Runtime, all_reduce_max, all_reduce_sum, gc_and_trim_disabled
+from nanochat.kernels.documents import can_join
+from nanochat.runtime import (
+    Runtime,
+    all_reduce_max,
+    all_reduce_sum,
+    gc_and_trim_disabled,
+    keep_compiled_code,
+)
 from nanochat.training import memory_estimate
 from nanochat.training.config import Plan
+from nanochat.training.trainer import accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
-TUNING_PAYS_FROM_SECONDS = 60  # of work at the device's peak: compiling, searching; dev/LOG.md
+# Of work at the device's peak, from which compiling and searching pay. On a GPU one block takes
+# seconds, later processes find it on the disk, and eager code needs 1.7 times as long.
+TUNING_PAYS_FROM_SECONDS = {"cuda": 5}
+TUNING_PAYS_ELSEWHERE = 60  # dev/LOG.md
+RECOMPUTE_BELOW_TOKENS = 16_384  # of a forward pass that fits: fewer do not occupy a large GPU
 CPU_TOKENS = 2048  # per forward pass without a search: its activations stay in the cache
 CPU_SEARCH_TOKENS = range(1024, 8193)  # outside, nothing was ever faster; dev/LOG.md
 MEMORY_SHARE_EXPECTED = 0.95  # of the device's memory, in an estimate that is only shown
-MEMORY_SHARE_TRIED = 1.5  # an estimate may be too high: a real pass decides
+MEMORY_SHARE_TRIED = 1.1  # an estimate may be too high: a real pass decides
 
 
 def peak_tokens_per_second(model: GPT, runtime: Runtime) -> float:
@@ -62,26 +75,40 @@ def _device_name(runtime: Runtime) -> str:
     return runtime.device.type.upper()
 
 
-def _is_short(plan: Plan, peak_tokens_per_second: float) -> bool:
+def _is_short(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> bool:
     num_tokens = plan.schedule.num_steps * plan.rows * plan.model.config.sequence_len
-    return num_tokens < TUNING_PAYS_FROM_SECONDS * peak_tokens_per_second
+    seconds = TUNING_PAYS_FROM_SECONDS.get(runtime.device.type, TUNING_PAYS_ELSEWHERE)
+    return num_tokens < seconds * peak_tokens_per_second
+
+
+def joined_length(plan: Plan, runtime: Runtime) -> int:
+    """Tokens that rows are joined to where they vary in length and a kernel exists, else 0."""
+    config = plan.model.config
+    if plan.has_fixed_shape or not can_join(runtime.device, runtime.compute_dtype, config.head_dim):
+        return 0
+    return config.sequence_len
 
 
 # ---- compile decision
 
 
 def compiled(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> nn.Module:
-    """The model, compiled where that pays and works; the decision is logged."""
-    reason = ""
+    """The model, compiled where that pays and works; the decision is logged.
+
+    On a GPU its regions are compiled, in place, which takes equally long at any depth.
+    """
+    reason, on_gpu = "", runtime.device.type == "cuda"
     if plan.compile == "off":
         reason = "--compile=off"
-    elif plan.compile == "auto" and not plan.has_fixed_shape:
+    elif plan.compile == "auto" and not plan.has_fixed_shape and not on_gpu:
         reason = "the rows of this stage vary in length"  # each length would be compiled again
     elif plan.compile == "auto" and runtime.device.type == "mps":
         reason = "not on this device"
-    elif plan.compile == "auto" and _is_short(plan, peak_tokens_per_second):
+    elif plan.compile == "auto" and _is_short(plan, peak_tokens_per_second, runtime):
         reason = "the run is too short to make up for the time of compiling"
     else:
+        if on_gpu:  # the base directory: all stages and depths share what is compiled
+            keep_compiled_code(plan.directory.parents[1] / "compiled")
         try:
             torch.compile(torch.sin)(torch.ones(1, device=runtime.device))
         except Exception as error:  # a missing compiler raises many types
@@ -90,8 +117,22 @@ def compiled(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> nn.
         logger.info("eager, not compiled: %s", reason)
         return plan.model
     logger.info("compiling the model: the first step takes longer")
+    if on_gpu:
+        recomputes = needs_recomputation(plan, runtime)
+        plan.model.compile_regions(dynamic=not plan.has_fixed_shape, recomputes=recomputes)
+        return plan.model
     module: nn.Module = torch.compile(plan.model, dynamic=False)  # type: ignore[assignment]
     return module
+
+
+def needs_recomputation(plan: Plan, runtime: Runtime) -> bool:
+    """Whether so little fits into memory that computing cheap activations again pays."""
+    rank_rows, length = plan.rank_rows(runtime.world_size), plan.model.config.sequence_len
+    if not plan.model.keeps_activations:
+        return False
+    fitting = _estimated_to_fit(plan.model, halvings(rank_rows), runtime, MEMORY_SHARE_EXPECTED)
+    rows = next(iter(fitting), 0)
+    return rows < rank_rows and rows * length < RECOMPUTE_BELOW_TOKENS
 
 
 # ---- micro-batch search
@@ -105,7 +146,7 @@ def micro_batch_rows(
         *found_on, rows = meta.get("micro_batch", [0])
         if found_on == hardware_key(runtime):  # a resumed run stays bitwise equal
             return int(rows)
-        is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second)
+        is_worth_it = plan.has_fixed_shape and not _is_short(plan, peak_tokens_per_second, runtime)
         if runtime.device.type == "cuda" or (runtime.device.type == "cpu" and is_worth_it):
             return search(plan, runtime)
     return expected_rows(plan, runtime)
@@ -131,8 +172,12 @@ def search(plan: Plan, runtime: Runtime) -> int:
     """The best of the halvings of a rank's rows, the same on every rank. Collective."""
     model, sizes = plan.model, halvings(plan.rank_rows(runtime.world_size))
     if runtime.device.type == "cuda":
+        rank_rows, length = sizes[0], joined_length(plan, runtime)
         sizes = _estimated_to_fit(model, sizes, runtime, MEMORY_SHARE_TRIED)
-        return largest_that_fits(sizes, lambda rows: _run_pass(model, rows, runtime))
+        # What will run: compiled, and with the gradients of an earlier pass if there is one.
+        return largest_that_fits(
+            sizes, lambda rows: _run_pass(model, rows, runtime, 1 + (rows < rank_rows), length)
+        )
 
     def seconds(rows: int) -> float:
         _run_pass(model, rows, runtime)  # warm-up: allocations, kernel selection
@@ -176,14 +221,15 @@ def _estimated_to_fit(model: GPT, sizes: list[int], runtime: Runtime, share: flo
     return [n for n in sizes if memory_estimate.of(model, n, runtime).total <= share * capacity]
 
 
-def _run_pass(model: GPT, rows: int, runtime: Runtime) -> None:
-    """Forward and backward pass of arbitrary tokens; the gradients are dropped."""
-    length = model.config.sequence_len
-    tokens = torch.arange(rows * length, device=runtime.device) % model.config.vocab_size
-    tokens = tokens.view(rows, length)
+def _run_pass(
+    model: GPT, rows: int, runtime: Runtime, num_passes: int = 1, joined_length: int = 0
+) -> None:
+    """Forward and backward passes of arbitrary tokens; the gradients are dropped."""
+    tokens = torch.arange(num_passes * rows * model.config.sequence_len) % model.config.vocab_size
+    tokens = tokens.view(num_passes * rows, -1)
+    batch = Batch(tokens, tokens, torch.zeros(tokens.shape), 1.0, 0.0, {})
     try:
-        loss = model(tokens, tokens, weights=torch.zeros(tokens.shape, device=runtime.device))
-        loss.backward()
+        accumulate_gradients(model, batch, rows, runtime.device, joined_length=joined_length)
         runtime.synchronize()
     finally:  # also when out of memory: the next size needs the space
         model.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import rows_at_once
 from nanochat.runtime import Runtime
 
+COMPILED_REST = 2.5  # bytes per channel and token: the compiler keeps one norm's input in float32
 MUON_COPIES = 4  # of this rank's matrices at most: gradients, updates, two products in between
 
 
@@ -57,6 +58,7 @@ def of(model: GPT, rows: int, runtime: Runtime) -> Estimate:
         device_type=runtime.device.type,
         world_size=runtime.world_size,
         keeps_activations=model.keeps_activations,
+        recomputes=model.recomputes,
     )
 
 
@@ -68,17 +70,19 @@ def estimate(
     device_type: str,
     world_size: int = 1,
     keeps_activations: bool = True,
+    recomputes: bool = False,
 ) -> Estimate:
-    """The memory of a training step with micro-batches of `rows` full rows.
+    """The memory of a training step with micro-batches of `rows` full rows; on a GPU, compiled.
 
-    keeps_activations: False if blocks keep only their input and are recomputed.
+    keeps_activations: False if blocks keep only their input and are recomputed. recomputes: true if
+    they keep only products and attention.
     """
     size = compute_dtype.itemsize
     vocabulary = config.vocab_size * config.n_embd  # elements of the embedding
     kv_width = config.n_kv_head * config.head_dim
     matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # 8 in the MLP
     tokens = rows * config.sequence_len
-    block = tokens * block_bytes(config, size, device_type)
+    block = tokens * block_bytes(config, size, device_type, recomputes)
     if keeps_activations:
         activations = config.n_layer * block
     else:
@@ -93,21 +97,27 @@ def estimate(
         moments=4 * -(-(4 * vocabulary + matrices) // world_size),
         activations=activations,
         weights=size * (vocabulary + matrices) if size < 4 else 0,
-        # Logits and exponentials in float32, gradients in the compute dtype; then grad_x and
-        # grad_weight.
-        loss=(8 + size) * logits + size * tokens * config.n_embd + 4 * vocabulary,
+        # grad_x and grad_weight, and of a group of logits: on a CPU logits and exponentials in
+        # float32, else both in the compute dtype; then their gradient.
+        loss=(2 * size if device_type == "cuda" else 8 + size) * logits
+        + size * tokens * config.n_embd
+        + 4 * vocabulary,
         update=4 * (MUON_COPIES * matrices // world_size + sent),
     )
 
 
-def block_bytes(config: GPTConfig, size: int, device_type: str) -> int:
+def block_bytes(config: GPTConfig, size: int, device_type: str, recomputes: bool = False) -> int:
     """Bytes that one block keeps per token for the backward pass, `size` bytes per number.
 
-    Inputs of norms: the residual stream twice, queries, keys. Then their outputs, values, the
-    output of attention, and 4 C each of relu and its square.
+    Recomputing: its input, queries, keys, values, the outputs of attention and of the second
+    product, and 4 C of the third. Else also inputs and outputs of norms: the residual stream twice,
+    queries, keys; and the square of relu. Compiled, the residual stream is kept in float32.
     """
     kv_width = config.n_kv_head * config.head_dim
+    if recomputes:
+        return size * (8 * config.n_embd + 2 * kv_width)
     normed = 3 * config.n_embd + kv_width
     on_cpu = device_type == "cpu"  # its kernels norm in float32, and copy attention's transpose
     others = normed + kv_width + config.n_embd * (9 + on_cpu)
-    return (4 if on_cpu else size) * normed + size * others
+    rest = COMPILED_REST * config.n_embd if device_type == "cuda" else 0
+    return (4 if on_cpu else size) * normed + size * others + int(rest)

@@ -207,6 +207,7 @@ def _train(
                         model, optimizers, plan.batches(resume=start.loader or None), plan.schedule,
                         start, context, device_batch_size=device_batch_size, every=hooks,
                         prefetch=plan.prefetch, skip_steps=skip_steps,
+                        joined_length=autotune.joined_length(plan, runtime),
                     )  # fmt: skip
                     _require_saved(saver.complete(state))
                 return state
@@ -239,8 +240,6 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
         try:
             states = checkpoint.load_optimizer_states()
             for optimizer, of_ranks in zip(optimizers, states, strict=True):
-                if not 0 <= of_ranks[0]["num_steps"] <= start.step:
-                    raise ValueError(f"step {of_ranks[0]['num_steps']}")
                 if not 0 <= dict(of_ranks[0])["num_steps"] <= start.step:
                     raise ValueError(f"step {of_ranks[0]['num_steps']}")
                 optimizer.load_merged(of_ranks)  # saved by any number of ranks

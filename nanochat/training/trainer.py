@@ -5,27 +5,32 @@ a frozen `TrainState` and cannot influence the loop, so the gradient is the same
 device_batch_size and any number of ranks.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.adamw import ShardedOptimizer
+from nanochat.adamw import OverlappedReduction, ShardedOptimizer
 from nanochat.data.batch import Batch
 from nanochat.errors import UserError
 from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import Runtime, all_reduce_sum, gc_and_trim_disabled
 from nanochat.training import rank_watchdog
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
+from nanochat.training.micro_batch import micro_batches, used_lengths
 from nanochat.training.schedule import Schedule
 from nanochat.training.stop_requests import STOP_SIGNALS, StopRequests
 
-WIDTH_STEP = 8  # tensor cores want multiples of 8, and the padding stays small
+logger = logging.getLogger(__name__)
+
+SCALE_STEPS = 2000  # without overflow until the loss scale is doubled, as everywhere in use
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,19 @@ def train(
     every: Sequence[Every] = (),
     prefetch: bool = True,
     skip_steps: Collection[int] = (),
+    joined_length: int = 0,
 ) -> TrainState:
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
     The functions of `every` are called in order. SIGTERM, SIGINT and SIGUSR1 save the state and end
     the loop. `skip_steps`, and batches without a signal, update nothing. Raises NonFiniteError.
+    joined_length: see `micro_batches`.
     """
     state, runtime, saver, stop = start, context.runtime, context.saver, context.stop
     model.zero_grad(set_to_none=True)  # an earlier call may have raised before its update
+    gradients = _Gradients(model, optimizers, start, context, device_batch_size, joined_length)
     with (
+        closing(gradients),
         ProgressLine(schedule.num_steps, context.label, runtime.is_main) as line,
         gc_and_trim_disabled(runtime.device),
         rank_watchdog.watchdog(runtime, is_leaving=lambda: stop.name is not None),
@@ -93,9 +102,7 @@ def train(
                 loss = torch.tensor(math.nan if batch.has_signal else 0.0)
                 stats = _step_stats(model, batch, loss, [], context)
             else:
-                loss = accumulate_gradients(model, batch, device_batch_size, runtime.device)
-                squared_norms = [optimizer.reduce_gradients() for optimizer in optimizers]
-                stats = _step_stats(model, batch, loss, squared_norms, context)
+                stats = gradients.of(batch, state.step + 1)
                 _require_finite(stats, state.step + 1, saver)
                 update(optimizers, schedule, state.step, stats.gradient_norm)
             model.zero_grad(set_to_none=True)
@@ -108,6 +115,8 @@ def train(
                 train_seconds=state.train_seconds + seconds,
                 tokens=state.tokens + stats.tokens,
                 loader=batch.resume,
+                loss_scale=gradients.scale,
+                scale_since=gradients.scale_since,
             )
             _log_step(state, batch, stats, seconds, schedule, context, line)
             if stats.is_save_due:
@@ -123,37 +132,98 @@ def train(
 
 
 def accumulate_gradients(
-    model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device
-) -> Tensor:
-    """This rank's sum(weights * nll) / norm; adds its gradient to the parameters' `.grad`."""
+    model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device,
+    *, joined_length: int = 0, scale: float = 1.0, reduction: OverlappedReduction | None = None,
+) -> Tensor:  # fmt: skip
+    """This rank's sum(weights * nll) / norm; adds its gradient, times scale, to `.grad`.
+
+    joined_length: see `micro_batches`. scale: so that small gradients are no zeros in float16.
+    reduction: begins to average the gradients during the last backward pass.
+    """
     total = torch.zeros((), device=device, dtype=torch.float32)
-    for first in range(0, batch.inputs.size(0), device_batch_size):
-        rows = slice(first, first + device_batch_size)
-        used = rows, slice(width_in_use(batch.targets[rows]))
-        inputs, targets = batch.inputs[used], batch.targets[used]
-        if batch.weights is None:
-            weights = torch.ones(targets.shape, device=device)
-        else:
-            weights = _to_device(batch.weights[used], device)
-        loss = model(
-            _to_device(inputs, device), _to_device(targets, device), weights=weights / batch.norm
-        )
+    passes = micro_batches(batch, device_batch_size, joined_length, device)
+    upcoming = next(passes, None)
+    while upcoming is not None:
+        (inputs, targets, named), upcoming = upcoming, next(passes, None)
+        # The weights are scaled, not the loss, which computes its gradient in the forward pass.
+        named["weights"] = named["weights"] / (batch.norm / scale)
+        if reduction is not None:
+            reduction.expect_last(upcoming is None)
+        loss = model(inputs, targets, **named)
         loss.backward()
         total += loss.detach()
-    return total
+    if reduction is not None:
+        reduction.start_rest()
+    return total if scale == 1.0 else total / scale
 
 
-def width_in_use(targets: Tensor) -> int:
-    """Columns up to the last target of any row, rounded up; later ones do not affect the loss."""
-    has_target = (targets >= 0).any(dim=0)
-    last = int(has_target.nonzero().max()) + 1 if has_target.any() else 1
-    return min(-(-last // WIDTH_STEP) * WIDTH_STEP, targets.size(1))  # never beyond the context
+class _Gradients:
+    """Gradients of one step after the other, whatever memory and float16 demand."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[ShardedOptimizer], start: TrainState,
+        context: RunContext, rows: int, joined_length: int,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizers, self.context = model, optimizers, context
+        self.rows, self.joined_length = rows, joined_length
+        self.is_scaled = context.runtime.compute_dtype == torch.float16
+        self.scale = start.loss_scale if self.is_scaled else 1.0
+        self.scale_since = start.scale_since  # the step of its last change
+        self.reduction: OverlappedReduction | None = None
+        if context.runtime.device.type == "cuda" and context.runtime.world_size > 1:
+            self.reduction = OverlappedReduction(optimizers, model.parameters())
+
+    def close(self) -> None:
+        if self.reduction is not None:
+            self.reduction.close()
+
+    def of(self, batch: Batch, step: int) -> "_StepStats":
+        """Average this step's gradients for the optimizers; every rank gets the same stats.
+
+        In float16 a gradient that overflows is computed again at half the scale.
+        """
+        if self.is_scaled and step - self.scale_since > SCALE_STEPS:
+            self.scale, self.scale_since = self.scale * 2, step
+        while True:
+            loss = self._within_memory(batch)
+            scaled = (self.scale,) if self.is_scaled else ()
+            squared_norms = [optimizer.reduce_gradients(*scaled) for optimizer in self.optimizers]
+            stats = _step_stats(self.model, batch, loss, squared_norms, self.context)
+            if not (stats.not_finite and self.is_scaled and self.scale > 1):
+                return stats
+            self.scale, self.scale_since = self.scale / 2, step
+            logger.info("step %d overflows: loss scale %g, computed again", step, self.scale)
+            self.model.zero_grad(set_to_none=True)
+
+    def _within_memory(self, batch: Batch) -> Tensor:
+        """Halves the rows of a pass until the step fits into memory, for all later steps, too."""
+        device = self.context.runtime.device
+        named: dict[str, Any] = {"joined_length": self.joined_length} if self.joined_length else {}
+        if self.is_scaled:
+            named["scale"] = self.scale
+        if self.reduction is not None:
+            named["reduction"] = self.reduction
+        while True:
+            try:
+                return accumulate_gradients(self.model, batch, self.rows, device, **named)
+            except torch.OutOfMemoryError:
+                pass  # its traceback keeps the tensors: they are free from here on
+            rows = min(self.rows, batch.inputs.size(0))
+            if rows == 1:
+                raise UserError(
+                    f"{device} runs out of memory with one row at a time; use"
+                    " --activation_checkpointing, a smaller model or a shorter --max_seq_len"
+                )
+            self.rows = -(-rows // 2)
+            logger.warning("out of memory: micro-batches of %d rows from here on", self.rows)
+            self.model.zero_grad(set_to_none=True)  # of the passes that did fit
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def tokens_in_use(targets: Tensor) -> int:
     """Tokens up to the last target of each row: padding does not count as throughput."""
-    columns = torch.arange(1, targets.size(1) + 1)
-    return int(((targets >= 0) * columns).amax(dim=1).sum())
+    return int(used_lengths(targets).sum())
 
 
 def _pin(batch: Batch) -> Batch:
@@ -161,10 +231,6 @@ def _pin(batch: Batch) -> Batch:
     inputs, targets = batch.inputs.pin_memory(), batch.targets.pin_memory()
     weights = None if batch.weights is None else batch.weights.pin_memory()
     return replace(batch, inputs=inputs, targets=targets, weights=weights)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -225,7 +291,9 @@ def update(
             if "initial_weight_decay" in group:
                 decay = schedule.weight_decay(step)
                 group["weight_decay"] = group["initial_weight_decay"] * decay
-        optimizer.step(schedule.gradient_scale(gradient_norm))
+        optimizer.start_step(schedule.gradient_scale(gradient_norm))
+    for optimizer in optimizers:  # the gathers of all of them overlap
+        optimizer.finish_step()
 
 
 def _log_step(
