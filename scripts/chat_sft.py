@@ -19,6 +19,8 @@ class Options(MixtureOptions):
     """Conversations of one optimizer step over all ranks."""
     num_epochs: Annotated[int, at_least(1)] = 1
     """Passes over the conversations."""
+    num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
+    """Optimizer steps at most; -1 means as many as --num_epochs needs."""
     num_conversations: Annotated[int, at_least(1)] = 8_000
     """Conversations generated from the primer world, if those are in the mixture."""
     warmdown_share: Annotated[float, between(0, 1)] = 1.0
@@ -29,6 +31,7 @@ class Options(MixtureOptions):
 if __name__ == "__main__":
     run_command(Options)  # before the slow imports
 
+from collections.abc import Sequence
 from functools import partial
 
 from nanochat.data import chat_batches
@@ -50,8 +53,10 @@ def main(argv: list[str] | None = None) -> None:
 def make_plan(options: Options, setup: Setup) -> Plan:
     """One conversation per row, of which only the assistant's tokens are targets."""
     model, tokenizer = setup.load()
-    mixture, rows = training_mixture(options, setup), options.rows_per_step
+    mixture, rows = training_mixture(options, setup.mixture, setup.own), options.rows_per_step
     num_steps = chat_batches.masked_steps(mixture, rows, options.num_epochs)
+    if options.num_iterations > 0:
+        num_steps = min(num_steps, options.num_iterations)
     batches = partial(
         chat_batches.masked_conversations, mixture, tokenizer, rows=rows,
         sequence_len=model.config.sequence_len, num_epochs=options.num_epochs, seed=options.seed,
@@ -63,12 +68,12 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     )  # fmt: skip
 
 
-def training_mixture(options: Options, setup: Setup) -> Task:
-    tasks: list[Task] = [*setup.own]
-    if setup.mixture == "primer":  # another seed than midtraining's: other conversations
+def training_mixture(options: Options, mixture: str, own: Sequence[Task]) -> Task:
+    tasks: list[Task] = [*own]
+    if mixture == "primer":  # another seed than midtraining's: other conversations
         size, seed = options.num_conversations, options.seed + 1
         tasks.append(Primer("train", stage="sft", size=size, seed=seed))
-    elif setup.mixture == "public":
+    elif mixture == "public":
         tasks += [
             ARC("ARC-Easy", "train"),
             ARC("ARC-Challenge", "train"),

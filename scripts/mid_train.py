@@ -28,6 +28,7 @@ class Options(MixtureOptions):
 if __name__ == "__main__":
     run_command(Options)  # before the slow imports
 
+from collections.abc import Sequence
 from functools import partial
 
 from nanochat.data import chat_batches
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_plan(options: Options, setup: Setup) -> Plan:
     """Packed conversations of the mixture; every token is a target."""
     model, tokenizer = setup.load()
-    mixture = training_mixture(options, setup)
+    mixture = training_mixture(options, setup.mixture, setup.own)
     length = model.config.sequence_len
     rows = global_rows(options.total_batch_size, length, setup.runtime.world_size)
     num_steps = options.num_iterations
@@ -67,12 +68,12 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     )
 
 
-def training_mixture(options: Options, setup: Setup) -> Task:
-    tasks: list[Task] = [*setup.own, *setup.own]  # small sets: two epochs of them
-    if setup.mixture == "primer":
+def training_mixture(options: Options, mixture: str, own: Sequence[Task]) -> Task:
+    tasks: list[Task] = [*own, *own]  # small sets: two epochs of them
+    if mixture == "primer":
         size = options.num_conversations
         tasks.append(Primer("train", stage="mid", size=size, seed=options.seed))
-    elif setup.mixture == "public":
+    elif mixture == "public":
         tasks += [
             SmolTalk("train"),
             MMLU("auxiliary_train", split="train"),

@@ -38,6 +38,7 @@ COMMANDS = (
     "scripts.chat_cli",
     "scripts.chat_web",
     "scripts.export",
+    "scripts.show_data",
 )
 # Documented commands; each must parse.
 KNOWN_LINES = """
@@ -61,6 +62,7 @@ scripts.lm_eval --tasks=arc_easy,hellaswag
 scripts.chat_cli -p "Why is the sky blue?"
 scripts.chat_web
 scripts.export --source=sft --format=hf --out=DIR
+scripts.show_data --stage=rl
 """
 
 

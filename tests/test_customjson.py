@@ -18,6 +18,7 @@ from scripts.training import (
     own_conversations,
     start_from_parent,
 )
+from tasks.common import Task
 from tasks.customjson import CustomJSON
 from tests.shared_data import EVAL_DATA, json_lines, needs_eval_data
 from tests.small_model import save_small_run
@@ -226,19 +227,23 @@ def test_a_stage_trains_on_own_conversations_and_changed_ones_are_another_run(
     save_small_run("base")
     path, runtime = tmp_path / "my.jsonl", init_runtime("cpu")
 
+    def mixture_of(options: mid_train.Options | chat_sft.Options, setup: Setup) -> Task:
+        script = mid_train if isinstance(options, mid_train.Options) else chat_sft
+        return script.training_mixture(options, setup.mixture, setup.own)
+
     def setup(stage: str, options: mid_train.Options | chat_sft.Options) -> Setup:
         return start_from_parent(stage, options, runtime)
 
     path.write_text(json.dumps(ALPACA) * 3)
     alone = mid_train.Options(conversations=str(path))
     before = setup("mid", alone)
-    assert before.mixture == "none" and len(mid_train.training_mixture(alone, before)) == 6
+    assert before.mixture == "none" and len(mixture_of(alone, before)) == 6
     assert held_out_conversations(before.mixture, 256) is None
     mixed = mid_train.Options(identity_file=str(path), num_conversations=10)
-    assert len(mid_train.training_mixture(mixed, setup("mid", mixed))) == 16
+    assert len(mixture_of(mixed, setup("mid", mixed))) == 16
     save_small_run("mid")
     finetuned = chat_sft.Options(conversations=str(path), mixture="primer", num_conversations=10)
-    task = chat_sft.training_mixture(finetuned, setup("sft", finetuned))
+    task = mixture_of(finetuned, setup("sft", finetuned))
     assert len(task) == 13 and sum(task[i] == {"messages": MESSAGES} for i in range(13)) == 3
 
     path.write_text(json.dumps(SHAREGPT) * 3)
