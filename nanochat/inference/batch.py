@@ -169,7 +169,7 @@ class Batch:
         return _Sampled(rows, draws, tokens)
 
     def _forward(self, sampled: _Sampled) -> None:
-        """The pass over tokens that nobody has read."""
+        """The pass over tokens that the host has not read."""
         last = self.cache.config.sequence_len - 1
         for slot, row in enumerate(sampled.rows):
             if row is None:  # its answer is complete: what the pass writes behind it is not read

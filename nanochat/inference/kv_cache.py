@@ -18,7 +18,7 @@ CAPACITY_STEP = 128  # positions: growing copies the cache, so it is not done pe
 
 
 def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of numbers on a device; on a GPU it arrives in order, and nobody waits for it."""
+    """A tensor of numbers on a device; on a GPU it arrives in order, and the host does not wait."""
     is_gpu = device.type == "cuda"
     return torch.tensor(values, dtype=dtype, pin_memory=is_gpu).to(device, non_blocking=is_gpu)
 

@@ -54,7 +54,7 @@ class RowState:
         self.tokens: list[int] = []  # of the answer: sampled and forced, the end token included
         self.mask: list[int] = []  # 1 for a sampled token, 0 for a forced one
         self.forced: deque[int] = deque()  # tokens of a tool's output that come next
-        self.num_drawn = 0  # tokens that were drawn, `tokens` and those that nobody has read yet
+        self.num_drawn = 0  # tokens that were drawn, `tokens` and those not read yet
         self._returned: list[float] = []  # a random number that was drawn and not used
         self.finish_reason: FinishReason | None = None
         self.logprob: TokenLogprob | None = None  # of the newest token, if requested
