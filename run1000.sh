@@ -8,10 +8,7 @@ set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# 20 tokens per parameter (1.7 billion without the embedding) are 35 billion tokens, about 165
-# billion characters, in shards of about 250 million each.
 export NANOCHAT_TIER="${NANOCHAT_TIER:-node}"
 export DEPTH="${DEPTH:-32}"
-export NUM_SHARDS="${NUM_SHARDS:-800}"
 export DEVICE_BATCH_SIZE="${DEVICE_BATCH_SIZE:-8}"
 exec bash speedrun.sh "$@"

@@ -6,16 +6,32 @@
 # Sets up .venv, detects the hardware and selects a tier:
 #
 #   cpu      no GPU: a small model of the built-in primer world, about ten minutes on two cores
-#   gpu      one GPU: depth 12 on fineweb-edu, an evening on a good card
+#   gpu      one GPU of 8 GB or more: fineweb-edu, the depth that is pretrained in HOURS (8) on it
 #   node     several GPUs: the reference run, depth 20 on fineweb-edu, about four hours on 8 x H100
 #   smoke    one minute: checks that every stage runs; the model is useless
 #
 #   NANOCHAT_TIER=cpu bash speedrun.sh         select the tier
-#   DEPTH=26 NUM_SHARDS=450 bash speedrun.sh   another depth or amount of text, on GPUs
+#   DEPTH=26 bash speedrun.sh                  another depth, on GPUs; the text follows from it
 #   WANDB_RUN=name bash speedrun.sh            log to the tracker, too (uv sync --extra tracker)
+#
+# More variables, for tiers of GPUs unless noted:
+#
+#   HORIZON            tokens of pretraining per parameter, 20
+#   HOURS              of pretraining at most, to select the depth for one GPU
+#   TOTAL_BATCH_SIZE   tokens of a step of pretraining
+#   DEVICE_BATCH_SIZE  rows per forward pass on a device
+#   NUM_SHARDS         of text, 100 MB each; by default one epoch
+#   TAG                name of the run, d$DEPTH; its checkpoints and its report are kept (all tiers)
+#   IDENTITY_FILE      conversations about the model itself, a JSON file (all tiers)
+#   SKIP_RL=1          no reinforcement learning (all tiers)
+#   FRESH=1            move what a run of this name has made to replaced/ (all tiers)
+#   NUM_RANKS, DEVICE_TYPE=cpu                try a tier of GPUs on a CPU, as dev/rehearse.sh does
+#   TOKENIZER_ARGS, BASE_ARGS, LOSS_ARGS, CORE_ARGS, MID_ARGS, SFT_ARGS, RL_ARGS, QUESTIONS_ARGS
+#                      more options of the commands, as in BASE_ARGS="--save_every=50" (all tiers)
 #
 # Every stage is idempotent: after a crash, run the same command again to resume.
 if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi # as when it is run by sh
+{ # bash reads all of it before it begins, so that the file may be edited while it runs for hours
 set -euo pipefail
 unset CDPATH # which would lead `cd` elsewhere
 case "${1:-}" in
@@ -29,6 +45,7 @@ case "${1:-}" in
         exit 2
         ;;
 esac
+started_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ -z "${NANOCHAT_BASE_DIR:-}${HOME:-}" ]; then
     echo "error: HOME is not set; set NANOCHAT_BASE_DIR to a folder for the outputs" >&2
@@ -44,14 +61,14 @@ if ! mkdir -p "$BASE" || [ ! -w "$BASE" ]; then
     exit 2
 fi
 
-NUM_GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-if [ -z "${NANOCHAT_TIER:-}" ]; then
-    case "$NUM_GPUS" in
-        0) NANOCHAT_TIER=cpu ;;
-        1) NANOCHAT_TIER=gpu ;;
-        *) NANOCHAT_TIER=node ;;
-    esac
+if [ "${WANDB_RUN:-dummy}" != dummy ]; then # find out now what would stop the first training stage
+    "$PYTHON" -c 'from nanochat import configurator, metrics; configurator.run(metrics.check_tracker)'
 fi
+
+selected=$("$PYTHON" -m scripts.select_tier --tier="${NANOCHAT_TIER:-}" --depth="${DEPTH:-0}" \
+    --tokens_per_parameter="${HORIZON:-20}" --hours="${HOURS:-8}" --num_shards="${NUM_SHARDS:-0}" \
+    --num_ranks="${NUM_RANKS:-0}" --device_type="${DEVICE_TYPE:-}") || exit $?
+eval "$selected" # NANOCHAT_TIER, NUM_GPUS, NUM_RANKS, MINUTES_*; for GPUs also DEPTH, NUM_SHARDS
 
 # ---- tiers: text, model, length of training
 SAMPLE_QUESTION="Why is the sky blue?"
@@ -95,10 +112,10 @@ case "$NANOCHAT_TIER" in
         CHAT_EVAL_OPTIONS=(--primer_problems=2 --max_new_tokens=16)
         ;;
     gpu | node)
-        if [ "$NANOCHAT_TIER" = gpu ]; then default_depth=12 default_shards=64; else default_depth=20 default_shards=240; fi
-        DATA_OPTIONS=(--source=fineweb-edu -n "${NUM_SHARDS:-$default_shards}" --prefetch=mid,sft,rl,eval)
+        DATA_OPTIONS=(--source=fineweb-edu -n "$NUM_SHARDS" --prefetch=all)
         TOKENIZER_OPTIONS=(--max_chars=2000000000 --vocab_size=65536)
-        BASE_OPTIONS=(--depth="${DEPTH:-$default_depth}")
+        BASE_OPTIONS=(--depth="$DEPTH" --tokens_per_parameter="${HORIZON:-20}")
+        if [ -n "${TOTAL_BATCH_SIZE:-}" ]; then BASE_OPTIONS+=(--total_batch_size="$TOTAL_BATCH_SIZE"); fi
         LOSS_OPTIONS=(--eval_tokens=10485760)
         CORE_OPTIONS=()
         # As many validation tokens as pretraining has, so that the columns of the report compare.
@@ -118,14 +135,39 @@ if [ -n "${DEVICE_BATCH_SIZE:-}" ]; then
     SFT_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
     RL_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
 fi
+if [ -n "${IDENTITY_FILE:-}" ]; then
+    MID_OPTIONS+=(--identity_file="$IDENTITY_FILE")
+    SFT_OPTIONS+=(--identity_file="$IDENTITY_FILE")
+fi
+
+# Every command is told the run, so that another run in this base directory does not get in the way.
+case "$NANOCHAT_TIER" in
+    cpu) TAG="${TAG:-d${DEPTH:-3}}" ;;
+    smoke) TAG="${TAG:-d${DEPTH:-1}}" ;;
+    *) TAG="${TAG:-d$DEPTH}" ;;
+esac
+RUN_OPTIONS=(--model_tag="$TAG")
+if [ -n "${DEVICE_TYPE:-}" ]; then RUN_OPTIONS+=(--device_type="$DEVICE_TYPE"); fi
+FRESH_OPTIONS=()
+if [ "${FRESH:-0}" != 0 ]; then FRESH_OPTIONS=(--fresh); fi
+# Without quotes: split into words. ${name[@]+...}: older versions of bash refuse empty arrays.
+TOKENIZER_OPTIONS+=(${FRESH_OPTIONS[@]+"${FRESH_OPTIONS[@]}"} ${TOKENIZER_ARGS:-})
+TRAIN_OPTIONS=("${RUN_OPTIONS[@]}" ${FRESH_OPTIONS[@]+"${FRESH_OPTIONS[@]}"})
+BASE_OPTIONS+=("${TRAIN_OPTIONS[@]}" ${BASE_ARGS:-})
+MID_OPTIONS+=("${TRAIN_OPTIONS[@]}" ${MID_ARGS:-})
+SFT_OPTIONS+=("${TRAIN_OPTIONS[@]}" ${SFT_ARGS:-})
+RL_OPTIONS+=("${TRAIN_OPTIONS[@]}" ${RL_ARGS:-})
+LOSS_OPTIONS+=("${RUN_OPTIONS[@]}" ${LOSS_ARGS:-})
+CORE_OPTIONS+=("${RUN_OPTIONS[@]}" ${CORE_ARGS:-})
+CHAT_EVAL_OPTIONS+=("${RUN_OPTIONS[@]}" ${QUESTIONS_ARGS:-})
 
 # ---- launching commands
-if [ "$NANOCHAT_TIER" = node ] && [ "$NUM_GPUS" -gt 1 ]; then
+if [ "$NUM_RANKS" -gt 1 ]; then
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # ranks share the cores
     on_all_devices() {
         local module=$1
         shift
-        .venv/bin/torchrun --standalone --nproc_per_node="$NUM_GPUS" -m "$module" -- "$@"
+        .venv/bin/torchrun --standalone --nproc_per_node="$NUM_RANKS" -m "$module" -- "$@"
     }
 else
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
@@ -142,14 +184,19 @@ alone() {
 }
 
 SUMMARY=""
-stage() { # stage TITLE COMMAND...: run the command and record its time
-    local title=$1 began=$SECONDS line
-    shift
-    printf '\n== %s\n' "$title"
+stage() { # stage NAME TITLE COMMAND...: print the estimated time, run the command, record its time
+    local title=$2 began=$SECONDS line minutes
+    eval "minutes=\${MINUTES_$1:-}"
+    shift 2
+    printf '\n== %s%s\n' "$title" "$(awk -v m="$minutes" 'BEGIN {
+        if (m == "") exit
+        if (m >= 90) printf " (estimated: %.1f hours)", m / 60
+        else printf " (estimated: %.1f minutes)", m }')"
     local code=0
     "$@" || code=$?
     if [ "$code" -ne 0 ]; then
         printf '\n%s failed. Fix the error above, then run the same command again to resume.\n' "$title" >&2
+        printf 'TAG=NAME bash speedrun.sh makes a second run beside this one; FRESH=1 replaces it.\n' >&2
         exit "$code"
     fi
     line=$(awk -v t="$title" -v s=$((SECONDS - began)) 'BEGIN { printf "  %-40s %6.1f min", t, s / 60 }')
@@ -157,35 +204,67 @@ stage() { # stage TITLE COMMAND...: run the command and record its time
     SUMMARY+="$line"$'\n'
 }
 
-echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), $OMP_NUM_THREADS thread(s) per process, base directory $BASE"
+echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), run $TAG, $NUM_RANKS process(es) of $OMP_NUM_THREADS thread(s), base directory $BASE"
+case "$NANOCHAT_TIER" in gpu | node) echo "depth $DEPTH, ${HORIZON:-20} tokens per parameter, $NUM_SHARDS shards of text" ;; esac
 
-# Another tier, depth or amount of text starts an empty report; resuming keeps finished sections.
-run_name="$NANOCHAT_TIER ${DEPTH:-} ${NUM_SHARDS:-}"
-if [ "$(cat "$BASE/report/run.txt" 2>/dev/null || true)" != "$run_name" ]; then
-    alone nanochat.report reset
-    mkdir -p "$BASE/report"
-    echo "$run_name" >"$BASE/report/run.txt"
+# The report of this run is in report/; those of other runs are kept in reports/.
+run_name="$NANOCHAT_TIER-$TAG"
+reported=$(cat "$BASE/report/run.txt" 2>/dev/null || true)
+if [ -e "$BASE/report" ] && { [ "$reported" != "$run_name" ] || [ "${FRESH:-0}" != 0 ]; }; then
+    kept="$BASE/reports/${reported:-without a name}"
+    if [ -e "$kept" ] || [ "$reported" = "$run_name" ]; then kept="$kept $(date +%Y-%m-%d-%H%M%S)"; fi
+    mkdir -p "$BASE/reports"
+    mv "$BASE/report" "$kept"
 fi
+if [ ! -e "$BASE/report" ] && [ -e "$BASE/reports/$run_name" ]; then mv "$BASE/reports/$run_name" "$BASE/report"; fi
+mkdir -p "$BASE/report"
+echo "$run_name" >"$BASE/report/run.txt"
 
-stage "Text" alone nanochat.dataset "${DATA_OPTIONS[@]}"
-stage "Tokenizer" alone scripts.tok_train "${TOKENIZER_OPTIONS[@]}"
-stage "Tokenizer, evaluation" alone scripts.tok_eval
-stage "Pretraining" on_all_devices scripts.base_train "${BASE_OPTIONS[@]}"
-stage "Pretraining, bits per byte" on_all_devices scripts.base_loss "${LOSS_OPTIONS[@]}"
-stage "Pretraining, evaluation" on_all_devices scripts.base_eval ${CORE_OPTIONS[@]+"${CORE_OPTIONS[@]}"}
-stage "Pretraining, questions" on_all_devices scripts.chat_eval -i base "${CHAT_EVAL_OPTIONS[@]}"
-stage "Midtraining" on_all_devices scripts.mid_train "${MID_OPTIONS[@]}"
-stage "Midtraining, questions" on_all_devices scripts.chat_eval -i mid "${CHAT_EVAL_OPTIONS[@]}"
-stage "Supervised finetuning" on_all_devices scripts.chat_sft "${SFT_OPTIONS[@]}"
-stage "Supervised finetuning, questions" on_all_devices scripts.chat_eval -i sft "${CHAT_EVAL_OPTIONS[@]}"
-stage "Reinforcement learning" on_all_devices scripts.chat_rl "${RL_OPTIONS[@]}"
-stage "Reinforcement learning, questions" on_all_devices scripts.chat_eval -i rl "${CHAT_EVAL_OPTIONS[@]}"
-stage "Report" alone nanochat.report generate
+# The first time, the tokenizer is trained as soon as its text is here, while the rest arrives.
+TOKENIZER_SHARDS=10
+download=""
+finish_download() {
+    if [ -n "$download" ]; then
+        if ! wait "$download"; then
+            tail -n 5 "$BASE/download.log" >&2
+            return 1
+        fi
+        tail -n 1 "$BASE/download.log"
+        download=""
+    fi
+}
+if [ "${NUM_SHARDS:-0}" -gt "$TOKENIZER_SHARDS" ] && [ ! -f "$BASE/data/fineweb-edu/manifest.json" ]; then
+    stage TOKENIZER_TEXT "Text of the tokenizer" alone nanochat.dataset --source=fineweb-edu -n "$TOKENIZER_SHARDS"
+    alone nanochat.dataset "${DATA_OPTIONS[@]}" >"$BASE/download.log" 2>&1 &
+    download=$!
+    trap 'if [ -n "$download" ]; then kill "$download" 2>/dev/null || true; fi' EXIT
+else
+    stage TEXT "Text" alone nanochat.dataset "${DATA_OPTIONS[@]}"
+fi
+stage TOKENIZER "Tokenizer" alone scripts.tok_train "${TOKENIZER_OPTIONS[@]}"
+stage TOKENIZER_EVALUATION "Tokenizer, evaluation" alone scripts.tok_eval
+if [ -n "$download" ]; then stage TEXT "Text, the rest of it (progress: $BASE/download.log)" finish_download; fi
+stage BASE "Pretraining" on_all_devices scripts.base_train "${BASE_OPTIONS[@]}"
+stage LOSS "Pretraining, bits per byte" on_all_devices scripts.base_loss "${LOSS_OPTIONS[@]}"
+stage CORE "Pretraining, evaluation" on_all_devices scripts.base_eval "${CORE_OPTIONS[@]}"
+stage BASE_QUESTIONS "Pretraining, questions" on_all_devices scripts.chat_eval -i base "${CHAT_EVAL_OPTIONS[@]}"
+stage MID "Midtraining" on_all_devices scripts.mid_train "${MID_OPTIONS[@]}"
+stage MID_QUESTIONS "Midtraining, questions" on_all_devices scripts.chat_eval -i mid "${CHAT_EVAL_OPTIONS[@]}"
+stage SFT "Supervised finetuning" on_all_devices scripts.chat_sft "${SFT_OPTIONS[@]}"
+stage SFT_QUESTIONS "Supervised finetuning, questions" on_all_devices scripts.chat_eval -i sft "${CHAT_EVAL_OPTIONS[@]}"
+if [ "${SKIP_RL:-0}" = 0 ]; then
+    stage RL "Reinforcement learning" on_all_devices scripts.chat_rl "${RL_OPTIONS[@]}"
+    stage RL_QUESTIONS "Reinforcement learning, questions" on_all_devices scripts.chat_eval -i rl "${CHAT_EVAL_OPTIONS[@]}"
+fi
+stage REPORT "Report" alone nanochat.report generate
+cp "$BASE/report/report.md" "$started_in/report.md" 2>/dev/null || echo "notice: $started_in is not writable, so report.md is not copied there"
 
 printf '\nDone in %d min %02d s:\n\n%s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$SUMMARY"
 cat <<END
-The report:            $BASE/report/report.html (and report.md)
+The report:            $BASE/report/report.html, and report.md here
 Chat in the terminal:  .venv/bin/python -m scripts.chat_cli
 Ask one question:      .venv/bin/python -m scripts.chat_cli -p "$SAMPLE_QUESTION"
 Chat in the browser:   .venv/bin/python -m scripts.chat_web
 END
+exit 0
+}

@@ -276,10 +276,21 @@ def shard_paths(source: str, split: Split) -> list[Path]:
 
 def text_digest(source: str) -> str:
     """16 hexadecimal digits that change when the text does. Raises UserError as `shard_paths`."""
+    return _digests(source)[-1]
+
+
+def begins_with(source: str, digest: str) -> bool:
+    """True if the text with this digest is this one, or was it before shards were added."""
+    return digest in _digests(source)
+
+
+def _digests(source: str) -> list[str]:
+    """The digests of the first one, two ... and all of the shards."""
     manifest = load_manifest(source_name(source)) if shard_paths(source, "train") else None
     assert manifest is not None
-    digests = [[shard["sha256"] for shard in manifest[split]] for split in SPLITS]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+    train, val = ([shard["sha256"] for shard in manifest[split]] for split in SPLITS)
+    contents = [json.dumps([train[: n + 1], val]) for n in range(len(train))]
+    return [hashlib.sha256(content.encode()).hexdigest()[:16] for content in contents]
 
 
 def train_bytes(source: str) -> int:

@@ -114,7 +114,7 @@ def _is_trained(settings: dict[str, Any], text: str) -> bool:
             f"{path.parent} holds a tokenizer of other settings ({'; '.join(facts)}); use --fresh"
             " to move it to replaced/, or NANOCHAT_BASE_DIR=PATH for a second one beside it"
         )
-    if training.get("text", text) != text:
+    if not dataset.begins_with(settings["source"], training.get("text", text)):
         logger.warning("the text has changed since the tokenizer was trained; see --fresh")
     if not is_reported:
         report.write_section(SECTION, section)

@@ -39,6 +39,7 @@ COMMANDS = (
     "scripts.chat_web",
     "scripts.export",
     "scripts.show_data",
+    "scripts.select_tier",
 )
 # Documented commands; each must parse.
 KNOWN_LINES = """
