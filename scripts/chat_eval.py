@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nanochat.configurator import Short, at_least, parse, run_command
-from scripts.options import EvalOptions, ToolOptions
+from scripts.options import EvalOptions, SamplingOptions, ToolOptions
 
 
 @dataclass(frozen=True)
-class Options(EvalOptions, ToolOptions):
+class Options(EvalOptions, ToolOptions, SamplingOptions):
     """Evaluate a chat model, by task or by family of questions about the primer world. Every
     prompt, answer and verdict is written to chat_eval/{source}_{task}.jsonl in the base directory,
     one JSON object per problem."""
@@ -33,12 +33,6 @@ class Options(EvalOptions, ToolOptions):
     pass_at: str = ""
     """Sizes k, separated by commas, up to --num_samples: also estimate the share of problems that
     one of k answers solves (pass@k), without bias."""
-    temperature: Annotated[float, at_least(0)] = 0.0
-    """0 always takes the most likely token."""
-    top_k: Annotated[int, at_least(0)] = 50
-    """With a temperature, only sample from the k most likely tokens; 0 means no limit."""
-    max_new_tokens: Annotated[int, at_least(1)] = 512
-    """Maximum length of an answer in tokens."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Answers generated at a time. Does not change results."""
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanochat.configurator import Check, at_least, parse, run_command
-from scripts.options import ChatOptions
+from scripts.options import ChatOptions, SamplingOptions
 
 NO_ADVANTAGE = "must be 0.01 or more: else all answers are equal and teach nothing; 1 is usual"
 
 
 @dataclass(frozen=True)
-class Options(ChatOptions):
+class Options(ChatOptions, SamplingOptions):
     """Reinforcement learning: make frequent what the model answers correctly only sometimes."""
 
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
@@ -30,11 +30,8 @@ class Options(ChatOptions):
     num_samples: Annotated[int, at_least(2)] = 16
     """Answers sampled for each prompt."""
     max_new_tokens: Annotated[int, at_least(1)] = 256
-    """Maximum tokens of an answer."""
     temperature: Annotated[float, Check(lambda t: "" if t >= 0.01 else NO_ADVANTAGE)] = 1.0
     """Temperature of the samples."""
-    top_k: Annotated[int, at_least(0)] = 50
-    """Sample from this many most probable tokens; 0 means all."""
     eval_every: Annotated[int, at_least(0)] = 60
     eval_problems: Annotated[int, at_least(0, besides=-1)] = -1
     """Held-out problems of each evaluation of pass@1 and pass@k; -1 means 128 of GSM8K, 16 of the

@@ -106,6 +106,18 @@ class ToolOptions:
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """How chat_eval and chat_rl sample answers."""
+
+    temperature: Annotated[float, at_least(0)] = 0.0
+    """0 always takes the most likely token."""
+    top_k: Annotated[int, at_least(0)] = 50
+    """With a temperature, only sample from the k most likely tokens; 0 means no limit."""
+    max_new_tokens: Annotated[int, at_least(1)] = 512
+    """Maximum length of an answer in tokens."""
+
+
+@dataclass(frozen=True)
 class InferenceOptions(CheckpointOptions, ToolOptions):
     source: Annotated[Literal["latest", "base", "mid", "sft", "rl"], Short("-i")] = "latest"
     """Training stage of the model; latest is the last stage that has a checkpoint."""
