@@ -149,7 +149,7 @@ def test_short_files_of_several_lines_stay_whole(
 def test_too_little_text_leaves_nothing_behind(tmp_path: Path, base_dir: Path) -> None:
     (tmp_path / "a.txt").write_text("One line only.")
     assert "holds too little text" in refusal(tmp_path / "a.txt")
-    assert not list((base_dir / "data").glob("*"))
+    assert not list((base_dir / "data").glob("[!.]*"))
 
 
 # ---- formats

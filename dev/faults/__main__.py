@@ -24,7 +24,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dev.faults import files, hubs, jobs, mutations, runs, starts, trial
+from dev.faults import files, hubs, jobs, memory, mutations, runs, starts, trial
 from dev.faults.outcome import Group, Outcome, Setting
 from dev.faults.trial import Trial
 from nanochat.configurator import parse, run
@@ -32,7 +32,7 @@ from nanochat.errors import UserError
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 # Each has `groups(setting: Setting) -> dict[str, Group]`: its groups of faults by name.
-MODULES: tuple[ModuleType, ...] = (mutations, hubs)
+MODULES: tuple[ModuleType, ...] = (mutations, hubs, memory)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from nanochat.data.shards import MAX_TEXT_BYTES, open_binary, too_long
+from nanochat.data.shards import MAX_TEXT_BYTES, check_json_values, open_binary, too_long
 from nanochat.errors import UserError
 
 READ_CHARACTERS = 1 << 20  # at a time
@@ -55,6 +55,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(lines, start=1):
                 if len(line) > MAX_TEXT_BYTES:
                     raise too_long(f"{path}:{number}: a line")
+                check_json_values(line, f"{path}:{number}: a line")
                 if line.strip():
                     yield number, json.loads(line)
     except (ValueError, RecursionError, OSError) as error:
@@ -81,6 +82,7 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
                 space = cast(re.Match[str], skipped.match(text, position))
                 position, is_open = space.end(), is_open and "]" not in space[0]
                 value, end = None, 0
+                check_json_values(text, f"{path}: item {number + 1}")
                 try:
                     value, end = json.JSONDecoder().raw_decode(text, position)
                 except ValueError as error:  # perhaps because the rest is not read yet
@@ -91,7 +93,7 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, value
                     continue
                 text, position = text[position:] + more, 0
-                if len(text) > 2 * MAX_TEXT_BYTES:
+                if len(text) > MAX_TEXT_BYTES:
                     raise too_long(f"{path}: item {number + 1}")
                 if not more and (text or is_open):
                     raise failure

@@ -20,13 +20,17 @@ ROW_GROUP_CHARACTERS = 8_000_000  # keeps a row group of long texts small
 BATCH_ROWS = 256  # read at a time; what the loader encodes at once
 BATCH_BYTES = 64_000_000  # of texts in memory at a time, unless a single one is longer
 BUFFER_BYTES = 1 << 20  # without a buffer a row group is read at once, and may be 1 GB elsewhere
-MAX_TEXT_BYTES = 100_000_000  # of one text: hundreds of books
+MAX_TEXT_BYTES = 50_000_000  # of one text: dozens of books, up to 200 MB as Python stores it
 READ_OPTIONS: dict[str, Any] = {
     "buffer_size": BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True,
 }  # fmt: skip
 # Text compresses 3 to 10 times, logs 100 times. What exceeds both limits would fill the disk.
 MAX_EXPANSION = 500
 MAX_EXPANDED_BYTES = 1_000_000_000
+# The same for what is in memory all at once, as questions and conversations.
+MAX_WHOLE_EXPANSION = 20
+MAX_WHOLE_BYTES = 200_000_000
+MAX_JSON_VALUES, MIN_BYTES_PER_VALUE = 3_000_000, 20  # each takes 64 bytes, its text may have 3
 DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what pyarrow raises on damaged bytes
 
 
@@ -237,8 +241,7 @@ def parquet_texts(
     """The texts of a parquet file. Raises UserError as `text_batches`, and on too much text."""
     limit, num_bytes = max_expanded_bytes(path), 0
     for batch in text_batches(path, 0, on_replaced, rows_of_dictionaries(path)):
-        num_bytes += batch.nbytes
-        if num_bytes > limit:
+        if (num_bytes := num_bytes + batch.nbytes) > limit:
             raise _expands(path, limit)
         yield from batch.to_pylist()
 
@@ -249,9 +252,10 @@ def max_expanded_bytes(path: Path) -> int:
 
 
 def _expands(path: Path, limit: int) -> UserError:
+    times = limit // max(1, path.stat().st_size)
     return UserError(
-        f"{path} expands to more than {limit / 1e9:,.1f} GB, over {MAX_EXPANSION} times its size;"
-        " this is no text, or the same text again and again: leave it out"
+        f"{path} expands to more than {limit / 1e9:,.1f} GB, over {times:,} times its size; this is"
+        " no text, or the same text again and again: leave it out"
     )
 
 
@@ -309,9 +313,8 @@ class Documents:
 class _Decompressed(io.RawIOBase):
     """Bytes of a file that may be compressed, as many as are plausible for its size."""
 
-    def __init__(self, stream: Any, path: Path) -> None:
-        self.stream, self.path, self.count = stream, path, 0
-        self.limit = max_expanded_bytes(path)
+    def __init__(self, stream: Any, path: Path, limit: int) -> None:
+        self.stream, self.path, self.count, self.limit = stream, path, 0, limit
 
     def readable(self) -> bool:
         return True
@@ -326,16 +329,18 @@ class _Decompressed(io.RawIOBase):
 
 
 @contextmanager
-def open_binary(path: Path) -> Iterator[io.BufferedReader]:
+def open_binary(path: Path, limit: int = 0) -> Iterator[io.BufferedReader]:
     """The content of a file, without its .gz or .zst compression. Raises UserError if forbidden.
 
-    Other errors of reading are OSError, as when a compressed file is cut short.
+    Also beyond `limit` bytes, 0 for what is plausible when it is read in parts. Other errors of
+    reading are OSError, as when a compressed file is cut short.
     """
+    limit = limit or max_expanded_bytes(path)
     compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     try:
         # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
         with pa.input_stream(path, compression=compression) as stream:
-            yield io.BufferedReader(_Decompressed(stream, path), BUFFER_BYTES)
+            yield io.BufferedReader(_Decompressed(stream, path, limit), BUFFER_BYTES)
     except OSError as error:
         _raise_unreadable(path, error)
         if "too much memory" in str(error):  # of zstd
@@ -347,18 +352,44 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a small file, decompressed. Raises UserError if it is damaged or forbidden."""
+    """The content of a JSON file, decompressed. UserError if damaged, forbidden or too large."""
     try:
-        with open_binary(path) as stream:
-            return stream.read()
+        with open_binary(path, max_whole_bytes(path)) as stream:
+            content = stream.read()
     except OSError as error:
+        _raise_unreadable(path, error)
         raise UserError(f"{path} is damaged: {_one_line(error)}") from None
+    check_json_values(content, str(path))
+    return content
+
+
+def check_json_values(text: bytes | str, where: str) -> None:
+    """Raises UserError if a JSON text has more values than memory is meant for."""
+    if len(text) > MAX_JSON_VALUES:  # else it cannot
+        marks: list[Any] = [b",", b"[", b"{"] if isinstance(text, bytes) else [",", "[", "{"]
+        if sum(map(text.count, marks)) > MAX_JSON_VALUES + len(text) // MIN_BYTES_PER_VALUE:
+            raise UserError(f"{where} has over {MAX_JSON_VALUES:,} values: no text; leave it out")
+
+
+def max_whole_bytes(path: Path) -> int:
+    """Bytes that a file may have after decompression when it is read at once."""
+    return max(MAX_WHOLE_BYTES, MAX_WHOLE_EXPANSION * path.stat().st_size)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet file. Raises UserError if it is damaged."""
+    """All rows of a parquet file. Raises UserError if it is damaged or far larger in memory."""
+    rows: list[dict[str, Any]] = []
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        file, limit, num_bytes = pq.ParquetFile(path, **READ_OPTIONS), max_whole_bytes(path), 0
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > limit:
+            raise _expands(path, limit)
+        for batch in file.iter_batches(BATCH_ROWS):
+            if (num_bytes := num_bytes + batch.nbytes) > limit:
+                raise _expands(path, limit)
+            rows += batch.to_pylist()
+        if len(rows) != file.metadata.num_rows:
+            raise pa.ArrowInvalid("another number of rows")
     except DAMAGE as error:
         _raise_unreadable(path, error)
         raise UserError(f"{path} is damaged; {_remedy(path)}") from None

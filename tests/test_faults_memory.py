@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from dev.faults.memory import BOMBS, memory_bombs
+from nanochat.data import json_rows, shards
+from nanochat.errors import UserError
+
+
+def test_a_small_bomb_takes_little_memory_in_a_process_of_its_own(tmp_path: Path) -> None:
+    outcome = memory_bombs(tmp_path, ["tokenizer, doubling merges"])
+    assert (outcome.harms, outcome.tried, outcome.facts["refused"]) == ([], 1, 1)
+
+
+@pytest.mark.slow  # minutes, and 5 GB to make them
+def test_no_bomb_takes_a_gigabyte_more_than_its_file(tmp_path: Path) -> None:
+    assert memory_bombs(tmp_path, list(BOMBS)).harms == []
+
+
+def test_json_with_many_values_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": [' + "[]," * 3_500_000 + "1]}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: a line has over 3,000,000 values"):
+        list(json_rows.json_lines(path))
+    with pytest.raises(UserError, match="over 3,000,000 values"):
+        shards.read_bytes(path)
+
+
+def test_ordinary_sentences_are_no_bomb() -> None:
+    shards.check_json_values("one, two, three and more words of a long sentence. " * 200_000, "x")
