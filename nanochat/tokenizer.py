@@ -227,9 +227,12 @@ class RustBPETokenizer:
         return [before + ids + after for ids in self._encode_batch(text, num_threads)]
 
     def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
-        if len(texts) == 1:
-            return [self._core.encode(texts[0])]  # without the cost of starting threads
-        return self._core.encode_batch(texts, num_threads)
+        try:
+            if len(texts) == 1:
+                return [self._core.encode(texts[0])]  # without the cost of starting threads
+            return self._core.encode_batch(texts, num_threads)
+        except ValueError as error:  # a pattern that is too slow for the text
+            raise UserError(f"{error}; train or import a tokenizer with another pattern") from None
 
     def encode_to_array(
         self, texts: Sequence[str], num_threads: int = 8

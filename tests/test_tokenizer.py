@@ -1,5 +1,6 @@
 """All backends agree, nothing is lost, and a damaged file is refused."""
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -586,3 +587,24 @@ def test_a_malformed_line_of_ranks_is_one_line(
     with pytest.raises(UserError) as caught:
         RustBPETokenizer.from_tiktoken(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(a+)+$|.", r"(a*)*b|\s|\S", r"(?:.|\n)*?(?!a)(?:.|\n)*=|[\s\S]", r"(.)\1|[\s\S]",
+        r"((a{0,100}){0,100}){0,100}|[\s\S]", "a" * 5000, r"[\s\S](?=(?:.*b)+)|[\s\S]",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_may_take_forever_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"the split pattern .*; use a simpler one"):
+        RustBPETokenizer({bytes([byte]): byte for byte in range(256)}, pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"[^b]*b|[\s\S]", r"[^b]*+b|[\s\S]", r"\s+(?!\S)|[\s\S]"])
+def test_a_slow_pattern_ends(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    tokenizer = RustBPETokenizer({bytes([byte]): byte for byte in range(256)}, pattern)
+    began = time.monotonic()
+    with contextlib.suppress(UserError):
+        tokenizer.encode("a" * 300_000)
+    assert time.monotonic() - began < 60

@@ -10,6 +10,7 @@ pub mod encode;
 pub mod error;
 mod memory;
 pub mod merge;
+mod pattern;
 pub mod split;
 pub mod texts;
 mod window;

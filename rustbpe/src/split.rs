@@ -5,9 +5,11 @@
 
 use crate::classes::{Class, Classes, CLASSES};
 use crate::error::Error;
+use crate::pattern;
 use crate::window::{padded, ByteMasks, Head, Window, WINDOW_BYTES};
 use crate::word::Word;
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
+use std::time::{Duration, Instant};
 
 /// GPT-4's pattern with numbers split into at most two digits.
 pub const DEFAULT_PATTERN: &str = concat!(
@@ -70,6 +72,14 @@ impl Rules {
     }
 }
 
+/// Bytes of a compiled part of a pattern, at most.
+const MAX_COMPILED_BYTES: usize = 10 << 20;
+/// Time that the regex engine may take for a text: 50 times what it takes for ordinary ones.
+const MIN_SPLIT_TIME: Duration = Duration::from_secs(5);
+const SPLIT_TIME_PER_BYTE: Duration = Duration::from_micros(5);
+/// Matches between two looks at the clock.
+const MATCHES_PER_CHECK: u32 = 64;
+
 /// A compiled split pattern.
 pub struct Splitter(Kind);
 
@@ -90,7 +100,15 @@ impl Splitter {
 
     /// Compile a pattern for the regex engine, even if there is a scanner.
     pub fn by_regex(pattern: &str) -> Result<Self, Error> {
-        match Regex::new(pattern) {
+        pattern::check(pattern)?;
+        // Where the engine has to try again, it must not search beyond one start: a last
+        // alternative matches any character, as an empty word after it.
+        let complete = match regex_syntax::parse(pattern) {
+            Ok(_) => pattern.to_string(),
+            Err(_) => format!(r"(?:{pattern})|(?s:.)\K"),
+        };
+        let mut builder = RegexBuilder::new(&complete);
+        match builder.delegate_size_limit(MAX_COMPILED_BYTES).build() {
             Ok(regex) => Ok(Self(Kind::Regex(Box::new(regex)))),
             Err(error) => Err(Error::Pattern(error.to_string())),
         }
@@ -102,18 +120,42 @@ impl Splitter {
         match &self.0 {
             Kind::Scanner(scanner) => scanner.split(text.as_bytes(), sink),
             Kind::Regex(regex) => {
-                let bytes = text.as_bytes();
-                for found in regex.find_iter(text) {
-                    let found = found.map_err(|error| Error::Split(error.to_string()))?;
-                    if !found.as_str().is_empty() {
-                        WordStart::at(bytes, found.start()).emit(bytes, found.end(), sink);
-                        sink.window_end();
-                    }
-                }
+                split_by_regex(regex, text, sink)?;
             }
         }
         Ok(())
     }
+}
+
+/// The same with the regex engine, within a time that grows with the text.
+fn split_by_regex<'a>(
+    regex: &Regex,
+    text: &'a str,
+    sink: &mut impl WordSink<'a>,
+) -> Result<(), Error> {
+    let (bytes, began) = (text.as_bytes(), Instant::now());
+    let limit = MIN_SPLIT_TIME + text.len() as u32 * SPLIT_TIME_PER_BYTE;
+    let (mut at, mut number) = (0, 0_u32);
+    while at < text.len() {
+        let found = regex.find_from_pos(text, at);
+        let Some(found) = found.map_err(|error| Error::Split(error.to_string()))? else {
+            break;
+        };
+        if found.start() < found.end() {
+            WordStart::at(bytes, found.start()).emit(bytes, found.end(), sink);
+            sink.window_end();
+        }
+        at = match found.end() > at {
+            true => found.end(),
+            // An empty match: go on after the next character.
+            false => at + text[at..].chars().next().map_or(1, char::len_utf8),
+        };
+        number += 1;
+        if number % MATCHES_PER_CHECK == 0 && began.elapsed() > limit {
+            return Err(Error::Split(format!("it takes more than {limit:.0?}")));
+        }
+    }
+    Ok(())
 }
 
 /// Receives the words. A trait instead of a closure, because its methods have to be inlined into
@@ -578,6 +620,24 @@ mod tests {
     #[test]
     fn an_invalid_pattern_is_refused() {
         assert!(matches!(Splitter::new("(a"), Err(Error::Pattern(_))));
+    }
+
+    #[test]
+    fn text_that_no_alternative_matches_is_left_out() {
+        for pattern in [
+            r"[a-z]+(?!\d)",
+            r"[a-z]++",
+            r"[a-z]+",
+            r"(?=[a-z])|[a-z]+|$",
+        ] {
+            let splitter = Splitter::by_regex(pattern).unwrap();
+            let regex = Regex::new(pattern).unwrap();
+            for text in ["", "ab1 cd", "11 ab ééé cd22 e", "é", "ab", "日本ab日"] {
+                let found = regex.find_iter(text).map(|found| found.unwrap().as_str());
+                let expected: Vec<&str> = found.filter(|word| !word.is_empty()).collect();
+                assert_eq!(split_words(&splitter, text), expected, "{pattern} {text}");
+            }
+        }
     }
 
     /// Characters that the alternatives of the patterns distinguish, and some of every class.
