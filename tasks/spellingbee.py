@@ -7,67 +7,14 @@ The words are those of a list of English, the same on every machine, which `nano
 import random
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from string import ascii_lowercase
 
 from nanochat.data import hub_files
 from nanochat.primer.question import Split, split_of
 from tasks.common import Conversation, Task, final_number, one_turn
 
-# As people type them: with and without capitals and marks, and in other languages.
-QUESTIONS = (
-    "How many {letter} are in {word}?",
-    "How many {letter} are in the word {word}?",
-    "How many {letter}s does {word} have?",
-    "How many {letter}s does {word} contain?",
-    "How many times do you see {letter} in {word}?",
-    "How many times does {letter} appear in {word}?",
-    "How many times is {letter} used in the word {word}?",
-    "How many of the letters in {word} are {letter}?",
-    "How many letters {letter} would I need to write {word}?",
-    "how many {letter}s are there in {word}",
-    "how many {letter} in {word}",
-    "how many times does {letter} come up in {word}",
-    "how often is there a {letter} in {word}",
-    "How often does {letter} appear in {word}?",
-    "How often do you find {letter} in {word}?",
-    "How frequently does the letter {letter} occur in {word}?",
-    "What is the number of {letter}s in {word}?",
-    "What is the count of {letter} in {word}?",
-    "what's the number of {letter} in the word {word}",
-    "What number of times does {word} contain {letter}?",
-    "Count the letter {letter} in {word}.",
-    "Count every {letter} in {word}.",
-    "Count the occurrences of {letter} in {word}.",
-    "Count how often {letter} appears in {word}.",
-    "count {letter} in {word}",
-    "count all the {letter}s in {word} please",
-    "Please count the {letter}s in {word}.",
-    "Please tell me how many {letter}s are in {word}.",
-    "Please find the number of {letter}s in the word {word}.",
-    "Tell me the number of times {letter} occurs in {word}.",
-    "Tell me how many {letter} there are in {word}.",
-    "Can you count the {letter}s in {word}?",
-    "Can you tell me how many {letter} {word} has?",
-    "Could you count the letter {letter} in {word} for me?",
-    "Could you check how many times {word} has {letter}?",
-    "Do you know how many {letter}s are in {word}?",
-    "Do you know how often {letter} is in {word}?",
-    "I want to know how many {letter}s {word} has.",
-    "I need the number of {letter}s in {word}.",
-    "I am counting the {letter}s in {word}. How many are there?",
-    "If I write {word}, how many times do I write {letter}?",
-    "If you spell {word}, how many {letter}s do you need?",
-    "Look at the word {word}. How many {letter}s do you see?",
-    "Take the word {word}: how many {letter} are in it?",
-    "In the word {word}, how many {letter}s are there?",
-    "In {word}, how often does the letter {letter} occur?",
-    "{word}: how many {letter}?",
-    "the word {word} has how many {letter}s",
-    "¿Cuántas veces aparece la letra {letter} en {word}?",
-    "Combien de fois la lettre {letter} se trouve-t-elle dans {word} ?",
-    "Wie oft kommt der Buchstabe {letter} in {word} vor?",
-    "Quante volte compare la lettera {letter} in {word}?",
-)
+QUESTIONS_FILE = Path(__file__).with_name("spelling_questions.txt")  # 52, as people type them
 QUOTES = ("{}", "{}", "{}", "'{}'", '"{}"')  # most people use none
 ABSENT_SHARE = 0.1  # of the questions are about a letter that is likely not in the word
 
@@ -76,6 +23,12 @@ ABSENT_SHARE = 0.1  # of the questions are about a letter that is likely not in 
 def words_of(split: Split) -> tuple[str, ...]:
     """The words of a split; the splits share no word. Raises UserError without the list."""
     return tuple(word for word in hub_files.word_list() if split_of(word) == split)
+
+
+@cache
+def questions() -> tuple[str, ...]:
+    """Phrasings with {letter} and {word}: with and without marks, a few in other languages."""
+    return tuple(QUESTIONS_FILE.read_text(encoding="utf-8").splitlines())
 
 
 class _WordTask(Task):
@@ -111,7 +64,7 @@ class SpellingBee(_WordTask):
             {"type": "text", "text": f"\n\nBoth ways give {answer}.\n\n#### {answer}"},
         ]
         quotes = rng.choice(QUOTES)
-        question = rng.choice(QUESTIONS).format(
+        question = rng.choice(questions()).format(
             letter=quotes.format(letter), word=rng.choice((quotes, "{}")).format(word)
         )
         return one_turn(question, parts, answer=str(answer))

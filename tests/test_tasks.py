@@ -260,12 +260,12 @@ def test_train_and_test_never_share_a_word(
 
 @pytest.mark.usefixtures("words")
 def test_there_are_52_phrasings_and_no_count_is_the_answer_to_half_of_the_questions() -> None:
-    assert len(set(spellingbee.QUESTIONS)) == 52
+    assert len(set(spellingbee.questions())) == 52
     task = SpellingBee("test", size=4000)
     items = [task[index] for index in range(4000)]
     (_, most), *_ = Counter(item["answer"] for item in items).most_common(1)
     assert most < 2000
-    for question in spellingbee.QUESTIONS:
+    for question in spellingbee.questions():
         assert question.format(letter="q", word="w") != question
         begin = question.partition("{")[0]
         assert any(item["messages"][0]["content"].startswith(begin) for item in items), question
