@@ -13,12 +13,15 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat import checkpoint_manager
 from nanochat.chat import render_for_completion
 from nanochat.configurator import parse
 from nanochat.engine import Engine
+from nanochat.gpt import GPTConfig
 from nanochat.runtime import init_runtime
+from nanochat.training.memory_estimate import estimate
 from scripts import console
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +85,31 @@ def test_all_commands_that_readme_names_exist_and_accept_their_options() -> None
             module = console.OTHER_MODULES.get(function, f"scripts.{function}")
         if module != "nanochat.report":  # which takes words
             parse(importlib.import_module(module).Options, shlex.split(arguments, comments=True))
+
+
+def test_the_memory_in_readme_is_what_the_estimate_says() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^\| (depth|1 row[^|]*?|32 rows[^|]*?) ((?:\| \d+ )+)\|$", page, re.MULTILINE
+    )
+    table = {name: [int(word) for word in words.split("|")[1:]] for name, words in found}
+    configs = [
+        GPTConfig.from_depth(depth, vocab_size=65_536, sequence_len=2048)
+        for depth in table.pop("depth")
+    ]
+    assert len(table) == 3
+    for name, shown in table.items():
+        estimates = [
+            estimate(
+                config,
+                rows=int(name.split()[0]),
+                compute_dtype=torch.bfloat16,
+                device_type="cuda",
+                keeps_activations="checkpointing" not in name,
+            )
+            for config in configs
+        ]
+        assert shown == [round(one.total / 1e9) for one in estimates], name
 
 
 @pytest.mark.slow
