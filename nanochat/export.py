@@ -105,6 +105,8 @@ def export_hf(
                     file.flush()
                     os.fsync(file.fileno())  # a power loss after the rename must not empty it
             folder.rename(out)
+        except FileNotFoundError:  # /proc, or a file system that has gone
+            raise UserError(f"{out} cannot be created; use another folder") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ python -m scripts.chat_cli -p "What is 347 + 588?"      only the answer, for use
 from dataclasses import dataclass
 from typing import Annotated
 
-from nanochat.configurator import Short, parse, run_command
+from nanochat.configurator import Short, is_given, parse, run_command
 from scripts.options import InferenceOptions
 
 
@@ -70,6 +70,8 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def main(argv: list[str] | None = None) -> None:
     """Load the model and chat; exit with 2 when a piped line could not be answered."""
     options = parse(Options, argv)
+    if is_given(options, "prompt") and not options.prompt:  # as of an empty shell variable
+        raise UserError("--prompt is empty; leave it out for a conversation")
     with stage.command_runtime(options.device_type) as runtime:
         [engine], meta = load_engines(options, [runtime])
         chat = Chat(engine, options, TerminalDisplay() if sys.stdout.isatty() else PlainDisplay())
