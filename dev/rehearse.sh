@@ -68,10 +68,14 @@ HF_HUB_OFFLINE=1 bash "$script" 2>&1 | tee "$folder/offline.log"
 import sys
 from pathlib import Path
 
+import torch
+
 first, second = map(Path, sys.argv[1:])
-names = sorted(path.relative_to(first) for path in first.glob("*_checkpoints/*/*.safetensors"))
+names = sorted(path.relative_to(first) for path in first.glob("*_checkpoints/*/model_*.pt"))
 assert names, "there are no checkpoints"
 for name in names:
-    assert (first / name).read_bytes() == (second / name).read_bytes(), f"{name} differs"
-print(f"{len(names)} files of weights and moments are equal")
+    one, other = (torch.load(folder / name, weights_only=True) for folder in (first, second))
+    assert one.keys() == other.keys(), f"{name}: other tensors"
+    assert all(torch.equal(one[key], other[key]) for key in one), f"{name} differs"
+print(f"the weights in {len(names)} files are equal")
 END
