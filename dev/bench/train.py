@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +41,7 @@ from dev.bench.instruments import (
     timed_batches,
 )
 from nanochat import gpt
+from nanochat.data.batch import Batch
 from nanochat.data.packing import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
@@ -81,6 +84,15 @@ class RandomTokens:
         return rng.integers(1, self.vocab_size, 100 * 700), np.arange(1, 101) * 700
 
 
+def shortened(batches: Iterator[Batch], share: float) -> Iterator[Batch]:
+    """Rows of evenly spread lengths, on average that share of their width, as in finetuning."""
+    for batch in batches:
+        count, width = batch.targets.shape
+        lengths = torch.linspace(0.02, 2 * share - 0.02, count) * width  # share: at most a half
+        is_used = torch.arange(width) < lengths[:, None].round().clamp(1, width)
+        yield replace(batch, targets=batch.targets.masked_fill(~is_used, -1))
+
+
 def plain_loss(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float) -> Tensor:
     """The same as `weighted_cross_entropy`, with all logits materialized."""
     return (plain_cross_entropy(x, weight, targets, cap) * weights).sum()
@@ -103,8 +115,15 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
     """All figures of one depth, measured in this process."""
     model, watch = build_model(depth, options, runtime), Stopwatch(runtime)
     time_collectives(watch)
-    module: Any = torch.compile(model, dynamic=False) if options.compile else model
-    optimizers = [TimedOptimizer(o, watch) for o in param_groups.build_optimizers(model)]
+    module: Any = model
+    if options.compile and runtime.device.type == "cuda":  # as autotune.compiled
+        model.compile_regions(dynamic=options.share_in_use < 1)
+    elif options.compile:
+        module = torch.compile(model, dynamic=False)
+    built = param_groups.build_optimizers(model)
+    for optimizer in built:
+        optimizer.transport = getattr(torch, options.transport)
+    optimizers = [TimedOptimizer(o, watch) for o in built]
     timed_model = TimedModel(module, model, watch)
     bytes_before = runtime.peak_bytes()
     peak = Peak(runtime)
@@ -133,6 +152,11 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
         sequence_len=options.sequence_len, rank=runtime.rank, world_size=runtime.world_size,
         num_steps=num_steps,
     )  # fmt: skip
+    joined = 0
+    if options.share_in_use < 1:
+        batches = shortened(batches, options.share_in_use)
+        is_half = runtime.compute_dtype.itemsize == 2
+        joined = options.sequence_len if runtime.device.type == "cuda" and is_half else 0
     with tempfile.TemporaryDirectory() as folder:
         log, saver = RunLog(Path(folder), "bench", {}, runtime.is_main), cast(Any, NoSaver())
         start = time.perf_counter()
@@ -146,6 +170,7 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
             device_batch_size=options.device_batch_size,
             every=[Every(1, between_steps)],
             prefetch=False,
+            joined_length=joined,
         )
     return {"depth": depth, "compiled": options.compile, "dtype": str(runtime.compute_dtype)} | {
         **figures(watch, peak, model, options),
@@ -161,7 +186,7 @@ def figures(
     """Medians over all steps but the first."""
     steps = watch.steps[1:]
     median = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
-    tokens = options.rows * options.sequence_len
+    tokens = options.rows * options.sequence_len * min(1.0, options.share_in_use)
     rate = tokens / median["step"]
     flops = rate * model.flops_per_token()
     overheads = [step["step"] - sum(step[part] for part in PARTS) for step in steps]
@@ -192,6 +217,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=64, help="per step, over all ranks")
     parser.add_argument("--device_batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--share_in_use", type=float, default=1.0, help="below 0.5: rows vary")
+    parser.add_argument("--transport", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device_type", default="")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--loss", choices=["grouped", "plain"], default="grouped")
