@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nanochat.configurator import parse
 from nanochat.errors import UserError
 from nanochat.runtime import init_runtime
 from scripts import chat_sft, mid_train
@@ -208,6 +209,14 @@ def test_own_conversations_are_alone_or_mixed(options: Options, usual: str, mixt
 )
 def test_an_option_without_effect_is_an_error(options: Options, message: str) -> None:
     with pytest.raises(UserError, match=message):
+        chosen_mixture(options, "public")
+
+
+@pytest.mark.parametrize("name", ["num_conversations=20000", "eval_conversations=256"])
+def test_an_option_without_effect_is_an_error_even_if_it_names_the_default(name: str) -> None:
+    options = parse(Options, ["--conversations=x", f"--{name}"])
+    assert options == Options(conversations="x")
+    with pytest.raises(UserError, match="has no effect"):
         chosen_mixture(options, "public")
 
 
