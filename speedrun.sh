@@ -80,19 +80,20 @@ case "$NANOCHAT_TIER" in
         # is learned there.
         if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
-        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048)
+        # Tokens of two or three letters: what is copied or spelled need not be a word of the world.
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=512)
         RATES=(--matrix_lr=0.012 --embedding_lr=0.15 --unembedding_lr=0.008)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
-            --total_batch_size=4096 --num_iterations=250 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
-            "${RATES[@]}" --eval_every=125 --save_every=50)
+            --total_batch_size=4096 --num_iterations=200 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
+            "${RATES[@]}" --eval_every=0 --save_every=50)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=18000 --warmdown_share=0.3
-            "${RATES[@]}" --eval_every=100 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=54000 --init_lr=1.0
-            "${RATES[@]}" --eval_every=250 --save_every=100)
-        RL_OPTIONS=(--num_iterations=16 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
-            --device_batch_size=32 "${RATES[@]}" --eval_every=8 --save_every=8)
+        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=6000 --warmdown_share=0.3
+            "${RATES[@]}" --eval_every=0 --save_every=75)
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=46000 --init_lr=1.0
+            "${RATES[@]}" --eval_every=0 --save_every=100)
+        RL_OPTIONS=(--family=long_problems --num_iterations=24 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
+            --device_batch_size=32 "${RATES[@]}" --eval_every=0 --save_every=8)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)
         ;;
     smoke)

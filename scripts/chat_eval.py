@@ -120,7 +120,7 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
     )}  # fmt: skip
     families: TaskFactories = {
         family: partial(Primer, "test", family=family, size=options.primer_problems)
-        for family in Primer.families
+        for family in (*Primer.families, *Primer.probes)
     }
     factories = families | {TYPED: TypedByAPerson}
     factories |= {label: create for label, (create, _) in CHAT_TASKS.items()}
@@ -181,7 +181,7 @@ def choose_tasks(options: Options, factories: TaskFactories) -> list[str]:
     Raises UserError if a task asked for by name is unknown or not available.
     """
     wanted = options.task or ("primer" if dataset.current_source() == "primer" else "all")
-    groups = {"primer": [*Primer.families, TYPED], "all": list(CHAT_TASKS)}
+    groups = {"primer": [*Primer.families, *Primer.probes, TYPED], "all": list(CHAT_TASKS)}
     available = []
     for label in groups.get(wanted) or map(str.strip, wanted.split(",")):
         try:

@@ -1,4 +1,4 @@
-"""The primer world as a task: a family of questions, a mixture of them, or typed questions."""
+"""The primer world as a task: a family of questions, a probe, a mixture, or typed questions."""
 
 import random
 import re
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nanochat import primer
 from nanochat.errors import UserError
-from nanochat.primer import FAMILIES, Stage
+from nanochat.primer import FAMILIES, PROBES, Stage
 from nanochat.primer.world import a
 from tasks.common import Conversation, Task, final_text
 
@@ -25,7 +25,7 @@ TEXT_SEED = 2  # not the seed of pretraining: other documents
 class Primer(Task):
     """Conversation i of a split is the same on every machine; train and test share no question."""
 
-    families = FAMILIES
+    families, probes = FAMILIES, PROBES
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class Primer(Task):
         size: int = 1000,
         seed: int = 0,
     ) -> None:
-        """family: one of primer.FAMILIES, or None for the stage's mixture with plain text."""
+        """family: one of primer.FAMILIES or PROBES, or None for the stage's mixture with text."""
         super().__init__()
-        if family is not None and family not in FAMILIES:
+        if family is not None and family not in (*FAMILIES, *PROBES):
             raise UserError(f"no family {family} in the primer; use one of {', '.join(FAMILIES)}")
         self.split, self.family, self.stage = split, family, stage
         self.size, self.seed = size, seed
@@ -62,6 +62,8 @@ class Primer(Task):
             return False
         if len(text.split()) < min(MIN_WORDS, len(reference.split())):
             return False
+        if conversation["kind"] == "refusal":
+            return re.search(rf"\b({REFUSAL})\b", text, re.IGNORECASE) is not None
         if conversation["kind"] == "choice":
             return re.findall(r"\b[A-D]\b", text)[-1:] == [answer]
         if conversation["kind"] == "number":

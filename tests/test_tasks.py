@@ -345,7 +345,7 @@ def test_reference_answers_are_accepted_and_too_short_or_long_ones_are_not(
         assert task.evaluate(item, called), item
         assert not task.evaluate(item, ""), item
         assert not task.evaluate(item, f"{reference} " + "and so on " * 12), item
-        if item["kind"] != "choice":
+        if item["kind"] != "choice" and family != "repeat":
             assert not task.evaluate(item, str(item["answer"]).split()[-1]), "too terse"
 
 

@@ -6,11 +6,15 @@ from random import Random
 
 from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
-from nanochat.primer.facts import fact_question, unknown_question
-from nanochat.primer.numbers import sum_question, word_problem
+from nanochat.primer.facts import fact_question
+from nanochat.primer.names import open_name, open_word, person_name
+from nanochat.primer.numbers import sum_question
+from nanochat.primer.problems import word_problem
 from nanochat.primer.question import Split, draw, one_of, split_of
 from nanochat.primer.reading import reading_question, reading_series, story
-from nanochat.primer.talk import choice_question, choice_series
+from nanochat.primer.relations import relation_question
+from nanochat.primer.talk import choice_series
+from nanochat.primer.unknown import unknown_question
 from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized, columns, plural
 
@@ -132,7 +136,7 @@ def _journey(rng: Random, split: Split) -> str:
 
 
 def _tale(rng: Random, split: Split) -> str:
-    text, _ = story(rng)
+    text, _ = story(rng, split)
     if rng.random() < 0.3:
         person, spot = rng.choice(world.PEOPLE), rng.choice(world.SPOTS)
         feeling = rng.choice(world.FEELINGS)
@@ -142,9 +146,9 @@ def _tale(rng: Random, split: Split) -> str:
 
 def _question_and_answer(rng: Random, split: Split) -> str:
     makers = (
-        fact_question, fact_question, choice_question, reading_question, calendar_question,
-        ordering_question, sum_question, sum_question, word_problem, unknown_question,
-        spelling_question, spelling_question,
+        fact_question, fact_question, relation_question, relation_question, reading_question,
+        calendar_question, ordering_question, sum_question, word_problem, unknown_question,
+        spelling_question,
     )  # fmt: skip
     lines = []
     for _ in range(rng.randint(1, 3)):
@@ -164,16 +168,17 @@ def _lesson(rng: Random, split: Split) -> str:
 
 def _belongings(rng: Random, split: Split) -> str:
     """Who has what, with questions: all answers are copied from the first sentences."""
-    names, items = rng.sample(world.CHILDREN, 3), rng.sample(world.ITEMS, 3)
+    names = list(dict.fromkeys(person_name(rng, split)[0] for _ in range(3)))
+    items = rng.sample(world.ITEMS, len(names))
     facts, questions = [], []
-    for name, item, colour in zip(names, items, rng.sample(world.COLOURS, 3), strict=True):
+    for name, item, colour in zip(names, items, rng.sample(world.COLOURS, len(names)), strict=True):
         facts.append(f"{name} has {a(colour)} {item}.")
         questions += [
             f"Who has the {item}? {name} has the {item}.",
             f"What does {name} have? {facts[-1]}",
             f"What colour is the {item}? The {item} is {colour}.",
         ]
-    return " ".join([*facts, *rng.sample(questions, 4)])
+    return " ".join([*facts, *rng.sample(questions, min(4, len(questions)))])
 
 
 def _packed_bag(rng: Random, split: Split) -> str:
@@ -188,8 +193,8 @@ def _packed_bag(rng: Random, split: Split) -> str:
 
 
 def _echo(rng: Random, split: Split) -> str:
-    first, second = rng.sample(world.CHILDREN, 2)
-    items = random_items(rng, 3, 6)
+    first, second = open_name(rng, split)[0], open_name(rng, split)[0]
+    items = random_items(rng, split, 2, 5)
     return one_of(
         rng,
         f"{first} says: {items}.\n{second} says it too: {items}.",
@@ -214,16 +219,22 @@ def _days_and_months(rng: Random, split: Split) -> str:
     return f"{capitalized(', '.join(run))}. " + " ".join(lines)
 
 
+def _words(rng: Random, split: Split) -> list[str]:
+    """Words of the world, of other lists and of none, to be spelled."""
+    makers: tuple[Callable[[], str], ...] = (
+        lambda: rng.choice(WORDS), lambda: open_word(rng, split), lambda: open_word(rng, split),
+        lambda: open_name(rng, split)[0].lower(),
+    )  # fmt: skip
+    return [rng.choice(makers)() for _ in range(rng.randint(3, 6))]
+
+
 def _letters(rng: Random, split: Split) -> str:
     wordings = (
         "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
         "'{w}' is {s}.", "'{w}' is {s}.",  # twice: quoted as in the calculator's 'word'.count('w')
         "To write {w}, write {s}.",
     )  # fmt: skip
-    lines = [
-        rng.choice(wordings).format(w=word, s="-".join(word))
-        for word in rng.sample(WORDS, rng.randint(3, 7))
-    ]
+    lines = [rng.choice(wordings).format(w=word, s="-".join(word)) for word in _words(rng, split)]
     if rng.random() < 0.3:
         start = rng.randrange(20)
         run = world.LETTERS[start : start + rng.randint(3, 7)]
@@ -275,9 +286,9 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 
 
 # Facts are learned early; copying from the context, which everything else needs, takes by far the
-# most practice, so lessons, lists and echoes have 59 of 111 parts.
+# most practice.
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
-    _portrait: 9, _nature: 8, _still_life: 5, _journey: 3, _tale: 1,
-    _lesson: 42, _belongings: 6, _packed_bag: 3, _echo: 8,
-    _question_and_answer: 10, _days_and_months: 3, _letters: 7, _counting: 5, _sums: 1,
+    _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _tale: 3,
+    _lesson: 24, _belongings: 6, _packed_bag: 3, _echo: 14,
+    _question_and_answer: 16, _days_and_months: 2, _letters: 10, _counting: 3, _sums: 1,
 }  # fmt: skip

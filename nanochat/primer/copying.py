@@ -8,43 +8,60 @@ from collections.abc import Callable
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Passage, Question, Split, draw_series
+from nanochat.primer.names import open_name, open_word
+from nanochat.primer.question import Passage, Question, Split, draw_series
 from nanochat.primer.words import WORDS
 
-_RANDOM_ITEMS: tuple[Callable[[Random], str], ...] = (
-    lambda rng: str(rng.randint(0, 9999)),
-    lambda rng: str(rng.randint(0, 99)),
-    lambda rng: rng.choice(WORDS),
-    lambda rng: "-".join(rng.choices(world.LETTERS, k=rng.randint(2, 3))),
-    lambda rng: rng.choice(world.PEOPLE).name,
-    lambda rng: rng.choice(world.SPOTS),
-    lambda rng: f"{rng.choice(world.COLOURS)} {rng.choice(world.ITEMS)}",
+# Words that are in no list of the world are most of what is repeated: they are copied by letters.
+_RANDOM_ITEMS: tuple[Callable[[Random, Split], str], ...] = (
+    lambda rng, split: str(rng.randint(0, 9999)),
+    lambda rng, split: str(rng.randint(0, 99)),
+    lambda rng, split: rng.choice(WORDS),
+    lambda rng, split: "-".join(rng.choices(world.LETTERS, k=rng.randint(2, 3))),
+    lambda rng, split: rng.choice(world.PEOPLE).name,
+    lambda rng, split: rng.choice(world.SPOTS),
+    lambda rng, split: f"{rng.choice(world.COLOURS)} {rng.choice(world.ITEMS)}",
+    open_word,
+    open_word,
+    open_word,
+    lambda rng, split: open_name(rng, split)[0],
+    lambda rng, split: f"{open_word(rng, split)} {open_word(rng, split)}",
 )
 
-_REQUESTS = Paraphrases(
+_REQUESTS = (
     "Say after me: {x}.", "Repeat this: {x}.", "Please repeat: {x}", "Copy this: {x}.",
     "Say it again: {x}.", "repeat after me: {x}", "Say this: {x}.", "Write this down: {x}.",
-    "Can you say this? {x}.", "Tell me again: {x}.",
-    unseen=("Please say after me: {x}.", "Can you repeat this? {x}."),
+    "Can you say this? {x}.", "Tell me again: {x}.", "say {x}", "repeat {x}", "Say '{x}'.",
+    "Can you say {x}?", "Please say {x}.", "Now say {x}.", "write {x}",
 )  # fmt: skip
+_UNSEEN_REQUESTS = (
+    "Please say after me: {x}.",
+    "Can you repeat this? {x}.",
+    "Echo {x}.",
+    "I say {x}, you say?",
+)
 
 
-def random_items(rng: Random, at_least: int, at_most: int) -> str:
+def random_items(rng: Random, split: Split, at_least: int, at_most: int) -> str:
     """Unrelated words, numbers, letters and things: only copying can continue them."""
-    items = [rng.choice(_RANDOM_ITEMS)(rng) for _ in range(rng.randint(at_least, at_most))]
-    return ", ".join(items)
+    count = rng.randint(at_least, at_most)
+    return ", ".join(rng.choice(_RANDOM_ITEMS)(rng, split) for _ in range(count))
 
 
-def repeat_question(rng: Random, split: Split) -> Question:
+def repeat_question(rng: Random, split: Split, unseen: bool = False) -> Question:
     """A request to repeat a few words."""
-    wording, is_unseen = _REQUESTS.pick(rng, split)
-    items = random_items(rng, 2, 3)
+    wording, items = (
+        rng.choice(_UNSEEN_REQUESTS if unseen else _REQUESTS),
+        random_items(rng, split, 1, 3),
+    )
     return Question(
         text=wording.format(x=items),
         answer=f"{items}.",
         key=items,
         identity=f"repeat|{items}",
-        unseen_wording=is_unseen,
+        unseen_wording=unseen,
+        exact=(items,),
+        case_matters=True,
     )
 
 
@@ -69,7 +86,7 @@ def list_series(rng: Random, split: Split) -> list[Question]:
     return draw_series(_list, rng, split, at_least=1, separator="\n")
 
 
-def _list(rng: Random) -> Passage:
+def _list(rng: Random, split: Split) -> Passage:
     values = rng.sample(rng.choice(_COLUMNS), rng.randint(3, 4))
     labels = rng.sample(rng.choice((_NAMES, _LETTERS)), len(values))
     rows = [value + label for value, label in zip(values, labels, strict=True)]
@@ -77,7 +94,8 @@ def _list(rng: Random) -> Passage:
     questions = [
         Question(
             text=rng.choice(_FIND).format(x=value), answer=f"It is {row}.", key=row,
-            identity=f"lists|{text}|{value}",
+            identity=f"lists|{text}|{value}", exact=tuple(values),
+            case_matters=True,
         )
         for value, row in zip(values, rows, strict=True)
     ]  # fmt: skip

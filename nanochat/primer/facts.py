@@ -1,11 +1,22 @@
-"""Questions about the facts of the world, and questions about what is not in it."""
+"""Questions about single facts of the world, and about what follows a question."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nanochat.primer.question import Paraphrases, Question, Split, as_typed
-from nanochat.primer.world import ANIMALS, PEOPLE, THINGS, TOWNS, a, capitalized, columns, words
+from nanochat.primer.phrasing import Paraphrases, as_typed
+from nanochat.primer.question import Question, Split
+from nanochat.primer.world import (
+    ANIMALS,
+    PEOPLE,
+    THINGS,
+    TOWNS,
+    a,
+    capitalized,
+    columns,
+    plural,
+    words,
+)
 
 
 @dataclass(frozen=True)
@@ -21,65 +32,95 @@ class Fact:
     rivals: tuple[str, ...]  # values of the other subjects
 
 
-# Cores of questions, for `as_typed`; {x} is the subject.
+# Cores of questions; {x} is the subject, {xs} the plural of an animal.
 PARAPHRASES = Paraphrases.table("""
-colour: what colour is {x} | which colour is {x} | what is the colour of {x}
-colour: what colour does {x} have | which colour does {x} have | tell me the colour of {x}
-colour: do you know the colour of {x} | can you tell me what colour {x} is | {x} is what colour
-colour: name the colour of {x} | what's the colour of {x} | I want to know the colour of {x}
-colour: what colour would you paint {x}
-colour unseen: do you know what colour {x} is | which colour has {x}
-sound: what sound does {x} make | which sound does {x} make | what does {x} do to be heard
-sound: how does {x} sound | what noise does {x} make | which noise does {x} make
-sound: tell me what sound {x} makes | do you know what noise {x} makes
-sound: can you tell me how {x} sounds | what can you hear when {x} is near
-sound unseen: do you know what sound {x} makes | tell me what noise {x} makes
-home: where does {x} live | where is the home of {x} | what is the home of {x}
-home: in which place does {x} live | where can I find {x} | tell me where {x} lives
-home: do you know where {x} lives | where does {x} sleep | where do I have to look for {x}
-home unseen: can you tell me where {x} lives | where does {x} have its home
-food: what does {x} eat | what does {x} like to eat | what is the food of {x}
-food: which food does {x} like | tell me what {x} eats | do you know what {x} eats
+colour: what colour is {x} | which colour is {x} | what colour does {x} have | {x} is what colour
+colour clause: what colour {x} is | which colour {x} has
+colour noun: the colour of {x} | {x}'s colour
+colour unseen: of what colour is {x} | {x} has which colour
+sound: what sound does {x} make | which sound does {x} make | how does {x} sound
+sound: what noise does {x} make | what does {x} do to be heard | how does {x} go
+sound clause: what sound {x} makes | how {x} sounds | what noise {x} makes
+sound noun: the sound of {x} | {x}'s sound | the noise of {x}
+sound unseen: what can you hear when {x} is near | {x} makes what sound
+home: where does {x} live | where can I find {x} | where does {x} sleep
+home: in which place does {x} live
+home: where do I have to look for {x} | {x} lives where | where is {x} at home
+home clause: where {x} lives | where I can find {x} | where {x} sleeps
+home noun: the home of {x} | {x}'s home
+home unseen: where should I go to see {x} | in what kind of place does {x} live
+food: what does {x} eat | what does {x} like to eat | which food does {x} like | {x} eats what
 food: what should I feed {x} | what do you give {x} to eat | what is {x} fond of eating
-food unseen: can you tell me what {x} eats | which food does {x} eat
+food clause: what {x} eats | what {x} likes to eat
+food noun: the food of {x} | {x}'s food | {x}'s favourite food | the favourite food of {x}
+food unseen: what would make {x} full | on what does {x} feed
 young: what is the young of {x} called | what do you call the young of {x}
-young: what is a baby of {x} called | how do you call the baby of {x}
-young: tell me the name for the young of {x} | what is the word for the young of {x}
-young: do you know what the young of {x} is called | which name has the baby of {x}
-young unseen: tell me what the young of {x} is called
+young: what is a baby of {x} called | what do you call the baby of {x}
+young: how do you call a young {bare}
+young: what is a baby {bare} called | what do you call a baby {bare} | {bare} baby name
+young clause: what the young of {x} is called | what a baby {bare} is called
+young noun: the name for the young of {x} | the word for a baby {bare}
+young unseen: a young {bare} is called what | how do people call the baby of {x}
 kind: what is {x} | what kind of thing is {x} | what sort of thing is {x}
-kind: which kind of thing is {x} | tell me what {x} is | do you know what {x} is
-kind: can you tell me what kind of thing {x} is
-kind unseen: tell me what kind of thing {x} is
-job: what is the job of {x} | what does {x} do | what does {x} do for a living
-job: which job does {x} have | what does {x} work as | tell me the job of {x}
-job: do you know the job of {x} | what work does {x} do | what's the job of {x}
-job: what is the work of {x} | how does {x} earn a living
-job unseen: can you tell me the job of {x} | which work does {x} do
-town: where does {x} live | in which town does {x} live | where is the home of {x}
-town: which town is the home of {x} | tell me where {x} lives | do you know where {x} lives
-town: where is {x} at home | what town does {x} live in | in what town can I visit {x}
-town unseen: can you tell me where {x} lives | which town does {x} live in
+kind: which kind of thing is {x}
+kind clause: what {x} is | what kind of thing {x} is
+kind noun: the kind of {x}
+kind unseen: {x} is what kind of thing | what would you call {x}
+job: what does {x} do | what does {x} do for a living | which job does {x} have
+job: what does {x} work as | what work does {x} do | how does {x} earn a living | {x} works as what
+job: what does {x} do all day
+job clause: what {x} does for a living | which job {x} has | what {x} works as
+job noun: the job of {x} | {x}'s job | the work of {x} | {x}'s profession
+job unseen: what is {x} by profession | as what does {x} work
+town: where does {x} live | in which town does {x} live | where is {x} from
+town: what town does {x} live in
+town: where is {x} at home | in what town can I visit {x} | {x} lives where | where can I meet {x}
+town clause: where {x} lives | in which town {x} lives | which town {x} lives in
+town noun: the home of {x} | {x}'s home | the town of {x} | {x}'s town
+town unseen: where would I go to visit {x} | which place does {x} call home
 pet: which animal does {x} have | what pet does {x} have | which pet does {x} have
-pet: what is the pet of {x} | what animal does {x} keep | tell me which pet {x} has
-pet: do you know the pet of {x} | what kind of pet does {x} keep | which animal lives with {x}
-pet unseen: tell me the pet of {x} | which animal does {x} keep
-dish: what does {x} like to eat | what is the favourite food of {x} | which food does {x} like best
-dish: what does {x} like best to eat | tell me the favourite food of {x}
-dish: do you know what {x} likes to eat | what should I cook for {x} | what dish does {x} like best
-dish unseen: tell me what {x} likes to eat | which dish does {x} like best
-lies: where is {x} | where does {x} lie | where can I find {x} | tell me where {x} is
-lies: do you know where {x} lies | where is the town of {x} | where do I find {x}
-lies unseen: tell me where {x} lies
-known_for: what is {x} known for | why do people know {x} | what is {x} famous for
-known_for: tell me what {x} is known for | what can I see in {x} | why do people go to {x}
-known_for unseen: tell me what {x} is famous for
+pet: what animal does {x} keep | what kind of pet does {x} keep | which animal lives with {x}
+pet: what pet does {x} keep at home | {x} has which pet | does {x} have a pet
+pet clause: which pet {x} has | what animal {x} keeps
+pet noun: the pet of {x} | {x}'s pet | the animal of {x}
+pet unseen: what animal does {x} own | which animal waits for {x} at home
+dish: what does {x} like to eat | which food does {x} like best | what should I cook for {x}
+dish: what dish does {x} like best | what does {x} eat | what does {x} love to eat
+dish: which food does {x} love most | what food does {x} like
+dish clause: what {x} likes to eat | which food {x} likes best
+dish noun: the favourite food of {x} | {x}'s favourite food | {x}'s favourite dish
+dish unseen: what would {x} order for supper | with which food can I make {x} happy
+lies: where is {x} | where does {x} lie | where can I find {x} | where is the town of {x}
+lies: {x} is where
+lies clause: where {x} is | where {x} lies | where I can find {x}
+lies noun: the place of {x}
+lies unseen: in what place is {x} | where on the map is {x}
+known_for: what is {x} known for | what is {x} famous for | why do people know {x}
+known_for: what can I see in {x} | why do people go to {x} | {x} is known for what
+known_for: why is {x} famous
+known_for clause: what {x} is known for | what {x} is famous for | why people go to {x}
+known_for noun: the attraction of {x}
+known_for unseen: what should I look at in {x} | why would anyone visit {x}
 who: who is the {job} of {town} | who is the {job} in {town} | which {job} lives in {town}
-who: what is the name of the {job} in {town} | who works as {a_job} in {town}
-who: do you know the {job} of {town} | tell me the name of the {job} in {town}
-who: how is the {job} of {town} called
-who unseen: tell me who is the {job} of {town}
+who: who works as {a_job} in {town} | how is the {job} of {town} called
+who clause: who the {job} of {town} is | who is the {job} of {town} | who the {job} in {town} is
+who noun: the name of the {job} of {town} | the name of the {job} in {town} | the {job} of {town}
+who unseen: in {town}, who is the {job} | the {job} in {town} is called what
 """)  # fmt: skip
+# Of animals in general, with the same answers.
+_OF_ALL = Paraphrases.table("""
+colour: what colour are {xs} | which colour do {xs} have | {xs} are what colour
+sound: what sound do {xs} make | how do {xs} sound | what noise do {xs} make | what do {xs} do
+home: where do {xs} live | where can I find {xs} | where do {xs} sleep
+food: what do {xs} eat | what do {xs} like to eat | which food do {xs} like | what do I feed {xs}
+young: what are the young of {xs} called | what are baby {xs} called
+""")
+# Typed like a search: "mia job".
+_KEYWORDS = {
+    "colour": "colour", "sound": "sound", "home": "home", "food": "food", "job": "job",
+    "town": "town", "pet": "pet", "dish": "favourite food", "young": "baby", "kind": "kind",
+}  # fmt: skip
+KEYWORD_SHARE, OF_ALL_SHARE, WHO_SHARE = 0.05, 0.2, 0.1
 
 
 # For each table, how a row is named and a sentence for each topic. {x} is the subject or, in a
@@ -119,50 +160,74 @@ FACTS = tuple(_all_facts())
 FACTS_BY_ABOUT: dict[str, list[Fact]] = {}
 for _fact in FACTS:
     FACTS_BY_ABOUT.setdefault(_fact.about, []).append(_fact)
+FACT_OF = {(fact.about, fact.topic): fact for fact in FACTS}
+_ANIMAL_NAMES = {animal.name for animal in ANIMALS}
 
 
-def fact_question(rng: Random, split: Split) -> Question:
+def fact_question(rng: Random, split: Split, unseen: bool = False) -> Question:
     """A question about one fact."""
-    if rng.random() < 0.12:  # the reverse direction, from town and job to the person
-        return _who_question(rng, split)
-    return ask(rng, split, rng.choice(FACTS))
+    if rng.random() < WHO_SHARE:  # the reverse direction, from town and job to the person
+        return _who_question(rng, split, unseen)
+    return ask(rng, split, rng.choice(FACTS), unseen)
 
 
-def ask(rng: Random, split: Split, fact: Fact) -> Question:
-    """The question that a fact answers, in one of its paraphrases."""
-    core, is_unseen = PARAPHRASES[fact.topic].pick(rng, split)
-    about = fact.about
-    # "a fox" for "the fox"; not for colours, which belong to the one fox of the world.
-    if about.startswith("the ") and rng.random() < 0.3 and fact.topic != "colour":
-        about = a(about.removeprefix("the "))
+def ask(rng: Random, split: Split, fact: Fact, unseen: bool = False) -> Question:
+    """The question that a fact answers, in one of its phrasings."""
+    core, about = core_about(rng, split, fact, unseen)
+    bare = about.split(maxsplit=1)[-1]
     return Question(
-        text=as_typed(rng, core.format(x=about)),
+        text=as_typed(rng, core.format(x=about, xs=plural(bare), bare=bare)),
         answer=fact.sentence,
         key=fact.key,
-        # With the paraphrase: a held-out fact could not be known, a held-out way to ask can.
+        # With the phrasing: a held-out fact could not be known, a held-out way to ask can.
         identity=f"fact|{fact.about}|{fact.topic}|{core}",
         rivals=fact.rivals,
-        unseen_wording=is_unseen,
+        unseen_wording=unseen,
     )
 
 
+def core_about(rng: Random, split: Split, fact: Fact, unseen: bool) -> tuple[str, str]:
+    """A phrasing of the question for a fact, and how it names the subject."""
+    about, style = fact.about, rng.random()
+    bare = about.split(maxsplit=1)[-1]
+    if not unseen:
+        if style < KEYWORD_SHARE and fact.topic in _KEYWORDS:
+            return "{x} " + _KEYWORDS[fact.topic], bare
+        if style < OF_ALL_SHARE and bare in _ANIMAL_NAMES:
+            return rng.choice(_OF_ALL[fact.topic].direct), bare
+    core = PARAPHRASES[fact.topic].pick(rng, split, unseen=unseen)
+    if about.startswith("the ") and rng.random() < 0.25:
+        about = a(bare)  # "a fox" for "the fox"
+    elif about.startswith(("the ", "a ", "an ")) and rng.random() < 0.05:
+        about = bare
+    return core, about
+
+
 # Words before a pronoun in the object case.
-_BEFORE_OBJECT = words("for feed find visit give with paint")
+_BEFORE_OBJECT = words("for feed find visit give with meet make")
 
 
 def ask_follow_up(rng: Random, fact: Fact) -> Question:
     """The same with a pronoun for a subject that has been named: "And where does she live?"."""
-    core = rng.choice(PARAPHRASES[fact.topic].seen)
+    forms = PARAPHRASES[fact.topic]
     subject, possessive, obj = {
         "he": ("he", "his", "him"), "she": ("she", "her", "her"), "it": ("it", "its", "it"),
     }[fact.pronoun]  # fmt: skip
-    if " of {x}" in core:  # "the colour of {x}" -> "its colour"
-        core = core.replace("the ", f"{possessive} ", 1).replace(" of {x}", "")
-    opening = rng.choice(("and ", "and ", "", "now, ", "okay, and ", "thanks! And "))
-    pronoun = obj if any(f"{word} {{x}}" in core for word in _BEFORE_OBJECT) else subject
-    text = opening + core.format(x=pronoun) + rng.choice(("?", "?", ""))
+    nouns = [noun for noun in forms.nouns if "'s " in noun]
+    if nouns and rng.random() < 0.4:  # "and her pet"
+        core = rng.choice(nouns).replace("{x}'s", possessive)
+        core = rng.choice(("{n}", "{n}", "what is {n}", "what about {n}", "tell me {n}")).format(
+            n=core
+        )
+    else:
+        core = rng.choice([core for core in forms.direct if not core.startswith("{x}")])
+        pronoun = obj if any(f"{word} {{x}}" in core for word in _BEFORE_OBJECT) else subject
+        core = core.format(x=pronoun)
+    opening = rng.choice(
+        ("and ", "and ", "and ", "", "now, ", "okay, and ", "thanks! And ", "also, ")
+    )
     return Question(
-        text=capitalized(text),
+        text=capitalized(opening + core) + "?",
         answer=fact.follow_up,
         key=fact.key,
         identity=f"fact|{fact.about}|{fact.topic}|back|{core}",
@@ -170,9 +235,27 @@ def ask_follow_up(rng: Random, fact: Fact) -> Question:
     )
 
 
-def _who_question(rng: Random, split: Split) -> Question:
+def ask_of_another(rng: Random, fact: Fact) -> Question:
+    """The question before, of another subject: "And Oskar?", or "No, I meant Oskar."."""
+    about = fact.about
+    core = rng.choice((
+        "and {x}", "and {x}", "and {x}", "what about {x}", "and what about {x}", "how about {x}",
+        "{x}", "and for {x}", "the same for {x}", "and of {x}", "sorry, I meant {x}",
+        "no, I meant {x}", "I mean {x}", "no, {x}", "oh, I meant {x}", "I wanted to say {x}",
+    ))  # fmt: skip
+    mark = "." if "I " in core or core.startswith(("no,", "the same")) else "?"
+    return Question(
+        text=capitalized(core.format(x=about)) + mark,
+        answer=fact.sentence,
+        key=fact.key,
+        identity=f"fact|{about}|{fact.topic}|another|{core}",
+        rivals=fact.rivals,
+    )
+
+
+def _who_question(rng: Random, split: Split, unseen: bool) -> Question:
     person = rng.choice(PEOPLE)
-    core, is_unseen = PARAPHRASES["who"].pick(rng, split)
+    core = PARAPHRASES["who"].pick(rng, split, unseen=unseen)
     text = core.format(job=person.job, town=person.town, a_job=a(person.job))
     return Question(
         text=as_typed(rng, text),
@@ -180,40 +263,5 @@ def _who_question(rng: Random, split: Split) -> Question:
         key=person.name,
         identity=f"who|{person.name}|{core}",
         rivals=tuple(other.name for other in PEOPLE if other is not person),
-        unseen_wording=is_unseen,
-    )
-
-
-# Thousands of invented names, so that what is learned is "no such name" and not a list of names.
-_NAME_PARTS = (
-    "Bar Dor Fen Gil Hes Lor Mal Pel Quin Row Sig Tam Urs Vin Xan Yor",
-    "a e i o u",
-    "ba bert dan dine fred la ley lina mond na rick ro tha thea vin wen",
-)
-_ANIMAL_PARTS = (
-    "bl cr dr fl gr kl pr sn squ tr v w z",
-    "a i o u",
-    "bbin ckle dgit ffle mbat ndle ngor ppet rbel rkin sper zzle",
-)
-_LEGENDARY = words("""
-    unicorn dragon griffin mermaid yeti phoenix troll giant kraken gnome elf goblin centaur sphinx
-    vampire fairy
-""")  # fmt: skip
-
-
-def unknown_question(rng: Random, split: Split) -> Question:
-    """A question about a person or an animal that is not in the world."""
-    is_person = rng.random() < 0.5
-    parts = _NAME_PARTS if is_person else _ANIMAL_PARTS
-    about = "".join(rng.choice(part.split()) for part in parts)
-    if not is_person:
-        about = "the " + (rng.choice(_LEGENDARY) if rng.random() < 0.3 else about)
-    topics = ("job", "town", "pet", "dish") if is_person else ("colour", "sound", "home", "food")
-    core, is_unseen = PARAPHRASES[rng.choice(topics)].pick(rng, split)
-    return Question(
-        text=as_typed(rng, core.format(x=about)),
-        answer="I am sorry, I do not know that.",
-        key="do not know",
-        identity=f"unknown|{about}|{core}",
-        unseen_wording=is_unseen,
+        unseen_wording=unseen,
     )

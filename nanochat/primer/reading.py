@@ -1,28 +1,44 @@
 """Reading comprehension: short stories, and questions whose answer is in the story."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.question import Paraphrases, Passage, Question, Split, draw_series, one_of
-from nanochat.primer.world import a, capitalized, two_children
+from nanochat.primer.events import StoryQuestion, event_story
+from nanochat.primer.names import two_people
+from nanochat.primer.question import Passage, Question, Split, draw_series, one_of
+from nanochat.primer.world import a, capitalized
 
-StoryQuestion = tuple[str, str, str, tuple[str, ...]]  # core, answer, key, possible values
 Plot = tuple[str, *tuple[StoryQuestion, ...]]  # a text and questions about it
 
 
-def story(rng: Random) -> Passage:
+EVENTS_SHARE = 0.65  # of stories; the others are the plots below
+
+
+def story(rng: Random, split: Split) -> Passage:
     """A story of a few sentences, and questions about it."""
-    text, *questions = rng.choice((_hidden_thing, _gift, _two_places, _lost_and_found))(rng)
+    makers: tuple[Callable[[Random, Split], Plot], ...] = (
+        _hidden_thing, _gift, _two_places, _lost_and_found,
+    )  # fmt: skip
+    if rng.random() < EVENTS_SHARE:
+        text, *questions = event_story(rng, split)
+    else:
+        text, *questions = rng.choice(makers)(rng, split)
     return text, [
         Question(
             text=capitalized(core) + "?", answer=answer, key=key,
             # The story is part of it: the same question about another story is a new one.
             identity=f"reading|{text}|{core}",
             rivals=tuple(value for value in values if value != key),
+            exact=(*_names_in(text), key, core.split()[-1]),
         )
         for core, answer, key, values in questions
     ]  # fmt: skip
+
+
+def _names_in(text: str) -> list[str]:
+    return [word.strip(".,?!'s") for word in text.split() if word[0].isupper()]
 
 
 def _opening(rng: Random) -> str:
@@ -34,8 +50,8 @@ def _opening(rng: Random) -> str:
     )  # fmt: skip
 
 
-def _hidden_thing(rng: Random) -> Plot:
-    (name, she, her), (friend, he, _) = two_children(rng)
+def _hidden_thing(rng: Random, split: Split) -> Plot:
+    (name, she, her), (friend, he, _) = two_people(rng, split)
     colour, item = rng.choice(world.COLOURS), rng.choice(world.ITEMS)
     spot, holder = rng.choice(world.SPOTS), rng.choice(world.HOLDERS)
     feeling = rng.choice(world.FEELINGS)
@@ -59,8 +75,8 @@ def _hidden_thing(rng: Random) -> Plot:
     )  # fmt: skip
 
 
-def _gift(rng: Random) -> Plot:
-    (name, she, _), (friend, he, _) = two_children(rng)
+def _gift(rng: Random, split: Split) -> Plot:
+    (name, she, _), (friend, he, _) = two_people(rng, split)
     colour, item = rng.choice(world.COLOURS), rng.choice(world.ITEMS)
     feeling, spot = rng.choice(world.FEELINGS), rng.choice(world.SPOTS)
     text = _opening(rng) + one_of(
@@ -80,8 +96,8 @@ def _gift(rng: Random) -> Plot:
     )  # fmt: skip
 
 
-def _two_places(rng: Random) -> Plot:
-    (name, _, _), (friend, _, _) = two_children(rng)
+def _two_places(rng: Random, split: Split) -> Plot:
+    (name, _, _), (friend, _, _) = two_people(rng, split)
     first, second = rng.sample(world.SPOTS, 2)
     item, other = rng.sample(world.ITEMS, 2)
     # One goes and the other stays, and the questions say which: with two who both go, a small model
@@ -104,8 +120,8 @@ def _two_places(rng: Random) -> Plot:
     )  # fmt: skip
 
 
-def _lost_and_found(rng: Random) -> Plot:
-    (name, she, her), (friend, _, _) = two_children(rng)
+def _lost_and_found(rng: Random, split: Split) -> Plot:
+    (name, she, her), (friend, _, _) = two_people(rng, split)
     item, colour = rng.choice(world.ITEMS), rng.choice(world.COLOURS)
     first, second = rng.sample(world.SPOTS, 2)
     text = _opening(rng) + one_of(
@@ -124,27 +140,29 @@ def _lost_and_found(rng: Random) -> Plot:
     )  # fmt: skip
 
 
-FRAMES = Paraphrases(
-    "{story} {question}", "{story}\n\n{question}", "Read this story: {story} {question}",
-    "Here is a story. {story} Now tell me: {lower}", "{story} My question: {lower}",
-    "Read and answer. {story} {question}", "{question} Here is the story: {story}",
-    "Listen to this: {story}\n{question}", "Listen to this: {story} {question}",
-    "I have read this: {story} Now tell me: {lower}", "{story} Now tell me: {lower}",
-    unseen=("Listen to this: {story} Now tell me: {lower}",),
+FRAMES = (
+    "{story} {question}", "{story} {question}", "{story} {question}", "{story}\n\n{question}",
+    "Read this story: {story} {question}", "Here is a story. {story} Now tell me: {lower}",
+    "{story} My question: {lower}", "Read and answer. {story} {question}", "{story}\n{question}",
+    "Listen to this: {story} {question}", "I have read this: {story} Now tell me: {lower}",
+)  # fmt: skip
+UNSEEN_FRAMES = (
+    "{question} Here is the story: {story}", "Once upon a time: {story} So, {lower}",
+    "{story} Can you tell me, {lower}",
 )  # fmt: skip
 
 
-def reading_question(rng: Random, split: Split) -> Question:
+def reading_question(rng: Random, split: Split, unseen: bool = False) -> Question:
     """A story and a question about it."""
-    text, questions = story(rng)
+    text, questions = story(rng, split)
     question = rng.choice(questions)
-    frame, is_unseen = FRAMES.pick(rng, split)
+    frame = rng.choice(UNSEEN_FRAMES if unseen else FRAMES)
     lower = question.text[0].lower() + question.text[1:]
     framed = frame.format(story=text, question=question.text, lower=lower)
-    return replace(question, text=framed, unseen_wording=is_unseen)
+    return replace(question, text=framed, unseen_wording=unseen)
 
 
 def reading_series(rng: Random, split: Split) -> list[Question]:
     """A story, and at least two questions about it."""
-    # Most stories have all four questions in training, few have two held out.
+    # Most stories have all their questions in training, few have two held out.
     return draw_series(story, rng, split, at_least=2, separator=" ")

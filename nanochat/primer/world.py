@@ -5,7 +5,6 @@ index into them, so a row that is inserted changes the text of every seed.
 """
 
 from dataclasses import dataclass
-from random import Random
 from typing import TypeVar
 
 Row = TypeVar("Row")
@@ -307,12 +306,22 @@ def capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def plural(item: str) -> str:
-    """The plural of an item of ITEMS."""
-    return f"{item}es" if item.endswith("sh") else f"{item}s"
+_IRREGULAR = {
+    "mouse": "mice",
+    "goose": "geese",
+    "sheep": "sheep",
+    "deer": "deer",
+    "wolf": "wolves",
+    "postman": "postmen",
+}
 
 
-def two_children(rng: Random) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
-    """A girl and a boy in random order, each as (name, he or she, his or her)."""
-    girl, boy = (rng.choice(GIRLS), "she", "her"), (rng.choice(BOYS), "he", "his")
-    return (girl, boy) if rng.random() < 0.5 else (boy, girl)
+def plural(noun: str) -> str:
+    """The plural of an animal, a thing, a job or a kind."""
+    if " of " in noun:  # a piece of clothing
+        return noun.replace(" of ", "s of ", 1)
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("sh", "ch", "x", "s")) else f"{noun}s"
