@@ -91,11 +91,12 @@ def test_documents_are_clean_prose() -> None:
     for i in range(2000):
         text = primer.document(7, i)
         assert 10 < len(text) < 3000, text
-        assert text == text.strip() and "  " not in text, text
+        assert text == text.strip() and "{" not in text, text
+        if "\n" in text:  # questions as people type them, with answers below
+            continue
+        assert "  " not in text and re.search(r"[.?!]$", text), text
         is_spelling = "-" in text[:20] or ":" in text[:20]
         assert text[0].isupper() or not text[0].isalpha() or is_spelling, text
-        assert re.search(r"[.?!]$", text), text
-        assert "{" not in text, text
         # "how many a are in ..." asks for the letter a
         assert not re.search(r"\ba (?!are\b|in\b|is\b)[aeio]\w+", text), text
 

@@ -64,19 +64,19 @@ FAMILIES = (
 # Set by trial on the CPU tier of speedrun.sh (dev/LOG.md).
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 10, "relations": 8, "unknown": 6, "reading": 14, "arithmetic": 7,
-        "word_problems": 4, "long_problems": 0, "repeat": 8, "lists": 8, "spelling": 10,
-        "calendar": 3,
-        "ordering": 4, "choice": 6, "talk": 2, "memory": 8,
+        "facts": 10, "relations": 9, "unknown": 4, "reading": 14, "arithmetic": 7,
+        "word_problems": 3, "long_problems": 0, "repeat": 8, "lists": 8, "spelling": 12,
+        "calendar": 4, "ordering": 7, "choice": 7, "talk": 1.5, "memory": 6,
     },
     "sft": {
-        "facts": 14, "relations": 14, "unknown": 8, "reading": 14, "arithmetic": 9,
-        "word_problems": 5, "long_problems": 0.7, "repeat": 4, "lists": 2, "spelling": 9,
-        "calendar": 3,
-        "ordering": 5, "choice": 3, "talk": 2.5, "memory": 10,
+        "facts": 10, "relations": 13, "unknown": 7, "reading": 14, "arithmetic": 9,
+        "word_problems": 4, "long_problems": 0.7, "repeat": 5, "lists": 4, "spelling": 13,
+        "calendar": 4.5, "ordering": 8.5, "choice": 6, "talk": 2, "memory": 9,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip
+# Questions that are typed as people type: first what is asked, then all the ways to type it.
+NOISY_SHARE: dict[Stage, float] = {"mid": 0.3, "sft": 0.6, "rl": 0.6}
 EARLIER_TURNS_SHARE = 0.2  # of training conversations begin with unrelated turns
 SERIES_SHARE = 0.7  # of the families in _SERIES; the rest looks as in the test split
 
@@ -118,7 +118,7 @@ def conversation(
         # Not before a choice, whose list is long already, nor before a conversation with turns.
         if family != "choice" and len(turns) == 1 and rng.random() < EARLIER_TURNS_SHARE:
             turns = [*_unrelated_turns(rng), *turns]
-        turns = [turn if turn.case_matters else _noisy(rng, turn) for turn in turns]
+        turns = [turn if turn.case_matters else _noisy(rng, turn, NOISY_SHARE[stage]) for turn in turns]
     return _graded(turns, family)
 
 
@@ -135,8 +135,8 @@ def _graded(turns: list[Question], family: str) -> dict[str, Any]:
     }
 
 
-def _noisy(rng: Random, question: Question) -> Question:
-    text = as_people_type(rng, question.text, question.exact)
+def _noisy(rng: Random, question: Question, share: float) -> Question:
+    text = as_people_type(rng, question.text, question.exact, share)
     # A greeting before small talk may make one that is held out.
     if question.identity.startswith("talk|") and split_of(f"talk|{text}") == "test":
         return question

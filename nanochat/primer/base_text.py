@@ -7,6 +7,7 @@ from random import Random
 from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
 from nanochat.primer.facts import fact_question
+from nanochat.primer.noise import as_people_type
 from nanochat.primer.names import open_name, open_word, person_name
 from nanochat.primer.numbers import sum_question
 from nanochat.primer.problems import word_problem
@@ -17,6 +18,9 @@ from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
 from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized, columns, plural
+
+
+NOISY_SHARE = 0.5  # of the questions in base text
 
 
 def document(rng: Random, split: Split) -> str:
@@ -150,14 +154,16 @@ def _question_and_answer(rng: Random, split: Split) -> str:
         calendar_question, ordering_question, sum_question, word_problem, unknown_question,
         spelling_question,
     )  # fmt: skip
-    lines = []
+    # The second form is that of a conversation: words without a space before them.
+    form, lines = rng.choice(("Question: {}{} Answer: {}{}", "{0}\n{2}{3}", "{0}\n{2}{3}")), []
     for _ in range(rng.randint(1, 3)):
         question = draw(rng.choice(makers), rng, split)
-        text = question.text.strip()
+        # Typed as people type, so that the tokenizer has words in all letters, small and large.
+        text = as_people_type(rng, question.text.strip(), question.exact, NOISY_SHARE)
         mark = "" if text.endswith(("?", ".", "!")) else "?"
         # The calculation is written out: base text has no tool calls.
         work = f"{question.expression} = {question.key}. " if question.expression else ""
-        lines.append(f"Question: {text}{mark} Answer: {work}{question.answer}")
+        lines.append(form.format(text, mark, work, question.answer))
     return "\n".join(lines)
 
 
@@ -290,5 +296,5 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _tale: 3,
     _lesson: 24, _belongings: 6, _packed_bag: 3, _echo: 14,
-    _question_and_answer: 16, _days_and_months: 2, _letters: 10, _counting: 3, _sums: 1,
+    _question_and_answer: 24, _days_and_months: 2, _letters: 10, _counting: 3, _sums: 1,
 }  # fmt: skip

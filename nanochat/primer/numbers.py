@@ -76,6 +76,13 @@ def _integer(rng: Random) -> int:
     return rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
 
 
+def _said(rng: Random) -> str:
+    """A number that people say in words: seldom one of many words."""
+    limits = (12, 20, 100, 100, 100, 1000)
+    number = rng.randint(0, rng.choice(limits))
+    return str(number if number <= 100 or rng.random() < 0.4 else number // 100 * 100)
+
+
 def _decimal(rng: Random) -> str:
     places = rng.choice((1, 1, 2))
     return f"{rng.randint(1, 99 * 10**places) / 10**places:.{places}f}"
@@ -118,6 +125,8 @@ def sum_question(rng: Random, split: Split, unseen: bool = False) -> Question:
     sign = rng.choice("+++--**/")
     a, b = operands(rng, sign)
     core = SUMS[sign].pick(rng, split, unseen=unseen)
+    if kind < 0.6 and a.isdigit() and b.isdigit() and sign != "/":
+        a, b = _said(rng), _said(rng)
     if kind < 0.6 and a.isdigit() and b.isdigit():  # words for the numbers, or for one of them
         core = core.replace("x", "times") if sign == "*" and "{a}x" in core else core
         spoken = [_spoken(rng, number) for number in (a, b)]

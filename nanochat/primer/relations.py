@@ -283,5 +283,5 @@ def _portrait(rng: Random, split: Split) -> Question:
 
 def relation_question(rng: Random, split: Split) -> Question:
     """A question of one of the kinds above."""
-    makers = (_reverse, _reverse, _reverse, _yes_no, _yes_no, two_hops, _portrait)
+    makers = (_reverse, _reverse, _reverse, _yes_no, _yes_no, _yes_no, two_hops, _portrait)
     return rng.choice(makers)(rng, split)
