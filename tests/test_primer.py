@@ -334,9 +334,3 @@ def test_typed_questions_are_not_templates_of_training() -> None:
     long = [q for i in range(len(task)) if len(q := lower_words(user_texts(task[i])[-1])) > 30]
     trained = {lower_words(part) for text in texts for part in text.split(" | ")}
     assert len(long) > 40 and len([q for q in long if q in trained]) <= len(long) / 50
-
-
-def test_plain_text_is_mixed_into_the_conversations_of_training() -> None:
-    task = Primer("train", stage="sft", size=1000)
-    texts = [item["text"] for item in map(task.__getitem__, range(1000)) if "text" in item]
-    assert 40 < len(texts) < 100 and len(set(texts)) == len(texts)

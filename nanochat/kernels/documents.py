@@ -3,7 +3,7 @@
 N tokens of all documents  H heads  K kv heads  D head dim
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +30,12 @@ def documents_of(lengths: list[int], num_starts: int) -> Documents:
 
 
 def can_join(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel for joined documents exists: FlashAttention, which torch has for Ampere.
+    """Whether joining pays: by FlashAttention, which torch has for Ampere and later, and on CPUs.
 
     AMD's devices are named cuda, too, but their kernels have other limits.
     """
+    if device.type == "cpu":
+        return True
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     fits = head_dim % 8 == 0 and head_dim <= 256 and dtype in (torch.bfloat16, torch.float16)
@@ -44,13 +46,8 @@ def attend_within(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
 ) -> Tensor:
     """Causal attention (1, H, N, D) of q (1, H, N, D) over k, v (1, K, N, D) of its document."""
-    if q.device.type != "cuda":  # the obvious way, which tests compare with
-        ends = documents.starts.tolist()
-        parts = [slice(*ends[i : i + 2]) for i in range(len(ends) - 1) if ends[i] < ends[i + 1]]
-        found = [
-            attend_causally(q[:, :, part], k[:, :, part], v[:, :, part], window) for part in parts
-        ]
-        return torch.cat(found, dim=2)
+    if q.device.type != "cuda":
+        return _attend_padded(q, k, v, window, documents)
     rows = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
     # The operator and not torch.nn.attention.varlen, which may choose cuDNN: it plans each shape
     # anew, for up to a third of a second.
@@ -60,3 +57,54 @@ def attend_within(
         window_size_right=0,
     )[0]  # fmt: skip
     return y.transpose(0, 1)[None]
+
+
+def _attend_padded(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
+) -> Tensor:
+    """The same with each document in a padded row: only attention computes the padding."""
+    lengths = documents.starts.diff()
+    longest, count = int(lengths.max()), int(lengths.count_nonzero())
+    rows = torch.arange(len(lengths)).repeat_interleave(lengths)
+    places = rows * longest + documents.positions[0]  # of each token among the padded rows
+    # (N, H, D) to (count, H, longest, D) and back
+    padded = [
+        _Placed.apply(x[0].transpose(0, 1), places, count * longest)
+        .view(count, longest, x.size(1), x.size(3)).transpose(1, 2)
+        for x in (q, k, v)
+    ]  # fmt: skip
+    y = attend_causally(padded[0], padded[1], padded[2], window).transpose(1, 2).flatten(0, 1)
+    joined: Tensor = _Taken.apply(y, places)
+    return joined.transpose(0, 1)[None]
+
+
+class _Placed(torch.autograd.Function):
+    """x (N, ...) at `places` of `size` rows, zeros elsewhere.
+
+    No two places are equal, so that the gradient is a copy; autograd would add, on one thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, places, x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream[0].index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Taken(torch.autograd.Function):
+    """The rows of x at `places`, the inverse of `_Placed`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.size = x.size(0)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (places,), gradient = ctx.saved_tensors, upstream[0]
+        rows = gradient.new_zeros(ctx.size, *gradient.shape[1:])
+        return rows.index_copy_(0, places, gradient), None

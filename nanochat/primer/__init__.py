@@ -69,9 +69,9 @@ SHARES: dict[Stage, dict[str, float]] = {
         "calendar": 4, "ordering": 7, "choice": 7, "talk": 1.5, "memory": 6,
     },
     "sft": {
-        "facts": 10, "relations": 13, "unknown": 7, "reading": 14, "arithmetic": 9,
-        "word_problems": 4, "long_problems": 0.7, "repeat": 5, "lists": 4, "spelling": 13,
-        "calendar": 4.5, "ordering": 8.5, "choice": 6, "talk": 2, "memory": 9,
+        "facts": 12, "relations": 16, "unknown": 7, "reading": 14, "arithmetic": 9,
+        "word_problems": 5, "long_problems": 0.7, "repeat": 4, "lists": 3, "spelling": 13,
+        "calendar": 4, "ordering": 8, "choice": 4, "talk": 2, "memory": 9,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip
@@ -118,7 +118,8 @@ def conversation(
         # Not before a choice, whose list is long already, nor before a conversation with turns.
         if family != "choice" and len(turns) == 1 and rng.random() < EARLIER_TURNS_SHARE:
             turns = [*_unrelated_turns(rng), *turns]
-        turns = [turn if turn.case_matters else _noisy(rng, turn, NOISY_SHARE[stage]) for turn in turns]
+        share = NOISY_SHARE[stage]
+        turns = [turn if turn.case_matters else _noisy(rng, turn, share) for turn in turns]
     return _graded(turns, family)
 
 

@@ -7,8 +7,8 @@ from random import Random
 from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
 from nanochat.primer.facts import fact_question
-from nanochat.primer.noise import as_people_type
 from nanochat.primer.names import open_name, open_word, person_name
+from nanochat.primer.noise import as_people_type
 from nanochat.primer.numbers import sum_question
 from nanochat.primer.problems import word_problem
 from nanochat.primer.question import Split, draw, one_of, split_of
@@ -18,7 +18,6 @@ from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
 from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized, columns, plural
-
 
 NOISY_SHARE = 0.5  # of the questions in base text
 
@@ -296,5 +295,5 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _tale: 3,
     _lesson: 24, _belongings: 6, _packed_bag: 3, _echo: 14,
-    _question_and_answer: 24, _days_and_months: 2, _letters: 10, _counting: 3, _sums: 1,
+    _question_and_answer: 24, _days_and_months: 3, _letters: 10, _counting: 6, _sums: 1,
 }  # fmt: skip

@@ -84,6 +84,8 @@ def _is_short(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> bo
 def joined_length(plan: Plan, runtime: Runtime) -> int:
     """Tokens that rows are joined to where they vary in length and a kernel exists, else 0."""
     config = plan.model.config
+    if runtime.device.type == "cpu" and plan.compile == "on":
+        return 0  # the code for each length would be compiled
     if plan.has_fixed_shape or not can_join(runtime.device, runtime.compute_dtype, config.head_dim):
         return 0
     return config.sequence_len
