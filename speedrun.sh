@@ -80,17 +80,17 @@ case "$NANOCHAT_TIER" in
         # is learned there.
         if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
-        # Tokens of two or three letters: what is copied or spelled need not be a word of the world.
-        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=512)
+        # Names of the world are tokens; of words that are copied or spelled, the parts are.
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=1536)
         RATES=(--matrix_lr=0.012 --embedding_lr=0.15 --unembedding_lr=0.008)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
-            --total_batch_size=4096 --num_iterations=200 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
+            --total_batch_size=4096 --num_iterations=230 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
             "${RATES[@]}" --eval_every=0 --save_every=50)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=6000 --warmdown_share=0.3
+        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=12000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=0 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=46000 --init_lr=1.0
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=80000 --init_lr=1.0
             "${RATES[@]}" --eval_every=0 --save_every=100)
         RL_OPTIONS=(--family=long_problems --num_iterations=24 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
             --device_batch_size=32 "${RATES[@]}" --eval_every=0 --save_every=8)

@@ -1,11 +1,12 @@
 /* ---- helpers */
 
 const $ = (id) => document.getElementById(id);
-const EXAMPLES = [
-  ["Introduce yourself", "Who are you?"],
-  ["Do math", "What is 347 + 588?"],
-  ["Count letters", "How many r's are in strawberry?"],
-  ["Follow a story", "Tom had a red ball. He put it into the box in the barn. Where is the ball?"],
+const EXAMPLES = [ // of the primer world; larger models can answer them, too
+  ["A person", "Where does Mia live?"],
+  ["An animal", "What sound does the fox make?"],
+  ["A story", "Tell me a story."],
+  ["A sum", "What is 347 + 588?"],
+  ["A spelling", "How do you spell giraffe?"],
 ];
 const RETRY_TEMPERATURE = 0.7; // at temperature 0 a regenerated response would be the same again
 const MAX_BUSY_RETRIES = 5;
