@@ -29,6 +29,7 @@ def module_graph() -> Graph:
     """For each module the modules of this repository that it imports, anywhere in the file."""
     files = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     paths = {module_name(path): path for path in files if path.stat().st_size}  # no empty __init__
+    paths.pop("nanochat")  # which only checks Python's version
     return {
         name: {other for other in _imported(path) if other in paths and other != name}
         for name, path in sorted(paths.items())

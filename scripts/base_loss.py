@@ -33,7 +33,7 @@ from scripts.inference import find_checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-LABELS: dict[dataset.Split, str] = {
+LABELS: dict[Literal["train", "val"], str] = {
     "train": "bits per byte, training text",
     "val": "bits per byte, validation text",
 }

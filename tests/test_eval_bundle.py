@@ -12,8 +12,7 @@ import pytest
 
 from nanochat import dataset
 from nanochat.data import download as download_module
-from nanochat.data import responses
-from nanochat.data import eval_bundle, hub_files
+from nanochat.data import eval_bundle, hub_files, responses
 from nanochat.errors import UserError
 from tests.hub import Hub, running_hub
 from tests.shared_data import EVAL_DATA, needs_eval_data

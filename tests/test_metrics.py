@@ -153,7 +153,7 @@ class FakeTracker(types.ModuleType):
         return self
 
     def login(self, *, prompt: bool, verify: bool) -> bool:
-        assert not prompt and not verify  # it asks nobody, and works while the network is off
+        assert not prompt and not verify  # no prompt, and it works while the network is off
         return self.has_key
 
     def init(self, **named: Any) -> "FakeTracker":

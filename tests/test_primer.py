@@ -207,12 +207,12 @@ def test_a_choice_offers_the_right_answer_with_its_letter() -> None:
         assert offered[question.key] in question.answer and f"={question.key}." in question.answer
 
 
-def test_strangers_are_no_misspelled_names_of_the_world() -> None:
+def test_unknown_names_are_no_misspelled_names_of_the_world() -> None:
     known = {person.name for person in world.PEOPLE} | {*world.GIRLS, *world.BOYS}
     rng = Random(0)
     for _ in range(2000):
-        stranger = unknown.stranger(rng, "train")
-        assert stranger not in known and unknown.is_far_from_known(stranger)
+        name = unknown.unknown_name(rng, "train")
+        assert name not in known and unknown.is_far_from_known(name)
     assert not unknown.is_far_from_known("Mai") and not unknown.is_far_from_known("Oskkar")
 
 

@@ -230,8 +230,8 @@ def read_huggingface(path: Path) -> HuggingFaceFile:
             f"{path} is not a tokenizer.json of byte-level BPE with one split pattern"
             f" ({one_line(error)}); no other kind can be imported"
         ) from None
-    is_whole = model.get("ignore_merges") is True
-    return HuggingFaceFile(ranks, _from_oniguruma(pattern), merges, is_whole)
+    ignores_merges = model.get("ignore_merges") is True
+    return HuggingFaceFile(ranks, _from_oniguruma(pattern), merges, ignores_merges)
 
 
 def _vocabulary(names: dict[str, int], added: list[dict[str, Any]]) -> dict[str, int]:

@@ -49,8 +49,8 @@ def attend_within(
     if q.device.type != "cuda":
         return _attend_padded(q, k, v, window, documents)
     rows = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, heads, D)
-    # The operator and not torch.nn.attention.varlen, which may choose cuDNN: it plans each shape
-    # anew, for up to a third of a second.
+    # The operator and not torch.nn.attention.varlen, which may choose cuDNN: it plans each new
+    # shape, for up to a third of a second.
     y = torch.ops.aten._flash_attention_forward(
         *rows, documents.starts, documents.starts, documents.longest, documents.longest,
         0.0, True, False, window_size_left=-1 if window is None else window - 1,

@@ -103,7 +103,7 @@ how many brothers does {person} have | who married {person} | which year was {to
 what is {animal}'s Latin name | is {person} taller than {name} | what does {thing} cost
 """)
 # What is asked of the world with one name or thing that is not in it.
-_AROUND_STRANGERS = _cores("""
+_AROUND_UNKNOWN_NAMES = _cores("""
 who has a {beast} | who owns a {beast} | whose pet is the {beast} | who lives in {place}
 who is the mayor of {place} | who is the {job} of {place} | which animal eats {things}
 does {name} have a pet | is {name} a {job} | does {name} live in {town} | does {name} like {things}
@@ -220,9 +220,9 @@ def unknown_question(rng: Random, split: Split, unseen: bool = False) -> Questio
     kinds = ("strange", "around", "of the world", "general", "request")
     kind = rng.choices(kinds, (5, 2, 3, 6, 3))[0]
     if kind == "strange":
-        return _about_a_stranger(rng, split, unseen)
+        return _about_an_unknown(rng, split, unseen)
     seen_and_unseen = {
-        "around": (_AROUND_STRANGERS, _OF_THE_WORLD_UNSEEN),
+        "around": (_AROUND_UNKNOWN_NAMES, _OF_THE_WORLD_UNSEEN),
         "of the world": (_OF_THE_WORLD, _OF_THE_WORLD_UNSEEN),
         "general": (_GENERAL, _GENERAL_UNSEEN),
         "request": (_REQUESTS, _REQUESTS_UNSEEN),
@@ -239,12 +239,12 @@ def unknown_question(rng: Random, split: Split, unseen: bool = False) -> Questio
     )  # fmt: skip
 
 
-def _about_a_stranger(rng: Random, split: Split, unseen: bool) -> Question:
+def _about_an_unknown(rng: Random, split: Split, unseen: bool) -> Question:
     """What is asked of the world's people, animals and towns, of one that is not in it."""
     group = rng.choice(("person", "person", "animal", "town"))
     topics: tuple[str, ...]
     if group == "person":
-        about, topics = stranger(rng, split), ("job", "town", "pet", "dish")
+        about, topics = unknown_name(rng, split), ("job", "town", "pet", "dish")
     elif group == "town":
         about, topics = _elsewhere(rng, split), ("lies", "known_for")
     else:
@@ -258,7 +258,7 @@ def _about_a_stranger(rng: Random, split: Split, unseen: bool) -> Question:
     )  # fmt: skip
 
 
-def stranger(rng: Random, split: Split) -> str:
+def unknown_name(rng: Random, split: Split) -> str:
     return _strange(rng, split, lambda rng: open_name(rng, split)[0])
 
 
@@ -293,7 +293,7 @@ _FIELDS: dict[str, Callable[[Random, Split], str]] = {
     "job": lambda rng, split: rng.choice(PEOPLE).job,
     "town": lambda rng, split: rng.choice(TOWNS).name,
     "thing": lambda rng, split: f"the {rng.choice(THINGS).name}",
-    "name": stranger,
+    "name": unknown_name,
     "full": lambda rng, split: f"{open_name(rng, split)[0]} {rng.choice(_LAST_NAMES)}",
     "invented": lambda rng, split: _strange(rng, split, invented_word),
     "word": _word,

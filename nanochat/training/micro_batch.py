@@ -1,4 +1,4 @@
-"""A batch cut into what one forward pass takes: rows side by side, or joined without padding."""
+"""A batch cut into what one forward pass takes: rows padded, or joined without padding."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ def micro_batches(
     rows: of a pass. joined_length: 0, or the number of tokens that rows are joined to per row.
     Neither of them changes the loss or the gradient.
     """
-    cut = _joined(batch, rows, joined_length) if joined_length else _side_by_side(batch, rows)
+    cut = _joined(batch, rows, joined_length) if joined_length else _padded(batch, rows)
     for inputs, targets, weights, documents in cut:
         if weights is None:
             weights = torch.ones(targets.shape, device=device)
@@ -33,7 +33,7 @@ def micro_batches(
         yield _to_device(inputs, device), _to_device(targets, device), named
 
 
-def _side_by_side(batch: Batch, num_rows: int) -> Iterator[Any]:
+def _padded(batch: Batch, num_rows: int) -> Iterator[Any]:
     for first in range(0, batch.inputs.size(0), num_rows):
         rows = slice(first, first + num_rows)
         used = rows, slice(width_in_use(batch.targets[rows]))

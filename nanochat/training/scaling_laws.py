@@ -10,7 +10,7 @@ Recipe = Literal["classic"]
 RECIPES: dict[Recipe, dict[str, float]] = {
     "classic": {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
 }
-# The recipe's batch size, and the budget from which on it is used: 20 tokens for each parameter of
+# The recipe's batch size, and the budget from which on it is used: 20 tokens per parameter of
 # depth 6 at vocabulary 65,536. Smaller batches follow by "Power Lines", arXiv 2505.13738.
 RECIPE_BATCH_TOKENS = 2**19
 RECIPE_BUDGET_TOKENS = 20 * 55_000_000

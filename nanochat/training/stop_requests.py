@@ -1,4 +1,4 @@
-"""Signals that stop a run: recorded while there is something to save, else obeyed at once."""
+"""Signals that stop a run: recorded while there is something to save, else carried out at once."""
 
 import signal
 from collections.abc import Iterator

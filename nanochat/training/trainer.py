@@ -66,19 +66,11 @@ class NonFiniteError(UserError):
 
 
 def train(
-    model: nn.Module,
-    optimizers: Sequence[ShardedOptimizer],
-    batches: Iterator[Batch],
-    schedule: Schedule,
-    start: TrainState,
-    context: RunContext,
-    *,
-    device_batch_size: int,
-    every: Sequence[Every] = (),
-    prefetch: bool = True,
-    skip_steps: Collection[int] = (),
-    joined_length: int = 0,
-) -> TrainState:
+    model: nn.Module, optimizers: Sequence[ShardedOptimizer], batches: Iterator[Batch],
+    schedule: Schedule, start: TrainState, context: RunContext, *,
+    device_batch_size: int, every: Sequence[Every] = (), prefetch: bool = True,
+    skip_steps: Collection[int] = (), joined_length: int = 0,
+) -> TrainState:  # fmt: skip
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
     The functions of `every` are called in order. SIGTERM, SIGINT and SIGUSR1 save the state and end
