@@ -90,10 +90,10 @@ case "$NANOCHAT_TIER" in
         CORE_OPTIONS=()
         MID_OPTIONS=(--total_batch_size=4096 --num_conversations=12000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=0 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=80000 --init_lr=1.0
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=76000 --init_lr=1.0
             "${RATES[@]}" --eval_every=0 --save_every=100)
-        RL_OPTIONS=(--family=long_problems --num_iterations=24 --prompts_per_step=16 --num_samples=8 --max_new_tokens=64
-            --device_batch_size=32 "${RATES[@]}" --eval_every=0 --save_every=8)
+        RL_OPTIONS=(--family=long_problems --num_iterations=80 --prompts_per_step=16 --num_samples=8
+            --max_new_tokens=64 --device_batch_size=32 "${RATES[@]}" --eval_every=20 --save_every=20)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)
         ;;
     smoke)

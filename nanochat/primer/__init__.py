@@ -64,14 +64,14 @@ FAMILIES = (
 # Set by trial on the CPU tier of speedrun.sh (dev/LOG.md).
 SHARES: dict[Stage, dict[str, float]] = {
     "mid": {
-        "facts": 10, "relations": 9, "unknown": 4, "reading": 14, "arithmetic": 7,
-        "word_problems": 3, "long_problems": 0, "repeat": 8, "lists": 8, "spelling": 12,
-        "calendar": 4, "ordering": 7, "choice": 7, "talk": 1.5, "memory": 6,
+        "facts": 9, "relations": 10, "unknown": 4, "reading": 14, "arithmetic": 7,
+        "word_problems": 2, "long_problems": 1, "repeat": 7, "lists": 7, "spelling": 11,
+        "calendar": 6, "ordering": 10, "choice": 6, "talk": 1, "memory": 5,
     },
     "sft": {
-        "facts": 12, "relations": 16, "unknown": 7, "reading": 14, "arithmetic": 9,
-        "word_problems": 5, "long_problems": 0.7, "repeat": 4, "lists": 3, "spelling": 13,
-        "calendar": 4, "ordering": 8, "choice": 4, "talk": 2, "memory": 9,
+        "facts": 10, "relations": 18, "unknown": 8, "reading": 14, "arithmetic": 9,
+        "word_problems": 3, "long_problems": 3, "repeat": 4, "lists": 3, "spelling": 11,
+        "calendar": 6, "ordering": 11, "choice": 3, "talk": 1.5, "memory": 7,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip

@@ -295,5 +295,5 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _tale: 3,
     _lesson: 24, _belongings: 6, _packed_bag: 3, _echo: 14,
-    _question_and_answer: 24, _days_and_months: 3, _letters: 10, _counting: 6, _sums: 1,
+    _question_and_answer: 24, _days_and_months: 5, _letters: 10, _counting: 8, _sums: 1,
 }  # fmt: skip
