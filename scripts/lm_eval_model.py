@@ -77,10 +77,11 @@ class EngineLM:
         return tokens if tokens[:1] == [self.bos] else [self.bos, *tokens]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of a context and of its continuation, split as lm-eval splits them."""
-        stripped = context.rstrip()  # a space belongs to the word after it
-        tokens = self._encode(stripped)
-        return tokens, self._encode(context + continuation)[len(tokens) :]
+        """Tokens of a context and of its continuation, split where lm-eval splits them."""
+        num_before = len(self._encode(context.rstrip()))  # a space belongs to the word after it
+        # Both from the whole text: a line break may share a token with the character before it.
+        tokens = self._encode(context + continuation)
+        return tokens[:num_before], tokens[num_before:]
 
     def _windows(self, tokens: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """(context, continuation) pairs that predict each token after the first once, as lm-eval.
