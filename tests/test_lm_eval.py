@@ -87,9 +87,10 @@ def test_what_greedy_decoding_gives_is_greedy(engine: Engine) -> None:
     lm = model_of(engine)
     scores = lm._score([*zip(prompts, found, strict=True)])
     assert all(is_greedy for _, is_greedy in scores)
-    for at in range(3):
-        others = [[t ^ (i == at) for i, t in enumerate(tokens)] for tokens in found]
-        assert not any(is_greedy for _, is_greedy in lm._score([*zip(prompts, others, strict=True)]))
+    for at in range(3):  # another token there
+        others = [[token ^ (i == at) for i, token in enumerate(tokens)] for tokens in found]
+        scores = lm._score([*zip(prompts, others, strict=True)])
+        assert not any(is_greedy for _, is_greedy in scores)
 
 
 @pytest.mark.parametrize("num_words", [0, 1, 5, 31, 32, 33, 90, 200])
