@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nanochat.kernels.attention import attend_causally
 
+GROUP = 16  # documents that are padded to the length of the longest of them, on a CPU
+
 
 class Documents(NamedTuple):
     """Where the documents of a row begin; they cover it without gaps."""
@@ -62,20 +64,23 @@ def attend_within(
 def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
 ) -> Tensor:
-    """The same with each document in a padded row: only attention computes the padding."""
-    lengths = documents.starts.diff()
-    longest, count = int(lengths.max()), int(lengths.count_nonzero())
-    rows = torch.arange(len(lengths)).repeat_interleave(lengths)
-    places = rows * longest + documents.positions[0]  # of each token among the padded rows
-    # (N, H, D) to (count, H, longest, D) and back
-    padded = [
-        _Placed.apply(x[0].transpose(0, 1), places, count * longest)
-        .view(count, longest, x.size(1), x.size(3)).transpose(1, 2)
-        for x in (q, k, v)
-    ]  # fmt: skip
-    y = attend_causally(padded[0], padded[1], padded[2], window).transpose(1, 2).flatten(0, 1)
-    joined: Tensor = _Taken.apply(y, places)
-    return joined.transpose(0, 1)[None]
+    """The same with documents in padded rows: only attention computes the padding."""
+    lengths: list[int] = [n for n in documents.starts.diff().tolist() if n]
+    found, first = [], 0
+    # Neighbors have similar lengths, since the loader sorts the rows of a step.
+    for group in (lengths[i : i + GROUP] for i in range(0, len(lengths), GROUP)):
+        tokens = slice(first, first := first + sum(group))
+        longest, size = max(group), len(group) * max(group)
+        starts = torch.arange(0, size, longest).repeat_interleave(torch.tensor(group))
+        places = starts + documents.positions[0, tokens]  # of each token among the padded rows
+        rows = [  # (N, H, D) to (documents, H, longest, D) and, below, back
+            _Placed.apply(x[0, :, tokens].transpose(0, 1), places, size)
+            .view(len(group), longest, x.size(1), x.size(3)).transpose(1, 2)
+            for x in (q, k, v)
+        ]  # fmt: skip
+        y = attend_causally(rows[0], rows[1], rows[2], window)
+        found.append(_Taken.apply(y.transpose(1, 2).flatten(0, 1), places))
+    return torch.cat(found).transpose(0, 1)[None]
 
 
 class _Placed(torch.autograd.Function):
