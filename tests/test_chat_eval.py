@@ -332,6 +332,7 @@ def put_task_files() -> None:
     put_on_hub(
         "openai/gsm8k", "main/test-00000-of-00001.parquet", json_lines("gsm8k/test.jsonl")[:4]
     )
+    put_word_list()
 
 
 def test_families_of_the_primer_are_measured_once_and_summarized(

@@ -91,6 +91,8 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "loader": lambda value: all(_is_count(x) for name, x in value.items() if name != "lanes"),
     "train_seconds": lambda value: _is_number(value) and value >= 0,
     "progress": lambda value: _is_number(value) and 0 <= value <= 1,
+    "loss_scale": lambda value: _is_number(value) and value > 0,
+    "scale_since": _is_count,
     "loss": lambda value: value is None or _is_number(value),
     "finished": _is(bool),
     "skipped_steps": lambda value: all(map(_is_count, value)),
