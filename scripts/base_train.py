@@ -144,7 +144,7 @@ def text_rows(
     source: str, documents: Documents, tokenizer: RustBPETokenizer, num_tokens: int
 ) -> list[tuple[str, str]]:
     """How often the run reads the text that is here, and how many shards would be enough."""
-    texts = [str(text) for text in documents[:SAMPLE_DOCUMENTS]]
+    texts = [text or "" for text in documents[:SAMPLE_DOCUMENTS].to_pylist()]
     sample_tokens = sum(map(len, tokenizer.encode(texts))) + len(texts)
     tokens_per_byte = sample_tokens / max(1, sum(len(text.encode()) for text in texts))
     num_bytes, shards = dataset.train_bytes(source), len(documents.shards)

@@ -25,6 +25,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
     small_model.save_small_run("base")
     monkeypatch.setattr(base_train, "get_tokenizer", FullVocabulary)
     monkeypatch.setattr("nanochat.dataset.open_documents", lambda source, split: ["text"])
+    monkeypatch.setattr(base_train, "text_rows", lambda *_: [])  # which reads the real text
     monkeypatch.setattr("nanochat.dataset.text_digest", lambda source: "0" * 16)
     path = paths.base_dir() / "data" / "source.json"
     paths.write_atomic(path, '{"source": "fineweb-edu"}')
