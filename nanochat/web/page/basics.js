@@ -6,7 +6,7 @@ const EXAMPLES = [ // of the primer world; larger models can answer them, too
   ["An animal", "What sound does the fox make?"],
   ["A story", "Tell me a story."],
   ["A sum", "What is 347 + 588?"],
-  ["A spelling", "How do you spell giraffe?"],
+  ["A spelling", "How do you spell banana?"],
 ];
 const RETRY_TEMPERATURE = 0.7; // at temperature 0 a regenerated response would be the same again
 const MAX_BUSY_RETRIES = 5;
