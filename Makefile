@@ -1,10 +1,11 @@
 # make test     set up, then run the tests, in under five minutes on two cores
 # make slow     the tests that are left out of it: whole runs, benchmarks, killed jobs
+# make long     two slow tests of minutes: files that inflate to gigabytes, the GPU benchmark on a CPU
 # make check    style, types, Rust lints and tests, architecture, vocabulary
 # make format   format the code
 SHELL := bash
 .DEFAULT_GOAL := test
-.PHONY: setup test slow check format clean
+.PHONY: setup test slow long check format clean
 
 PYTHON := .venv/bin/python
 PYTHON_FILES := nanochat tasks scripts tests dev
@@ -22,7 +23,10 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long"
+
+long: setup
+	$(PYTEST) -m long
 
 check: setup
 	.venv/bin/ruff check $(PYTHON_FILES)

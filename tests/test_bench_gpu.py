@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = subprocess.run(

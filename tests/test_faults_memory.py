@@ -12,7 +12,8 @@ def test_a_small_bomb_takes_little_memory_in_a_process_of_its_own(tmp_path: Path
     assert (outcome.harms, outcome.tried, outcome.facts["refused"]) == ([], 1, 1)
 
 
-@pytest.mark.slow  # minutes, and 5 GB to make them
+@pytest.mark.slow
+@pytest.mark.long  # minutes, and 5 GB to make them
 def test_no_bomb_takes_a_gigabyte_more_than_its_file(tmp_path: Path) -> None:
     assert memory_bombs(tmp_path, list(BOMBS)).harms == []
 
