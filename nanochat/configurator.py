@@ -9,6 +9,7 @@ only formats the help.
 
 import argparse
 import ast
+import atexit
 import difflib
 import importlib
 import inspect
@@ -325,6 +326,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         code, message = 2, f"error: {error}"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"  # 128 + SIGINT, as shells report it
+        # Ctrl-C again, until the end: while threads are joined, Python would print a traceback, and
+        # once it has removed its handlers, the signal would kill the process.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     except BrokenPipeError:  # `| head` has read enough; Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except RuntimeError as error:

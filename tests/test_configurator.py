@@ -1,4 +1,5 @@
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,36 @@ def test_an_error_that_the_user_can_fix_is_one_line_and_an_exit_code(
     assert done.returncode == code
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == (1 if line else 0)
+
+
+@pytest.mark.parametrize("moment", ["while threads are joined", "after Python's handlers are gone"])
+def test_a_second_ctrl_c_during_the_exit_changes_nothing(moment: str) -> None:
+    program = (
+        "import os, signal, threading\n"
+        "from nanochat.configurator import run\n"
+        "ended = threading.Event()\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 2)\n"
+        "def interrupt():\n"
+        "    ended.wait()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "def main():\n"
+        "    if MOMENT == 'while threads are joined':\n"
+        "        threading._register_atexit(ended.set)\n"
+        "        threading.Thread(target=interrupt).start()\n"
+        "    else:\n"
+        "        import sys\n"
+        "        sys.last_object = Last()\n"
+        "    raise KeyboardInterrupt\n"
+        "run(main)\n"
+    ).replace("MOMENT", repr(moment))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:
