@@ -1,7 +1,8 @@
-"""What every test gets: an own base directory, no tracker, one thread."""
+"""What every test gets: an own base directory, no tracker, one thread, the same examples."""
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,22 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
+
+# The same examples in every run, however long a busy machine takes for one.
+settings.register_profile(
+    "nanochat", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("nanochat")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes of tests: a shell ignores it in its background jobs."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

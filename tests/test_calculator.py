@@ -118,14 +118,14 @@ def test_integers_are_exact_at_any_allowed_size() -> None:
     )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.text(max_size=300))
 def test_any_text_evaluates_to_text_or_none(text: str) -> None:
     value = evaluate(text)
     assert value is None or isinstance(value, str)
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(st.text("0123456789eE.,_+-*/%() '\"acount", max_size=calculator.MAX_CHARACTERS + 5))
 def test_any_text_of_the_alphabet_evaluates_to_text_or_none(text: str) -> None:
     value = evaluate(text)
@@ -147,7 +147,7 @@ expressions = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(expressions)
 def test_arithmetic_has_the_value_of_python(expression: str) -> None:
     try:

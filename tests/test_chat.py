@@ -123,7 +123,7 @@ def test_a_prompt_ends_where_the_assistant_starts() -> None:
     assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.text(max_size=20),
     st.sampled_from(

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import termios
@@ -235,9 +234,8 @@ class TypingUser:
 
     @staticmethod
     def _take_terminal(terminal: int) -> None:
-        """In the child: make it the controlling terminal, and Ctrl-C effective even under nohup."""
+        """In the child: make it the controlling terminal."""
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __enter__(self) -> "TypingUser":
         return self

@@ -660,7 +660,7 @@ def test_an_unfinished_stop_string_is_streamed_at_the_end() -> None:
     assert texts(stream(script, stop=["STOP"])) == ["a", " ", "ST"]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.text("ab\u00e9\U0001f642", max_size=14),
     st.lists(st.text("ab\u00e9\U0001f642", min_size=1, max_size=4), max_size=3),

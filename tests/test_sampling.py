@@ -40,7 +40,7 @@ def draws(row: Tensor, how: Sampling, count: int) -> list[int]:
     return sample_next_token(row.expand(count, -1), [how] * count, uniforms).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(row_settings, st.floats(0, 1, exclude_max=True)), min_size=1, max_size=6))
 def test_each_row_of_a_batch_draws_what_the_reference_draws_for_it(
     rows_and_uniforms: list[tuple[Sampling, float]],
@@ -53,7 +53,7 @@ def test_each_row_of_a_batch_draws_what_the_reference_draws_for_it(
         assert token in near
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(row_settings)
 def test_tokens_are_drawn_with_their_probabilities(how: Sampling) -> None:
     row, count = rows(1)[0], 2000

@@ -62,7 +62,7 @@ def others(tokenizer: RustBPETokenizer) -> list[RustBPETokenizer]:
 # ---- text to ids and back
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=any_text)
 def test_all_backends_give_the_ids_of_the_reference_implementation(
     tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], text: str
@@ -73,7 +73,7 @@ def test_all_backends_give_the_ids_of_the_reference_implementation(
     assert bpe.encode(merges, text) == ids
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=any_text)
 def test_decoding_inverts_encoding_and_the_bytes_add_up(
     tokenizer: RustBPETokenizer, text: str
@@ -85,7 +85,7 @@ def test_decoding_inverts_encoding_and_the_bytes_add_up(
     assert sum(sizes[token] for token in ids) == len(text.encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=broken_text)
 def test_a_lone_surrogate_is_encoded_as_the_replacement_character(
     tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], text: str
@@ -115,7 +115,7 @@ def test_a_utf8_copy_cached_by_python_changes_nothing(
     assert tokenizer.encode([text, text]) == [ids, ids]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(any_text, max_size=8))
 def test_a_batch_gives_what_each_text_gives_expected(
     tokenizer: RustBPETokenizer, others: list[RustBPETokenizer], texts: list[str]
@@ -436,7 +436,7 @@ def test_a_token_without_a_merge_can_be_used_but_not_saved(tmp_path: Path) -> No
         tokenizer.save(tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     tokens=st.lists(st.text("abc", min_size=2, max_size=6), unique=True, max_size=12),
     text=st.text("abcd ", max_size=60),
