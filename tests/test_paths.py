@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,15 @@ def test_who_waits_for_a_lock_is_told_for_whom(
 ) -> None:
     monkeypatch.setattr(paths, "LOCK_QUIET_SECONDS", 0.0)
     holder = hold(tmp_path / "shard")
-    threading.Timer(0.2, lambda: holder.communicate("")).start()
+
+    def release_when_told() -> None:
+        while not caplog.messages:
+            time.sleep(0.01)
+        holder.communicate("")
+
+    threading.Thread(target=release_when_told, daemon=True).start()
     with paths.locked(tmp_path / "shard"):
-        assert holder.wait(10) == 0
+        assert holder.wait() == 0
     [message] = caplog.messages
     assert message.startswith(f"waiting for {tmp_path / 'shard'}, in use by process {holder.pid}")
 

@@ -1,7 +1,6 @@
 import dataclasses
 import gc
 import math
-import os
 import signal
 import threading
 import time
@@ -260,8 +259,7 @@ def test_a_signal_saves_and_exits_after_the_step(tmp_path: Path, number: int) ->
 
     def kick(state: TrainState) -> None:
         if state.step == 3:
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
+            signal.raise_signal(number)
 
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, (batch(step) for step in range(8)), every=[Every(1, kick)], saver=saver)
