@@ -176,6 +176,23 @@ def test_json_files_are_read_beside_other_text(
     assert found == Counter([*TEXTS, "Permission is granted."])
 
 
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("a.jsonl.gz", bytes),  # unpacked by the browser
+        ("a.jsonl", gzip.compress),
+        ("a.jsonl.zst", gzip.compress),
+        ("a.json", partial(pa.compress, codec="zstd", asbytes=True)),
+    ],
+)
+def test_a_packed_file_is_recognized_by_its_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, pack: Any
+) -> None:
+    (tmp_path / name).write_bytes(pack(lines_of(TEXTS).encode()))
+    texts, _ = imported(tmp_path, capsys)
+    assert Counter(texts["train"] + texts["val"]) == Counter(TEXTS)
+
+
 def test_values_that_lie_across_parts_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,9 +290,12 @@ def test_empty_parts_are_skipped_and_the_last_with_text_validates(
     for number in range(3):
         write_parquet(tmp_path / f"part-{number}.parquet", TEXTS[number * 30 :][:30])
     write_parquet(tmp_path / "part-3.parquet", pa.array([], pa.string()))
+    (tmp_path / "part-0.parquet").rename(tmp_path / "part-00.parquet")
+    (tmp_path / "part-0.parquet").touch()  # of a task that failed
     texts, out = imported(tmp_path, capsys)
     assert (texts["train"], texts["val"]) == (TEXTS[:60], TEXTS[60:90])
-    assert "empty" in out and "part-3.parquet" in out
+    assert "2 files not read, empty" in out
+    assert "part-0.parquet" in out and "part-3.parquet" in out
 
 
 def test_the_test_split_of_a_data_set_is_not_trained_on(
@@ -293,6 +313,32 @@ def test_the_test_split_of_a_data_set_is_not_trained_on(
     texts, _ = imported(tmp_path / "lines", capsys)
     assert {t[:5] for t in texts["train"]} == {"train"}
     assert {t[:5] for t in texts["val"]} == {"valid"}
+
+
+@pytest.mark.parametrize(
+    "form", ["c4-{}.00000-of-00002.json", "en/wiki.{}.txt", "{}1.jsonl", "{}/my-dev-notes.jsonl"]
+)
+def test_splits_are_recognized_behind_the_name_of_the_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    for number, split in enumerate(("train", "test", "valid")):
+        path = tmp_path / form.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = TEXTS[number * 30 :][:30]
+        path.write_text("\n\n".join(texts) if path.suffix == ".txt" else lines_of(texts))
+    found, out = imported(tmp_path, capsys)
+    assert letters(found["train"]) == letters(TEXTS[:30])
+    assert letters(found["val"]) == letters(TEXTS[60:90])
+    assert "1 not read, the split test" in out
+
+
+def test_a_word_for_a_split_in_names_of_other_files_is_ordinary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("the-train-to-rome", "blood-test", "test_of_time", "testament")):
+        (tmp_path / f"{name}.jsonl").write_text(lines_of(TEXTS[number * 25 :][:25]))
+    texts, _ = imported(tmp_path, capsys)
+    assert Counter(texts["train"] + texts["val"]) == Counter(TEXTS)
 
 
 def test_files_called_test_without_a_training_split_are_ordinary(
@@ -340,9 +386,14 @@ def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet", "folder"])
-def test_what_may_not_be_read_is_an_error(tmp_path: Path, name: str) -> None:
-    texts = tmp_path / "texts"
-    texts.mkdir()
+def test_what_may_not_be_read_is_an_error(name: str) -> None:
+    # Not in pytest's folder, which another run of it closes to other users.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        check_unreadable(Path(folder), name)
+
+
+def check_unreadable(texts: Path, name: str) -> None:
     (texts / "b.jsonl").write_text(lines_of(TEXTS))
     if name == "folder":
         (texts / name).mkdir(mode=0)
@@ -356,11 +407,6 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path, name: str) -> None:
         "try: text_import.read_corpus(text_files.find_files(Path(sys.argv[1])))\n"
         "except UserError as error: print(error)"
     )
-    for parent in tmp_path.parents:
-        if Path(tempfile.gettempdir()) in parent.parents:
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    texts.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", program, str(texts)],
         capture_output=True, text=True, cwd=Path(__file__).parents[1],
@@ -373,7 +419,10 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"],
+)
 def test_utf_16_is_recognized_by_its_mark_and_by_nuls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, encoding: str
 ) -> None:
@@ -384,11 +433,18 @@ def test_utf_16_is_recognized_by_its_mark_and_by_nuls(
     assert letters([*texts["train"], *texts["val"]]) == letters(rows)
 
 
-def test_chinese_in_utf_16_without_a_mark_is_recognized() -> None:
-    text = ("天地玄黃，宇宙洪荒。" * 3 + "\n") * 20
-    assert json_rows.text_encoding(text.encode("utf-16-le")) == "utf-16-le"
-    assert json_rows.text_encoding(text.encode("utf-16-be")) == "utf-16-be"
+@pytest.mark.parametrize(
+    "line",
+    ["天地玄黃，宇宙洪荒。" * 3, "你好世界这是第一个测试。", "Привет мир, это проверка.",
+     "Γειά σου Κόσμε", "שלום עולם", "नमस्ते दुनिया", "これはテストです。", "안녕 하세요"],
+)  # fmt: skip
+def test_text_in_utf_16_without_a_mark_is_recognized(line: str) -> None:
+    text = f"{line}\n" * 20
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        assert json_rows.text_encoding(text.encode(encoding)) == encoding
     assert json_rows.text_encoding(text.encode()[:4095]) == "utf-8-sig"
+    for zeros in (text.replace("\n", "\0"), "\0" * 4096):
+        assert json_rows.text_encoding(zeros.encode()) == "utf-8-sig"
     assert json_rows.text_encoding(codecs.BOM_UTF32_LE + b"a\0\0\0") == "utf-32"
 
 
@@ -411,6 +467,17 @@ def test_invalid_utf_8_in_parquet_is_replaced_and_counted(
     assert len(texts["train"] + texts["val"]) == 90
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_invalid_utf_8_in_json_is_replaced_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    content = lines_of([*TEXTS, "Ich mXchte."]).encode().replace(b"X", b"\xf6")
+    (tmp_path / name).write_bytes(content + lines_of(TEXTS[:9]).encode())
+    texts, out = imported(tmp_path, capsys)
+    assert "Ich m\N{REPLACEMENT CHARACTER}chte." in texts["train"] + texts["val"]
+    assert "1 texts with invalid characters" in out and f"{name}:{len(TEXTS) + 1}" in out
+
+
 def test_a_damaged_character_in_a_text_file_is_replaced_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +487,29 @@ def test_a_damaged_character_in_a_text_file_is_replaced_and_counted(
     found = [*texts["train"], *texts["val"]]
     assert any(text.endswith("Ich m\N{REPLACEMENT CHARACTER}chte.") for text in found)
     assert "1 texts with invalid characters" in out
+
+
+def test_text_in_another_encoding_gets_advice_that_works(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("Привет мир.\n\n" * 20).encode("cp1251"))
+    assert "CP1251 for Cyrillic" in refusal(tmp_path)
+    (tmp_path / "a.txt").write_bytes(b"%PDF-1.7 \x8f\x00\xd2\x05\n" * 30)
+    assert "a.txt is not text (line 1)" in refusal(tmp_path)
+
+
+def test_a_file_whose_name_is_not_utf_8_is_read_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9")  # as old programs unpack it
+    (tmp_path / f"{name}.jsonl").write_text(lines_of(TEXTS))
+    texts, _ = imported(tmp_path, capsys)
+    assert Counter(texts["train"] + texts["val"]) == Counter(TEXTS)
+    write_parquet(tmp_path / "a.parquet", TEXTS)
+    (tmp_path / "a.parquet").rename(tmp_path / f"{name}.parquet")
+    assert "has a name that is not UTF-8; rename it" in refusal(tmp_path)
+
+
+def test_a_device_is_named_as_no_regular_file() -> None:
+    assert "/dev/null is not a regular file" in refusal(Path("/dev/null"))
 
 
 # ---- files that change

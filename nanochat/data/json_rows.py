@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,20 +14,43 @@ from nanochat.errors import UserError
 
 READ_CHARACTERS = 1 << 20  # at a time
 NUL_SAMPLE_BYTES = 4096  # of a file's start, in which UTF-16 is recognized
+MIN_WIDE_SPACES = 8  # of two bytes, in text that could be UTF-8 otherwise
 
 
 def text_encoding(start: bytes) -> str:
-    """The encoding of a text that starts with these bytes: UTF-8, or UTF-16 or UTF-32."""
+    """The encoding of a text that starts with these bytes: UTF-8, or UTF-16 or UTF-32.
+
+    Without a byte order mark it is recognized by NULs: of ASCII, spaces and line ends.
+    """
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     start = start[:NUL_SAMPLE_BYTES]
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    is_ascii = even + odd > len(start) / 4  # every second byte, or nearly; else line ends have some
-    if not (even and odd) and (is_ascii or (even + odd and not _is_utf8(start))):
-        return "utf-16-be" if even else "utf-16-le"
+    if 0 in start and (encoding := _encoding_with_nuls(start)):
+        return encoding
     return "utf-8-sig"  # with a byte order mark or without
+
+
+def _encoding_with_nuls(start: bytes) -> str:
+    bytes_of = [start[n::4] for n in range(4)]
+    for order, of_unit in (("le", bytes_of), ("be", bytes_of[::-1])):
+        if all(of_unit) and any(of_unit[0]) and max(of_unit[2]) <= 0x10 and not any(of_unit[3]):
+            return f"utf-32-{order}"  # Unicode ends at 0x10FFFF
+    even, odd = start[::2], start[1::2]
+    nuls_be, nuls_le = even.count(0), odd.count(0)
+    spaces_be, spaces_le = (
+        sum(low in b" \r\n" and not high for high, low in zip(*halves, strict=False))
+        for halves in ((even, odd), (odd, even))
+    )
+    # Every second byte is NUL, or nearly.
+    is_ascii = nuls_be + nuls_le > len(start) / 4 and not (nuls_be and nuls_le)
+    # Cyrillic and some Chinese are valid UTF-8, too, and a Chinese number has a NUL on the other
+    # side: spaces and line ends tell.
+    min_spaces = MIN_WIDE_SPACES if _is_utf8(start) else 1
+    if is_ascii or (max(spaces_be, spaces_le) >= min_spaces and not min(spaces_be, spaces_le)):
+        return "utf-16-be" if (spaces_be, nuls_be) > (spaces_le, nuls_le) else "utf-16-le"
+    return ""
 
 
 def _is_utf8(start: bytes) -> bool:
@@ -35,6 +59,15 @@ def _is_utf8(start: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+@contextmanager
+def open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
+    """The characters of a file. Bytes that are not UTF-8 become lone surrogates."""
+    with open_binary(path) as stream:
+        encoding = encoding or text_encoding(stream.peek(NUL_SAMPLE_BYTES))
+        errors = "surrogateescape" if "8" in encoding else "replace"
+        yield io.TextIOWrapper(stream, encoding, errors)
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -47,11 +80,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each non-blank line. Raises UserError naming file:line."""
     number = 0
     try:
-        with open_binary(path) as stream:
-            encoding = text_encoding(stream.peek(NUL_SAMPLE_BYTES))
-            # Of bytes, so that an error is that of its line; UTF-16 has line ends of two bytes.
-            reader: Any = stream if "8" in encoding else io.TextIOWrapper(stream, encoding)
-            lines = iter(lambda: reader.readline(MAX_TEXT_BYTES + 1), reader.read(0))
+        with open_text(path) as reader:
+            lines = iter(lambda: reader.readline(MAX_TEXT_BYTES + 1), "")
             for number, line in enumerate(lines, start=1):
                 if len(line) > MAX_TEXT_BYTES:
                     raise too_long(f"{path}:{number}: a line")
@@ -71,9 +101,7 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
     """
     number, position, failure = 0, 0, ValueError("it holds no value")
     try:
-        with open_binary(path) as stream:
-            encoding = text_encoding(stream.peek(NUL_SAMPLE_BYTES))
-            reader = io.TextIOWrapper(stream, encoding)
+        with open_text(path) as reader:
             text = reader.read(READ_CHARACTERS).lstrip()
             in_list = text.startswith("[")
             skipped, is_open = re.compile(r"[\s,\]]*" if in_list else r"\s*"), in_list

@@ -1,7 +1,7 @@
 """Parquet shards and compressed files: atomic writes, verified reads. The only user of pyarrow."""
 
-import errno
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import accumulate
@@ -31,7 +31,8 @@ MAX_EXPANDED_BYTES = 1_000_000_000
 MAX_WHOLE_EXPANSION = 20
 MAX_WHOLE_BYTES = 200_000_000
 MAX_JSON_VALUES, MIN_BYTES_PER_VALUE = 3_000_000, 20  # each takes 64 bytes, its text may have 3
-DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)  # what pyarrow raises on damaged bytes
+COMPRESSED = re.compile(rb"(?P<gzip>\x1f\x8b)|(?P<zstd>\(\xb5/\xfd|[P-_]\*M\x18)")  # how it starts
+DAMAGE = (pa.ArrowException, UnicodeError, OSError)  # what pyarrow raises on damaged bytes
 
 
 # ---- write
@@ -112,10 +113,11 @@ def _group_starts(file: pq.ParquetFile) -> list[int]:
 
 def _raise_unreadable(path: Path, error: BaseException) -> None:
     """Raises UserError if a file could not be opened, for a reason that says what to do."""
-    number = getattr(error, "errno", None)
-    if number == errno.ENOENT:
+    if isinstance(error, UnicodeEncodeError):
+        raise UserError(f"{path} has a name that is not UTF-8; rename it") from None
+    if isinstance(error, FileNotFoundError):
         raise UserError(f"{path} does not exist") from None
-    if number in (errno.EACCES, errno.EPERM):
+    if isinstance(error, PermissionError):
         raise UserError(f"no permission to read {path}; allow it, as with chmod +r") from None
 
 
@@ -183,10 +185,8 @@ def rows_of_dictionaries(path: Path) -> int:
         file = pq.ParquetFile(path, read_dictionary=["text"], **READ_OPTIONS)
         for number in range(file.metadata.num_row_groups):
             # pyarrow aborts the process on a damaged description of a column: read its start.
-            if (
-                file.metadata.row_group(number).total_byte_size * BATCH_ROWS
-                > MAX_EXPANDED_BYTES / 2
-            ):
+            size = file.metadata.row_group(number).total_byte_size
+            if size * BATCH_ROWS > MAX_EXPANDED_BYTES / 2:
                 for batch in file.iter_batches(1, row_groups=[number], columns=["text"]):
                     lengths = pc.binary_length(batch.column(0).dictionary)
                     longest = max(longest, pc.max(lengths).as_py() or 0)
@@ -330,17 +330,18 @@ class _Decompressed(io.RawIOBase):
 
 @contextmanager
 def open_binary(path: Path, limit: int = 0) -> Iterator[io.BufferedReader]:
-    """The content of a file, without its .gz or .zst compression. Raises UserError if forbidden.
+    """The content of a file, without gzip or zstd. UserError if forbidden, or beyond `limit` bytes.
 
-    Also beyond `limit` bytes, 0 for what is plausible when it is read in parts. Other errors of
-    reading are OSError, as when a compressed file is cut short.
+    limit: 0 for what is plausible when it is read in parts. Other errors are OSError.
     """
     limit = limit or max_expanded_bytes(path)
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     try:
-        # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
-        with pa.input_stream(path, compression=compression) as stream:
-            yield io.BufferedReader(_Decompressed(stream, path, limit), BUFFER_BYTES)
+        with path.open("rb") as file:
+            # Not by its name: browsers unpack what they download and keep the name.
+            packed = COMPRESSED.match(file.peek(4))
+            # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
+            with pa.input_stream(file, compression=packed and packed.lastgroup) as stream:
+                yield io.BufferedReader(_Decompressed(stream, path, limit), BUFFER_BYTES)
     except OSError as error:
         _raise_unreadable(path, error)
         if "too much memory" in str(error):  # of zstd
@@ -357,7 +358,6 @@ def read_bytes(path: Path) -> bytes:
         with open_binary(path, max_whole_bytes(path)) as stream:
             content = stream.read()
     except OSError as error:
-        _raise_unreadable(path, error)
         raise UserError(f"{path} is damaged: {_one_line(error)}") from None
     check_json_values(content, str(path))
     return content

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat import paths
-from nanochat.data.json_rows import NUL_SAMPLE_BYTES, json_rows, text_encoding
-from nanochat.data.shards import MAX_TEXT_BYTES, open_binary, parquet_texts
+from nanochat.data.json_rows import json_rows, open_text
+from nanochat.data.shards import MAX_TEXT_BYTES, parquet_texts
 from nanochat.errors import UserError
 
 MAX_DOCUMENT_CHARACTERS = 10_000  # a longer .txt file is split between paragraphs
@@ -26,8 +26,12 @@ UNPACK = {
     ".tar": "tar -xf", ".tgz": "tar -xf", ".tar.gz": "tar -xf", ".tar.zst": "tar -xf",
 }  # fmt: skip
 # Splits of data sets on the hub, by the name of a file or folder: train-00000-of-00002, train/0.
-SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?:[-._].*)?", re.IGNORECASE)
+# en/c4-validation.00000-of-00008. What precedes the word is the same for all splits.
+SPLIT_NAME = re.compile(
+    r"(?:(.*?)[-._ ])??(train|test|validation|valid|val|dev|eval)(?:[-._ \d].*)?", re.IGNORECASE
+)
 SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？]["”’」』）]*\s*""")
+CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")  # but tab, line ends and escape
 ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # invalid UTF-8, as the codec's surrogateescape has it
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 REPLACED = "texts with invalid characters, which are now U+FFFD"
@@ -139,7 +143,7 @@ def find_files(path: Path) -> Found:
     """
     skipped: dict[str, str] = {}
     try:
-        files = [path] if path.is_file() else sorted(_walk(path, skipped))
+        files = sorted(_walk(path, skipped)) if path.is_dir() else [path]
         found = list(_text_files(files, skipped))
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename}; allow it, or copy it") from None
@@ -199,16 +203,19 @@ def _unread_reason(path: Path) -> str:
 def _with_splits(files: list[TextFile], root: Path, skipped: dict[str, str]) -> list[TextFile]:
     """The files with the splits of a hub's data set, if their names say so, without its tests."""
 
-    def split_of(file: TextFile) -> str:
+    def splits_of(file: TextFile) -> list[tuple[str, str]]:
+        """(what precedes the word, split) of the file's name and of those of its folders."""
         parts = file.path.relative_to(root).parts if root != file.path else ()
-        names = [match[1].lower() for match in map(SPLIT_NAME.fullmatch, reversed(parts)) if match]
-        return names[0] if names else ""
+        matches = filter(None, map(SPLIT_NAME.fullmatch, reversed(parts)))
+        return [(match[1] or "", match[2].lower()) for match in matches]
 
-    splits = list(map(split_of, files))
-    if "train" not in splits:  # the user's own names
+    splits = list(map(splits_of, files))
+    divided = {prefix for names in splits for prefix, split in names if split == "train"}
+    if not divided:  # the user's own names
         return files
     kept = []
-    for file, split in zip(files, splits, strict=True):
+    for file, names in zip(files, splits, strict=True):
+        split = next((split for prefix, split in names if prefix in divided), "train")
         if split in ("test", "eval"):
             skipped[str(file.path)] = f"the split {split} of the data set, which is not trained on"
         else:
@@ -222,12 +229,9 @@ def _with_splits(files: list[TextFile], root: Path, skipped: dict[str, str]) -> 
 
 @contextmanager
 def _open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
-    """The characters of a file. Bytes that are not UTF-8 become lone surrogates."""
     try:
-        with open_binary(path) as stream:
-            encoding = encoding or text_encoding(stream.peek(NUL_SAMPLE_BYTES))
-            errors = "surrogateescape" if "8" in encoding else "replace"
-            yield io.TextIOWrapper(stream, encoding, errors)
+        with open_text(path, encoding) as reader:
+            yield reader
     except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is damaged: {reason}; restore it") from None
@@ -239,6 +243,8 @@ def inspect(file: TextFile, is_alone: bool, note: Note) -> TextFile:
     is_alone: there is no other file. Raises UserError if it cannot be read: NotUtf8Error if it is
     in another encoding, NoTextError if its rows have no text.
     """
+    if not file.path.stat().st_size:  # as parts that a failed job left
+        return file
     if file.kind != ".txt":
         texts = file.documents(MAX_TEXT_BYTES, note)
         return replace(file, characters=sum(map(len, texts)))
@@ -254,6 +260,8 @@ def inspect(file: TextFile, is_alone: bool, note: Note) -> TextFile:
             characters, num_lines = characters + len(line), num_lines + 1
             if not line.isascii():
                 is_broken = ESCAPED_BYTE.search(line) is not None
+                if is_broken and CONTROL.search(line):
+                    raise UserError(f"{file.path} is not text (line {number}); leave it out")
                 broken[is_broken] += 1
                 first_broken = first_broken or number * is_broken
         encoding = reader.encoding

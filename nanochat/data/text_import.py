@@ -122,8 +122,9 @@ def read_corpus(found: Found) -> Corpus:
     if foreign:
         others = f" (nor are {len(foreign) - 1} more)" if foreign[1:] else ""
         raise UserError(
-            f"{foreign[0]}{others}; write a copy to another folder, as in"
-            " iconv -f LATIN1 -t UTF-8 FILE > FOLDER/FILE, and import that folder"
+            f"{foreign[0]}{others}; write a copy to another folder with iconv -f ENCODING -t UTF-8"
+            " FILE > FOLDER/FILE, where ENCODING is LATIN1 for Western Europe, CP1251 for Cyrillic,"
+            " GB18030 for Chinese, SHIFT_JIS for Japanese, and import that folder"
         )
     return Corpus(files, notes)
 
