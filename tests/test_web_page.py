@@ -42,6 +42,9 @@ $$\\int_0^1 x^2\\,dx = \\frac{1}{3}$$
 - [ ] open
 - [x] done
 
+* مرحبا
+* www.b.example, not.a.link.
+
 مرحبا! هذا جواب.
 """
 
@@ -79,10 +82,13 @@ def test_tables_links_tasks_and_formulas_are_shown_as_they_are_meant(page: Page)
     expect(formulas).to_have_text(
         ["$a^2 + b_1*c_2*$", "\\(x = y\\)", "$$\\int_0^1 x^2\\,dx = \\frac{1}{3}$$"]
     )
-    expect(page.locator(".text a")).to_have_attribute("href", "https://a.example/b_(c)")
+    links = page.locator(".text a")
+    expect(links).to_have_text(["https://a.example/b_(c)", "www.b.example"])
+    expect(links.first).to_have_attribute("href", "https://a.example/b_(c)")
+    expect(links.last).to_have_attribute("href", "http://www.b.example")
     expect(page.locator(".text .task")).to_have_text(["☐ open", "☑ done"])
     last = page.locator(".text > p").last
-    for element in (last, page.locator(".bubble")):
+    for element in (last, page.locator(".bubble"), page.locator(".text ul").last):
         assert element.evaluate("x => getComputedStyle(x).direction") == "rtl"
     page.set_viewport_size({"width": 390, "height": 800})
     lines = table.locator("td").first.evaluate(
@@ -220,9 +226,16 @@ def test_conversations_are_exported_and_imported(page: Page, tmp_path: Path) -> 
     expect(page.locator("#toast")).to_have_text("2 conversations imported.")
     page.get_by_role("button", name="What is 347 + 588?", exact=True).click()
     expect(page.locator(".versions")).to_have_text("2/2")
-    file.write_text('{"messages": [{"role": "user", "content": 1}]}')
-    page.set_input_files("#import-file", file)
-    expect(page.locator("#toast")).to_contain_text("Line 1 is not a conversation")
+    for content, reason in {
+        '{"messages": [{"role": "user", "content": 1}]}': "a message has no text",
+        '{"messages": 5}': 'it has no "messages"',
+        "null": 'it has no "messages"',
+        "Hi": "not valid JSON",
+    }.items():
+        file.write_text(content)
+        page.set_input_files("#import-file", file)
+        shown = re.compile(f"Line 1 is not a conversation .*{reason}")
+        expect(page.locator("#toast")).to_have_text(shown)
 
 
 def test_a_conversation_has_a_system_prompt_and_a_top_p_of_its_own(page: Page) -> None:

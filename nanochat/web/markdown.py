@@ -39,7 +39,7 @@ ATTRIBUTES = {
     "td": {"align"}, "th": {"align"},
 }  # fmt: skip
 FORMULA_ENDS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
-URL = re.compile(r"""https?://[^\s<>"`]*[^\s<>"`.,;:!?'*_~)\]}]""")
+URL = re.compile(r"""(?:https?://|\bwww\.)[^\s<>"`]*[^\s<>"`.,;:!?'*_~)\]}]""")
 CHECKBOXES = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
 
 
@@ -161,7 +161,7 @@ def _with_links(tokens: list[Token]) -> Iterator[Token]:
                 if address.count("(") > address.count(")") and token.content[end : end + 1] == ")":
                     address, end = address + ")", end + 1
                 yield _text(token.content[start : match.start()])
-                yield from _link(address, address)
+                yield from _link("http://" * address.startswith("www.") + address, address)
                 start = end
             yield _text(token.content[start:])
         else:

@@ -207,7 +207,8 @@ function exportConversations(exported) {
 function parseConversations(text) {
   return text.split("\n").map((line, index) => [line.trim(), index + 1]).filter(([line]) => line).map(([line, number]) => {
     try {
-      const { id, name, updated, model, system, top_p, nodes, leaf, messages } = JSON.parse(line);
+      const { id, name, updated, model, system, top_p, nodes, leaf, messages } = JSON.parse(line) ?? {};
+      if (!Array.isArray(nodes ?? messages)) throw new Error('it has no "messages"');
       const imported = { id: randomId(), name: "", nodes: [], leaf: -1, updated: Date.now() };
       if (/^[\d-]{5,40}$/.test(id)) imported.id = id;
       if (Number.isFinite(updated)) imported.updated = updated;
@@ -223,6 +224,7 @@ function parseConversations(text) {
 
 function importMessage(conversation, { id, role, parts, content, parent, withdrawn, group, model, changed, stats, used }, isPlain) {
   parts ??= typeof content === "string" ? [{ type: "text", text: content }] : content;
+  if (!Array.isArray(parts)) throw new Error("a message has no text");
   parts = parts.map(({ type, text }) => ({ type: String(type), text: String(text) }));
   if (isPlain) parent = conversation.leaf;
   if (!["user", "assistant"].includes(role) || !Number.isInteger(parent) || parent >= conversation.nodes.length) throw new Error("a message is malformed");

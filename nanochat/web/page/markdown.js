@@ -72,7 +72,7 @@ function showHtml(block, html) {
     if (existing?.source === source) return;
     for (const pre of element.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre.cloneNode(true)));
     for (const table of element.querySelectorAll("table")) table.replaceWith(scrollable(table.cloneNode(true)));
-    for (const part of [element, ...element.querySelectorAll("p, li, td, th")]) if (part.tagName !== "PRE") part.dir = "auto";
+    for (const part of [element, ...element.querySelectorAll("blockquote p, ul, ol, td, th")]) if (part.tagName !== "PRE") part.dir = "auto";
     const wrap = { PRE: codeBlock, TABLE: scrollable }[element.tagName];
     const updated = wrap ? wrap(element) : element;
     updated.source = source;
