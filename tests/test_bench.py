@@ -25,13 +25,12 @@ def test_the_training_benchmark_measures_every_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_engine_benchmark_prints_its_targets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_engine_benchmark_measures_what_there_are_targets_for(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     small = "--depth 1 --sequence-len 128 --batches 1 2 --repeats 1 --threads 1 --targets"
     engine.main([*small.split(), "--out", str(out)])
-    found = json.loads(out.read_text())["milliseconds"]
-    assert len(found) == 4 and all(row["measured"] > 0 for row in found)
-    assert all(row["target"] is None for row in found)  # which are for a GPU at depth 20
-    assert "first tokens of 2 prompts of 32 tokens" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert [row["rows"] for row in found["by_batch"]] == [1, 2]
+    for row in found["by_batch"]:
+        assert row["milliseconds_per_step"] > 0 and row["first_token_milliseconds"] > 0
+    assert found["during_long_prefill"]["longest"]["with"] > 0 and "one_request" not in found

@@ -47,12 +47,11 @@ def random_model(depth: int, sequence_len: int, device: torch.device) -> GPT:
     config = GPTConfig.from_depth(depth, vocab_size=VOCAB_SIZE, sequence_len=sequence_len)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = GPT(config, compute_dtype=dtype).to(device)
-    model.init_weights(0)
-    generator = torch.Generator().manual_seed(1)
+    model.rotary.init_tables()
+    generator = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():  # zeros would make all answers equal
-            draw = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(draw * parameter.size(-1) ** -0.5)
+            parameter.normal_(0.0, parameter.size(-1) ** -0.5, generator=generator)
     return model.eval()
 
 
@@ -244,27 +243,6 @@ def during_long_prefill(engine: Engine, num_tokens: int, repeats: int) -> dict[s
     }
 
 
-def targets(
-    model: GPT, engine: Engine, batches: Sequence[int], repeats: int
-) -> list[dict[str, Any]]:
-    """What there are targets for: name, target and measured value in milliseconds."""
-    is_rated = model.config.n_layer == 20 and model.embedding.weight.device.type == "cuda"
-    found: list[tuple[str, float | None, float]] = []
-    for one in by_batch(model, engine, batches, repeats):
-        target = STEP_TARGETS.get(one["rows"])
-        found.append((f"a step of {one['rows']} rows", target, one["milliseconds_per_step"]))
-    what = f"first tokens of {one['rows']} prompts of {PROMPT_TOKENS} tokens"
-    found.append((what, FIRST_TOKENS_TARGET, one["first_token_milliseconds"]))
-    long = model.config.sequence_len - 2 * PROMPT_TOKENS
-    gaps = during_long_prefill(engine, long, repeats)
-    what = f"longest wait beside a prompt of {long} tokens"
-    found.append((what, WAIT_TARGET, gaps["longest"]["with"]))
-    return [
-        {"what": what, "target": target if is_rated else None, "measured": measured}
-        for what, target, measured in found
-    ]
-
-
 # ---- the command
 
 
@@ -292,26 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": model.config.to_dict(),
         "parameters": model.num_parameters()["total"],
     }
-    if options.targets:
-        results["milliseconds"] = targets(model, engine, options.batches, options.repeats)
-    else:
+    if not options.targets:
         peer = exported(model, engine)
         results |= {
             "one_request": one_request(engine, peer, options.repeats),
             "many_requests": many_requests(engine, options.repeats),
-            "by_batch": by_batch(model, engine, options.batches, options.repeats),
             "under_load": under_load(engine, options.slots),
-            "during_long_prefill": during_long_prefill(
-                engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
-            ),
         }
+    results |= {
+        "by_batch": by_batch(model, engine, options.batches, options.repeats),
+        "during_long_prefill": during_long_prefill(
+            engine, options.sequence_len - 2 * PROMPT_TOKENS, options.repeats
+        ),
+    }
     out = options.out or ROOT / f"dev/bench/results/engine-{results['date']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
-    for row in results.get("milliseconds", []):
-        target = "-" if row["target"] is None else f"{row['target']:.1f}"
-        print(f"{row['what']:45} target {target:>5}  measured {row['measured']:8.2f} ms")
 
 
 if __name__ == "__main__":

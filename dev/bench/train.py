@@ -47,7 +47,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
-from nanochat.training import param_groups, stage, trainer
+from nanochat.training import memory_estimate, param_groups, stage, trainer
 from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
 from nanochat.training.stop_requests import StopRequests
@@ -172,11 +172,13 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
             prefetch=False,
             joined_length=joined,
         )
+    estimate = memory_estimate.of(model, options.device_batch_size, runtime)
     return {"depth": depth, "compiled": options.compile, "dtype": str(runtime.compute_dtype)} | {
         **figures(watch, peak, model, options),
         "start to first micro-batch, s": round(timed_model.until_first_backward, 1),
         "peak memory, MB": runtime.peak_bytes() // 10**6,
         "memory before the first step, MB": bytes_before // 10**6,
+        "estimated memory, MB": estimate.total // 10**6,
     }
 
 
