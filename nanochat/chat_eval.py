@@ -49,7 +49,6 @@ class Answered:
     answers: tuple[str, ...]
     verdicts: tuple[bool, ...]  # of each answer
     was_cut: bool  # the prompt is longer than the context: the model saw its end
-    unseen_wording: bool  # an unseen paraphrase, where a task marks them
 
 
 # ---- scores
@@ -88,8 +87,6 @@ class Tally:
 
     num_passed: int = 0  # problems with a right answer
     num_total: int = 0
-    num_passed_unseen: int = 0  # of unseen paraphrases, where a task marks them
-    num_unseen: int = 0
     num_cut: int = 0  # prompts longer than the context: the model saw their end
     histogram: Sequence[int] = ()  # number of problems with 0, 1, ... num_samples right answers
     samples: Sequence[dict[str, Any]] = ()  # {"index", "prompt", "answer", "passed"}, wrong first
@@ -128,8 +125,6 @@ def tally(answered: Sequence[Answered]) -> Tally:
     return Tally(
         num_passed=sum(any(one.verdicts) for one in ordered),
         num_total=len(ordered),
-        num_passed_unseen=sum(any(one.verdicts) for one in ordered if one.unseen_wording),
-        num_unseen=sum(one.unseen_wording for one in ordered),
         num_cut=sum(one.was_cut for one in ordered),
         histogram=tuple(counts[right] for right in range(num_samples + 1)),
         samples=(*wrong, *right),
@@ -189,7 +184,6 @@ def evaluate_task(
                     Answered(
                         index, engine.tokenizer.decode(fitting[i]), _expected(conversations[i]),
                         tuple(answers[own]), tuple(verdicts[own]), len(prompts[i]) > limit,
-                        bool(conversations[i].get("unseen_wording")),
                     )
                 )  # fmt: skip
             on_progress(first + len(chunk))

@@ -46,7 +46,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,7 @@ CHAT_TASKS: dict[str, tuple[Callable[[], Task], float]] = {
     "HumanEval": (HumanEval, 0.0),
     "SpellingBee": (partial(SpellingBee, "test", size=256), 0.0),
 }
-ALL_FAMILIES, UNSEEN, CHATCORE = "all families", "unseen paraphrases", "ChatCORE"
+ALL_FAMILIES, CHATCORE = "all families", "ChatCORE"
 # Settings of published ChatCORE values; with others the label names them.
 CHATCORE_SETTINGS = {
     "max_problems": -1, "num_samples": 1, "temperature": 0.0, "max_new_tokens": 512,
@@ -136,7 +136,7 @@ def evaluate(options: Options, sizes: list[int], runtime: Runtime) -> None:
         "results": {},
         "seconds": 0.0,
     }
-    results = {label: Tally(**tally) for label, tally in section["results"].items()}
+    results = {label: saved_tally(tally) for label, tally in section["results"].items()}
     # Results of other tasks stay in the section, also with --fresh.
     missing = [label for label in labels if options.fresh or label not in results]
     if missing:
@@ -164,8 +164,14 @@ def write_results(
     with paths.locked(paths.report_dir() / name):
         saved = (earlier_section(name, settings) or section)["results"]
         for label, tally in saved.items():
-            results.setdefault(label, Tally(**tally))
+            results.setdefault(label, saved_tally(tally))
         report.write_section(name, section | rendered(results, settings, sizes))
+
+
+def saved_tally(values: dict[str, Any]) -> Tally:
+    """A tally of a section, which an earlier version with more fields may have written."""
+    known = {field.name for field in fields(Tally)}
+    return Tally(**{name: value for name, value in values.items() if name in known})
 
 
 def earlier_section(name: str, settings: dict[str, Any]) -> report.Section | None:
@@ -234,14 +240,9 @@ def summary(results: Results, settings: dict[str, Any]) -> dict[str, Estimate]:
     scores = {}
     if all(family in results for family in Primer.families):
         tallies = [results[family] for family in Primer.families]
-        for label, passed, total in (
-            (ALL_FAMILIES, "num_passed", "num_total"), (UNSEEN, "num_passed_unseen", "num_unseen"),
-        ):  # fmt: skip
-            num_passed, num_total = (
-                sum(getattr(tally, name) for tally in tallies) for name in (passed, total)
-            )
-            if num_total:
-                scores[label] = proportion(num_passed / num_total, num_total)
+        num_total = sum(tally.num_total for tally in tallies)
+        num_passed = sum(tally.num_passed for tally in tallies)
+        scores[ALL_FAMILIES] = proportion(num_passed / max(1, num_total), num_total)
     if all(name in results for name in CHAT_TASKS):
         changed = [f"{k}={settings[k]}" for k, v in CHATCORE_SETTINGS.items() if settings[k] != v]
         label = CHATCORE + (f" with {', '.join(changed)}" if changed else "")

@@ -72,7 +72,6 @@ class Questions(Task):
                 ],
                 "letters": letters,
                 "index": index,
-                "unseen_wording": index % 4 == 0,
             }
         )
 
@@ -112,7 +111,6 @@ def test_any_number_of_ranks_gives_the_answers_of_one(
     assert sorted(joined, key=lambda one: one.index) == whole
     assert tally(joined) == tally(whole)
     assert tally(whole).num_total == 41 and 0 < tally(whole).num_passed < 41
-    assert tally(whole).num_unseen == 11 and tally(whole).num_passed_unseen > 0
 
 
 @pytest.mark.parametrize("kind", ["categorical", "generative"])
@@ -187,9 +185,7 @@ def test_answers_are_those_of_the_engine_with_the_problem_as_seed(engine: Engine
         own = engine.complete([prompt], 6, seed=[index], **options)
         texts = tuple(tokenizer.decode(completion.tokens) for completion in own)
         verdicts = tuple(task.evaluate(task[index], text) for text in texts)
-        assert one == Answered(
-            index, tokenizer.decode(prompt), "A", texts, verdicts, False, index % 4 == 0
-        )
+        assert one == Answered(index, tokenizer.decode(prompt), "A", texts, verdicts, False)
         assert one.prompt.endswith("<|user_end|><|assistant_start|>")
 
 
@@ -236,20 +232,20 @@ def test_a_prompt_longer_than_the_context_keeps_its_end_and_is_counted(
 # ---- scores
 
 
-def answered(index: int, *verdicts: bool, unseen: bool = False) -> Answered:
+def answered(index: int, *verdicts: bool) -> Answered:
     prompt = (
         "<|bos|><|user_start|>first<|user_end|><|assistant_start|>yes<|assistant_end|>"
         f"<|user_start|>question {index}<|user_end|><|assistant_start|>"
     )
     answers = tuple(f"answer {index}.{i}" for i in range(len(verdicts)))
-    return Answered(index, prompt, "known", answers, verdicts, index == 3, unseen)
+    return Answered(index, prompt, "known", answers, verdicts, index == 3)
 
 
 def test_a_tally_counts_and_shows_the_first_wrong_and_right_answers() -> None:
-    some = [answered(i, i % 2 == 0, unseen=i < 3) for i in range(8)]
+    some = [answered(i, i % 2 == 0) for i in range(8)]
     total = tally(some)
     assert (total.num_passed, total.num_total, total.accuracy.value) == (4, 8, 0.5)
-    assert (total.num_passed_unseen, total.num_unseen, total.num_cut) == (2, 3, 1)
+    assert total.num_cut == 1
     assert total.histogram == (4, 4) and total.num_samples == 1
     assert [(s["index"], s["passed"]) for s in total.samples] == [(1, False), (3, False), (0, True)]
     assert total.samples[0] == {
@@ -376,6 +372,9 @@ def test_a_killed_run_resumes_but_other_settings_start_over(
     section = report.read_section("chat_eval_sft")
     assert section is not None and list(section["results"]) == list(FAMILIES[:6])
     assert script.ALL_FAMILIES not in section["table"]
+    for result in section["results"].values():
+        result["num_unseen"] = 0  # an earlier version had more fields
+    report.write_section("chat_eval_sft", section)
     with pytest.raises(KeyboardInterrupt):
         script.main([*QUICK, "--temperature=0.5"])
     section = report.read_section("chat_eval_sft")

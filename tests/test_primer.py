@@ -118,7 +118,7 @@ def test_held_out_sums_do_not_occur_anywhere_in_training_text() -> None:
         return {operands for text in texts for operands in SUM.findall(text)}
 
     tests = (primer.conversation(2, i, "test", "arithmetic") for i in range(3000))
-    held_out = sums([user_texts(test)[-1] for test in tests if not test["unseen_wording"]])
+    held_out = sums([user_texts(test)[-1] for test in tests])
     trained = sums([primer.document(1, i) for i in range(8000)])
     for i in range(5000):
         messages = primer.conversation(2, i, stage="mid")["messages"]

@@ -132,7 +132,6 @@ def _graded(turns: list[Question], family: str) -> dict[str, Any]:
         "answer": last.must_contain or last.key,
         "rivals": list(last.rivals),
         "kind": last.kind,
-        "unseen_wording": False,
     }
 
 

@@ -42,7 +42,6 @@ EXPLANATIONS = {
     "unseen compositions": "Facts that training never combines.",
     "unseen names": "Names and words of no training text.",
     "all families": "All questions about the primer world.",
-    "unseen paraphrases": "Paraphrases never used in training.",
     "typed by a person": "Questions that a person wrote by hand.",
     "tok/s": "Tokens trained on per second.",
     "MFU, share of the peak": "Model FLOP/s as a share of what the device can do.",
