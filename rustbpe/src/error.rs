@@ -15,8 +15,6 @@ pub enum Error {
     NotText(String),
     /// The texts contain no word.
     NoText,
-    /// The distinct words have too many bytes.
-    TooManyWords,
     /// A token of the vocabulary is missing, empty, repeated or not a merge.
     Vocabulary(String),
     /// The caller asked to stop.
@@ -40,10 +38,6 @@ impl fmt::Display for Error {
             Self::Split(reason) => write!(f, "the split pattern failed on a text: {reason}"),
             Self::NotText(reason) => write!(f, "a text cannot be read: {reason}"),
             Self::NoText => write!(f, "the texts contain no word to learn from; give some text"),
-            Self::TooManyWords => write!(
-                f,
-                "the distinct words have more than 4 billion bytes; give less text"
-            ),
             Self::Vocabulary(reason) => write!(f, "invalid vocabulary: {reason}"),
             Self::Stopped => write!(f, "training was stopped"),
         }

@@ -69,10 +69,14 @@ struct Words {
 
 impl Words {
     fn new(counts: WordCounts) -> Result<Self, Error> {
-        let (mut tokens, mut starts, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut has_words = false;
+        let (num_words, num_bytes) = counts.size();
+        if num_words == 0 {
+            return Err(Error::NoText);
+        }
+        let mut tokens = Vec::with_capacity(num_bytes);
+        let mut starts = Vec::with_capacity(num_words);
+        let mut numbers = Vec::with_capacity(num_words);
         counts.drain(|word, count| {
-            has_words = true;
             if word.len() > 1 {
                 starts.push(tokens.len() as u32);
                 numbers.push(count);
@@ -80,12 +84,6 @@ impl Words {
                 tokens.push(END);
             }
         });
-        if !has_words {
-            return Err(Error::NoText);
-        }
-        if u32::try_from(tokens.len()).is_err() {
-            return Err(Error::TooManyWords);
-        }
         Ok(Self {
             tokens,
             starts,
