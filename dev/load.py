@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -34,6 +35,7 @@ from dev import fuzz  # noqa: E402
 from dev.raw_client import Client, Reply, request  # noqa: E402
 
 CHAT = "/v1/chat/completions"
+Result = TypeVar("Result")
 WRITE_TIMEOUT_SECONDS = 30  # the server's, for clients that do not read
 ONE_TOKEN_SECONDS = 0.25  # a slot is freed after the next token
 ARRIVAL_SECONDS = 10  # by then all requests of a burst have arrived
@@ -130,9 +132,16 @@ def large_chat(number: int, max_tokens: int = 200) -> bytes:
 async def measure_fuzz(client: Client, num_handmade: int, num_generated: int) -> list[Row]:
     """Malformed requests, written by hand and generated from the OpenAPI description."""
     address = f"http://{client.host}:{client.port}"
-    counts = await fuzz.send_handmade(client, num_handmade)
-    description = json.loads((await client.send(request("/openapi.json"))).body)
-    counts += await asyncio.to_thread(fuzz.send_generated, address, description, num_generated)
+
+    async def work() -> Counter[str]:
+        counts = await fuzz.send_handmade(client, num_handmade)
+        description = json.loads((await client.send(request("/openapi.json"))).body)
+        generated = await asyncio.to_thread(
+            fuzz.send_generated, address, description, num_generated
+        )
+        return counts + generated
+
+    counts, health = await with_health_checks(client, work())
     faults = sum(number for name, number in counts.items() if not name.endswith("xx"))
     rows = [Row(f"fuzz, {name}", number) for name, number in sorted(counts.items())]
     sent, active = counts.total(), await client.num_active()
@@ -146,12 +155,13 @@ async def measure_fuzz(client: Client, num_handmade: int, num_generated: int) ->
         ),
         Row("fuzz, 5xx, hangs, broken streams", faults, "0", faults == 0),
         Row("fuzz, active afterwards", active, "0", active == 0),
+        *health_rows("fuzz", health),
     ]
 
 
 async def with_health_checks(
-    client: Client, work: Coroutine[Any, Any, list[Reply]]
-) -> tuple[list[Reply], list[float]]:
+    client: Client, work: Coroutine[Any, Any, Result]
+) -> tuple[Result, list[float]]:
     """The result of `work`, and the response times of /health meanwhile."""
     task = asyncio.create_task(work)
     seconds = []
@@ -159,6 +169,16 @@ async def with_health_checks(
         seconds.append((await client.send(request("/health"))).end)
         await asyncio.sleep(0.02)
     return task.result(), seconds
+
+
+def health_rows(part: str, seconds: list[float]) -> list[Row]:
+    """The response times of /health and their limit."""
+    p99 = sorted(seconds)[int(0.99 * len(seconds))]
+    return [
+        Row(f"{part}, /health requests", len(seconds)),
+        Row(f"{part}, /health median s", statistics.median(seconds)),
+        Row(f"{part}, /health p99 s", p99, "<= 0.1", p99 <= 0.1),
+    ]
 
 
 async def send_all(client: Client, requests: list[bytes]) -> list[Reply]:
@@ -184,13 +204,7 @@ async def measure_streams(client: Client, count: int) -> list[Row]:
         ratio = max(values) / statistics.median(values)
         limit = "<= 2" if name == "first_byte" else ""
         rows.append(Row(f"streams, {name} slowest / median", ratio, limit, not limit or ratio <= 2))
-    p99 = sorted(health)[int(0.99 * len(health))]
-    return [
-        *rows,
-        Row("streams, /health requests", len(health)),
-        Row("streams, /health median s", statistics.median(health)),
-        Row("streams, /health p99 s", p99, "<= 0.1", p99 <= 0.1),
-    ]
+    return [*rows, *health_rows("streams", health)]
 
 
 async def until_idle(client: Client) -> float:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 HEADER_TIMEOUT_SECONDS = 10.0
 WRITE_TIMEOUT_SECONDS = 30.0  # without progress: a client that does not read its answer
 GRACEFUL_SHUTDOWN_SECONDS = 7  # for running answers; Docker and Kubernetes kill after 10 and 30
+MAX_BODY_PIECES = 4096  # chunks of a body; each takes 6 µs, and 240 KB could be 240,000 of them
 BACKLOG = 1024  # connections that the kernel queues: a burst must not be reset
 # Per connection in the kernel. More backpressures the writer, so that a client that does not read
 # holds at most this much memory.
@@ -130,11 +132,27 @@ def serve(app: Any, listeners: list[socket.socket], trusted_proxies: Sequence[st
     make_server(app, trusted_proxies).run(sockets=listeners)
 
 
+class _Connection(h11.Connection):
+    """The parser, which refuses a body in very many chunks."""
+
+    _num_pieces = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_pieces = 0
+        self._num_pieces += isinstance(event, h11.Data)
+        if self._num_pieces > MAX_BODY_PIECES:
+            raise h11.RemoteProtocolError(f"more than {MAX_BODY_PIECES} chunks")
+        return event
+
+
 class TimeoutProtocol(H11Protocol):
     """HTTP/1.1 that drops connections whose headers or whose reading take too long."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.conn = _Connection(h11.SERVER)
         self.access_log = False  # guard.py writes one, without queries
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -145,7 +163,10 @@ class TimeoutProtocol(H11Protocol):
         self._start_timer("headers", HEADER_TIMEOUT_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer invalid HTTP with the JSON body of all errors."""
+        """Answer invalid HTTP with the JSON body of all errors, unless another answer has begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         body = json.dumps(ApiError(400, msg).body()).encode()
         headers = {
             **SECURITY_HEADERS,

@@ -103,7 +103,8 @@ class ApiError(HTTPException):
 
 # ---- requests
 
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# An unclosed one extends to the end: searched again from each quote, 240 KB would take minutes.
+STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
