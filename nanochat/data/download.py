@@ -100,6 +100,19 @@ def latest_commit(file: HubFile, endpoint: str) -> str:
     )
 
 
+def list_files(repo: str, revision: str, endpoint: str) -> tuple[str, list[str]]:
+    """The commit of a data set's revision and its files. UserError when they are unavailable."""
+    from huggingface_hub import HfApi
+
+    _prepare_client()
+    url, seconds = f"{endpoint}/datasets/{repo}", responses.TIMEOUT_SECONDS
+    found = _attempt_repeatedly(
+        lambda: HfApi(endpoint).dataset_info(repo, revision=revision, timeout=seconds),
+        url, Path(repo), Transfers(0), HUB_REMEDY, True,
+    )  # fmt: skip
+    return str(found.sha), [file.rfilename for file in found.siblings or []]
+
+
 def download_url(url: str, path: Path, remedy: str) -> None:
     """Download a file that is not on a hub, if it is missing; another call continues a broken one.
 

@@ -7,6 +7,7 @@ to divide it, and to write it.
 import hashlib
 import logging
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ MAX_VAL_SHARE = 0.34  # of shards that are used in place, of which at least one 
 MIN_DOCUMENT_CHARACTERS = 200  # a document is not cut below, however little text there is
 NUM_BUCKETS = 1 << 20  # of hashes
 SHARD_CHARACTERS = 50_000_000  # in memory at once, to be shuffled
+SHARD_NAME = re.compile(r"shard_\d{5}\.parquet")  # of the public sets; dev.repackage_data's, too
 MAX_NAMES = 5  # of files or rows in a line of the summary
 
 
@@ -64,7 +66,7 @@ class Corpus:
         """By split, if the files are shards that can be read where they are; else {}.
 
         The last ones by name validate, as many as come closest to the share, unless the data set
-        is divided already.
+        is divided already; only the last one if they are named as those of the public sets.
         """
         files = self.files
         if not all(file.kind == ".parquet" for file in files):
@@ -75,7 +77,9 @@ class Corpus:
             return {split: [f for f in files if f.split == split] for split in ("train", "val")}
         total, last, best = sum(file.characters for file in files), 0, 1.0
         number = 0
-        for count, file in enumerate(reversed(files[1:]), start=1):
+        is_public = all(SHARD_NAME.fullmatch(file.path.name) for file in files)
+        candidates = files[-1:] if is_public and files[1:] else files[1:]
+        for count, file in enumerate(reversed(candidates), start=1):
             last += file.characters
             if abs(last / total - VAL_SHARE) < abs(best - VAL_SHARE):
                 best, number = last / total, count
