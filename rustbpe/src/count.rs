@@ -26,10 +26,10 @@ const MAX_PENDING: usize = 512;
 const MAX_LOCAL_BYTES: usize = 1 << 20;
 /// Bytes of a word, at most. Longer ones are cut, so that a few do not fill a table.
 const MAX_WORD_BYTES: usize = 1 << 16;
-/// Bytes of the distinct words in the tables, at most; learning merges takes eight times as many.
-/// Two billion characters of English have less than a half of either.
-const MAX_SHORT_BYTES: usize = 64 << 20;
-const MAX_LONG_BYTES: usize = 64 << 20;
+/// Bytes of the distinct words in the tables, at most; learning merges takes up to 18 times as many.
+/// Two billion characters of English have two thirds of the first and a tenth of the second.
+const MAX_SHORT_BYTES: usize = 32 << 20;
+const MAX_LONG_BYTES: usize = 32 << 20;
 /// Of the smallest sample: one word of 2^24.
 const MAX_LEVEL: u32 = 24;
 
