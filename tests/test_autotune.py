@@ -1,5 +1,6 @@
 """The compile decision is in test_engine.py, beside what it must leave usable."""
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,19 @@ def test_the_largest_size_that_fits_is_used_and_no_smaller_one_is_tried() -> Non
 
     assert autotune.largest_that_fits([24, 12, 6, 3, 1], attempt) == 6
     assert tried == [24, 12, 6]
+
+
+def test_what_did_not_fit_is_free_before_the_next_size_is_tried() -> None:
+    found: list[Any] = []
+
+    def attempt(rows: int) -> None:
+        assert all(tensor() is None for tensor in found)
+        activations = torch.empty(rows)
+        found.append(weakref.ref(activations))
+        error = torch.OutOfMemoryError()
+        raise error  # which this frame refers to, and the error to the frame
+
+    assert autotune.largest_that_fits([4, 2, 1], attempt) == 1 and len(found) == 3
 
 
 def test_single_rows_remain_when_nothing_fits() -> None:

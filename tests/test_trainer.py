@@ -4,7 +4,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,13 +309,17 @@ class FailingModel(TinyModel):
     def __init__(self, max_rows: int) -> None:
         super().__init__()
         self.max_rows, self.num_failures = max_rows, 0
+        self.of_failure: Callable[[], Tensor | None] = lambda: None  # the tensor, while it exists
 
     def forward(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        assert self.of_failure() is None
         loss = super().forward(inputs, targets, weights)
         if len(inputs) > self.max_rows:
             self.num_failures += 1
             if self.num_failures == 1:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
+                self.of_failure = weakref.ref(loss)
+                error = torch.OutOfMemoryError("CUDA out of memory.")
+                raise error  # which this frame refers to, and the error to the frame
             loss.register_hook(self.fail)
         return loss
 

@@ -3,6 +3,7 @@
 GPUs get the largest micro-batch that fits, CPUs the fastest; neither changes results.
 """
 
+import gc
 import logging
 import math
 import time
@@ -202,6 +203,7 @@ def largest_that_fits(sizes: Iterable[int], attempt: Callable[[int], object]) ->
             failed = 1.0
         if not all_reduce_max([failed])[0]:
             return rows
+        gc.collect()  # the error and its frames may refer to each other, and to all activations
         logger.info("micro-batches of %d rows do not fit", rows)
     return 1
 

@@ -5,6 +5,7 @@ a frozen `TrainState` and cannot influence the loop, so the gradient is the same
 device_batch_size and any number of ranks.
 """
 
+import gc
 import logging
 import math
 import time
@@ -199,7 +200,10 @@ class _Gradients:
             try:
                 return accumulate_gradients(self.model, batch, self.rows, device, **named)
             except torch.OutOfMemoryError:
-                pass  # its traceback keeps the tensors: they are free from here on
+                pass
+            # Its frames keep the activations. If they refer to the error, only a collection, which
+            # does not happen by itself here, frees them.
+            gc.collect()
             rows = min(self.rows, batch.inputs.size(0))
             if rows == 1:
                 raise UserError(
