@@ -23,6 +23,10 @@ class Graph:
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, Any]] = []
 
+    def reset(self) -> None:
+        """As in torch 2.11: of a recording that has failed nothing is closed."""
+        self.operations.clear()
+
     def replay(self) -> None:
         for operation, arguments, named, output in self.operations:
             new = operation(*arguments, **named)

@@ -70,14 +70,16 @@ class Graphs:
         finally:
             cuda.set_stream(outside)  # torch may not have left the stream of the recording
         if self.has_failed:
-            self._repair()
+            self._repair(graph)
 
-    def _repair(self) -> None:
+    def _repair(self, graph: Any) -> None:
         """Restore what torch leaves behind when it fails before it has closed the recording.
 
         The allocator still redirects to the pool, and the generator refuses to draw.
         """
         index = self.cuda.current_device()
+        with suppress(RuntimeError):
+            graph.reset()  # later versions of torch close here what others leave open
         with suppress(RuntimeError):
             self.cuda.memory._cuda_endAllocateToPool(index, self._pool)
             self.cuda.memory._cuda_releasePool(index, self._pool)  # only if it was still open

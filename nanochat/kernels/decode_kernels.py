@@ -31,7 +31,8 @@ def rotate_norm_store(
     return q
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# `places` may start anywhere, which must not be a reason to compile again in the middle of answers.
+@triton.jit(do_not_specialize_on_alignment=["places"])  # type: ignore[untyped-decorator]
 def _rotate_norm_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, places, q, keys, values, eps,
     H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, SIZE: tl.constexpr,
