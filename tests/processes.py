@@ -123,6 +123,22 @@ def _main(
     configurator.run(lambda: main(argv))
 
 
+def slow_program(module: str, seconds: float) -> str:
+    """A program that runs a command in which each pass of a model takes so long, or longer."""
+    return f"""
+import time, torch
+from nanochat.configurator import run
+from nanochat.gpt import GPT
+from {module} import main
+
+def wait(module, _):
+    time.sleep({seconds} * isinstance(module, GPT))
+
+torch.nn.modules.module.register_module_forward_pre_hook(wait)
+run(main)
+"""
+
+
 def die_when_saved() -> None:
     """In the process of a command: kill it when the first checkpoint is complete."""
     from nanochat import checkpoint_manager

@@ -1,5 +1,6 @@
 """A server on loopback around an engine of the test process, and a client for it."""
 
+import itertools
 import json
 import socket
 import threading
@@ -103,11 +104,31 @@ def posted(body: bytes, path: str = "/v1/chat/completions") -> bytes:
 
 @contextmanager
 def slowed(engine: Engine, seconds: float) -> Iterator[None]:
-    """Delay each token, so that a test can act during an answer."""
+    """Delay each token, so that answers take a while."""
     hook = engine.model.embedding.register_forward_pre_hook(lambda *_: time.sleep(seconds))
     try:
         yield
     finally:
+        hook.remove()
+
+
+@contextmanager
+def paused(engine: Engine, after: int = 0) -> Iterator[threading.Event]:
+    """Hold the model after some passes, so that a test can act during an answer.
+
+    It continues when the event is set, or the block ends.
+    """
+    passes, released = itertools.count(), threading.Event()
+
+    def wait(*_: object) -> None:
+        if next(passes) >= after:
+            released.wait()
+
+    hook = engine.model.embedding.register_forward_pre_hook(wait)
+    try:
+        yield released
+    finally:
+        released.set()
         hook.remove()
 
 
@@ -118,8 +139,8 @@ def num_at_work(address: str) -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Fail unless the condition becomes true within half a minute."""
-    end = time.monotonic() + 30
+    """Fail unless the condition becomes true within two minutes."""
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

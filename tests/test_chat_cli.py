@@ -20,23 +20,11 @@ from rich.console import Console
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from scripts import chat_cli
-from tests import memorized_model
+from tests import memorized_model, processes
 from tests.memorized_model import LONG
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 250  # generous: test machines are busy
-SLOW_CHAT = """
-import time, torch
-from nanochat.configurator import run
-from nanochat.gpt import GPT
-from scripts import chat_cli
-
-def wait(module, _):
-    time.sleep(0.05 * isinstance(module, GPT))
-
-torch.nn.modules.module.register_module_forward_pre_hook(wait)
-run(chat_cli.main)
-"""
 
 
 @pytest.fixture
@@ -261,7 +249,7 @@ class TypingUser:
 @pytest.mark.slow
 def test_a_user_at_a_terminal_asks_interrupts_and_exits(saved: Path) -> None:
     """Ctrl-C stops an answer but not the program."""
-    with TypingUser(SLOW_CHAT, "--device_type=cpu") as user:
+    with TypingUser(processes.slow_program("scripts.chat_cli", 0.1), "--device_type=cpu") as user:
         assert "/help lists the commands" in user.reads_until(user.prompt)
         for typed, shown in (
             ("/stats\r", "no answer yet"),

@@ -144,7 +144,7 @@ def test_the_server_measures_the_time_to_the_first_token_and_the_speed(
         timings = chat(address, messages=user("Count")).json()["timings"]
         last = events(address, messages=user("Count"), stream_options={"include_usage": True})[-1]
     for one in (timings, last["timings"]):
-        assert one["first_token_ms"] >= 50 and 1 < one["tokens_per_second"] <= 20
+        assert one["first_token_ms"] >= 50 and 0 < one["tokens_per_second"] < 100
     assert chat(address, max_tokens=1).json()["timings"]["tokens_per_second"] is None
 
 

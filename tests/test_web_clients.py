@@ -16,7 +16,7 @@ import yaml
 from nanochat import export
 from nanochat.engine import Engine
 from tests.memorized_model import LONG, model_and_tokenizer
-from tests.served import MODEL, events, num_at_work, serving, slowed, user, wait_until
+from tests.served import MODEL, events, num_at_work, paused, serving, user, wait_until
 
 
 def output_of(*arguments: str, **environment: str) -> str:
@@ -134,12 +134,12 @@ def test_each_of_our_errors_raises_the_matching_exception_of_the_openai_package(
 def test_closing_a_stream_in_the_openai_package_stops_the_generation(
     client: openai.OpenAI, address: str, engine: Engine
 ) -> None:
-    with slowed(engine, 0.05):
+    with paused(engine, after=5):
         stream = client.chat.completions.create(model=MODEL, messages=user("Count"), stream=True)
         next(stream)
         assert num_at_work(address) == 1
         stream.close()
-        wait_until(lambda: num_at_work(address) == 0)
+    wait_until(lambda: num_at_work(address) == 0)
 
 
 # ---- the llm command

@@ -16,7 +16,7 @@ from nanochat.runtime import init_runtime
 from nanochat.web.models import ModelSource
 from scripts import chat_web
 from tests import memorized_model
-from tests.served import chat, events, num_at_work, serving_models, slowed, user, wait_until
+from tests.served import chat, events, num_at_work, paused, serving_models, user, wait_until
 
 STAGES = ("sft", "base", "mid")
 
@@ -76,12 +76,12 @@ def test_the_least_recently_used_idle_model_makes_room(engine: Engine) -> None:
 def test_a_model_that_answers_is_not_unloaded(engine: Engine) -> None:
     with (
         serving_stages(engine, max_loaded=1) as (address, loads),
-        slowed(engine, 0.05),
         ThreadPoolExecutor() as pool,
     ):
-        long = pool.submit(chat, address, messages=user("Count"))
-        wait_until(lambda: num_at_work(address) == 1)
-        refused = chat(address, model="base")
+        with paused(engine):
+            long = pool.submit(chat, address, messages=user("Count"))
+            wait_until(lambda: num_at_work(address) == 1)
+            refused = chat(address, model="base")
         assert refused.status_code == 429 and refused.headers["retry-after"]
         assert refused.json()["error"]["code"] == "models_busy"
         assert long.result().json()["choices"][0]["finish_reason"] == "stop"
