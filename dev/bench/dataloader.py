@@ -1,6 +1,7 @@
 """How fast the data loader is, and what it costs one rank of many.
 
     python -m dev.bench.dataloader --corpus DIR
+    python -m dev.bench.dataloader --corpus DIR --epochs 3      one run from its start to its end
 
 DIR holds parquet shards with a column `text`. Every rank encodes the whole token stream and keeps
 its own rows, so its cost per token of the stream hardly falls with the number of ranks. Seconds of
@@ -31,6 +32,8 @@ WORLD_SIZES = (1, 8, 512)
 SEQUENCE_LEN = 2048
 ROWS_PER_RANK = 32  # of a step on up to 8 ranks; 4 on 512, a step of 4.2M tokens
 GPU_TOKENS_PER_SECOND = 125_000  # of an H100 at depth 20: 1M tok/s on eight
+# Of one GPU by depth, measured on an H200, and of the ranks of a node.
+CONSUMED_BY_DEPTH, NODE_RANKS = {12: 590_000, 20: 182_700}, 8
 STEPS = 20  # timed; a step reads as many rows as it trains on
 
 
@@ -49,6 +52,52 @@ def measure(batches: Iterator[Batch], step_tokens: int) -> dict[str, float]:
         "tok/s": num_tokens / wall,
         "tok/s per core": num_tokens / cpu,
     }
+
+
+class CountedDocuments:
+    """Documents that count the bytes of those that were taken."""
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents, self.num_bytes = documents, 0
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, indices: slice) -> Any:
+        texts = self.documents[indices]
+        self.num_bytes += texts.nbytes  # with 8 bytes per document
+        return texts
+
+
+def whole_run(
+    corpus: Path, tokenizer: RustBPETokenizer, num_threads: int, num_epochs: int
+) -> dict[str, float]:
+    """One rank of a node through some epochs: whether later steps cost more; processor seconds."""
+    documents = CountedDocuments(Documents(sorted(corpus.glob("*.parquet"))))
+    rows = ROWS_PER_RANK * NODE_RANKS
+    batches = tokenizing_distributed_data_loader(
+        documents, tokenizer, num_threads=num_threads, rows=rows, sequence_len=SEQUENCE_LEN,
+        rank=0, world_size=NODE_RANKS, num_steps=10**6,
+    )  # fmt: skip
+    seconds, sizes, start, before, progress = [], [], time.process_time(), 0, 0.0
+    while progress < num_epochs:
+        progress = next(batches).metrics["epoch"]
+        seconds.append(time.process_time() - start)
+        sizes.append(documents.num_bytes - before)
+        start, before = time.process_time(), documents.num_bytes
+    steps, step_tokens = seconds[1:], rows * SEQUENCE_LEN  # the first one reads a block ahead
+    quarter = len(steps) // 4
+    needed = {depth: step_tokens / NODE_RANKS / rate for depth, rate in CONSUMED_BY_DEPTH.items()}
+    return {
+        "documents": len(documents), "epochs": progress, "steps": len(seconds),
+        "tokens of a step": step_tokens, "encoded bytes per step": statistics.mean(sizes[1:]),
+        "s per step, first quarter": statistics.mean(steps[:quarter]),
+        "s per step, last quarter": statistics.mean(steps[-quarter:]),
+        "s of the slowest step": max(steps),
+        **{f"s per step of {NODE_RANKS} GPUs at depth {n}": one for n, one in needed.items()},
+        **{f"times as fast as they at depth {n}, last quarter":
+           one / statistics.mean(steps[-quarter:]) for n, one in needed.items()},
+    }  # fmt: skip
 
 
 def conversations(documents: Documents) -> list[Conversation]:
@@ -94,9 +143,18 @@ def main() -> None:
     parser.add_argument("--num_threads", type=int, default=4)
     parser.add_argument("--vocab_size", type=int, default=65_536)
     parser.add_argument("--out", type=Path, default=RESULTS / f"dataloader-{date.today()}.json")
+    parser.add_argument("--epochs", type=int, default=0, help="only one run of so many epochs")
     options = parser.parse_args()
     texts = islice(Documents(sorted(options.corpus.glob("*.parquet"))[:1]), 20_000)
     tokenizer = RustBPETokenizer.train_from_iterator(texts, options.vocab_size)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {options.num_threads} threads"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.epochs:
+        figures = whole_run(options.corpus, tokenizer, options.num_threads, options.epochs)
+        results: dict[str, Any] = {"machine": machine, "whole run": figures}
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(results, indent=1))
+        return
     rounds = [
         round_of(options.corpus, tokenizer, options.num_threads) for _ in range(options.rounds)
     ]
@@ -108,9 +166,7 @@ def main() -> None:
         figures = medians[f"text, rank 0 of {world_size}"]
         needed = world_size * GPU_TOKENS_PER_SECOND
         figures[f"cores per rank at {needed:,} tok/s"] = needed / figures["tok/s per core"]
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, {options.num_threads} threads"
     results = {"machine": machine, "medians": medians, "rounds": rounds}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for what, figures in medians.items():
         print(what, {name: float(f"{value:.3g}") for name, value in figures.items()})
