@@ -31,7 +31,7 @@ CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 # Every field of GPTConfig that hf_config handles: a new one must be mapped or refused.
 MAPPED_FIELDS = {
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "rope_base",
-    "rms_eps", "softcap", "window_pattern",
+    "rms_eps", "softcap", "window_pattern", "value_embeddings",
 }  # fmt: skip
 BOS, END = "<|bos|>", "<|assistant_end|>"
 # Not the end token, whose positions trainers would mask; this one is never sampled.
@@ -168,6 +168,11 @@ def hf_config(
         raise UserError(
             f"the model's config has {', '.join(sorted(unknown))}, which the Hugging Face format"
             " does not support; only the classic recipe can be exported"
+        )
+    if config.value_embeddings:
+        raise UserError(
+            f"the model has value embeddings (value_embeddings={config.value_embeddings}), which"
+            " the Hugging Face format does not support; only --value_embeddings=0 can be exported"
         )
     if any(config.windows):
         raise UserError(

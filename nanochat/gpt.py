@@ -21,12 +21,13 @@ from nanochat.kernels.cpu_matmul import linear
 from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.kernels.documents import Documents, attend_within
 from nanochat.kernels.recompute import recomputing
+from nanochat.kernels.relu_squared import relu_squared
+from nanochat.kernels.rotary import CosSin, Rotary, rotate
 
 CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
 MAX_DEPTH = 1000  # beyond, it is a typing error: already 49 trillion parameters
+GATE_CHANNELS = 12  # of a layer's input, which the gates of value embeddings read
 HEAD_DIM_MULTIPLE = 8  # fused attention kernels accept no other head dims
-
-CosSin = tuple[Tensor, Tensor]  # rotary tables at the positions of a batch, (B, 1, T, D / 2) each
 
 
 class AttentionCache(Protocol):
@@ -58,6 +59,9 @@ class GPTConfig:
     """Logits are capped to +- this; Gemma 2, arXiv 2408.00118."""
     window_pattern: str = "L"
     """Repeated over the layers: S attends to half the context, L to all; the last is always L."""
+    value_embeddings: int = 0
+    """1: each layer has a table of values of tokens, 2: each second one, and so on, the last
+    included; 0: none. After value residuals, arXiv 2410.17897, and modded-nanogpt's records."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -75,6 +79,11 @@ class GPTConfig:
                 f"window_pattern={self.window_pattern} must be letters L (a layer that attends to"
                 " the full context) and S (to half of it), such as L or SSSL"
             )
+        if self.value_embeddings < 0 or self.n_embd < GATE_CHANNELS * (self.value_embeddings > 0):
+            raise UserError(
+                f"value_embeddings={self.value_embeddings} must be 0, or a number of layers such as"
+                f" 2 for each second one, with a width of at least {GATE_CHANNELS}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -86,6 +95,11 @@ class GPTConfig:
         half = -(-self.sequence_len // 2)
         letters = islice(cycle(self.window_pattern), self.n_layer - 1)
         return (*(half if letter == "S" else None for letter in letters), None)
+
+    def has_values(self, layer: int) -> bool:
+        """Whether a layer has value embeddings."""
+        every = self.value_embeddings
+        return every > 0 and (self.n_layer - 1 - layer) % every == 0
 
     @classmethod
     def from_depth(
@@ -137,43 +151,6 @@ class Linear(nn.Linear):
         return linear(x, self.weight.to(x.dtype))
 
 
-class Rotary(nn.Module):
-    """Rotary embeddings, arXiv 2104.09864, on the two halves of a head, rotated by minus theta."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        shape = config.sequence_len, config.head_dim // 2
-        # Not persistent: a checkpoint holds weights only, tables are computed.
-        self.register_buffer("cos", torch.empty(shape), persistent=False)
-        self.register_buffer("sin", torch.empty(shape), persistent=False)
-
-    def init_tables(self) -> None:
-        """Fill cos and sin, (sequence_len, D / 2) float32, one row per position."""
-        length, half = self.cos.shape
-        # On the CPU and in this order of operations: the bits are those of stock engines.
-        steps = torch.arange(0, 2 * half, 2, dtype=torch.float32, device="cpu")
-        frequencies = 1.0 / self.config.rope_base ** (steps / (2 * half))
-        positions = torch.arange(length, dtype=torch.float32, device="cpu")
-        angles = torch.outer(positions, frequencies)
-        self.cos.copy_(angles.cos())
-        self.sin.copy_(angles.sin())
-
-    def at(self, positions: Tensor) -> CosSin:
-        """cos and sin at positions (B, T) or (T,)."""
-        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) with the rotary embedding of its positions."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
-
-
 def norm(x: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension, without weights; arXiv 1910.07467."""
     return F.rms_norm(x, (x.size(-1),), eps=eps)
@@ -190,9 +167,14 @@ class Attention(nn.Module):
         self.key = Linear(config.n_embd, kv_width)
         self.value = Linear(config.n_embd, kv_width)
         self.output = Linear(config.n_embd, config.n_embd)
+        self.gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_values(layer) else None
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None = None
+    ) -> Tensor:
         q, k, v = self.project(x, cos_sin)
+        if values is not None:
+            v = v + self.gated(values, x).transpose(1, 2)
         if cache is None:
             y = attend_causally(q, k, v, self.window)
         elif isinstance(cache, Documents):
@@ -200,6 +182,13 @@ class Attention(nn.Module):
         else:
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(x.shape))
+
+    def gated(self, values: Tensor, x: Tensor) -> Tensor:
+        """Value embeddings (..., K * D) of tokens as (..., K, D), scaled by 0 to 3 per head."""
+        assert self.gate is not None
+        scales = 3 * self.gate(x[..., :GATE_CHANNELS]).sigmoid()
+        heads: Tensor = values.unflatten(-1, (-1, self.config.head_dim)) * scales.unsqueeze(-1)
+        return heads
 
     def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D); the first two rotated, then normed.
@@ -212,31 +201,6 @@ class Attention(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         return norm(rotate(q, *cos_sin), eps), norm(rotate(k, *cos_sin), eps), v
-
-
-class _ReluSquared(torch.autograd.Function):
-    """relu(x)^2 with gradient 2 relu(x): three passes over memory fewer than autograd's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive.square()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        grad_x: Tensor = (upstream[0] * positive).mul_(2)
-        return grad_x
-
-
-def relu_squared(x: Tensor) -> Tensor:
-    """relu(x)^2, arXiv 2109.08668."""
-    # The compiler fuses it; without gradients there is nothing to save.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return F.relu(x).square()
-    squared: Tensor = _ReluSquared.apply(x)
-    return squared
 
 
 class MLP(nn.Module):
@@ -261,15 +225,20 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
-        x = x + self.attention(norm(x, self.eps), cos_sin, cache)
+    def forward(
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None = None
+    ) -> Tensor:
+        """values: the layer's value embeddings of the tokens, (B, T, K * D), if it has some."""
+        x = x + self.attention(norm(x, self.eps), cos_sin, cache, values)
         y: Tensor = x + self.mlp(norm(x, self.eps))
         return y
 
 
-def run_block(block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context) -> Tensor:
+def run_block(
+    block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None
+) -> Tensor:
     """A function of the block, so that its compiled code serves the blocks of all layers."""
-    return block.forward(x, cos_sin, cache)
+    return block.forward(x, cos_sin, cache, values)
 
 
 def check_context(length: int, limit: int) -> None:
@@ -292,9 +261,14 @@ class GPT(nn.Module):
         self.run_block, self.is_compiled, self.recomputes = run_block, False, False
         uninitialized = torch.empty(config.vocab_size, config.n_embd)
         self.embedding = nn.Embedding.from_pretrained(uninitialized, freeze=False)
+        values = torch.empty(config.vocab_size, config.n_kv_head * config.head_dim)
+        self.value_embeddings = nn.ModuleDict({
+            str(layer): nn.Embedding.from_pretrained(values.clone(), freeze=False)
+            for layer in range(config.n_layer) if config.has_values(layer)
+        })  # fmt: skip
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.unembedding = Linear(config.n_embd, config.vocab_size)
-        self.rotary = Rotary(config)
+        self.rotary = Rotary(config.sequence_len, config.head_dim, config.rope_base)
 
     def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
         """As nn.Module's, which imports sympy for a model on the meta device: two seconds."""
@@ -312,10 +286,11 @@ class GPT(nn.Module):
 
         Matrices are uniform with standard deviation 1 / sqrt(fan in); output projections start at
         zero (arXiv 2203.03466), so that each block starts as the identity; the unembedding almost.
+        Value embeddings start as small as a projection's weights, and their gates half open.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith(("attention.output.weight", "mlp.down.weight")):
+            if name.endswith(("attention.output.weight", "mlp.down.weight", "gate.weight")):
                 parameter.zero_()
                 continue
             draw = torch.empty(parameter.shape, device="cpu")  # each device has its own RNG
@@ -357,14 +332,18 @@ class GPT(nn.Module):
         cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         is_training, context = torch.is_grad_enabled(), documents or kv_cache
+        values = {
+            layer: table(idx).to(self.compute_dtype)
+            for layer, table in self.value_embeddings.items()
+        }
         run = self.run_block if is_training else run_block  # inference has graphs of its own
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            arguments = block, x, cos_sin, context, values.get(str(layer))
             if self.keeps_activations or not is_training:
-                x = run(block, x, cos_sin, context)
+                x = run(*arguments)
             else:
-                x = checkpoint(
-                    run, block, x, cos_sin, context, use_reentrant=False, preserve_rng_state=False
-                )  # there is no dropout whose RNG state would matter
+                # There is no dropout whose RNG state would matter.
+                x = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
         x = norm(x, self.config.rms_eps)
         if logits_at is not None:  # before the unembedding, the largest product of a short prompt
             rows = torch.arange(x.size(0), device=x.device)[:, None]
@@ -385,6 +364,9 @@ class GPT(nn.Module):
             "unembedding": self.unembedding.weight.numel(),
             "matrices": sum(parameter.numel() for parameter in self.blocks.parameters()),
         }
+        if self.value_embeddings:
+            values = self.value_embeddings.parameters()
+            counts["value embeddings"] = sum(parameter.numel() for parameter in values)
         return {**counts, "total": sum(counts.values())}
 
     def flops_per_token(self) -> float:
@@ -396,5 +378,5 @@ class GPT(nn.Module):
         counts, config = self.num_parameters(), self.config
         seen = sum(window or config.sequence_len for window in config.windows)
         attention = 12 * config.n_embd * seen
-        # The embedding is a lookup and multiplies nothing.
-        return float(6 * (counts["total"] - counts["embedding"]) + attention)
+        # Embeddings are lookups and multiply nothing.
+        return float(6 * (counts["unembedding"] + counts["matrices"]) + attention)

@@ -25,6 +25,8 @@ class Options(LoopOptions):
     """Base of the rotary embedding; smaller for a short context."""
     window_pattern: str = "L"
     """Letters for the layers, repeated: S attends to half the context, L to all; the last is L."""
+    value_embeddings: Annotated[int, at_least(0)] = 0
+    """1: tables of values of tokens in each layer, 2: in each second one, and so on; 0: none."""
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means by --target_flops or --tokens_per_parameter."""
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
@@ -82,6 +84,7 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
         head_dim=options.head_dim,
         rope_base=options.rope_base,
         window_pattern=options.window_pattern,
+        value_embeddings=options.value_embeddings,
     )
     with torch.device("meta"):  # no memory before the summary of the run has been logged
         model = GPT(config, compute_dtype=runtime.compute_dtype)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from nanochat.engine import Engine
-from nanochat.gpt import norm, rotate
+from nanochat.gpt import norm
 from nanochat.inference import kv_cache, prepacked
 from nanochat.inference.decode import Mode
 from nanochat.kernels import cpu_matmul
 from nanochat.kernels import decode_kernels as kernels
+from nanochat.kernels.rotary import rotate
 from tests.small_model import small_model, small_tokenizer
 from tests.stand_in_gpu import attend_packed
 
@@ -46,9 +47,10 @@ def test_relu_squared_is_that_of_the_model() -> None:
     torch.testing.assert_close(kernels.relu_squared(x), x.relu().square())
 
 
-def test_fused_blocks_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", [0, 2])
+def test_fused_blocks_give_the_same_answers(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[1 + n] * (1 + 5 * n) for n in range(2)]
-    model = small_model(window_pattern="SL")
+    model = small_model(window_pattern="SL", value_embeddings=values)
     expected = Engine(model, small_tokenizer()).complete(prompts, max_tokens=3)
     monkeypatch.setattr(cpu_matmul, "has_onednn", lambda dtype: False)
     monkeypatch.setattr(kv_cache, "attend_packed", attend_packed)

@@ -170,6 +170,7 @@ def test_training_needs_both_text_and_a_tokenizer(
         (f"{TRAIN} --eval_tokens=0", "--eval_tokens=0 must be 1 or more"),
         (f"{TRAIN} --save_every=-1", "--save_every=-1 must be 0 or more"),
         (f"{TRAIN} --keep_checkpoints=0", "--keep_checkpoints=0 must be 1 or more"),
+        (f"{TRAIN} --value_embeddings=-1", "--value_embeddings=-1 must be 0 or more"),
         (f"{TRAIN} --window_pattern=M", "window_pattern=M must be letters L"),
         (f"{TRAIN} --head_dim=0", "--head_dim=0 must be 2 or more"),
         (f"{TRAIN} --model_tag=../../x", "--model_tag=../../x is not the plain name of a folder"),

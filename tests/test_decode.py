@@ -31,7 +31,8 @@ def test_a_recorded_step_equals_an_eager_one_while_the_cache_grows(
     kv_heads: int, pattern: str, can_pack: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
-    model = small_model(n_kv_head=kv_heads, window_pattern=pattern, sequence_len=26)
+    changes = {"n_kv_head": kv_heads, "window_pattern": pattern, "value_embeddings": kv_heads % 4}
+    model = small_model(sequence_len=26, **changes)
     rng, process = random.Random(0), StandIn()
     modes = Mode(), Mode(process, can_pack)
     eager, recorded = (DecodeStep(model, 6, mode) for mode in modes)

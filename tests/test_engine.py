@@ -56,8 +56,14 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def windowed(pattern: str) -> dict[str, Any]:
-    """Changes for a model of three layers; a layer with a window sees 20 tokens."""
-    return {"window_pattern": pattern, "n_layer": 3, "sequence_len": 40}
+    """Changes for a model of three layers; a layer with a window sees 20 tokens.
+
+    One with windows has value embeddings in its first and last layer.
+    """
+    values = 2 if "S" in pattern else 0
+    return {
+        "window_pattern": pattern, "value_embeddings": values, "n_layer": 3, "sequence_len": 40
+    }  # fmt: skip
 
 
 def cached_logits(model: GPT, rows: Tensor, chunks: Sequence[int], cache: KVCache) -> Tensor:

@@ -174,6 +174,8 @@ def test_a_model_with_windows_is_rejected_but_not_a_pattern_without_effect(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "model"
+    with pytest.raises(UserError, match=r"value_embeddings=1.*not support; only --value"):
+        export.export_hf(small_model(value_embeddings=1), small_tokenizer(), out, torch.float32)
     with pytest.raises(UserError, match=r"window_pattern=SL.*not support; only --window"):
         export.export_hf(small_model(window_pattern="SL"), small_tokenizer(), out, torch.float32)
     assert list(tmp_path.iterdir()) == []

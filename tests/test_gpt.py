@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -7,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig, relu_squared
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels import cpu_matmul
+from nanochat.kernels.relu_squared import relu_squared
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -100,6 +103,37 @@ def peer_with_weights_of(model: GPT) -> torch.nn.Module:
             names[f"blocks.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
     peer.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
     return peer.eval()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_value_embeddings_add_scaled_rows_of_a_table_to_the_values(every: int) -> None:
+    model, idx = random_model(value_embeddings=every, n_layer=3), tokens()
+    assert [*model.value_embeddings] == {1: ["0", "1", "2"], 2: ["0", "2"]}[every]
+    classic = GPT(config(n_layer=3))
+    classic.init_weights(0)
+    classic.load_state_dict(model.state_dict(), strict=False)
+
+    def add(layer: int, _: Any, arguments: tuple[Tensor], values: Tensor) -> Tensor:
+        gate = model.blocks[layer].attention.gate.weight
+        table = model.value_embeddings[str(layer)].weight
+        found = values.clone()
+        for row, position in product(range(idx.size(0)), range(idx.size(1))):
+            scales = 3 / (1 + (-gate @ arguments[0][row, position, :12]).exp())
+            heads = found[row, position].view(2, 8)
+            heads += scales[:, None] * table[idx[row, position]].view(2, 8)
+        return found
+
+    for layer in map(int, model.value_embeddings):
+        classic.blocks[layer].attention.value.register_forward_hook(partial(add, layer))
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx), classic(idx), atol=1e-4, rtol=1e-4)
+
+
+def test_value_embeddings_need_channels_for_their_gates() -> None:
+    with pytest.raises(UserError, match=r"value_embeddings=1 .* width of at least 12"):
+        config(value_embeddings=1, n_embd=8)
+    with pytest.raises(UserError, match="value_embeddings=-1 must be 0"):
+        config(value_embeddings=-1)
 
 
 def test_attention_is_causal() -> None:
@@ -404,6 +438,9 @@ def test_parameters_and_flops_follow_the_formula() -> None:
         "total": 2 * VOCAB * 32 + matrices,
     }  # fmt: skip
     assert model.flops_per_token() == 6 * (VOCAB * 32 + matrices) + 12 * 2 * 32 * 24
+    with_values = GPT(config(value_embeddings=2))
+    assert with_values.num_parameters()["value embeddings"] == VOCAB * 16
+    assert with_values.flops_per_token() == model.flops_per_token() + 6 * 2 * 12  # the gate
     windowed = GPT(config(window_pattern="S"))
     assert windowed.flops_per_token() == 6 * (VOCAB * 32 + matrices) + 12 * 32 * (12 + 24)
 

@@ -74,16 +74,16 @@ def kept_bytes(model: GPT, rows: int) -> int:
 @pytest.mark.parametrize("n_kv_head", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keeps_activations", [True, False])
-@pytest.mark.parametrize("pattern", ["L", "S"])
+@pytest.mark.parametrize(("pattern", "values"), [("L", 0), ("S", 0), ("L", 1)])
 def test_a_block_keeps_the_estimated_bytes(
-    pattern: str, keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
+    pattern: str, values: int, keeps_activations: bool, dtype: torch.dtype, n_kv_head: int
 ) -> None:
     """Measured as the difference between five blocks and two."""
     found, expected = [], []
     for n_layer in (2, 5):
         config = GPTConfig(
             sequence_len=640, vocab_size=32, n_layer=n_layer, n_head=4, n_kv_head=n_kv_head,
-            n_embd=256, window_pattern=pattern,
+            n_embd=256, window_pattern=pattern, value_embeddings=values,
         )  # fmt: skip
         model = GPT(config, dtype)
         model.init_weights(0)
@@ -98,12 +98,13 @@ def test_a_block_keeps_the_estimated_bytes(
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.03)
 
 
-def test_parameters_and_moments_are_those_of_the_model() -> None:
-    config = GPTConfig.from_depth(2, vocab_size=100, sequence_len=16)
+@pytest.mark.parametrize("values", [0, 1, 2])
+def test_parameters_and_moments_are_those_of_the_model(values: int) -> None:
+    config = GPTConfig.from_depth(2, vocab_size=100, sequence_len=16, value_embeddings=values)
     counts = GPT(config).num_parameters()
     guess = estimate(config, rows=1, compute_dtype=torch.float32, device_type="cpu")
     assert guess.parameters == guess.gradients == 4 * counts["total"]
-    in_adamw = counts["embedding"] + counts["unembedding"]
+    in_adamw = counts["total"] - counts["matrices"]
     assert guess.moments == 4 * (2 * in_adamw + counts["matrices"])
 
 

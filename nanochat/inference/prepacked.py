@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import GPT, Attention, Block, CosSin, Linear, norm, rotate
+from nanochat.gpt import GPT, Attention, Block, Linear, norm
 from nanochat.inference.kv_cache import KVCache
 from nanochat.kernels.attention import can_pack
 from nanochat.kernels.cpu_matmul import PrepackedLinear
+from nanochat.kernels.rotary import CosSin, rotate
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class _PrepackedAttention(Attention):
     def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)  # not that of Attention, which would allocate its matrices
         self.config, self.layer = attention.config, attention.layer
-        self.window = attention.window
+        self.window, self.gate = attention.window, attention.gate
         matrices = attention.query.weight, attention.key.weight, attention.value.weight
         self.projection = _Packed(dtype, *matrices)
         self.output = _Packed(dtype, attention.output.weight)
@@ -96,15 +97,19 @@ class _PrepackedAttention(Attention):
 class _FusedBlock(Block):
     """A block whose kernels do as much as they can at a time, in inference with a cache."""
 
-    def forward(self, x: Tensor, cos_sin: CosSin, cache: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: CosSin, cache: Any, values: Tensor | None = None
+    ) -> Tensor:
         if not isinstance(cache, KVCache) or not cache.is_packed:
-            return super().forward(x, cos_sin, cache)
+            return super().forward(x, cos_sin, cache, values)
         from nanochat.kernels.decode_kernels import relu_squared
 
         attention: Any = self.attention
         tokens, mlp = x.flatten(0, 1), self.mlp
-        qkv = attention.projection(norm(tokens, self.eps))
-        qkv = qkv.view(len(tokens), -1, attention.config.head_dim)
+        normed = norm(tokens, self.eps)
+        qkv = attention.projection(normed).view(len(tokens), -1, attention.config.head_dim)
+        if values is not None:
+            qkv[:, -attention.config.n_kv_head :] += attention.gated(values.flatten(0, 1), normed)
         y = cache.attend_projections(attention.layer, qkv, cos_sin, self.eps)
         # In place: each product adds to the residual stream by itself.
         tokens.addmm_(y.flatten(1), attention.output.weight.T)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GATE_CHANNELS, GPT, GPTConfig
 from nanochat.kernels.cross_entropy import rows_at_once
 from nanochat.runtime import Runtime
 
@@ -80,21 +80,26 @@ def estimate(
     size = compute_dtype.itemsize
     vocabulary = config.vocab_size * config.n_embd  # elements of the embedding
     kv_width = config.n_kv_head * config.head_dim
+    num_tables = sum(config.has_values(layer) for layer in range(config.n_layer))
+    # Elements of all embeddings with the unembedding.
+    tables = 2 * vocabulary + num_tables * config.vocab_size * kv_width
     matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # 8 in the MLP
+    matrices += num_tables * GATE_CHANNELS * config.n_kv_head
     tokens = rows * config.sequence_len
     block = tokens * block_bytes(config, size, device_type, recomputes)
     if keeps_activations:
         activations = config.n_layer * block
     else:
         activations = config.n_layer * tokens * size * config.n_embd + block
+    activations += num_tables * tokens * size * kv_width  # what is looked up, for the gates
     # Buffers of the collectives: gradients to reduce, parameters to gather.
-    sent = 2 * (2 * vocabulary + matrices) if world_size > 1 else 0
+    sent = 2 * (tables + matrices) if world_size > 1 else 0
     logits = config.vocab_size * min(tokens, rows_at_once(config.vocab_size, device_type))
     return Estimate(
-        parameters=4 * (2 * vocabulary + matrices),
-        gradients=4 * (2 * vocabulary + matrices),
+        parameters=4 * (tables + matrices),
+        gradients=4 * (tables + matrices),
         # AdamW keeps two moments per element, Muon one; its variances are negligible.
-        moments=4 * -(-(4 * vocabulary + matrices) // world_size),
+        moments=4 * -(-(2 * tables + matrices) // world_size),
         activations=activations,
         weights=size * (vocabulary + matrices) if size < 4 else 0,
         # grad_x and grad_weight, and of a group of logits: on a CPU logits and exponentials in

@@ -29,7 +29,7 @@ def scaled_rates(
 
 
 def build_optimizers(model: GPT, **rates: float) -> list[DistAdamW | Muon]:
-    """AdamW for embedding and unembedding, Muon for the matrices of the blocks.
+    """AdamW for embeddings and the unembedding, Muon for the matrices of the blocks.
 
     rates: those of `scaled_rates`; weight decay applies to the matrices only. Parameters are named
     as in the model, so that saved moments find them again.
@@ -40,6 +40,10 @@ def build_optimizers(model: GPT, **rates: float) -> list[DistAdamW | Muon]:
         {"params": [(f"{name}.weight", parameters.pop(f"{name}.weight"))], "lr": scaled[name]}
         for name in ("embedding", "unembedding")
     ]
+    values = [name for name in parameters if name.startswith("value_embeddings.")]
+    if values:
+        named = [(name, parameters.pop(name)) for name in values]
+        groups.append({"params": named, "lr": scaled["embedding"]})
     muon = Muon(
         parameters.items(),
         lr=scaled["matrices"],

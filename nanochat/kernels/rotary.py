@@ -1,0 +1,46 @@
+"""Rotary embeddings, arXiv 2104.09864, on the two halves of a head, rotated by minus theta.
+
+B batch  T time  H heads  D head dim
+"""
+
+import torch
+from torch import Tensor, nn
+
+CosSin = tuple[Tensor, Tensor]  # tables at the positions of a batch, (B, 1, T, D / 2) each
+
+
+class Rotary(nn.Module):
+    """The tables of cosines and sines."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, sequence_len: int, head_dim: int, base: float) -> None:
+        super().__init__()
+        self.base = base
+        shape = sequence_len, head_dim // 2
+        # Not persistent: a checkpoint holds weights only, tables are computed.
+        self.register_buffer("cos", torch.empty(shape), persistent=False)
+        self.register_buffer("sin", torch.empty(shape), persistent=False)
+
+    def init_tables(self) -> None:
+        """Fill cos and sin, (sequence_len, D / 2) float32, one row per position."""
+        length, half = self.cos.shape
+        # On the CPU and in this order of operations: the bits are those of stock engines.
+        steps = torch.arange(0, 2 * half, 2, dtype=torch.float32, device="cpu")
+        frequencies = 1.0 / self.base ** (steps / (2 * half))
+        positions = torch.arange(length, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, frequencies)
+        self.cos.copy_(angles.cos())
+        self.sin.copy_(angles.sin())
+
+    def at(self, positions: Tensor) -> CosSin:
+        """cos and sin at positions (B, T) or (T,)."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, T, D) with the rotary embedding of its positions."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
