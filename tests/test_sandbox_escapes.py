@@ -4,11 +4,11 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,11 @@ pytestmark = pytest.mark.skipif(
     len(policy.available_layers()) < 2, reason="needs seccomp and Landlock or bubblewrap"
 )
 IS_X86 = platform.machine() == "x86_64"
-TIMEOUT = 0.6  # of attacks that may run for long
+LONG_SECONDS, ENDLESS_SECONDS = 60.0, 0.6  # time limits
+ENDLESS = {
+    "a loop", "a loop in C", "a loop that ignores signals", "sleep", "loops in threads",
+    "recursion in C", "a closed channel", "an endless report", "memory of threads",
+}  # fmt: skip
 UNPRIVILEGED = policy.UNPRIVILEGED
 
 PRELUDE = """
@@ -389,7 +393,8 @@ def test_no_attack_succeeds(host: str, targets: Targets) -> None:
 
     def work() -> dict[str, dict[str, Any]]:
         def one(name: str) -> tuple[str, dict[str, Any]]:
-            return name, asdict(execute_code(targets.program(attacks[name]), TIMEOUT))
+            seconds = ENDLESS_SECONDS if name in ENDLESS else LONG_SECONDS
+            return name, asdict(execute_code(targets.program(attacks[name]), seconds))
 
         with ThreadPoolExecutor(4) as threads:
             return dict(threads.map(one, attacks))
@@ -413,7 +418,7 @@ def test_no_attack_succeeds(host: str, targets: Targets) -> None:
     errors = {name: results[name].error or "" for name in ATTACKS}
     assert {name: e for name, e in errors.items() if not e.startswith(reasons)} == {}
     for name in ("memory", "memory in small parts"):
-        assert results[name].memory_exceeded or results[name].timeout  # on a slow machine
+        assert results[name].memory_exceeded
     for name in ("a loop", "a loop in C", "sleep", "an endless report"):
         assert results[name].timeout
     if IS_X86:
@@ -433,7 +438,7 @@ def test_the_harmless_attacks_succeed_outside_of_the_sandbox(
         folder = tmp_path / name.replace("/", " ") / "program"
         folder.mkdir(parents=True)
         done = subprocess.run([sys.executable, "-c", targets.program(ATTACKS[name])],
-                              cwd=folder, capture_output=True, text=True, timeout=60)  # fmt: skip
+                              cwd=folder, capture_output=True, text=True)  # fmt: skip
         return "" if "ESCAPED" in done.stdout else f"{name}: {done.stderr[-200:]}"
 
     with ThreadPoolExecutor(4) as threads:
@@ -445,7 +450,7 @@ def test_every_system_call_that_is_not_listed_is_refused() -> None:
     entries = seccomp.SYSCALLS.strip().replace("\n", ",").split(",")
     numbers = {int(fields[column]) for entry in entries if (fields := entry.split())[column] != "-"}
     assert 60 < len(numbers) < 100
-    result = execute_code(EVERY_OTHER_CALL.format(allowed=numbers))
+    result = execute_code(EVERY_OTHER_CALL.format(allowed=numbers), LONG_SECONDS)
     assert result.error is None, result.error
 
 
@@ -507,27 +512,30 @@ def is_of(pid: int, name: str) -> bool:
     return name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     until = time.monotonic() + seconds
     while not (result := condition()) and time.monotonic() < until:
         time.sleep(0.02)
     return result
 
 
-def folders() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("nanochat-sandbox-*")}
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sandboxes of this test have their folders, and those of no other process."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("victim", ["host", "fork server"])
-def test_nothing_survives_the_death_of(victim: str) -> None:
-    before = folders()
+def test_nothing_survives_the_death_of(victim: str, temporary: Path) -> None:
     host = os.fork()
     if host == 0:
         pool = Pool()
         execution._pool = lambda _: pool  # type: ignore[assignment]
         for _ in range(2):
-            threading.Thread(target=execute_code, args=("while True: pass", 60)).start()
-        time.sleep(60)
+            threading.Thread(target=execute_code, args=("while True: pass", 200)).start()
+        time.sleep(200)
         os._exit(0)
     try:
         [server] = wait_for(lambda: processes().get(host))
@@ -542,13 +550,12 @@ def test_nothing_survives_the_death_of(victim: str) -> None:
             os.kill(host, signal.SIGKILL)
         os.waitpid(host, 0)
     if victim == "host":
-        assert wait_for(lambda: folders() <= before)
-    for name in folders() - before:  # both were killed
-        shutil.rmtree(Path("/tmp") / name)
+        assert wait_for(lambda: not [*temporary.iterdir()])
 
 
-def test_many_runs_leave_no_process_descriptor_or_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = folders()
+def test_many_runs_leave_no_process_descriptor_or_folder(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = Pool()
     monkeypatch.setattr(execution, "_pool", lambda _: pool)
     execute_code("1")
@@ -558,11 +565,11 @@ def test_many_runs_leave_no_process_descriptor_or_folder(monkeypatch: pytest.Mon
         for _ in range(8):
             execute_code(code, 0.02)
     assert len([*descriptors.iterdir()]) == before
-    [name] = folders() - others
+    [folder] = temporary.iterdir()
     # What remains are the workers that wait for a request, with empty folders.
-    assert wait_for(lambda: len([*Path("/tmp", name).iterdir()]) == NUM_WAITING)
-    [server] = [pid for pid in processes()[os.getpid()] if is_of(pid, name)]
+    assert wait_for(lambda: len([*folder.iterdir()]) == NUM_WAITING)
+    [server] = [pid for pid in processes()[os.getpid()] if is_of(pid, folder.name)]
     assert wait_for(lambda: len(processes()[server]) == NUM_WAITING)
-    assert [*Path("/tmp", name).glob("*/*")] == []
+    assert [*folder.glob("*/*")] == []
     pool.close()
-    assert folders() == others and server not in processes().get(os.getpid(), [])
+    assert not [*temporary.iterdir()] and server not in processes().get(os.getpid(), [])
