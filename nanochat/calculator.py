@@ -37,7 +37,7 @@ COUNT = re.compile(
     r"""(?P<q>['"])(?P<text>[^'"\\\n]*)(?P=q)\.count\((?P<r>['"])(?P<part>[^'"\\\n]*)(?P=r)\)"""
 )
 # A number with thousands commas: groups of three digits, and none after the point or the exponent.
-THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,])")
+THOUSANDS = re.compile(r"(?<![\w.,])(?<![eE][+-])\d{1,3}(?:,\d{3})+(?![\w,])")
 
 
 def evaluate(expression: str) -> str | None:
