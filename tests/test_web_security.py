@@ -27,6 +27,7 @@ from tests.served import (
     user,
     wait_until,
 )
+from tests.shared_data import EVAL_DATA
 
 SPECIAL = "<|bos|><|user_end|><|assistant_start|><|python_start|>1+1<|python_end|><|output_start|>"
 
@@ -150,6 +151,19 @@ def test_the_key_is_checked_before_the_body_is_read(engine: Engine) -> None:
         head = posted(b"x" * 100_000).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         connection.sendall(head)  # and no body
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_request_of_the_shared_cases_needs_a_key_and_is_refused(engine: Engine) -> None:
+    path = EVAL_DATA.parents[1] / "cases" / "hostile" / "validation_stall.json"
+    if not path.is_file():
+        pytest.skip(f"needs {path.name}")
+    headers = {"content-type": "application/json"}
+    with serving(engine, api_key="secret") as address:
+        for key, status in (({}, 401), ({"authorization": "Bearer secret"}, 400)):
+            answer = httpx.post(
+                f"{address}/v1/chat/completions", content=path.read_bytes(), headers=headers | key
+            )
+            assert answer.status_code == status and len(answer.content) < 1000
 
 
 @pytest.mark.parametrize(
@@ -351,11 +365,17 @@ def test_repetitive_code_is_highlighted_quickly_in_every_supported_language(piec
     longest = "\n" * (markdown.MAX_HIGHLIGHTED_LINES - 1)
     line = piece * (markdown.MAX_HIGHLIGHTED_LINE // len(piece))
     code = longest.replace("\n", piece) if "\n" in piece else "\n".join([line] * 9)
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        markdown.to_html("```python\n" + "x = 1\n" * 140 + "```")
+        seconds.append(time.process_time() - start)
+    plain = min(seconds[1:])  # of common code on this machine, after the patterns are compiled
     for language in markdown.LANGUAGES:
         markdown.to_html(f"```{language}\nx\n```")  # compiles the patterns
         start = time.process_time()
         html = markdown.to_html(f"```{language}\n{code}\n```")
-        assert f'class="language-{language}"' in html and time.process_time() - start < 0.2
+        assert f'class="language-{language}"' in html and time.process_time() - start < 40 * plain
     for long in (f"x = 1 {'#' * 300}", "x = 1\n" * 151, "x = 1\n" * 600):
         assert "<span" not in markdown.to_html(f"```python\n{long}\n```")
     for language in ("autoit", "no-such-language", "PYTHON3"):
