@@ -9,7 +9,9 @@ import torch
 from dev.faults import mutations, mutators, starts, trial
 from nanochat import checkpoint_manager as checkpoints
 from nanochat.checkpoint_manager import tensor_files
+from nanochat.checkpoint_manager.meta_file import CHECKS
 from nanochat.errors import UserError
+from nanochat.training.async_checkpoint import TrainState
 from tests.shared_data import EVAL_DATA
 
 SEED = 3
@@ -19,6 +21,12 @@ def test_a_mutated_checkpoint_is_passed_over_in_one_line(tmp_path: Path) -> None
     outcome = mutations.mutated_checkpoints(tmp_path, 70, SEED)
     assert outcome.harms == [] and outcome.tried == 70
     assert outcome.facts["passed over"] >= 40 and outcome.facts["kinds"] == len(mutators.MUTATORS)
+
+
+def test_every_value_of_the_state_of_a_run_is_checked_when_it_is_read() -> None:
+    assert TrainState().to_meta().keys() <= CHECKS.keys()
+    for name, value in TrainState().to_meta().items():
+        assert CHECKS[name](value), name
 
 
 def test_a_value_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nanochat import paths
+from nanochat.data.parquet_pages import PageSizes, page_sizes
 from nanochat.errors import UserError
 
 ROW_GROUP_ROWS = 1024  # as in fineweb-edu's shards
@@ -131,7 +132,6 @@ def text_batches(
     path: Path,
     first: int = 0,
     on_replaced: Callable[[int], None] | None = None,
-    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.Array]:
     """Texts from number `first` on, in small Arrow arrays of valid UTF-8, null where missing.
 
@@ -143,11 +143,13 @@ def text_batches(
     group = max(0, sum(start <= first for start in starts) - 1)
     if group >= file.metadata.num_row_groups:
         return
-    row = starts[group]
+    sizes, row = _page_sizes(path, "text"), starts[group]
+    if sizes.largest_value > MAX_TEXT_BYTES:
+        raise too_long(f"{path}: a text")
     # All row groups at once: opening each costs milliseconds, and some files have one per row. Not
     # read_row_groups: other programs write a row group of the size of the file.
     batches = file.iter_batches(
-        min(batch_rows, _batch_rows(file, path)),
+        _rows_of(sizes),
         row_groups=range(group, file.metadata.num_row_groups),
         columns=["text"],
     )
@@ -165,33 +167,25 @@ def text_batches(
         ) from None
 
 
-def _batch_rows(file: pq.ParquetFile, path: Path) -> int:
-    """Rows to read at a time, fewer where texts are long. UserError where they are far too long."""
-    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-    # Of all columns: pyarrow aborts the process on a damaged description of a single one.
-    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
-    if largest > MAX_TEXT_BYTES and len(file.schema_arrow) == 1:
-        raise too_long(f"{path}: a text")
-    return int(min(BATCH_ROWS, max(1, BATCH_BYTES / max(1, largest))))
+def _page_sizes(path: Path, column: str = "") -> PageSizes:
+    """`page_sizes`, with a UserError if the file is damaged."""
+    try:
+        return page_sizes(path, column)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({_one_line(error)}); {_remedy(path)}") from None
+
+
+def _rows_of(sizes: PageSizes) -> int:
+    """Rows to read at a time, fewer where texts are long, or may be repeated from a dictionary."""
+    largest = sizes.largest_value
+    if sizes.largest_dictionary * BATCH_ROWS > MAX_EXPANDED_BYTES / 2:
+        largest = max(largest, sizes.largest_dictionary)  # as if it were of a single text
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // largest))
 
 
 def rows_of_dictionaries(path: Path) -> int:
-    """How many rows can be read at a time if each of them is the longest text of a dictionary.
-
-    Parquet stores a text that repeats once, and reading copies it for each row.
-    """
-    longest = 1
-    with suppress(*DAMAGE, KeyError):  # damaged, or no such column: opening it says so
-        file = pq.ParquetFile(path, read_dictionary=["text"], **READ_OPTIONS)
-        for number in range(file.metadata.num_row_groups):
-            # pyarrow aborts the process on a damaged description of a column: read its start.
-            size = file.metadata.row_group(number).total_byte_size
-            if size * BATCH_ROWS > MAX_EXPANDED_BYTES / 2:
-                for batch in file.iter_batches(1, row_groups=[number], columns=["text"]):
-                    lengths = pc.binary_length(batch.column(0).dictionary)
-                    longest = max(longest, pc.max(lengths).as_py() or 0)
-                    break
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // longest))
+    """How many rows can be read at a time, at most BATCH_ROWS: fewer where texts are long."""
+    return _rows_of(_page_sizes(path, "text"))
 
 
 def too_long(where: str) -> UserError:
@@ -240,7 +234,7 @@ def parquet_texts(
 ) -> Iterator[str | None]:
     """The texts of a parquet file. Raises UserError as `text_batches`, and on too much text."""
     limit, num_bytes = max_expanded_bytes(path), 0
-    for batch in text_batches(path, 0, on_replaced, rows_of_dictionaries(path)):
+    for batch in text_batches(path, 0, on_replaced):
         if (num_bytes := num_bytes + batch.nbytes) > limit:
             raise _expands(path, limit)
         yield from batch.to_pylist()
@@ -381,10 +375,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     try:
         file, limit, num_bytes = pq.ParquetFile(path, **READ_OPTIONS), max_whole_bytes(path), 0
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        if sum(group.total_byte_size for group in groups) > limit:
+        sizes = _page_sizes(path)
+        if sizes.total > limit:
             raise _expands(path, limit)
-        for batch in file.iter_batches(BATCH_ROWS):
+        for batch in file.iter_batches(_rows_of(sizes)):
             if (num_bytes := num_bytes + batch.nbytes) > limit:
                 raise _expands(path, limit)
             rows += batch.to_pylist()

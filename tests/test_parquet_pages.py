@@ -1,0 +1,68 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dev.faults.memory import understate_size
+from nanochat.data import parquet_pages, shards
+from nanochat.data.parquet_pages import page_sizes
+from nanochat.errors import UserError
+
+TEXTS = [f"text {number} " * (number % 50) for number in range(3000)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"use_dictionary": False}, {"data_page_version": "2.0"}, {"data_page_size": 2_000},
+        {"row_group_size": 700, "compression": "none"}, {"write_page_checksum": True},
+        {"write_statistics": False}, {"write_page_index": True, "compression": "gzip"},
+    ],
+)  # fmt: skip
+def test_sizes_are_those_that_the_footer_states(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [*TEXTS, None], "n": range(3001)}), path, **options)
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    num_pages = 2 * len(TEXTS)
+    stated = sum(group.total_byte_size for group in groups)  # headers included
+    assert stated - 200 * num_pages < page_sizes(path).total < stated
+    assert 0 < page_sizes(path, "text").total < page_sizes(path).total
+    assert page_sizes(path, "none").total == 0
+
+
+def test_the_largest_page_decides(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = ["short"] * 5_000 + ["x" * 3_000_000] * 3
+    pq.write_table(pa.table({"text": texts}), path, use_dictionary=False, data_page_size=10_000,
+                   write_batch_size=1)  # fmt: skip
+    assert page_sizes(path).largest_value > 2_999_999
+    pq.write_table(pa.table({"text": texts}), path)
+    assert page_sizes(path).largest_dictionary > 3_000_000
+
+
+def test_a_page_larger_than_its_footer_states_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", 500_000)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x" * 1_000_000]}), path, use_dictionary=False)
+    understate_size(path)
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == 9000
+    for read in (lambda: list(shards.Documents([path])), lambda: shards.read_rows(path)):
+        with pytest.raises(UserError, match=r"a\.parquet has a page of 1 MB, over the limit"):
+            read()
+
+
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS[:20]}), path)
+    data = path.read_bytes()
+    for place in range(4, len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        try:
+            page_sizes(path)
+        except (ValueError, UserError):
+            continue
