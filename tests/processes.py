@@ -33,8 +33,9 @@ def context() -> ForkServerContext:
 class Running:
     """A running command, on one rank or several."""
 
-    def __init__(self, ranks: list[ForkServerProcess], path: Path) -> None:
-        self.ranks, self.path = ranks, path
+    def __init__(self, ranks: list[ForkServerProcess], path: Path, port: socket.socket) -> None:
+        """port: kept open, so that the ranks' port is given to no other program."""
+        self.ranks, self.path, self._port = ranks, path, port
 
     def is_alive(self) -> bool:
         """True while any rank is running."""
@@ -67,19 +68,19 @@ def start(
     """Start `module --option=...` with this base directory; `before` is called in each rank."""
     output = base / "output" / f"{time.monotonic_ns()}.txt"
     module, *argv = shlex.split(line)
-    port = _free_port()
+    port = _reserved_port()
     processes = []
     for rank in range(ranks):
         environment = {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
         if ranks > 1:
             environment |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1]),
             }  # fmt: skip
         arguments = (module, argv, environment, output, before)
         processes.append(context().Process(target=_main, args=arguments))
         processes[-1].start()
-    return Running(processes, output)
+    return Running(processes, output, port)
 
 
 def run(base: Path, line: str, ranks: int = 1, ok: bool = True) -> str:
@@ -90,11 +91,12 @@ def run(base: Path, line: str, ranks: int = 1, ok: bool = True) -> str:
     return running.output()
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+def _reserved_port() -> socket.socket:
+    """A socket on a free port, on which rank 0 can listen as long as this one does not."""
+    port = socket.socket()
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port.bind(("127.0.0.1", 0))
+    return port
 
 
 def _main(

@@ -38,7 +38,7 @@ def zipped(files: dict[str, str], root: str = "eval_bundle/") -> bytes:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A plain server of files: it states sizes, and no commit."""
     monkeypatch.setattr(download_module, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(responses, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(responses, "TIMEOUT_SECONDS", 1.5)
     with running_hub() as running:
         running.files[ARCHIVE] = zipped(FILES)
         running.is_small_file_store, running.states_checksums = True, False

@@ -1,7 +1,6 @@
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ from nanochat.execution import ExecutionResult, execute_code, grade_function, ru
 from nanochat.sandbox import landlock, policy, seccomp
 from scripts.inference import tool_from
 from scripts.options import ToolOptions
+
+LONG_SECONDS = 60.0  # a time limit that no program of these tests reaches
 
 pytestmark = pytest.mark.skipif(
     len(policy.available_layers()) < 2, reason="needs seccomp and Landlock or bubblewrap"
@@ -107,15 +108,13 @@ assert open("a.txt").read() == "text"
 with tempfile.TemporaryFile() as file:
     file.write(b"x")
 """
-    assert execute_code(code).error is None
+    assert execute_code(code, LONG_SECONDS).error is None
 
 
 def test_an_endless_loop_is_stopped_with_its_output() -> None:
-    began = time.monotonic()
-    result = execute_code("print('begun')\nwhile True: pass", timeout=0.5)
-    assert time.monotonic() - began < 10
+    result = execute_code("print('begun')\nwhile True: pass", timeout=2)
     assert result.timeout and not result.success and result.stdout == "begun\n"
-    assert result.error == "still running after 0.5 s"
+    assert result.error == "still running after 2 s"
 
 
 def test_memory_is_limited() -> None:
@@ -137,7 +136,7 @@ def test_output_that_is_not_utf8_is_replaced() -> None:
 
 
 def test_a_long_program_runs_and_a_longer_one_is_refused() -> None:
-    assert execute_code("x = 1\n" * 34_000).success  # 200 KB
+    assert execute_code("x = 1\n" * 34_000, LONG_SECONDS).success  # 200 KB
     result = execute_code("#" * 2_000_000)
     assert not result.success and result.error is not None
     assert result.error.startswith("the program has 2000000 characters; the limit is")
@@ -154,7 +153,9 @@ def test_every_program_gets_a_new_process_and_folder() -> None:
 def test_many_threads_may_execute_programs_at_once() -> None:
     outputs: list[str] = []
     threads = [
-        threading.Thread(target=lambda i=i: outputs.append(execute_code(f"print({i})").stdout))
+        threading.Thread(
+            target=lambda i=i: outputs.append(execute_code(f"print({i})", LONG_SECONDS).stdout)
+        )
         for i in range(24)
     ]
     for thread in threads:

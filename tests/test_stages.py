@@ -63,13 +63,9 @@ def test_the_micro_batch_size_does_not_change_the_weights(trained: Path) -> None
 
 
 def test_a_killed_run_resumes_to_the_same_weights(trained: Path) -> None:
-    running = processes.start(trained, f"{BASE} --model_tag=killed")
-    folder = trained / "base_checkpoints" / "killed"
-    while not list(folder.glob("meta_*.json")) and running.is_alive():
-        time.sleep(0.005)
-    running.send(signal.SIGKILL)
-    running.wait()
-    output = processes.run(trained, f"{BASE} --model_tag=killed")
+    line = f"{BASE} --model_tag=killed"
+    assert processes.start(trained, line, before=processes.die_when_saved).wait() == [-9]
+    output = processes.run(trained, line)
     assert "resuming from step" in output
     expected, resumed = weights(trained, "base", "straight"), weights(trained, "base", "killed")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
