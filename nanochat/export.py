@@ -21,9 +21,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from nanochat.errors import UserError, named_failures
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GATE_CHANNELS, GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
+MODELING = Path(__file__).with_name("modeling_nanochat.py")
+MODELED = f"which runs the code in `{MODELING.name}`"
+VALUES_MODEL = "NanoChatValuesForCausalLM"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 WEIGHTS_FILE = "model.safetensors"
 # Renders the same text as chat.render_conversation.
@@ -40,11 +43,11 @@ LICENSES = {  # of models, going by the text that they were trained on
     "primer": "mit", "fineweb-edu": "odc-by", "climbmix": "cc-by-nc-4.0",
 }  # fmt: skip
 CHAT_USAGE = """    from transformers import pipeline
-    chat = pipeline("text-generation", "PATH OF THIS FOLDER")
+    chat = pipeline("text-generation", "PATH OF THIS FOLDER"$option)
     chat([{"role": "user", "content": "Hello!"}])
 """
 BASE_USAGE = """    from transformers import pipeline
-    pipeline("text-generation", "PATH OF THIS FOLDER")("Once upon a time")
+    pipeline("text-generation", "PATH OF THIS FOLDER"$option)("Once upon a time")
 """
 
 
@@ -91,6 +94,8 @@ def export_hf(
         "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len, usage.end)),
         "README.md": model_card(model.config, usage),
     }
+    if model.config.value_embeddings:
+        files[MODELING.name] = MODELING.read_text(encoding="utf-8")
     if usage.is_chat:
         files["chat_template.jinja"] = CHAT_TEMPLATE.read_text(encoding="utf-8")
     with named_failures(out):
@@ -129,8 +134,7 @@ def hf_tensors(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
             wrong.append(f"{hf_name}: {shapes.get(name)}, expected {expected}")
     if wrong:
         raise UserError(
-            f"the model cannot be mapped to the Hugging Face format ({'; '.join(wrong[:4])}); only"
-            " the classic recipe can be exported"
+            f"the model cannot be mapped to the Hugging Face format ({'; '.join(wrong[:4])})"
         )
     return {layout[name][0]: tensor.detach().cpu() for name, tensor in state.items()}
 
@@ -151,8 +155,14 @@ def hf_layout(config: GPTConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
         "mlp.down.weight": ("mlp.fc2.weight", (width, 4 * width)),
     }
     for layer in range(config.n_layer):
+        hf_layer = f"model.layers.{layer}"
         for name, (hf_name, shape) in block.items():
-            layout[f"blocks.{layer}.{name}"] = (f"model.layers.{layer}.{hf_name}", shape)
+            layout[f"blocks.{layer}.{name}"] = (f"{hf_layer}.{hf_name}", shape)
+        if config.has_values(layer):
+            gate, values = f"blocks.{layer}.attention.gate", f"value_embeddings.{layer}"
+            hf_value, shape = f"{hf_layer}.self_attn.v_proj", (config.n_kv_head, GATE_CHANNELS)
+            layout[f"{gate}.weight"] = (f"{hf_value}.gate.weight", shape)
+            layout[f"{values}.weight"] = (f"{hf_value}.table.weight", (vocab, kv_width))
     return layout
 
 
@@ -167,12 +177,7 @@ def hf_config(
     if unknown:
         raise UserError(
             f"the model's config has {', '.join(sorted(unknown))}, which the Hugging Face format"
-            " does not support; only the classic recipe can be exported"
-        )
-    if config.value_embeddings:
-        raise UserError(
-            f"the model has value embeddings (value_embeddings={config.value_embeddings}), which"
-            " the Hugging Face format does not support; only --value_embeddings=0 can be exported"
+            " does not support"
         )
     if any(config.windows):
         raise UserError(
@@ -184,9 +189,17 @@ def hf_config(
             f"the model has {config.vocab_size} tokens and the tokenizer"
             f" {tokenizer.get_vocab_size()}; restore the tokenizer that it was trained with"
         )
+    kind: dict[str, Any] = {"architectures": ["NanoChatForCausalLM"], "model_type": "nanochat"}
+    if config.value_embeddings:
+        names = {"AutoConfig": "NanoChatValuesConfig", "AutoModelForCausalLM": VALUES_MODEL}
+        kind = {
+            "architectures": [VALUES_MODEL],
+            "model_type": "nanochat_values",
+            "auto_map": {auto: f"{MODELING.stem}.{name}" for auto, name in names.items()},
+            "value_embeddings": config.value_embeddings,
+        }
     return {
-        "architectures": ["NanoChatForCausalLM"],
-        "model_type": "nanochat",
+        **kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.n_embd,
         "intermediate_size": 4 * config.n_embd,
@@ -264,10 +277,12 @@ def model_card(config: GPTConfig, usage: Usage) -> str:
     of_text = f"The weights are under the license of the text that they come from: {name}."
     unknown = "The weights were trained on the text of a user: name the license that it allows."
     sampled = f"at temperature {usage.temperature:g} from the {usage.top_k} most likely tokens"
+    code = Template(CHAT_USAGE if usage.is_chat else BASE_USAGE)
     return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
         name=usage.name,
         summary="A chat model." if usage.is_chat else "A base model: it continues a text.",
-        usage=CHAT_USAGE if usage.is_chat else BASE_USAGE,
+        usage=code.substitute(option=", trust_remote_code=True" if config.value_embeddings else ""),
+        model_type=MODELED if config.value_embeddings else "where it has the model type `nanochat`",
         context=config.sequence_len,
         sampling=f"It samples {sampled}." if usage.temperature else "It answers greedily.",
         license=name,

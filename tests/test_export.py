@@ -69,6 +69,24 @@ def test_transformers_computes_bitwise_equal_logits(
         assert torch.equal(hf_model(input_ids=idx).logits, model(idx))
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_model_with_value_embeddings_comes_with_its_code(tmp_path: Path, every: int) -> None:
+    model, out = small_model(value_embeddings=every, n_layer=3), tmp_path / "model"
+    export.export_hf(model, small_tokenizer(), out, torch.float32)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert "trust_remote_code=True" in (out / "README.md").read_text()
+    idx = torch.randint(400, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(hf_model(input_ids=idx).logits, model(idx), atol=1e-5, rtol=1e-5)
+    generated = hf_model.generate(idx[:1, :5], max_new_tokens=8, do_sample=False, eos_token_id=-1)
+    engine = Engine(model, small_tokenizer())
+    [completion] = engine.complete([idx[0, :5].tolist()], 8, temperature=0.0)
+    expected = completion.tokens
+    assert generated[0, 5 : 5 + len(expected)].tolist() == expected
+
+
 def test_bfloat16_weights_are_the_float32_weights_rounded(model: GPT, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export.export_hf(model, small_tokenizer(), out, torch.bfloat16)
@@ -174,8 +192,6 @@ def test_a_model_with_windows_is_rejected_but_not_a_pattern_without_effect(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "model"
-    with pytest.raises(UserError, match=r"value_embeddings=1.*not support; only --value"):
-        export.export_hf(small_model(value_embeddings=1), small_tokenizer(), out, torch.float32)
     with pytest.raises(UserError, match=r"window_pattern=SL.*not support; only --window"):
         export.export_hf(small_model(window_pattern="SL"), small_tokenizer(), out, torch.float32)
     assert list(tmp_path.iterdir()) == []
@@ -198,9 +214,9 @@ def test_an_unknown_field_of_the_config_is_rejected(
 ) -> None:
     known = model.config.to_dict()
     monkeypatch.setattr(
-        type(model.config), "to_dict", lambda _: {**known, "value_embeddings": True}
+        type(model.config), "to_dict", lambda _: {**known, "multi_token_heads": True}
     )
-    with pytest.raises(UserError, match=r"value_embeddings.*only the classic recipe"):
+    with pytest.raises(UserError, match=r"multi_token_heads.*not support"):
         export.hf_config(model.config, small_tokenizer(), torch.float32)
 
 
