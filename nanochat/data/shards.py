@@ -352,6 +352,7 @@ def read_bytes(path: Path) -> bytes:
         with open_binary(path, max_whole_bytes(path)) as stream:
             content = stream.read()
     except OSError as error:
+        _raise_unreadable(path, error)  # of its size
         raise UserError(f"{path} is damaged: {_one_line(error)}") from None
     check_json_values(content, str(path))
     return content
