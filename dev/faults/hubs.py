@@ -1,5 +1,6 @@
 """Hostile hubs: wrong sizes, endless and slow answers, redirects elsewhere, malformed headers."""
 
+import gzip
 import hashlib
 import random
 import socket
@@ -85,6 +86,22 @@ HUBS: dict[str, tuple[bytes | None, Callable[[Send], None]]] = {
     "redirect in circles": (None, lambda send: send(stated(location="/data"))),
     "later redirect to ftp": (None, lambda send: send(stated(location="ftp://127.0.0.1/x"))),
     "later redirect nowhere": (None, lambda send: send(stated(location="http://[::bad"))),
+    "redirect to gopher": (stated(location="gopher://127.0.0.1/x"), full),
+    "redirect with a line end": (stated(location="/data\rX: y"), full),
+    "no place": (stated(location=""), full),
+    "size of a fraction": (stated("200000.5"), full),
+    "size in Arabic digits": (stated("\u0662".encode().decode("latin-1")), full),
+    "gzip that was not asked for": (None, lambda send: send(
+        head("200 OK", "Content-Encoding: gzip") + gzip.compress(bytes(10**8)))),
+    "two lengths": (None, lambda send: send(
+        head("200 OK", "Content-Length: 5", "Content-Length: 200000") + CONTENT)),
+    "informational answers without end": (None, lambda send: trickle(
+        send, head("100 Continue") * 1000)),
+    "a chunk below zero": (None, lambda send: send(CHUNKED + b"-5\r\n" + CONTENT)),
+    "unavailable for a century": (None, lambda send: send(
+        head("503 Busy", "Retry-After: 3155760000", "Content-Length: 0"))),
+    "not found, with a page without end": (None, lambda send: trickle(
+        send, head("404 Not Found", "Connection: close") + b"x" * 10**6)),
     "a hundred thousand headers": (head("200 OK", *["X: y"] * 100_000), full),
 }  # fmt: skip
 

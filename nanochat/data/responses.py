@@ -68,7 +68,8 @@ def check_redirect(url: str, target: str) -> str:
 
 def get(url: str, headers: dict[str, str]) -> Any:
     """The response after redirects, its content not read; to be closed."""
-    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError
 
     session = get_session()
     for _ in range(MAX_REDIRECTS + 1):
@@ -79,11 +80,9 @@ def get(url: str, headers: dict[str, str]) -> Any:
 
         response = in_time(send)
         if not response.has_redirect_location:
-            try:
-                hf_raise_for_status(response)
-            except BaseException:
+            if response.is_error:  # hf_raise_for_status reads the page, which may be endless
                 response.close()
-                raise
+                raise HfHubHTTPError(f"HTTP {response.status_code}", response=response)
             return response
         response.close()
         target = check_redirect(url, response.headers["Location"])
