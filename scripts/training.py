@@ -154,7 +154,7 @@ def is_finished(stage: str, tag: str, settings: dict[str, Any], options: LoopOpt
     Raises UserError naming what differs if the folder holds a run with other settings.
     """
     directory = checkpoint_manager.run_directory(stage, tag)
-    if not checkpoint_manager.saved_steps(directory):
+    if not checkpoint_manager.common_steps(directory):
         return False
     meta = checkpoint_manager.read_meta(stage, tag)
     # A run from before an option existed had the default of that option, and no digest of its text.

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.checkpoint_manager import meta_file, tensor_files
-from nanochat.checkpoint_manager.meta_file import FORMAT_VERSION, model_name, optim_name
+from nanochat.checkpoint_manager.meta_file import (
+    FORMAT_VERSION,
+    model_name,
+    optim_name,
+)
+from nanochat.checkpoint_manager.meta_file import common_steps as common_steps
+from nanochat.checkpoint_manager.meta_file import saved_steps as saved_steps
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.runtime import Runtime, gather_objects
@@ -70,12 +76,6 @@ def find_stage() -> str:
             return stage
     remedy = f"run bash speedrun.sh, or {TRAINING_COMMANDS['base']}"
     raise UserError(f"no model in {paths.base_dir()}; {remedy}")
-
-
-def saved_steps(directory: Path) -> list[int]:
-    """Steps that have a meta file, newest first; other files are ignored."""
-    names = (meta_file.NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
-    return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
 def lock_run(stage: str, tag: str, wait_seconds: float) -> AbstractContextManager[None]:
@@ -278,9 +278,15 @@ def _first_usable(
     step: int,
     attempt: Callable[[int], Result],
     agreed: Callable[[str], str] = lambda damage: damage,
+    steps: Sequence[int] | None = None,
 ) -> Result | None:
-    """What `attempt` returns for the newest step (or for `step`) for which it does not fail."""
-    for candidate in saved_steps(directory) if step < 0 else [step]:
+    """What `attempt` returns for the first of the steps for which it does not fail.
+
+    steps: `step`, or all that are saved, newest first, unless given.
+    """
+    if steps is None:
+        steps = saved_steps(directory) if step < 0 else [step]
+    for candidate in steps:
         result, damage = None, ""
         try:
             result = attempt(candidate)
@@ -323,7 +329,9 @@ def load_newest(
 
     Every rank calls it, and all load the same step.  load: raises UserError if it cannot use it.
     verifies: whether this rank compares the files with their checksums.
+    Raises UserError as `common_steps`.
     """
+    steps = common_steps(directory) if step < 0 else [step]
 
     def attempt(step: int) -> Result:
         if verifies:
@@ -333,7 +341,7 @@ def load_newest(
     def agreed(damage: str) -> str:  # nodes may have disks of their own
         return next(filter(None, gather_objects(damage)), "")
 
-    return _first_usable(directory, step, attempt, agreed)
+    return _first_usable(directory, step, attempt, agreed, steps)
 
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:

@@ -12,6 +12,7 @@ from nanochat import paths
 from nanochat.checkpoint_manager.tensor_files import open_regular
 from nanochat.errors import UserError
 from nanochat.gpt import MAX_DEPTH, GPTConfig
+from nanochat.runtime import gather_objects
 
 FORMAT_VERSION = 2
 NAME = re.compile(r"meta_([0-9]{6}|[1-9][0-9]{6,})\.json")
@@ -31,6 +32,27 @@ def model_name(step: int) -> str:
 
 def optim_name(step: int, rank: int) -> str:
     return f"optim_{step:06d}_rank{rank}.pt"
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps that have a meta file, newest first; other files are ignored."""
+    names = (NAME.fullmatch(path.name) for path in directory.glob("meta_*.json"))
+    return sorted((int(name[1]) for name in names if name), reverse=True)
+
+
+def common_steps(directory: Path) -> list[int]:
+    """The `saved_steps` that every rank sees; every rank calls it, or they would differ.
+
+    Raises UserError if there are some but none in common: each machine has a folder of its own.
+    """
+    of_ranks = gather_objects(saved_steps(directory))
+    common = [step for step in of_ranks[0] if all(step in steps for steps in of_ranks)]
+    if any(of_ranks) and not common:
+        raise UserError(
+            f"{directory} does not have the same checkpoints on all machines: this folder must be"
+            " on a file system that they share (a link to one will do)"
+        )
+    return common
 
 
 def write(directory: Path, meta: Meta) -> None:
