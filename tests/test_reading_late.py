@@ -2,19 +2,18 @@
 
 import itertools
 import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 
 import pytest
-import torch
 
 from nanochat.engine import Engine, Event, Request, RowState, Sampling, ThreadedTool, ToolCall
 from nanochat.inference import kv_cache, prefill
 from nanochat.inference.decode import Mode
 from nanochat.inference.detokenizer import Finished
 from nanochat.inference.tools import InlineTool, Tool
-from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
+from tests.calling_model import calls_often, shortened, shortened_later
+from tests.small_model import ScriptedModel, follows, small_model, small_tokenizer
 from tests.stand_in_gpu import StandIn, attend_packed
 
 SECONDS = 60
@@ -28,26 +27,6 @@ MODES = {
 @pytest.fixture(autouse=True)
 def packed_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "attend_packed", attend_packed)
-
-
-def shortened(expression: str) -> str | None:
-    return None if len(expression) % 3 == 0 else expression[:4]
-
-
-def shortened_later(expression: str) -> str | None:
-    time.sleep(0.002 * (len(expression) % 4))
-    return shortened(expression)
-
-
-@contextmanager
-def calls_often(tool: Tool, mode: Mode) -> Iterator[Engine]:
-    """An engine whose random model calls its tool often."""
-    engine = Engine(small_model(sequence_len=200), small_tokenizer(), tool, mode)
-    bias = torch.zeros(engine.model.config.vocab_size)
-    bias[ids("<|python_start|><|python_end|>")] = 4.0
-    hook = engine.model.register_forward_hook(lambda _, args, logits: logits + bias)
-    yield engine
-    hook.remove()
 
 
 def requests(count: int) -> list[Request]:

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
-import torch
 
 from nanochat.engine import Completion, Engine, Request
 from nanochat.inference import tools
@@ -16,8 +15,9 @@ from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
 from nanochat.inference.sampling import Sampling
 from nanochat.inference.tools import InlineTool, ThreadedTool, Tool, ToolFunction
 from nanochat.web.worker import SHUTTING_DOWN, EnginePool, Failed, Worker, WorkerEvent
+from tests.calling_model import calls_often, shortened, shortened_later
 from tests.served import wait_until
-from tests.small_model import ScriptedModel, follows, ids, small_model, small_tokenizer
+from tests.small_model import ScriptedModel, follows, ids, small_tokenizer
 
 SECONDS = 60  # a timeout that only a failing test reaches
 
@@ -186,35 +186,17 @@ def delayed(expression: str) -> str:
     return expression.upper()
 
 
-def test_a_batch_of_suspended_rows_waits_and_a_call_that_times_out_has_no_output() -> None:
+def test_a_batch_of_suspended_rows_waits_and_a_call_that_times_out_has_no_output(
+    held: Held,
+) -> None:
     engine = engine_of(ScriptedEnds(CALLS), ThreadedTool(delayed, SECONDS))
     assert engine.complete([CALLS[:1]] * 3, batch_size=2) == [completion_of(CALLS)] * 3
     unanswered = ids(f"<|bos|>{CALL} I cannot.{END}")
-    engine = engine_of(ScriptedEnds(unanswered), ThreadedTool(delayed, 0.001))
+    engine = engine_of(ScriptedEnds(unanswered), ThreadedTool(held, 0.001))
     assert engine.complete([unanswered[:1]] * 3, batch_size=2) == [completion_of(unanswered)] * 3
 
 
 # ---- the same tokens
-
-
-def shortened(expression: str) -> str | None:
-    return None if len(expression) % 3 == 0 else expression[:4]
-
-
-def shortened_later(expression: str) -> str | None:
-    time.sleep(0.002 * (len(expression) % 4))
-    return shortened(expression)
-
-
-@contextmanager
-def calls_often(tool: Tool) -> Iterator[Engine]:
-    """An engine whose random model calls its tool often."""
-    engine = Engine(small_model(sequence_len=200), small_tokenizer(), tool)
-    bias = torch.zeros(engine.model.config.vocab_size)
-    bias[ids("<|python_start|><|python_end|>")] = 4.0
-    hook = engine.model.register_forward_hook(lambda _, args, logits: logits + bias)
-    yield engine
-    hook.remove()
 
 
 PROMPTS = [ids("<|bos|>" + "abc "[: 1 + n] * (1 + n)) for n in range(5)]
