@@ -267,7 +267,8 @@ print("imported", len(names))
 
 @pytest.mark.slow
 def test_importing_every_module_does_nothing(tmp_path: Path) -> None:
-    names = [name_of(path) for path in SOURCES]
+    # The copied file runs in transformers, which is imported there only.
+    names = [name_of(path) for path in SOURCES if path.name != "modeling_nanochat.py"]
     environment = {k: v for k, v in os.environ.items() if k != "NANOCHAT_BASE_DIR"}
     environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     (tmp_path / "home").mkdir()
