@@ -82,16 +82,16 @@ case "$NANOCHAT_TIER" in
         DATA_OPTIONS=(--source=primer -n 4)
         # Names of the world are tokens; of words that are copied or spelled, the parts are.
         TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=1536)
-        RATES=(--matrix_lr=0.012 --embedding_lr=0.15 --unembedding_lr=0.008)
+        RATES=(--matrix_lr=0.010 --embedding_lr=0.12 --unembedding_lr=0.006)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
-            --total_batch_size=4096 --num_iterations=230 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0
-            "${RATES[@]}" --eval_every=0 --save_every=50)
+            --value_embeddings=1 --total_batch_size=2048 --num_iterations=420 --warmdown_share=0.3
+            --final_lr=0.3 --grad_clip=0 "${RATES[@]}" --eval_every=0 --save_every=100)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
-        MID_OPTIONS=(--total_batch_size=4096 --num_conversations=12000 --warmdown_share=0.3
-            "${RATES[@]}" --eval_every=0 --save_every=75)
-        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=76000 --init_lr=1.0
+        MID_OPTIONS=(--total_batch_size=2048 --num_conversations=10000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=0 --save_every=100)
+        SFT_OPTIONS=(--rows_per_step=32 --device_batch_size=16 --num_conversations=64000 --init_lr=1.0
+            "${RATES[@]}" --eval_every=0 --save_every=200)
         RL_OPTIONS=(--family=long_problems --num_iterations=80 --prompts_per_step=16 --num_samples=8
             --max_new_tokens=64 --device_batch_size=32 "${RATES[@]}" --eval_every=20 --save_every=20)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)

@@ -69,14 +69,14 @@ SHARES: dict[Stage, dict[str, float]] = {
         "calendar": 6, "ordering": 10, "choice": 6, "talk": 1, "memory": 5,
     },
     "sft": {
-        "facts": 10, "relations": 18, "unknown": 8, "reading": 14, "arithmetic": 9,
-        "word_problems": 3, "long_problems": 3, "repeat": 4, "lists": 3, "spelling": 11,
-        "calendar": 6, "ordering": 11, "choice": 3, "talk": 1.5, "memory": 7,
+        "facts": 8, "relations": 20, "unknown": 9, "reading": 18, "arithmetic": 9,
+        "word_problems": 2, "long_problems": 1.2, "repeat": 7, "lists": 2.5, "spelling": 15,
+        "calendar": 5, "ordering": 13, "choice": 2, "talk": 2, "memory": 9,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip
 # Questions that are typed as people type: first what is asked, then all the ways to type it.
-NOISY_SHARE: dict[Stage, float] = {"mid": 0.3, "sft": 0.6, "rl": 0.6}
+NOISY_SHARE: dict[Stage, float] = {"mid": 0.3, "sft": 0.7, "rl": 0.6}
 EARLIER_TURNS_SHARE = 0.2  # of training conversations begin with unrelated turns
 SERIES_SHARE = 0.7  # of the families in _SERIES; the rest looks as in the test split
 

@@ -174,7 +174,7 @@ _MISSPELLINGS = (swapped_letters, missing_letter, doubled_letter)
 
 # Of the questions of training, set by trial (dev/LOG.md).
 MISSPELLED_SHARE, FILLER_SHARE, CONTRACTED_SHARE, NO_MARKS_SHARE = 0.3, 0.15, 0.15, 0.4
-LOWER_SHARE, CAPITALS_SHARE = 0.42, 0.18
+LOWER_SHARE, CAPITALS_SHARE = 0.40, 0.26
 
 
 def as_people_type(rng: Random, text: str, exact: Collection[str], share: float) -> str:
