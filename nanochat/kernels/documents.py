@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanochat.kernels.attention import attend_causally
 
-GROUP = 16  # documents that are padded to the length of the longest of them, on a CPU
+GROUP = 8  # documents that are padded to the length of the longest of them, on a CPU
 
 
 class Documents(NamedTuple):
