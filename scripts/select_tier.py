@@ -61,11 +61,11 @@ REFERENCE_MINUTES = {
 }  # fmt: skip
 REFERENCE_TOKENS_PER_SECOND = 8 * 989e12 / 3.5e9
 DOWNLOAD_BYTES_PER_SECOND = 50e6
-# Minutes on two cores, measured 2026-11 (dev/LOG.md).
+# Minutes on two cores in bfloat16, of the run in README.md.
 CPU_MINUTES = {
-    "TEXT": 0.3, "TOKENIZER": 0.1, "TOKENIZER_EVALUATION": 0.2, "BASE": 1.2, "LOSS": 0.1,
-    "CORE": 0.1, "BASE_QUESTIONS": 0.2, "MID": 1.5, "MID_QUESTIONS": 0.1, "SFT": 5.2,
-    "SFT_QUESTIONS": 0.1, "RL": 0.4, "RL_QUESTIONS": 0.1,
+    "TEXT": 0.2, "TOKENIZER": 0.1, "TOKENIZER_EVALUATION": 0.1, "BASE": 1.4, "LOSS": 0.1,
+    "CORE": 0.1, "BASE_QUESTIONS": 0.4, "MID": 0.9, "MID_QUESTIONS": 0.4, "SFT": 6.5,
+    "SFT_QUESTIONS": 0.2, "RL": 2.4, "RL_QUESTIONS": 0.2,
 }  # fmt: skip
 
 
