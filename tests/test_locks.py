@@ -51,7 +51,7 @@ def test_a_second_training_of_the_tokenizer_waits_and_reuses_the_first(
 def test_two_evaluations_add_to_one_section(base_dir: Path) -> None:
     settings = {"model": "a", "step": 1}
     section = {"title": "Evaluation", "settings": settings, "results": {}, "seconds": 0.0}
-    answered = [Answered(0, "?", "a", ("a",), (True,), False, False)]
+    answered = [Answered(0, "?", "a", ("a",), (True,), False)]
     for name in ("one", "two"):  # each began when there was no result yet
         results = {name: tally(answered)}
         chat_eval.write_results("chat_eval_sft", section, results, settings, [])
