@@ -30,6 +30,9 @@ class Tokenizer(Protocol):
 
     def get_special_tokens(self) -> set[str]: ...
 
+    @property
+    def fold_all_caps(self) -> bool: ...
+
 
 def merge_system(messages: list[Message]) -> list[Message]:
     """The messages with leading system texts merged into the first user message.
@@ -77,7 +80,7 @@ def render_conversation(
         ids, mask = [tokenizer.encode_special("<|bos|>"), *text_ids], [0] + [1] * len(text_ids)
         return ids[:max_tokens], mask[:max_tokens]
     ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
-    for special, text, is_sampled in pieces_of(conversation["messages"]):
+    for special, text, is_sampled in pieces_of(conversation["messages"], tokenizer.fold_all_caps):
         # Text is never encoded to special tokens: a user cannot end their turn by writing one.
         new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
         ids += new
@@ -89,15 +92,22 @@ Piece = tuple[str, str, int]
 """(special token, "", mask) or ("", text, mask); mask is 1 where the assistant samples."""
 
 
-def pieces_of(messages: list[Message]) -> list[Piece]:
-    """The pieces that a conversation is rendered from. Raises UserError if it is malformed."""
-    return [piece for message in merge_system(messages) for piece in _message_pieces(message)]
+def pieces_of(messages: list[Message], fold_all_caps: bool = False) -> list[Piece]:
+    """The pieces that a conversation is rendered from. Raises UserError if it is malformed.
+
+    fold_all_caps: in lower case what a user has typed all in capitals.
+    """
+    turns = merge_system(messages)
+    return [piece for message in turns for piece in _message_pieces(message, fold_all_caps)]
 
 
-def _message_pieces(message: Message) -> list[Piece]:
+def _message_pieces(message: Message, fold_all_caps: bool) -> list[Piece]:
     content = message["content"]
     if message["role"] == "user":
-        return [("<|user_start|>", "", 0), ("", text_of(content), 0), ("<|user_end|>", "", 0)]
+        text = text_of(content)
+        if fold_all_caps and text == text.upper():
+            text = text.lower()
+        return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
     for kind, text in _joined_texts(parts):
@@ -149,8 +159,11 @@ def trim_to_fit(
     system, turns = messages[:num_system], messages[num_system:]
     # Sizes of single messages first: rendering every candidate would be quadratic.
     sizes = [
-        sum(1 if special else len(tokenizer.encode(text)) for special, text, _ in pieces)
-        for pieces in map(_message_pieces, turns)
+        sum(
+            1 if special else len(tokenizer.encode(text))
+            for special, text, _ in _message_pieces(turn, tokenizer.fold_all_caps)
+        )
+        for turn in turns
     ]
     first = 0
     while first + 2 < len(turns) and sum(sizes[first:]) > max_prompt_tokens:

@@ -97,7 +97,10 @@ def export_hf(
     if model.config.value_embeddings:
         files[MODELING.name] = MODELING.read_text(encoding="utf-8")
     if usage.is_chat:
-        files["chat_template.jinja"] = CHAT_TEMPLATE.read_text(encoding="utf-8")
+        template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+        if tokenizer.fold_all_caps:
+            template = template.replace("fold_all_caps = false", "fold_all_caps = true")
+        files["chat_template.jinja"] = template
     with named_failures(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent, so that the rename stays on one file system.

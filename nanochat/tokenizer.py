@@ -53,7 +53,13 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 class RustBPETokenizer:
-    """Text to ids and back, trained and encoded by rustbpe."""
+    """Text to ids and back, trained and encoded by rustbpe.
+
+    fold_all_caps: chat.render_conversation encodes a user's message that is all in capitals in
+    lower case. A vocabulary of few thousand tokens has no words in capitals: they would be letters.
+    """
+
+    fold_all_caps = False
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
         """ranks: ids of tokens that are not special. UserError when a byte or an id is missing."""
@@ -117,7 +123,7 @@ class RustBPETokenizer:
         try:
             data = formats.read_object(path)
             content = {name: data[name] for name in ("pattern", "special_tokens", "merges")}
-            content |= {name: data[name] for name in ("bytes",) if name in data}
+            content |= {name: data[name] for name in ("bytes", "fold_all_caps") if name in data}
             if data.get("format") != FORMAT or data.get("version") != FORMAT_VERSION:
                 raise UserError(f"{path} has another format or version; {remedy}")
             # Before the merges are used: a damaged one could name a token that does not exist.
@@ -132,9 +138,11 @@ class RustBPETokenizer:
             reason = formats.one_line(error)
             raise UserError(f"{path} is not a nanochat tokenizer ({reason}); {remedy}") from None
         try:
-            return cls({token: i for i, token in enumerate(tokens)}, data["pattern"])
+            tokenizer = cls({token: i for i, token in enumerate(tokens)}, data["pattern"])
         except UserError as error:
             raise UserError(f"{path}: {error}; {remedy}") from None
+        tokenizer.fold_all_caps = bool(content.get("fold_all_caps"))
+        return tokenizer
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {
@@ -142,9 +150,13 @@ class RustBPETokenizer:
             "special_tokens": list(SPECIAL_TOKENS),
             "merges": self._merges(),
         }
-        # Only published vocabularies order the bytes otherwise; ours keep the hash they had.
+        # Only what differs from the default, so that earlier tokenizers keep their hash.
         order = [token[0] for token in self._tokens[:256]]
-        return content if order == list(range(256)) else {**content, "bytes": order}
+        if order != list(range(256)):  # a published vocabulary
+            content["bytes"] = order
+        if self.fold_all_caps:
+            content["fold_all_caps"] = True
+        return content
 
     def _merges(self) -> list[list[int]]:
         """[left id, right id] of each token after the bytes. UserError if one has no such pair."""

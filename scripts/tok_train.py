@@ -19,6 +19,8 @@ class Options:
     """Characters of one document at most, so that no long one dominates; -1 means all."""
     vocab_size: int = 65_536
     """Tokens, the nine special ones included."""
+    fold_all_caps: bool = False
+    """Read users' messages that are all in capitals as lower case; for small vocabularies."""
     fresh: bool = False
     """Train again what has been trained; the earlier tokenizer is moved to replaced/."""
 
@@ -66,6 +68,7 @@ def train(options: Options) -> None:
             yield document
 
     tokenizer = RustBPETokenizer.train_from_iterator(counted_texts(), options.vocab_size)
+    tokenizer.fold_all_caps = options.fold_all_caps
     seconds = time.perf_counter() - start
     section = {
         "title": "Tokenizer",
@@ -105,7 +108,7 @@ def _is_trained(settings: dict[str, Any], text: str) -> bool:
     reported = report.read_section(SECTION) or {}
     is_reported = reported.get("metrics", {}).get("sha256") == tokenizer.content_hash
     section = training.get("section", reported if is_reported else {})
-    saved = section.get("settings", {})
+    saved = {"fold_all_caps": False, **section.get("settings", {})}  # an option of later versions
     names = settings.keys() - {"fresh"}
     differing = sorted(name for name in names if saved.get(name) != settings[name])
     if differing:

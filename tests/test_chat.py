@@ -324,3 +324,18 @@ def test_plain_text_among_conversations_is_learned_as_a_whole() -> None:
     assert ids == tokenizer.encode("The fox eats.", prepend="<|bos|>")
     assert mask == [0] + [1] * (len(ids) - 1)
     assert render_conversation({"text": "The fox eats."}, tokenizer, 3) == (ids[:3], mask[:3])
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("WHO IS IT?", "who is it?"), ("Who IS it?", "Who IS it?"), ("ÉTÉ 7", "été 7"), ("7", "7")],
+)
+def test_a_message_all_in_capitals_is_read_in_lower_case_on_request(typed: str, read: str) -> None:
+    tokenizer, folding = small_tokenizer(), small_tokenizer.__wrapped__()
+    folding.fold_all_caps = True
+    answers = [assistant("IT IS 7."), user("OK"), assistant("YES")]
+    folded = render_conversation({"messages": [user(typed), *answers]}, folding)
+    lowered = [user(read), answers[0], user("ok"), answers[2]]
+    assert folded == render_conversation({"messages": lowered}, tokenizer)
+    ids, _ = render_conversation({"messages": [user(typed), *answers]}, tokenizer)
+    assert tokenizer.decode(ids).startswith(f"<|bos|><|user_start|>{typed}<|user_end|>")

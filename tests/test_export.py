@@ -345,6 +345,19 @@ def test_the_chat_template_renders_the_same_conversation_and_mask(
     assert rendered["assistant_masks"] == mask
 
 
+@pytest.mark.parametrize("text", ["WHO IS IT?", "Who IS it?", "ÉTÉ 7", "7", ""])
+def test_the_chat_template_folds_capitals_as_the_tokenizer_does(
+    model: GPT, tmp_path: Path, text: str
+) -> None:
+    tokenizer, out = small_tokenizer.__wrapped__(), tmp_path / "model"
+    tokenizer.fold_all_caps = True
+    export.export_hf(model, tokenizer, out, torch.float32)
+    messages = [{"role": "user", "content": text}, ANSWER, {"role": "user", "content": "OK?"}]
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    rendered = theirs.apply_chat_template(messages, add_generation_prompt=True)
+    assert rendered["input_ids"] == render_for_completion({"messages": messages}, tokenizer)
+
+
 def test_300_conversations_have_the_same_ids_and_mask(hf_tokenizer: Any) -> None:
     """With characters of many tokens at every border, and texts in several parts."""
     rng = random.Random(0)

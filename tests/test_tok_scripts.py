@@ -65,7 +65,9 @@ def replaced() -> list[str]:
     return [path.name for path in sorted((paths.base_dir() / "replaced").glob("*"))]
 
 
-@pytest.mark.parametrize("change", ["--vocab_size=301", "--max_chars=5000", "--doc_cap=20"])
+@pytest.mark.parametrize(
+    "change", ["--vocab_size=301", "--max_chars=5000", "--doc_cap=20", "--fold_all_caps"]
+)
 def test_a_tokenizer_of_other_settings_is_kept_unless_fresh_is_given(
     trained: RustBPETokenizer, change: str
 ) -> None:

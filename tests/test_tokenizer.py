@@ -310,6 +310,15 @@ def test_the_file_is_readable_text(tokenizer: RustBPETokenizer, tmp_path: Path) 
     assert len(data["merges"]) == tokenizer.get_vocab_size() - 256 - 9
 
 
+def test_folding_of_capitals_is_part_of_the_file_and_the_hash(tmp_path: Path) -> None:
+    tokenizer = RustBPETokenizer.train_from_iterator(["abc abd"], 300)
+    plain = tokenizer.content_hash
+    tokenizer.fold_all_caps = True
+    tokenizer.save(tmp_path)
+    read = RustBPETokenizer.from_directory(tmp_path)
+    assert read.fold_all_caps and read.content_hash == tokenizer.content_hash != plain
+
+
 def test_the_content_hash_does_not_change_between_versions() -> None:
     """Checkpoints store it and refuse another tokenizer."""
     tokenizer = RustBPETokenizer.train_from_iterator(["the then there"] * 2, 270)
