@@ -89,7 +89,7 @@ def train(
         _prefetched(batches, runtime) if prefetch else nullcontext(batches) as upcoming,
     ):
         while state.step < schedule.num_steps:
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             batch = next(upcoming)
             if state.step + 1 in skip_steps or not batch.has_signal:
                 loss = torch.tensor(math.nan if batch.has_signal else 0.0)
@@ -111,7 +111,8 @@ def train(
                 loss_scale=gradients.scale,
                 scale_since=gradients.scale_since,
             )
-            _log_step(state, batch, stats, seconds, schedule, context, line)
+            cpu_seconds = time.process_time() - began_cpu
+            _log_step(state, batch, stats, seconds, cpu_seconds, schedule, context, line)
             if stats.is_save_due:
                 saver.begin(state)
             for fn in _due(every, state.step, schedule.num_steps):
@@ -293,8 +294,8 @@ def update(
 
 
 def _log_step(
-    state: TrainState, batch: Batch, stats: _StepStats, seconds: float, schedule: Schedule,
-    context: RunContext, line: ProgressLine,
+    state: TrainState, batch: Batch, stats: _StepStats, seconds: float, cpu_seconds: float,
+    schedule: Schedule, context: RunContext, line: ProgressLine,
 ) -> None:  # fmt: skip
     """Log a step; called before it is saved, because a saved step is not run again."""
     rate = stats.tokens / seconds
@@ -306,6 +307,7 @@ def _log_step(
         "tokens_per_second": rate,
         "mfu": mfu,
         "train_seconds": state.train_seconds,
+        "step_cpu_seconds": cpu_seconds,  # of all threads: repeatable on a busy machine
         "progress": state.progress,
         "gradient_norm": stats.gradient_norm,
         "parameter_norm": stats.parameter_norm,
