@@ -321,7 +321,7 @@ def predictions(
         (row for problem in problems for row in _rows(problem)),
         key=lambda row: (len(row.parts[0]), row.num_tokens),
     )
-    while rows:  # longest first: running out of memory shows at once
+    while rows:
         batch = [rows.pop()]
         num_tokens = batch[0].num_tokens
         while rows and num_tokens + rows[-1].num_tokens <= tokens_per_batch:

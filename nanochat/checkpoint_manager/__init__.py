@@ -21,11 +21,7 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.checkpoint_manager import meta_file, tensor_files
-from nanochat.checkpoint_manager.meta_file import (
-    FORMAT_VERSION,
-    model_name,
-    optim_name,
-)
+from nanochat.checkpoint_manager.meta_file import FORMAT_VERSION, model_name, optim_name
 from nanochat.checkpoint_manager.meta_file import common_steps as common_steps
 from nanochat.checkpoint_manager.meta_file import saved_steps as saved_steps
 from nanochat.errors import UserError, named_failures
@@ -256,7 +252,8 @@ def model_identity(meta: Meta) -> str:
 def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
     """The meta of a stage's newest checkpoint (or of `step`), without opening its tensors."""
     directory = find_directory(stage, tag)
-    found = _first_usable(directory, step, lambda step: meta_file.read(directory, step))
+    steps = saved_steps(directory) if step < 0 else [step]
+    found = _first_usable(directory, steps, lambda step: meta_file.read(directory, step))
     if found is None:
         raise nothing_to_load(directory, step)
     return found
@@ -275,17 +272,14 @@ def nothing_to_load(directory: Path, step: int = -1) -> UserError:
 
 def _first_usable(
     directory: Path,
-    step: int,
+    steps: Sequence[int],
     attempt: Callable[[int], Result],
     agreed: Callable[[str], str] = lambda damage: damage,
-    steps: Sequence[int] | None = None,
 ) -> Result | None:
     """What `attempt` returns for the first of the steps for which it does not fail.
 
-    steps: `step`, or all that are saved, newest first, unless given.
+    agreed: from the damage that this rank found, or "", to that of all ranks.
     """
-    if steps is None:
-        steps = saved_steps(directory) if step < 0 else [step]
     for candidate in steps:
         result, damage = None, ""
         try:
@@ -314,7 +308,8 @@ def newest_complete(
 
     model_only: only the file of the weights; optimizer states are twice the size.
     """
-    return _first_usable(directory, step, lambda step: _verified(directory, step, model_only))
+    steps = saved_steps(directory) if step < 0 else [step]
+    return _first_usable(directory, steps, lambda step: _verified(directory, step, model_only))
 
 
 def load_newest(
@@ -328,8 +323,8 @@ def load_newest(
     """What `load` makes of the newest checkpoint (or that of `step`) that is usable, else None.
 
     Every rank calls it, and all load the same step.  load: raises UserError if it cannot use it.
-    verifies: whether this rank compares the files with their checksums.
-    Raises UserError as `common_steps`.
+    verifies: whether this rank compares the files with their checksums; model_only: only those of
+    the weights. Raises UserError as `common_steps`.
     """
     steps = common_steps(directory) if step < 0 else [step]
 
@@ -341,7 +336,7 @@ def load_newest(
     def agreed(damage: str) -> str:  # nodes may have disks of their own
         return next(filter(None, gather_objects(damage)), "")
 
-    return _first_usable(directory, step, attempt, agreed, steps)
+    return _first_usable(directory, steps, attempt, agreed)
 
 
 def build_model(meta: Meta, device: torch.device, compute_dtype: torch.dtype) -> GPT:
