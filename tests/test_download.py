@@ -8,15 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from nanochat import runtime
 from nanochat.data import download as download_module
 from nanochat.data import responses
 from nanochat.data.download import HubFile, download
 from nanochat.errors import UserError
+from tests import processes
 from tests.hub import Fault, Hub, running_hub
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -79,7 +82,7 @@ def test_an_interrupt_stops_every_transfer_and_keeps_what_was_received(
 
 
 @pytest.mark.parametrize(
-    "fault", ["page", "page as data", "flip", "half", "half, no length", "stall", "503"]
+    "fault", ["page", "page as data", "flip", "half", "half, no length", "stall", "500", "503"]
 )
 def test_after_one_fault_the_next_attempt_receives_the_right_bytes(
     hub: Hub, tmp_path: Path, fault: Fault
@@ -282,10 +285,35 @@ def wait_until_larger(path: Path, size: int) -> None:
 
 def test_four_processes_at_once_download_a_file_once(hub: Hub, tmp_path: Path) -> None:
     path = tmp_path / "shard.bin"
-    processes = [started(hub, path) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    running = [started(hub, path) for _ in range(4)]
+    assert [process.wait() for process in running] == [0, 0, 0, 0]
     assert path.read_bytes() == CONTENT
     assert hub.requests == [NAME]
+
+
+def fetch_as_rank(url: str, path: Path) -> None:
+    """In a rank: download the file when all ranks have begun, and end."""
+    download_module.FIRST_WAIT_SECONDS = 0.01
+    runtime.init_runtime("cpu")
+    runtime.barrier()
+    download([HubFile("x/y", "shard.bin", path)], url)
+    sys.exit(0)
+
+
+def test_a_busy_hub_sends_a_file_once_to_two_processes_and_four_ranks(
+    hub: Hub, tmp_path: Path
+) -> None:
+    path = tmp_path / "shard.bin"
+    hub.retry_after = "1"
+    hub.metadata_faults, hub.faults = ["429", "500"], ["500", "429"]
+    alone = [started(hub, path) for _ in range(2)]
+    ranks = processes.start(
+        tmp_path / "base", "nanochat.dataset", ranks=4, before=partial(fetch_as_rank, hub.url, path)
+    )
+    assert [process.wait() for process in alone] == [0, 0]
+    assert ranks.wait() == [0, 0, 0, 0], ranks.output()
+    assert path.read_bytes() == CONTENT
+    assert hub.requests == [NAME] * 3  # twice it was busy
 
 
 def test_kill_9_during_a_transfer_leaves_no_bad_file_and_the_next_process_resumes(
