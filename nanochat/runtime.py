@@ -1,7 +1,7 @@
 """The environment of a process: device, ranks, compute dtype, collectives, seeds.
 
-Only this module, `adamw` and `muon` use `torch.distributed`, and only this one and `paths` read
-environment variables. Every collective is a no-op on one rank.
+Only this module and `adamw` use `torch.distributed`, and only this one and `paths` read environment
+variables. Every collective is a no-op on one rank.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A seccomp filter of about 90 allowed system calls, in BPF, for x86-64 and aarch64.
+"""A seccomp filter of about 80 allowed system calls, in BPF, for x86-64 and aarch64.
 
 Left out are fork and exec, signals to others, everything about networks, namespaces, other
 processes, kernel keys, shared memory, and descriptors that outlive limits. What is left can reach
