@@ -55,19 +55,44 @@ def test_joined_rows_give_the_loss_and_gradient_of_plain_rows(
                 assert float((ours - one).norm()) <= 1e-6 * max(1.0, float(one.norm()))
 
 
-def test_joined_rows_hold_each_used_token_once_in_few_lengths() -> None:
-    lengths = [30, 64, 2, 0, 51, 64, 9, 12]
-    batch, sizes, seen = rows_of_lengths(lengths, masked=False), set(), 0
-    for inputs, targets, named in micro_batches(batch, 3, CONTEXT, CPU):
+@pytest.mark.parametrize("value_embeddings", [0, 1])
+@pytest.mark.parametrize("lengths", [[64, 1, 0, 17, 40], [1], [0, 0]])
+def test_tokens_without_target_are_left_out_of_the_last_layer(
+    lengths: list[int], value_embeddings: int
+) -> None:
+    model, batch = small_model(value_embeddings=value_embeddings), rows_of_lengths(lengths)
+    assert batch.weights is not None
+    losses = model(batch.inputs, batch.targets)  # all of them are computed
+    expected = (losses * batch.weights).sum() / batch.norm
+    expected.backward()
+    slow = [p.grad for p in model.parameters() if p.grad is not None]
+    for joined_length in (0, CONTEXT):
+        loss, found = gradients(model, batch, 3, joined_length=joined_length)
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-6)
+        for ours, one in zip(found, slow, strict=True):
+            torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-6)
+
+
+def test_joined_rows_hold_each_used_token_once() -> None:
+    lengths, seen = [30, 64, 2, 0, 51, 64, 9, 12], 0
+    for inputs, targets, named in micro_batches(
+        rows_of_lengths(lengths, masked=False), 3, CONTEXT, CPU
+    ):
         documents, (count, size) = named["documents"], inputs.shape
-        assert count == 1 and size <= 3 * CONTEXT and size % 12 == 0
+        assert count == 1 and size <= 3 * CONTEXT and (targets >= 0).all()
         assert documents.starts[-1] == size and documents.positions.shape == inputs.shape
         assert int(documents.starts.diff().max()) <= documents.longest
         begins = documents.starts[:-1][documents.starts.diff() > 0]
         assert not documents.positions[0, begins].any()
-        sizes.add(size)
-        seen += int((targets >= 0).sum())
+        seen += size
     assert seen == sum(lengths)
+
+
+def test_joined_rows_have_few_lengths_elsewhere_than_on_a_cpu() -> None:
+    batch = rows_of_lengths([30, 64, 2, 0, 51, 64, 9, 12])
+    for inputs, _, named in micro_batches(batch, 3, CONTEXT, torch.device("meta")):
+        assert inputs.size(1) % 12 == 0  # 16 lengths up to 3 * 64
+        assert named["documents"].positions.shape == inputs.shape
 
 
 def test_documents_are_positions_that_start_over() -> None:

@@ -10,7 +10,7 @@ from nanochat.data.batch import Batch
 from nanochat.kernels.documents import documents_of
 
 WIDTH_STEP = 8  # tensor cores want multiples of 8, and the padding stays small
-JOINED_SIZES = 16  # lengths of joined rows: with few of them the memory can be used again
+JOINED_SIZES = 16  # lengths of joined rows on a GPU: with few of them memory can be used again
 
 
 def micro_batches(
@@ -21,7 +21,8 @@ def micro_batches(
     rows: of a pass. joined_length: 0, or the number of tokens that rows are joined to per row.
     Neither of them changes the loss or the gradient.
     """
-    cut = _joined(batch, rows, joined_length) if joined_length else _padded(batch, rows)
+    num_sizes = 0 if device.type == "cpu" else JOINED_SIZES
+    cut = _joined(batch, rows, joined_length, num_sizes) if joined_length else _padded(batch, rows)
     for inputs, targets, weights, documents in cut:
         if weights is None:
             weights = torch.ones(targets.shape, device=device)
@@ -41,20 +42,24 @@ def _padded(batch: Batch, num_rows: int) -> Iterator[Any]:
         yield batch.inputs[used], batch.targets[used], weights, None
 
 
-def _joined(batch: Batch, num_rows: int, length: int) -> Iterator[Any]:
-    """Rows up to their last target, end to end in one row of at most num_rows * length tokens."""
+def _joined(batch: Batch, num_rows: int, length: int, num_sizes: int) -> Iterator[Any]:
+    """Rows up to their last target, end to end in one row of at most num_rows * length tokens.
+
+    Padded to one of `num_sizes` lengths; 0: as few as possible.
+    """
     capacity = num_rows * max(length, batch.inputs.size(1))
+    step = -(-capacity // num_sizes) if num_sizes else 1
     lengths = used_lengths(batch.targets)
     totals, first = lengths.cumsum(0), 0
     while first < len(lengths):
         before = int(totals[first - 1]) if first else 0
         end = int(torch.searchsorted(totals, before + capacity, right=True))
-        yield _as_one_row(batch, lengths[first:end], slice(first, end), capacity)
+        yield _as_one_row(batch, lengths[first:end], slice(first, end), step)
         first = end
 
 
-def _as_one_row(batch: Batch, lengths: Tensor, rows: slice, capacity: int) -> Any:
-    total, step = int(lengths.sum()), -(-capacity // JOINED_SIZES)
+def _as_one_row(batch: Batch, lengths: Tensor, rows: slice, step: int) -> Any:
+    total = int(lengths.sum())
     padding = max(1, -(-total // step)) * step - total
     is_used = torch.arange(batch.inputs.size(1)) < lengths[:, None]
 
