@@ -128,12 +128,12 @@ class InferenceOptions(CheckpointOptions, ToolOptions):
     max_tokens: Annotated[int, at_least(1)] = 512
     """Maximum length of an answer in tokens."""
     device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest available."""
+    """cuda, mps or cpu; empty means the fastest one available."""
 
 
 @dataclass(frozen=True)
 class EvalOptions(CheckpointOptions):
     device_type: str = ""
-    """cuda, mps or cpu; empty means the fastest available."""
+    """cuda, mps or cpu; empty means the fastest one available."""
     fresh: bool = False
     """Measure again what has been measured."""

@@ -14,7 +14,7 @@ class Options:
     """Train the tokenizer on the text of the current source."""
 
     max_chars: Annotated[int, at_least(1, besides=-1)] = 2_000_000_000
-    """Characters to learn from at most."""
+    """Characters to learn from at most; -1 means all."""
     doc_cap: Annotated[int, at_least(1, besides=-1)] = 10_000
     """Characters of one document at most, so that no long one dominates; -1 means all."""
     vocab_size: int = 65_536

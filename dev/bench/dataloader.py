@@ -137,7 +137,7 @@ def round_of(corpus: Path, tokenizer: RustBPETokenizer, num_threads: int) -> dic
 
 def main() -> None:
     """Measure in rounds and keep the medians as dev/bench/results/dataloader-DATE.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num_threads", type=int, default=4)

@@ -114,7 +114,7 @@ def leftovers(count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--humaneval", type=Path, required=True)
     parser.add_argument("--num_runs", type=int, default=10_000)
     parser.add_argument("--realtime", action="store_true")
