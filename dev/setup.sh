@@ -21,6 +21,7 @@ fingerprint() {
     cat pyproject.toml rustbpe/Cargo.toml rustbpe/src/*.rs | cksum
 }
 
+# Prints what uv gets as --python: an interpreter of this system, or what uv may download.
 find_python() {
     local candidate
     for candidate in "${PYTHON:-}" python3 python python3.13 python3.12 python3.11 python3.14; do
@@ -30,14 +31,12 @@ find_python() {
             return
         fi
     done
-    if uv --version >/dev/null 2>&1; then
-        uv python find --no-project '>=3.11' 2>/dev/null || true
-    fi
+    echo '>=3.11,<3.14'
 }
 
-# Prints the path of a working uv; installs uv into .uv when there is none.
+# Prints the path of a working uv; installs uv into .uv when there is none, with any Python 3.
 find_uv() {
-    local python=$1 candidate
+    local python candidate
     for candidate in uv "$HOME/.local/bin/uv" .uv/bin/uv .uv/venv/bin/uv; do
         if "$candidate" --version >/dev/null 2>&1; then
             echo "$candidate"
@@ -45,15 +44,61 @@ find_uv() {
         fi
     done
     say "uv not found, installing it into .uv"
-    # A separate target folder works even where pip refuses to change the system's Python.
-    if "$python" -m pip install --quiet --target .uv uv >/dev/null 2>&1 &&
-        .uv/bin/uv --version >/dev/null 2>&1; then
-        echo .uv/bin/uv
-    elif "$python" -m venv .uv/venv >/dev/null 2>&1 &&
-        .uv/venv/bin/pip install --quiet uv >/dev/null 2>&1 &&
-        .uv/venv/bin/uv --version >/dev/null 2>&1; then
-        echo .uv/venv/bin/uv
+    for python in "${PYTHON:-python3}" python3 python; do
+        # A separate target folder works even where pip refuses to change the system's Python.
+        if "$python" -m pip install --quiet --target .uv uv >/dev/null 2>&1 &&
+            .uv/bin/uv --version >/dev/null 2>&1; then
+            echo .uv/bin/uv
+            return
+        elif "$python" -m venv .uv/venv >/dev/null 2>&1 &&
+            .uv/venv/bin/pip install --quiet uv >/dev/null 2>&1 &&
+            .uv/venv/bin/uv --version >/dev/null 2>&1; then
+            echo .uv/venv/bin/uv
+            return
+        fi
+    done
+}
+
+has_any() {
+    local name
+    for name in "$@"; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    return 1
+}
+
+# Name what is missing and print one line to paste that installs it.
+check_tools() { # check_tools UV
+    local missing="" debian="" mac="" paste="" sudo="sudo " needed found
+    if ! has_any cc gcc clang; then
+        missing+=", a C compiler"
+        debian+=" build-essential"
+        mac+=" && xcode-select --install"
     fi
+    if [ -z "$1" ]; then
+        missing+=", uv, or a Python 3 with pip or venv to install it"
+        debian+=" python3-pip python3-venv"
+        mac+=" && brew install uv"
+    fi
+    needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' rustbpe/Cargo.toml)
+    found=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ "$(printf '%s\n' "$needed" "${found:-0}" | sort -V | head -n 1)" != "$needed" ] ||
+        ! cargo --version >/dev/null 2>&1; then
+        missing+=", Rust $needed or newer (found: ${found:-none})"
+        if ! has_any curl; then debian+=" curl"; fi
+        paste=" && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+    fi
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" = 0 ]; then sudo=""; fi
+    if [ -n "$debian" ] && has_any apt-get; then
+        paste=" && ${sudo}apt-get update && ${sudo}apt-get install -y$debian$paste"
+    elif [ "$(uname)" = Darwin ]; then
+        paste="$mac$paste"
+    elif [ -n "$debian" ]; then
+        give_up "missing: ${missing#, }; install it with the package manager of this system" \
+            ${paste:+"Rust: ${paste# && }"}
+    fi
+    give_up "missing: ${missing#, }; paste this line, then run the same command again:" "${paste# && }"
 }
 
 stamp=.venv/.nanochat-setup
@@ -67,33 +112,19 @@ export UV_PROJECT_ENVIRONMENT=.venv # whatever it is elsewhere: the commands exp
 if [ ! -w "$HOME" ]; then
     export UV_CACHE_DIR="${UV_CACHE_DIR:-$PWD/.uv/cache}" CARGO_HOME="${CARGO_HOME:-$PWD/.uv/cargo}"
 fi
-python=$(find_python)
-[ -n "$python" ] || give_up "Python 3.11 or newer is required and was not found" \
-    "Debian, Ubuntu: apt-get install python3 python3-venv python3-pip" \
-    "macOS: brew install python" \
-    "otherwise: install Python 3.11 or newer, then PYTHON=/path/to/python bash speedrun.sh"
-rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' rustbpe/Cargo.toml)
-rust=$(rustc --version 2>/dev/null | cut -d' ' -f2) || true
-[ "$(printf '%s\n' "$rust_needed" "${rust:-0}" | sort -V | head -n 1)" = "$rust_needed" ] &&
-    cargo --version >/dev/null 2>&1 ||
-    give_up "Rust $rust_needed or newer is required for the tokenizer, found: ${rust:-none}" \
-        "any system: run the installer from https://rustup.rs, then open a new shell" \
-        "macOS: brew install rust"
-command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
-    give_up "a C compiler is required to link the Rust code and was not found" \
-        "Debian, Ubuntu: apt-get install build-essential" "macOS: xcode-select --install"
-command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null ||
+uv=$(find_uv)
+check_tools "$uv"
+has_any c++ g++ clang++ ||
     say "notice: no C++ compiler found; models run eager instead of compiled, which is slower." \
         "To fix: apt-get install build-essential (macOS: xcode-select --install), then run again."
-uv=$(find_uv "$python")
-[ -n "$uv" ] || give_up "uv (the package installer) could not be installed with $python" \
-    "Debian, Ubuntu: apt-get install python3-pip python3-venv, then run this again" \
-    "or install uv in any other way and add it to the PATH"
+python=$(find_python)
 
 say "installing into .venv (the first time downloads a few GB, mostly torch)"
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
-"$uv" sync --quiet --python "$python" || give_up "uv sync failed" \
-    "see the message above; if the network failed, run the same command again to resume"
+# --inexact keeps the extras that were added by hand, as with `uv sync --extra tracker`.
+"$uv" sync --quiet --inexact --python "$python" || give_up "uv sync failed" \
+    "see the message above; if the network failed, run the same command again to resume" \
+    "PYTHON=/path/to/python bash speedrun.sh uses another interpreter, of Python 3.11 or newer"
 case "$uv" in .uv/*) ln -sf "$PWD/$uv" .venv/bin/uv ;; esac # for `uv sync --extra eval` by hand
 .venv/bin/python -c 'import rustbpe, torch' || give_up "the environment in .venv does not work" \
     "see the message above; delete .venv (rm -r .venv) and run again"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,7 +175,7 @@ def checkout(tmp_path: Path) -> Path:
     (root / "rustbpe" / "src" / "lib.rs").touch()
     (root / "bin").mkdir()
     make_environment = (
-        'echo "$UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR" > sync.txt\n'
+        'echo "$UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR" > sync.txt; echo "$@" > arguments.txt\n'
         "mkdir -p .venv/bin; printf '#!/bin/sh\\n' > .venv/bin/python; chmod +x .venv/bin/python"
     )
     programs = {"uv": f'[ "$1" = sync ] || exit 0\n{make_environment}', "rustc": "echo rustc 9.9.9"}
@@ -185,15 +186,41 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def set_up(checkout: Path, **environment: str) -> str:
-    """Run dev/setup.sh; returns what it printed."""
+def set_up(checkout: Path, code: int = 0, **environment: str) -> str:
+    """Run dev/setup.sh, which must exit with the code; returns what it printed."""
     done = subprocess.run(
         ["bash", "dev/setup.sh"],
         cwd=checkout, env={"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", **environment},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
+
+
+def replace_tools(checkout: Path, **programs: str) -> str:
+    """Have these shell programs and the basic ones, and no others; returns that PATH."""
+    for path in (checkout / "bin").iterdir():
+        path.unlink()
+    for name in [
+        "bash",
+        "cat",
+        "chmod",
+        "cksum",
+        "cut",
+        "dirname",
+        "head",
+        "id",
+        "mkdir",
+        "sed",
+        "sh",
+        "sort",
+    ]:
+        programs.setdefault(name, f'exec {shutil.which(name)} "$@"')  # no links to write through
+    for name, body in programs.items():
+        path = checkout / "bin" / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    return str(checkout / "bin")
 
 
 def test_set_up_uses_its_own_environment_with_and_without_a_home(checkout: Path) -> None:
@@ -201,6 +228,43 @@ def test_set_up_uses_its_own_environment_with_and_without_a_home(checkout: Path)
     cache = checkout / ".uv" / "cache"
     assert (checkout / "sync.txt").read_text() == f".venv {cache}\n"
     assert set_up(checkout) == ""  # nothing has changed
+
+
+def test_set_up_keeps_extras_that_were_added_by_hand(checkout: Path) -> None:
+    set_up(checkout)
+    assert "--inexact" in (checkout / "arguments.txt").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("user", "tools", "line"),
+    [
+        (0, ["uname", "apt-get"], "apt-get update && apt-get install -y build-essential python3-pip"
+         " python3-venv curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s"
+         " -- -y"),
+        (1000, ["uname", "apt-get", "cargo", "rustc", "curl"],
+         "sudo apt-get update && sudo apt-get install -y build-essential python3-pip python3-venv"),
+        (1000, ["uname", "cc", "uv", "curl"],
+         "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"),
+    ],
+)  # fmt: skip
+def test_set_up_without_tools_prints_one_line_to_paste(
+    checkout: Path, user: int, tools: list[str], line: str
+) -> None:
+    programs = dict.fromkeys(tools, "echo rustc 9.9.9")
+    path = replace_tools(checkout, **programs, id=f"echo {user}")
+    output = set_up(checkout, code=1, PATH=path).splitlines()
+    assert output[-2].startswith("error: missing: ") and output[-2].endswith("same command again:")
+    assert output[-1].strip() == line
+    assert ("Rust" in output[-2]) == ("rustup" in line)
+
+
+def test_set_up_with_an_old_python_lets_uv_install_a_newer_one(checkout: Path) -> None:
+    uv = (checkout / "bin" / "uv").read_text().removeprefix("#!/bin/sh\n")
+    tools = dict.fromkeys(("cargo", "cc", "c++"), "")
+    old = "case $* in *version_info*) exit 1 ;; esac"
+    path = replace_tools(checkout, uv=uv, python3=old, rustc="echo rustc 9.9.9", **tools)
+    set_up(checkout, PATH=path)
+    assert "--python >=3.11,<3.14" in (checkout / "arguments.txt").read_text()
 
 
 def test_set_up_ignores_cdpath(checkout: Path, tmp_path: Path) -> None:
