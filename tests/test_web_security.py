@@ -367,15 +367,15 @@ def test_repetitive_code_is_highlighted_quickly_in_every_supported_language(piec
     code = longest.replace("\n", piece) if "\n" in piece else "\n".join([line] * 9)
     seconds = []
     for _ in range(5):
-        start = time.process_time()
+        start = time.thread_time()
         markdown.to_html("```python\n" + "x = 1\n" * 140 + "```")
-        seconds.append(time.process_time() - start)
+        seconds.append(time.thread_time() - start)
     plain = min(seconds[1:])  # of common code on this machine, after the patterns are compiled
     for language in markdown.LANGUAGES:
         markdown.to_html(f"```{language}\nx\n```")  # compiles the patterns
-        start = time.process_time()
+        start = time.thread_time()
         html = markdown.to_html(f"```{language}\n{code}\n```")
-        assert f'class="language-{language}"' in html and time.process_time() - start < 40 * plain
+        assert f'class="language-{language}"' in html and time.thread_time() - start < 40 * plain
     for long in (f"x = 1 {'#' * 300}", "x = 1\n" * 151, "x = 1\n" * 600):
         assert "<span" not in markdown.to_html(f"```python\n{long}\n```")
     for language in ("autoit", "no-such-language", "PYTHON3"):
