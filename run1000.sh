@@ -7,6 +7,7 @@ if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' run1000.sh && echo ;; esac
 
 export NANOCHAT_TIER="${NANOCHAT_TIER:-node}"
 export DEPTH="${DEPTH:-32}"
