@@ -47,7 +47,7 @@ BANNED = {
     r"obey(s|ed)?|stranger": "handle, unauthorized client",
     r"came out|comes out|what comes out": "output, result",
     r"(a|per) second each": "tok/s",
-    r"worded as never in training": "unseen paraphrases",
+    r"worded as never in training": "unseen phrasings",
     r"anew": "again, from scratch",
     r"mend(s|ed|ing)?": "fix",
     r"way out": "remedy",
