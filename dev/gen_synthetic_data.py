@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 from dev.identity_topics import GREETINGS, OPENINGS, TOPICS, Topic
 from nanochat.configurator import at_least, parse, run_command
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from tasks.customjson import CustomJSON
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _written(client: Any, options: Options, topics: list[Topic], index: int) -> 
                 model=options.model, messages=[{"role": "user", "content": prompt}], temperature=1.0
             )
         except openai.OpenAIError as error:  # after the client's own retries
-            raise UserError(f"{options.endpoint}: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{options.endpoint}: {one_line(error)[:200]}") from None
         text = reply.choices[0].message.content or ""
         try:
             return messages_in(text)

@@ -1,6 +1,7 @@
 """The one exception that is meant for users; disk errors as such; what logs may say of others."""
 
 import errno
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from pathlib import Path
 
 class UserError(Exception):
     """An error that the user can fix: its one-line message names value, bound and remedy."""
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def error_location(error: Exception) -> str:
@@ -40,6 +46,10 @@ def disk_failure(error: OSError) -> tuple[str, str] | None:
     remedy = "set NANOCHAT_BASE_DIR to a writable folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission for {error.filename}", remedy
+    if error.errno == errno.ENOENT and error.filename:  # as /proc answers to a new folder
+        return f"{error.filename} does not exist and cannot be made", remedy
+    if error.errno in (errno.EFBIG, errno.EMFILE):
+        return os.strerror(error.errno).lower(), "raise the limit (ulimit -a shows it)"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"{error.filename} is a file, not a folder", remedy
     if error.errno == errno.EISDIR:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress
 
 from nanochat import paths
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.runtime import wandb_run_name
 
 logger = logging.getLogger(__name__)
@@ -142,10 +142,9 @@ def _start_tracker(name: str, settings: dict[str, Any]) -> Any:
 
 
 def _failed_start(error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"WANDB_RUN={wandb_run_name()}: the tracker cannot start ({reason}); log in with wandb"
-        " login or WANDB_API_KEY, set WANDB_MODE=offline, or unset WANDB_RUN"
+        f"WANDB_RUN={wandb_run_name()}: the tracker cannot start ({one_line(error)[:200]}); log in"
+        " with wandb login or WANDB_API_KEY, set WANDB_MODE=offline, or unset WANDB_RUN"
     )
 
 

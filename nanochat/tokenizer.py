@@ -135,7 +135,7 @@ class RustBPETokenizer:
             if not (isinstance(content["pattern"], str) and _has_valid_facts(data)):
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = formats.one_line(error)
+            reason = formats.reason_for(error)
             raise UserError(f"{path} is not a nanochat tokenizer ({reason}); {remedy}") from None
         try:
             tokenizer = cls({token: i for i, token in enumerate(tokens)}, data["pattern"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nanochat.core_eval import Tokens
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.runtime import Runtime
 
 
@@ -98,7 +98,7 @@ def load_huggingface(name: str, runtime: Runtime, tokens_per_pass: int) -> Huggi
             source, dtype=runtime.compute_dtype
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise UserError(f"--hf_path={name} could not be loaded: {reason}") from None
     return HuggingFaceModel(model.eval().to(runtime.device), tokenizer, tokens_per_pass)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from nanochat import paths
 from nanochat.data.json_rows import json_rows, open_text
 from nanochat.data.shards import MAX_TEXT_BYTES, parquet_texts
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 
 MAX_DOCUMENT_CHARACTERS = 10_000  # a longer .txt file is split between paragraphs
 MANY_LINES = 100  # a file of so many without a blank one is a list; a poem or an article is shorter
@@ -233,8 +233,7 @@ def _open_text(path: Path, encoding: str = "") -> Iterator[io.TextIOWrapper]:
         with open_text(path, encoding) as reader:
             yield reader
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged: {reason}; restore it") from None
+        raise UserError(f"{path} is damaged: {one_line(error)}; restore it") from None
 
 
 def inspect(file: TextFile, is_alone: bool, note: Note) -> TextFile:

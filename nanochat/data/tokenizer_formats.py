@@ -17,7 +17,7 @@ import tiktoken.load
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.runtime import hub_offline
 
 Ranks = dict[bytes, int]  # id of each token that is not special
@@ -88,9 +88,9 @@ def expand_merges(byte_order: list[int], merges: list[list[int]]) -> list[bytes]
     return tokens
 
 
-def one_line(error: Exception) -> str:
+def reason_for(error: Exception) -> str:
     """The message of an error; that of a wrong type says nothing about the file."""
-    return " ".join(str(error).split())[:200] if isinstance(error, ValueError) else OTHER
+    return one_line(error)[:200] if isinstance(error, ValueError) else OTHER
 
 
 # ---- tiktoken
@@ -228,7 +228,7 @@ def read_huggingface(path: Path) -> HuggingFaceFile:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a tokenizer.json of byte-level BPE with one split pattern"
-            f" ({one_line(error)}); no other kind can be imported"
+            f" ({reason_for(error)}); no other kind can be imported"
         ) from None
     ignores_merges = model.get("ignore_merges") is True
     return HuggingFaceFile(ranks, _from_oniguruma(pattern), merges, ignores_merges)

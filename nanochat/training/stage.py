@@ -20,7 +20,7 @@ from nanochat.chat import render_for_completion
 from nanochat.checkpoint_manager import Checkpoint, Meta
 from nanochat.checkpoint_manager.tensor_files import check_finite
 from nanochat.engine import Engine
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import (
     Runtime,
@@ -247,7 +247,7 @@ def _resume(plan: Plan, optimizers: list[Any], runtime: Runtime) -> tuple[TrainS
         except torch.OutOfMemoryError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            problem = " ".join(str(error).split())[:100]
+            problem = one_line(error)[:100]
             raise UserError(f"its optimizer state belongs to another model ({problem})") from None
         return start, checkpoint.meta
 
