@@ -4,10 +4,10 @@ python -m scripts.base_train --depth=4
 torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
 """
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-from nanochat.configurator import at_least, between, parse, run_command
+from nanochat.configurator import at_least, between, is_given, parse, run_command
 from scripts.options import LoopOptions
 
 
@@ -32,7 +32,7 @@ class Options(LoopOptions):
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
     """FLOPs to spend; -1 means by --tokens_per_parameter."""
     tokens_per_parameter: float = 20.0
-    """Training tokens per parameter, all parameters counted."""
+    """Training tokens per parameter; all parameters count but value embeddings."""
     total_batch_size: int = -1
     """Tokens of one optimizer step over all ranks; -1 means 524,288, and less for a budget below
     1.1 billion tokens."""
@@ -71,7 +71,17 @@ SAMPLE_DOCUMENTS = 200  # for tokens per byte
 
 
 def main(argv: list[str] | None = None) -> None:
-    train("base", parse(Options, argv), make_plan, start)
+    train("base", with_recipe(parse(Options, argv)), make_plan, start)
+
+
+def with_recipe(options: Options) -> Options:
+    """The options, with the recipe's values where none were given; -1 stands for its rates."""
+    usual: dict[str, Any] = {
+        name: value
+        for name, value in scaling_laws.RECIPES[options.recipe].items()
+        if name not in scaling_laws.RATES and not is_given(options, name)
+    }
+    return replace(options, **usual)
 
 
 def start(name: str, options: Options, runtime: Runtime) -> Setup:
@@ -105,7 +115,7 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
 def run_length(options: Options, model: GPT) -> tuple[int, int]:
     """Tokens of one optimizer step, and the number of steps."""
     budget = scaling_laws.horizon_tokens(
-        num_parameters=model.num_parameters()["total"],
+        num_parameters=scaling_laws.counted_parameters(model.num_parameters()),
         flops_per_token=model.flops_per_token(),
         target_flops=options.target_flops,
         tokens_per_parameter=options.tokens_per_parameter,

@@ -23,8 +23,9 @@ class LoopOptions:
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: a third slower, with a tenth of the activation
     memory. Does not change results."""
-    recipe: Literal["classic"] = "classic"
-    """Published settings, to which the options default: classic is nanochat's of late 2025."""
+    recipe: Literal["classic", "modern"] = "classic"
+    """Settings, to which the options default: classic is nanochat's of late 2025; modern pretrains
+    with --value_embeddings=2 and --warmdown_share=0.65."""
     matrix_lr: Annotated[float, at_least(0, besides=-1)] = -1.0
     """Learning rate of the matrices (Muon). Here and for the next two -1 means the recipe's (0.02,
     0.3, 0.004) times the square root of the batch size by the default one, but at least half."""

@@ -46,7 +46,6 @@ PLAN_OPTIONS = (  # those that the plan takes as they are
     "seed", "eval_every", "save_every", "save_minutes", "keep_checkpoints", "device_batch_size",
     "compile", "activation_checkpointing", "profile", "dry_run",
 )  # fmt: skip
-RATES = ("matrix_lr", "embedding_lr", "unembedding_lr")
 PARENTS = {"mid": "base", "sft": "mid", "rl": "sft"}
 TEXT_SAMPLES = (
     "The fox is", "Once upon a time", "Question: What day comes after Monday? Answer:",
@@ -90,7 +89,7 @@ class Setup:
         """
         options, runtime = self.options, self.runtime
         is_chat, lr_scale, held_out, width = False, 1.0, None, model.config.n_embd
-        given = {name: getattr(options, name) for name in RATES}
+        given = {name: getattr(options, name) for name in scaling_laws.RATES}
         rates = scaling_laws.rates(options.recipe, given, rows / usual_rows)
         if isinstance(options, ChatOptions):
             is_chat, lr_scale = True, options.init_lr

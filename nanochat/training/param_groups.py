@@ -3,17 +3,15 @@
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import Muon
-from nanochat.training.scaling_laws import RECIPES, REFERENCE_WIDTH
-
-CLASSIC = RECIPES["classic"]
+from nanochat.training.scaling_laws import RATES, REFERENCE_WIDTH
 
 
 def scaled_rates(
     config: GPTConfig,
     *,
-    matrix_lr: float = CLASSIC["matrix_lr"],
-    embedding_lr: float = CLASSIC["embedding_lr"],
-    unembedding_lr: float = CLASSIC["unembedding_lr"],
+    matrix_lr: float = RATES["matrix_lr"],
+    embedding_lr: float = RATES["embedding_lr"],
+    unembedding_lr: float = RATES["unembedding_lr"],
     weight_decay: float = 0.0,
 ) -> dict[str, float]:
     """The options as learning rates at this width: AdamW's scale with (width / 768) ** -0.5."""

@@ -8,6 +8,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels import attention
 from nanochat.metrics import peak_flops
 from nanochat.runtime import Runtime
+from nanochat.training import scaling_laws
 from nanochat.training.memory_estimate import Estimate
 from nanochat.training.schedule import Schedule
 
@@ -53,11 +54,12 @@ def of_steps(model: GPT, schedule: Schedule, rows: int, world_size: int) -> Rows
     length, counts = model.config.sequence_len, model.num_parameters()
     step_tokens, num_steps = rows * length, schedule.num_steps
     tokens = num_steps * step_tokens
-    ratio = tokens / counts["total"]
+    ratio = tokens / scaling_laws.counted_parameters(counts)
+    counted = "of all but value embeddings" if "value embeddings" in counts else "of all"
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return [
         ("steps", f"{num_steps:,} of {step_tokens:,} tokens: {rows:,} rows, {ranks}"),
-        ("horizon", f"{tokens:,} tokens, {ratio:.2f} per parameter (of all)"),
+        ("horizon", f"{tokens:,} tokens, {ratio:.2f} per parameter ({counted})"),
         ("FLOPs", f"{tokens * model.flops_per_token():.3g}"),
     ]
 

@@ -5,10 +5,13 @@ from typing import Literal
 
 from nanochat.errors import UserError
 
-Recipe = Literal["classic"]
-# Peak learning rates, at the recipe's batch size and width 768. classic: nanochat of late 2025.
+Recipe = Literal["classic", "modern"]
+# Options by recipe: peak learning rates, at the recipe's batch size and width 768, and what else
+# pretraining defaults to. classic: nanochat of late 2025. modern: what won since, dev/LOG.md.
+RATES = {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
 RECIPES: dict[Recipe, dict[str, float]] = {
-    "classic": {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
+    "classic": {**RATES, "value_embeddings": 0, "warmdown_share": 0.2},
+    "modern": {**RATES, "value_embeddings": 2, "warmdown_share": 0.65},
 }
 # The recipe's batch size, and the budget from which on it is used: 20 tokens per parameter of
 # depth 6 at vocabulary 65,536. Smaller batches follow by "Power Lines", arXiv 2505.13738.
@@ -18,6 +21,14 @@ MIN_RATE_SCALE = 0.5  # lower rates waste short runs of small batches: dev/LOG.m
 BATCH_EXPONENT = 0.383  # B ~ D^0.383, arXiv 2505.13738
 MIN_STEPS = 50  # a short run needs steps more than large batches
 REFERENCE_WIDTH = 768  # depth 12; learning rates of AdamW and weight decay refer to it
+
+
+def counted_parameters(counts: dict[str, int]) -> int:
+    """The parameters that horizons are relative to, from the numbers by group.
+
+    Without value embeddings: a horizon of the recipes is that of the model without them.
+    """
+    return counts["total"] - counts.get("value embeddings", 0)
 
 
 def horizon_tokens(
@@ -81,8 +92,8 @@ def rates(recipe: Recipe, given: dict[str, float], batch_share: float) -> dict[s
     They scale with the square root of the batch size (arXiv 2205.10287), but not below a half.
     """
     scale = max(MIN_RATE_SCALE, math.sqrt(batch_share))
-    usual = {name: scale * rate for name, rate in RECIPES[recipe].items()}
-    return {name: usual[name] if rate == -1 else rate for name, rate in given.items()}
+    usual = RECIPES[recipe]
+    return {name: scale * usual[name] if rate == -1 else rate for name, rate in given.items()}
 
 
 def scaled_weight_decay(weight_decay: float, n_embd: int) -> float:
