@@ -12,7 +12,6 @@ const RETRY_TEMPERATURE = 0.7; // at temperature 0 a regenerated response would 
 const MAX_BUSY_RETRIES = 5;
 const MAX_RETRY_AFTER_SECONDS = 30;
 const RECONNECT_SECONDS = 3;
-const MIN_THROUGHPUT_SECONDS = 0.1; // in less, all tokens may have arrived at once: no rate can be measured
 const MAX_BATCH_CHARACTERS = 30_000; // of Markdown in one request; the server limits the size of a body
 const MAX_BATCH_TEXTS = 100;
 const MAX_CACHED_TEXTS = 500;
