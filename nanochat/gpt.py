@@ -8,7 +8,7 @@ B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
 
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle, islice
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,13 @@ class AttentionCache(Protocol):
 
 
 Context = AttentionCache | Documents | None  # what a token attends to besides its own row
+
+
+class Values(NamedTuple):
+    """The value embeddings of a layer and where they are looked up."""
+
+    table: Tensor  # (V, K * D) float32
+    tokens: Tensor  # (B, T) int64
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ class Attention(nn.Module):
         self.gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_values(layer) else None
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None = None
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None
     ) -> Tensor:
         q, k, v = self.project(x, cos_sin)
         if values is not None:
@@ -183,11 +190,12 @@ class Attention(nn.Module):
             y = cache.attend(self.layer, q, k, v)
         return self.output(y.transpose(1, 2).reshape(x.shape))
 
-    def gated(self, values: Tensor, x: Tensor) -> Tensor:
-        """Value embeddings (..., K * D) of tokens as (..., K, D), scaled by 0 to 3 per head."""
+    def gated(self, values: Values, x: Tensor) -> Tensor:
+        """Value embeddings of the tokens, (B, T, K, D), scaled by 0 to 3 per head."""
         assert self.gate is not None
         scales = 3 * self.gate(x[..., :GATE_CHANNELS]).sigmoid()
-        heads: Tensor = values.unflatten(-1, (-1, self.config.head_dim)) * scales.unsqueeze(-1)
+        found = F.embedding(values.tokens, values.table).to(x.dtype)
+        heads: Tensor = found.unflatten(-1, (-1, self.config.head_dim)) * scales.unsqueeze(-1)
         return heads
 
     def project(self, x: Tensor, cos_sin: CosSin) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,16 +234,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None = None
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None
     ) -> Tensor:
-        """values: the layer's value embeddings of the tokens, (B, T, K * D), if it has some."""
         x = x + self.attention(norm(x, self.eps), cos_sin, cache, values)
         y: Tensor = x + self.mlp(norm(x, self.eps))
         return y
 
 
 def run_block(
-    block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, values: Tensor | None
+    block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None
 ) -> Tensor:
     """A function of the block, so that its compiled code serves the blocks of all layers."""
     return block.forward(x, cos_sin, cache, values)
@@ -333,8 +340,7 @@ class GPT(nn.Module):
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         is_training, context = torch.is_grad_enabled(), documents or kv_cache
         values = {
-            layer: table(idx).to(self.compute_dtype)
-            for layer, table in self.value_embeddings.items()
+            layer: Values(module.weight, idx) for layer, module in self.value_embeddings.items()
         }
         run = self.run_block if is_training else run_block  # inference has graphs of its own
         for layer, block in enumerate(self.blocks):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat.engine import Engine
-from nanochat.gpt import norm
+from nanochat.gpt import Values, norm
 from nanochat.inference import kv_cache, prepacked
 from nanochat.inference.decode import Mode
 from nanochat.kernels import cpu_matmul
@@ -40,6 +40,28 @@ def test_rotary_norm_and_store_are_those_of_the_model(
     assert torch.equal(values[places], qkv[:, heads + kv_heads :])
     others = [place for place in range(40) if place not in places.tolist()]
     assert not keys[others].any() and not values[others].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_value_embeddings_are_those_of_the_model(dtype: torch.dtype) -> None:
+    model = small_model(value_embeddings=1)
+    attention, values = model.blocks[0].attention, model.value_embeddings["0"].weight
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, model.config.n_embd, generator=generator).to(dtype)[:, 0]  # strided
+    qkv = torch.randn(5, 8, 8, generator=generator).to(dtype)
+    tokens, places = torch.tensor([3, 264, 0, 3, 7]), torch.arange(1, 6)
+    cos, sin = torch.randn(2, 5, 4, generator=generator)
+    found = torch.zeros(2, 2, 40, 2, 8, dtype=dtype)  # with and without, keys and values
+    gated = x, values, tokens, attention.gate.weight
+    qs = [
+        kernels.rotate_norm_store(qkv, cos, sin, places, *stores, 1e-6, one)
+        for stores, one in zip(found, (gated, None), strict=True)
+    ]
+    assert torch.equal(*qs) and torch.equal(found[0, 0], found[1, 0])
+    exact = attention.gated(Values(values, tokens), x.float())
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    expected = (qkv[:, 6:].float() + exact).to(dtype)
+    torch.testing.assert_close(found[0, 1, places], expected, atol=tolerance, rtol=tolerance)
 
 
 def test_relu_squared_is_that_of_the_model() -> None:

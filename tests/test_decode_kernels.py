@@ -7,8 +7,11 @@ import torch
 
 ROTATE = {
     "qkv": "*bf16", "cos": "*fp32", "sin": "*fp32", "places": "*i64", "q": "*bf16",
-    "keys": "*bf16", "values": "*bf16", "eps": "fp32",
+    "keys": "*bf16", "values": "*bf16", "eps": "fp32", "x": "*bf16", "table": "*fp32",
+    "tokens": "*i64", "gates": "*fp32", "x_stride": "i32",
 }  # fmt: skip
+SHAPE = {"H": 10, "K": 10, "HALF": 64, "SIZE": 64}
+GATED = {"NUM_GATES": 12, "GATES_SIZE": 16}
 RELU = {"x": "*bf16", "y": "*bf16", "count": "i32"}
 
 
@@ -18,8 +21,9 @@ RELU = {"x": "*bf16", "y": "*bf16", "count": "i32"}
 @pytest.mark.parametrize(
     ("name", "types", "constants"),
     [
-        ("_rotate_norm_store", ROTATE, {"H": 10, "K": 10, "HALF": 64, "SIZE": 64}),
-        ("_rotate_norm_store", ROTATE, {"H": 4, "K": 2, "HALF": 12, "SIZE": 16}),
+        ("_rotate_norm_store", ROTATE, SHAPE | GATED),
+        ("_rotate_norm_store", ROTATE, SHAPE | {"NUM_GATES": 0, "GATES_SIZE": 0}),
+        ("_rotate_norm_store", ROTATE, GATED | {"H": 4, "K": 2, "HALF": 12, "SIZE": 16}),
         ("_relu_squared", RELU, {"SIZE": 1024}),
     ],
 )

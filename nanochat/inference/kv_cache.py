@@ -154,14 +154,17 @@ class KVCache:
         return self._packed_rows is not None
 
     def attend_projections(
-        self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], eps: float
+        self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], eps: float, gated: Any
     ) -> Tensor:
-        """As `attend` in two kernels, (N, H, D) of (N, H + 2 K, D) before rotary and norm."""
+        """As `attend` in two kernels, (N, H, D) of (N, H + 2 K, D) before rotary and norm.
+
+        gated: the arguments of `rotate_norm_store` for value embeddings, or None.
+        """
         from nanochat.kernels.decode_kernels import rotate_norm_store
 
         assert self._packed_rows is not None
         keys, values = (one[layer].flatten(0, 1) for one in (self.keys, self.values))
-        q = rotate_norm_store(qkv, *cos_sin, self._flat_indices, keys, values, eps)
+        q = rotate_norm_store(qkv, *cos_sin, self._flat_indices, keys, values, eps, gated)
         return attend_packed(q, keys, values, self._packed_rows, self.windows[layer])
 
     def _store(self, store: Tensor, new: Tensor) -> Tensor:

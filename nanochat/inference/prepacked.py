@@ -10,12 +10,13 @@ B batch  T time  H heads  K kv heads  D head dim
 
 import copy
 import logging
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import GPT, Attention, Block, Linear, norm
+from nanochat.gpt import GPT, Attention, Block, Linear, Values, norm
 from nanochat.inference.kv_cache import KVCache
 from nanochat.kernels.attention import can_pack
 from nanochat.kernels.cpu_matmul import PrepackedLinear
@@ -98,7 +99,7 @@ class _FusedBlock(Block):
     """A block whose kernels do as much as they can at a time, in inference with a cache."""
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Any, values: Tensor | None = None
+        self, x: Tensor, cos_sin: CosSin, cache: Any, values: Values | None = None
     ) -> Tensor:
         if not isinstance(cache, KVCache) or not cache.is_packed:
             return super().forward(x, cos_sin, cache, values)
@@ -108,9 +109,8 @@ class _FusedBlock(Block):
         tokens, mlp = x.flatten(0, 1), self.mlp
         normed = norm(tokens, self.eps)
         qkv = attention.projection(normed).view(len(tokens), -1, attention.config.head_dim)
-        if values is not None:
-            qkv[:, -attention.config.n_kv_head :] += attention.gated(values.flatten(0, 1), normed)
-        y = cache.attend_projections(attention.layer, qkv, cos_sin, self.eps)
+        gated = values and (normed, values.table, values.tokens.flatten(), attention.gate.weight)
+        y = cache.attend_projections(attention.layer, qkv, cos_sin, self.eps, gated)
         # In place: each product adds to the residual stream by itself.
         tokens.addmm_(y.flatten(1), attention.output.weight.T)
         hidden = relu_squared(mlp.up(norm(tokens, self.eps)))
@@ -129,11 +129,20 @@ def fused_kernels_work(device: torch.device, dtype: torch.dtype, head_dim: int) 
         qkv = torch.linspace(-2, 2, 8 * 4 * head_dim, device=device).to(dtype).view(8, 4, -1)
         places, angles = torch.arange(8, device=device), qkv[:, 0, ::2].float().contiguous()
         keys, values = torch.empty(2, 8, 1, head_dim, device=device, dtype=dtype)
-        q = rotate_norm_store(qkv, angles.cos(), angles.sin(), places, keys, values, 1e-6)
         expected = norm(rotate(qkv[:, :3], angles.cos()[:, None], angles.sin()[:, None]), 1e-6)
-        torch.testing.assert_close(torch.cat([q, keys], 1), expected, atol=0.05, rtol=0.05)
-        torch.testing.assert_close(values, qkv[:, 3:])
-        torch.testing.assert_close(relu_squared(qkv), qkv.relu().square(), atol=0.05, rtol=0.05)
+        x, table, gates = qkv[:, 0], angles.repeat(1, 2), angles[1:2]
+        scales = 3 * (x.float() @ gates.T.repeat(2, 1)).sigmoid()
+        gated_values = qkv[:, 3:] + (scales * table.flip(0))[:, None]
+        near = partial(torch.testing.assert_close, atol=0.05, rtol=0.05, check_dtype=False)
+        for gated, found in (
+            (None, qkv[:, 3:]), ((x, table, 7 - places, gates.repeat(1, 2)), gated_values)
+        ):  # fmt: skip
+            q = rotate_norm_store(
+                qkv, angles.cos(), angles.sin(), places, keys, values, 1e-6, gated
+            )
+            near(torch.cat([q, keys], 1), expected)
+            near(values, found)
+        near(relu_squared(qkv), qkv.relu().square())
     except Exception as error:  # no Triton, no C compiler, a GPU that it does not know
         reason = str(error).partition("\n")[0]
         logger.warning("decoding with more, smaller kernels: %s: %s", type(error).__name__, reason)

@@ -87,11 +87,12 @@ def estimate(
     matrices += num_tables * GATE_CHANNELS * config.n_kv_head
     tokens = rows * config.sequence_len
     block = tokens * block_bytes(config, size, device_type, recomputes)
+    looked_up = 0 if recomputes else tokens * size * kv_width  # for the gradient of the gates
     if keeps_activations:
-        activations = config.n_layer * block
+        activations = config.n_layer * block + num_tables * looked_up
     else:
-        activations = config.n_layer * tokens * size * config.n_embd + block
-    activations += num_tables * tokens * size * kv_width  # what is looked up, for the gates
+        activations = config.n_layer * tokens * size * config.n_embd
+        activations += block + min(1, num_tables) * looked_up
     # Buffers of the collectives: gradients to reduce, parameters to gather.
     sent = 2 * (tables + matrices) if world_size > 1 else 0
     logits = config.vocab_size * min(tokens, rows_at_once(config.vocab_size, device_type))
