@@ -125,18 +125,25 @@ def _main(
     configurator.run(lambda: main(argv))
 
 
-def slow_program(module: str, seconds: float) -> str:
-    """A program that runs a command in which each pass of a model takes so long, or longer."""
+def program(module: str, before_pass: str, setup: str = "") -> str:
+    """A program that runs a command; before_pass: a statement, executed before each pass of GPT.
+
+    It may take `numbers` from 0 on.
+    """
     return f"""
-import time, torch
+import itertools, time, torch
+from pathlib import Path
 from nanochat.configurator import run
 from nanochat.gpt import GPT
 from {module} import main
+{setup}
+numbers = itertools.count()
 
-def wait(module, _):
-    time.sleep({seconds} * isinstance(module, GPT))
+def hook(module, _):
+    if isinstance(module, GPT):
+        {before_pass}
 
-torch.nn.modules.module.register_module_forward_pre_hook(wait)
+torch.nn.modules.module.register_module_forward_pre_hook(hook)
 run(main)
 """
 

@@ -249,7 +249,9 @@ class TypingUser:
 @pytest.mark.slow
 def test_a_user_at_a_terminal_asks_interrupts_and_exits(saved: Path) -> None:
     """Ctrl-C stops an answer but not the program."""
-    with TypingUser(processes.slow_program("scripts.chat_cli", 0.1), "--device_type=cpu") as user:
+    is_long = saved / "long"  # while it exists, the 20th token takes long: Ctrl-C comes within it
+    wait = f"if Path({str(is_long)!r}).exists() and next(numbers) == 20: time.sleep(1000)"
+    with TypingUser(processes.program("scripts.chat_cli", wait), "--device_type=cpu") as user:
         assert "/help lists the commands" in user.reads_until(user.prompt)
         for typed, shown in (
             ("/stats\r", "no answer yet"),
@@ -258,6 +260,7 @@ def test_a_user_at_a_terminal_asks_interrupts_and_exits(saved: Path) -> None:
         ):
             user.types(typed)
             assert shown in user.reads_until(user.prompt)
+        is_long.touch()
         user.types("Count\r")
         user.reads_until("tick 10")
         for typed, shown in (

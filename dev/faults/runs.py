@@ -95,7 +95,7 @@ def killed_runs(
 
 
 def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
-    """Kill a process that only saves."""
+    """Kill a process that only saves, so often or until a kill comes during a save."""
     rng = random.Random(seed)
     outcome = Outcome(
         "kill -9 of a process that saves",
@@ -104,7 +104,7 @@ def killed_saves(folder: Path, kills: int, seed: int) -> Outcome:
     folder.mkdir()
     marker = Marker(folder / "marker-0")
     in_save = leftovers = 0
-    while outcome.tried < kills:
+    while outcome.tried < kills or not in_save:
         marker.clear()
         process = processes.context().Process(target=inside.save_forever, args=(folder,))
         process.start()
