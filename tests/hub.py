@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import re
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -212,20 +213,27 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def serving(server: socketserver.TCPServer) -> Iterator[str]:
+    """The address of a server that runs in a thread until the end of the block."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def running_hub(port: int = 0) -> Iterator[Hub]:
     """A hub that serves until the end of the block; port 0: any that is free."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-        server.daemon_threads = True
-        hub.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.daemon_threads, hub.port = True, server.server_address[1]
+    with serving(server):
+        yield hub
 
 
 def main() -> None:

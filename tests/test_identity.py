@@ -1,7 +1,6 @@
 """The conversations about the model itself: shipped, generated, and written by another model."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ from nanochat.errors import UserError
 from scripts.options import MixtureOptions
 from scripts.training import own_conversations
 from tasks.customjson import IDENTITY_FILE, CustomJSON
+from tests.hub import serving
 
 REPLY = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
 
@@ -101,14 +101,8 @@ def server_of(replies: list[str]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield f"{address}/v1"
 
 
 def test_a_server_writes_conversations_and_a_second_start_continues(

@@ -5,7 +5,6 @@ import hashlib
 import random
 import socket
 import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from nanochat.data import download as download_module
 from nanochat.data import responses
 from nanochat.data.download import HubFile, download
 from nanochat.errors import UserError
+from tests.hub import serving
 
 CONTENT = random.Random(3).randbytes(200_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -125,14 +125,8 @@ def hub(answer: tuple[bytes | None, Callable[[Send], None]]) -> Iterator[str]:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads, block_on_close, allow_reuse_address = True, False, True
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Server(("127.0.0.1", 0), Handler)) as address:
+        yield address
 
 
 @contextmanager
