@@ -19,9 +19,10 @@ from nanochat.errors import UserError
 from nanochat.kernels.attention import attend_causally
 from nanochat.kernels.cpu_matmul import linear
 from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
-from nanochat.kernels.documents import Documents, attend_within
+from nanochat.kernels.documents import Documents, attend_within, places_of_targets, taken
 from nanochat.kernels.recompute import recomputing
 from nanochat.kernels.relu_squared import relu_squared
+from nanochat.kernels.rms_norm import rms_norm as norm
 from nanochat.kernels.rotary import CosSin, Rotary, rotate
 
 CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
@@ -158,11 +159,6 @@ class Linear(nn.Linear):
         return linear(x, self.weight.to(x.dtype))
 
 
-def norm(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension, without weights; arXiv 1910.07467."""
-    return F.rms_norm(x, (x.size(-1),), eps=eps)
-
-
 class Attention(nn.Module):
     """Causal attention with QK-norm (arXiv 2010.04245) and grouped queries (arXiv 2305.13245)."""
 
@@ -177,8 +173,9 @@ class Attention(nn.Module):
         self.gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_values(layer) else None
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None
-    ) -> Tensor:
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         q, k, v = self.project(x, cos_sin)
         if values is not None:
             v = v + self.gated(values, x).transpose(1, 2)
@@ -188,7 +185,8 @@ class Attention(nn.Module):
             y = attend_within(q, k, v, self.window, cache)
         else:
             y = cache.attend(self.layer, q, k, v)
-        return self.output(y.transpose(1, 2).reshape(x.shape))
+        y = y.transpose(1, 2).reshape(x.shape)
+        return self.output(y if kept is None else taken(y, kept))
 
     def gated(self, values: Values, x: Tensor) -> Tensor:
         """Value embeddings of the tokens, (B, T, K, D), scaled by 0 to 3 per head."""
@@ -208,7 +206,8 @@ class Attention(nn.Module):
             projection(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        return norm(rotate(q, *cos_sin), eps), norm(rotate(k, *cos_sin), eps), v
+        q, k = (norm(rotate(x, *cos_sin).transpose(1, 2), eps).transpose(1, 2) for x in (q, k))
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -234,18 +233,19 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None
-    ) -> Tensor:
-        x = x + self.attention(norm(x, self.eps), cos_sin, cache, values)
+        self, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """kept: of (B * T) the tokens (M,) to compute, if not all: the result is (1, M, C)."""
+        attended = self.attention(norm(x, self.eps), cos_sin, cache, values, kept)
+        x = (x if kept is None else taken(x, kept)) + attended
         y: Tensor = x + self.mlp(norm(x, self.eps))
         return y
 
 
-def run_block(
-    block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, values: Values | None
-) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, *more: Any) -> Tensor:
     """A function of the block, so that its compiled code serves the blocks of all layers."""
-    return block.forward(x, cos_sin, cache, values)
+    return block.forward(x, cos_sin, cache, *more)
 
 
 def check_context(length: int, limit: int) -> None:
@@ -343,8 +343,12 @@ class GPT(nn.Module):
             layer: Values(module.weight, idx) for layer, module in self.value_embeddings.items()
         }
         run = self.run_block if is_training else run_block  # inference has graphs of its own
+        is_masked = weights is not None and not self.is_compiled
+        kept = places_of_targets(targets) if targets is not None and is_masked else None
         for layer, block in enumerate(self.blocks):
-            arguments = block, x, cos_sin, context, values.get(str(layer))
+            arguments: tuple[Any, ...] = block, x, cos_sin, context, values.get(str(layer))
+            if kept is not None and layer == self.config.n_layer - 1:
+                arguments = *arguments, kept  # nothing attends to its other tokens
             if self.keeps_activations or not is_training:
                 x = run(*arguments)
             else:
@@ -359,8 +363,11 @@ class GPT(nn.Module):
             return soft_cap(self.unembedding(x), cap)
         x, matrix = x.flatten(0, 1), self.unembedding.weight
         if weights is not None:
-            weights, more = weights.flatten(), {"compiles": True} if self.is_compiled else {}
-            return weighted_cross_entropy(x, matrix, targets.flatten(), weights, cap, **more)
+            more = {"compiles": True} if self.is_compiled else {}
+            targets, weights = targets.flatten(), weights.flatten()
+            if kept is not None:
+                targets, weights = targets[kept], weights[kept]
+            return weighted_cross_entropy(x, matrix, targets, weights, cap, **more)
         return capped_cross_entropy(x, matrix, targets.flatten(), cap).view_as(targets)
 
     def num_parameters(self) -> dict[str, int]:

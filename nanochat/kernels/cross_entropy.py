@@ -56,11 +56,6 @@ def weighted_cross_entropy(
     if x.device.type != "cpu" or x.dtype == torch.float16:
         summed: Tensor = _FusedCrossEntropy.apply(x, weight, targets, weights, cap, compiles)
         return summed
-    # Masked targets need no logits. On a GPU their count would have to be waited for.
-    if not torch.compiler.is_compiling():
-        rows = (targets >= 0).nonzero().squeeze(1)
-        if len(rows) < len(targets):
-            x, targets, weights = x[rows], targets[rows], weights[rows]
     total: Tensor = _WeightedCrossEntropy.apply(x, weight, targets, weights, cap)
     return total
 

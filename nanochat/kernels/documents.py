@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanochat.kernels.attention import attend_causally
 
-GROUP = 8  # documents that are padded to the length of the longest of them, on a CPU
+SIMILAR = 1.5  # ratio of the lengths of documents that are padded to the longest, on a CPU
 
 
 class Documents(NamedTuple):
@@ -65,34 +65,74 @@ def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
 ) -> Tensor:
     """The same with documents in padded rows: only attention computes the padding."""
-    lengths: list[int] = [n for n in documents.starts.diff().tolist() if n]
-    found, first = [], 0
-    # Neighbors have similar lengths, since the loader sorts the rows of a step.
-    for group in (lengths[i : i + GROUP] for i in range(0, len(lengths), GROUP)):
-        tokens = slice(first, first := first + sum(group))
-        longest, size = max(group), len(group) * max(group)
-        starts = torch.arange(0, size, longest).repeat_interleave(torch.tensor(group))
-        places = starts + documents.positions[0, tokens]  # of each token among the padded rows
-        rows = [  # (N, H, D) to (documents, H, longest, D) and, below, back
-            _Placed.apply(x[0, :, tokens].transpose(0, 1), places, size)
-            .view(len(group), longest, x.size(1), x.size(3)).transpose(1, 2)
-            for x in (q, k, v)
-        ]  # fmt: skip
-        y = attend_causally(rows[0], rows[1], rows[2], window)
-        found.append(_Taken.apply(y.transpose(1, 2).flatten(0, 1), places))
-    return torch.cat(found).transpose(0, 1)[None]
+    groups = _groups([n for n in documents.starts.diff().tolist() if n])
+    shapes = {heads: _padded_places(groups, heads, documents) for heads in {q.size(1), k.size(1)}}
+    rows = []
+    for x in (q, k, v):
+        sizes = [len(group) * x.size(1) * max(group) for group in groups]
+        placed = _Placed.apply(x[0].transpose(0, 1).flatten(0, 1), shapes[x.size(1)], sum(sizes))
+        rows.append([
+            part.view(len(group), x.size(1), max(group), x.size(3))
+            for group, part in zip(groups, placed.split(sizes), strict=True)
+        ])  # fmt: skip
+    found = [
+        attend_causally(queries, keys, values, window).flatten(0, 2)
+        for queries, keys, values in zip(*rows, strict=True)
+    ]
+    y = _Taken.apply(torch.cat(found), shapes[q.size(1)])
+    return y.view(-1, *q.shape[1::2]).transpose(0, 1)[None]
+
+
+def _groups(lengths: list[int]) -> list[list[int]]:
+    """Neighbors of similar lengths: the loader sorts the rows of a step."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and max(length, *groups[-1]) <= SIMILAR * min(length, *groups[-1]):
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return groups
+
+
+def _padded_places(groups: list[list[int]], num_heads: int, documents: Documents) -> Tensor:
+    """(N * H,) of each token and head among the rows (documents, H, longest) of all groups."""
+    lengths = torch.tensor([n for group in groups for n in group])
+    longest = torch.tensor([max(group) for group in groups for _ in group])
+    starts = longest.cumsum(0) - longest  # of each document, for one head
+    starts, longest = (x.repeat_interleave(lengths)[:, None] for x in (starts, longest))
+    heads = torch.arange(num_heads)
+    return (starts * num_heads + heads * longest + documents.positions[0, :, None]).flatten()
+
+
+def places_of_targets(targets: Tensor) -> Tensor | None:
+    """(M,) of (B * T) where something is predicted; None for all of them.
+
+    On other devices it is None: they would wait for M, and the compiler makes code for each M.
+    """
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    places = (targets.flatten() >= 0).nonzero().squeeze(1)
+    return places if 0 < len(places) < targets.numel() else None
+
+
+def taken(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens (1, M, C) of x (B, T, C) at different places (M,) in (B * T)."""
+    rows: Tensor = _Taken.apply(x.flatten(0, 1), places)
+    return rows[None]
 
 
 class _Placed(torch.autograd.Function):
-    """x (N, ...) at `places` of `size` rows, zeros elsewhere.
+    """x (N, ...) at different `places` of `size` rows.
 
-    No two places are equal, so that the gradient is a copy; autograd would add, on one thread.
+    Elsewhere is x[0], which takes no memory to be cleared; no other token attends to it, so that
+    its gradient is zero.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, size: int) -> Tensor:
         ctx.save_for_backward(places)
-        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, places, x)
+        sources = places.new_zeros(size).index_copy_(0, places, torch.arange(len(places)))
+        return x.index_select(0, sources)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:

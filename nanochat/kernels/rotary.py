@@ -3,6 +3,8 @@
 B batch  T time  H heads  D head dim
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,31 @@ class Rotary(nn.Module):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, H, T, D) with the rotary embedding of its positions."""
-    first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        rotated: Tensor = _Rotated.apply(x, cos, sin)
+        return rotated
+    first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class _Rotated(torch.autograd.Function):
+    """The same in a third of the passes over memory; the gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(upstream[0], cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    y = torch.empty_like(x)  # in the layout of x
+    (first, second), (left, right) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin)
+    torch.mul(second, cos, out=right).addcmul_(first, sin, value=-1)
+    return y
