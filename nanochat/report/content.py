@@ -13,13 +13,7 @@ from pathlib import Path
 import psutil
 
 from nanochat import paths
-from nanochat.report.explanations import (
-    CHAT_TASKS,
-    EXPLANATIONS,
-    GPT2,
-    GPT2_ACCURACY,
-    GPT2_CORE,
-)
+from nanochat.report.explanations import CHAT_TASKS, EXPLANATIONS, GPT2, GPT2_ACCURACY, GPT2_CORE
 from nanochat.report.sections import COLUMNS, SectionData, now
 
 TRAINING = {"base": "pretraining", "mid": "midtraining", "sft": "supervised finetuning",

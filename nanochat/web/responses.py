@@ -17,12 +17,7 @@ from fastapi.responses import Response
 from nanochat.inference.detokenizer import Finished, TextPiece, ToolCall
 from nanochat.inference.sampling import TokenLogprob
 from nanochat.web.inference_service import AnswerEvents
-from nanochat.web.openai_api import (
-    CompletionRequest,
-    Envelope,
-    TextPrompt,
-    Tokenizer,
-)
+from nanochat.web.openai_api import CompletionRequest, Envelope, TextPrompt, Tokenizer
 from nanochat.web.worker import PromptLogprobs
 
 Json = dict[str, Any]

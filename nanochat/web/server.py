@@ -36,11 +36,7 @@ from nanochat.web.openai_api import (
     server_sent_event,
     text_prompts,
 )
-from nanochat.web.responses import (
-    ResponseBuilder,
-    chat_response,
-    completion_response,
-)
+from nanochat.web.responses import ResponseBuilder, chat_response, completion_response
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("basics", "conversations", "requests", "markdown", "drawing", "chat", "controls")
