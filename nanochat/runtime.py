@@ -204,7 +204,13 @@ def _join_ranks(device: torch.device) -> None:
 
 
 def _of_this_start(store: Any) -> Any:
-    """The store with a key prefix per restart: keys of earlier starts lead to dead processes."""
+    """The store without keys of earlier starts, which lead to dead processes.
+
+    The launcher's store outlives the ranks, so that it gets a key prefix per restart. One of rank 0
+    is new in each start, and hosts that were replaced count other restarts.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
     prefix = f"start {restart_count()}"
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
