@@ -1,18 +1,16 @@
 """Gradients that reduce during the backward pass are those that reduce after it."""
 
-import multiprocessing
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from nanochat.adamw import OverlappedReduction
 from nanochat.data.batch import Batch
 from nanochat.training import trainer
 from nanochat.training.param_groups import build_optimizers
 from nanochat.training.schedule import Schedule
+from tests.ranks import run_in_ranks
 from tests.small_model import small_model
 
 CPU = torch.device("cpu")
@@ -55,29 +53,13 @@ def fail(_: torch.Tensor) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder, "store")), 2)
-    limit = timedelta(seconds=120)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
-    plain = trained(rank, False, torch.float32)
-    overlapped = trained(rank, True, torch.float32)
-    halved = trained(rank, True, torch.bfloat16)
-    torch.save([plain, overlapped, halved], Path(folder, f"rank{rank}.pt"))
-    dist.destroy_process_group()
+def all_trained(rank: int, _world_size: int) -> list[dict[str, torch.Tensor]]:
+    ways = ((False, torch.float32), (True, torch.float32), (True, torch.bfloat16))
+    return [trained(rank, overlaps, transport) for overlaps, transport in ways]
 
 
 def test_overlapped_reduction_gives_the_same_parameters(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_overlap"])
-    processes = [context.Process(target=rank_main, args=(r, str(tmp_path))) for r in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    plain, overlapped, halved = torch.load(tmp_path / "rank0.pt", weights_only=True)
-    other = torch.load(tmp_path / "rank1.pt", weights_only=True)[1]
+    (plain, overlapped, halved), (_, other, _) = run_in_ranks(all_trained, 2, tmp_path)
     start = {name: p.detach() for name, p in small_model(n_layer=5).named_parameters()}
     for name, one in plain.items():
         moved = float((one - start[name]).norm())

@@ -1,17 +1,15 @@
-import multiprocessing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from nanochat.adamw import DistAdamW
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.muon import Muon
 from nanochat.training.param_groups import build_optimizers
+from tests.ranks import run_in_ranks
 
 NUM_STEPS = 4
 ADAMW_SHAPES = [(41, 50), (1025,), (1024,), (3, 5), (1,)]
@@ -142,27 +140,18 @@ def run_steps(
     return squares
 
 
-def rank_main(rank: int, ranks: int, folder: str, first_step: int, last_step: int) -> None:
-    """One process: resume from `folder`/before.pt if it exists, write rank{r}.pt."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder, "store")), ranks)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
+def steps_in_rank(
+    rank: int, ranks: int, before: Path, first_step: int, last_step: int
+) -> dict[str, Any]:
+    """One process: resume from the file `before` if it exists."""
     named, optimizers = build()
-    before = Path(folder, "before.pt")
     if before.exists():
         restore(named, optimizers, torch.load(before, weights_only=True))
-    squares = run_steps(named, optimizers, range(first_step, last_step), rank, ranks)
-    torch.save(
-        {
-            "squares": squares,
-            "parameters": {name: parameter.detach() for name, parameter in named},
-            "states": [optimizer.state_dict() for optimizer in optimizers],
-        },
-        Path(folder, f"rank{rank}.pt"),
-    )
-    dist.destroy_process_group()
+    return {
+        "squares": run_steps(named, optimizers, range(first_step, last_step), rank, ranks),
+        "parameters": {name: parameter.detach() for name, parameter in named},
+        "states": [optimizer.state_dict() for optimizer in optimizers],
+    }
 
 
 def restore(named: list[tuple[str, nn.Parameter]], optimizers: list[Any], saved: Any) -> None:
@@ -177,18 +166,8 @@ def run_ranks(folder: Path, ranks: int, steps: range, before: Any = None) -> lis
     folder.mkdir()
     if before is not None:
         torch.save(before, folder / "before.pt")
-    context = multiprocessing.get_context("forkserver")  # imports torch once for all ranks
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch.optim"])
-    processes = [
-        context.Process(target=rank_main, args=(rank, ranks, str(folder), steps.start, steps.stop))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(ranks)]
+    arguments = folder / "before.pt", steps.start, steps.stop
+    return run_in_ranks(steps_in_rank, ranks, folder, *arguments)
 
 
 def checkpoint(of_ranks: list[Any]) -> dict[str, Any]:
