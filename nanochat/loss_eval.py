@@ -72,10 +72,10 @@ def evaluate_loss(
     """
     was_training = model.training
     model.eval()
-    # Nats, bytes, batches, and with special tokens: nats, targets. float64 is exact up to 2^53.
-    sums = [0.0, 0.0, 0.0, 0.0, 0.0]
+    # Without special tokens, and with them. float64 is exact up to 2^53.
+    nats = num_bytes = all_nats = num_targets = num_batches = 0.0
     for batch in batches:
-        sums[2] += 1
+        num_batches += 1
         for first in range(0, batch.inputs.size(0), device_batch_size):
             rows = slice(first, first + device_batch_size)
             inputs = batch.inputs[rows].to(token_bytes.device)
@@ -83,11 +83,12 @@ def evaluate_loss(
             nll = model(inputs, targets)
             # Clamped: a masked target is -1, which would index the last token.
             sizes = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
-            sums[0] += float((nll * (sizes > 0)).sum(dtype=torch.float64))
-            sums[1] += int(sizes.sum())
-            sums[3] += float(nll.sum(dtype=torch.float64))  # 0 where nothing is predicted
-            sums[4] += int((targets >= 0).sum())
+            nats += float((nll * (sizes > 0)).sum(dtype=torch.float64))
+            num_bytes += int(sizes.sum())
+            all_nats += float(nll.sum(dtype=torch.float64))  # 0 where nothing is predicted
+            num_targets += int((targets >= 0).sum())
     model.train(was_training)
+    sums = [nats, num_bytes, num_batches, all_nats, num_targets]
     nats, num_bytes, num_batches, all_nats, num_targets = all_reduce_sum(sums)
     if num_batches == 0:
         raise ValueError("bits per byte over 0 steps is undefined; evaluate at least one step")
