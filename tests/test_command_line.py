@@ -181,22 +181,5 @@ def test_documented_commands_parse(line: str) -> None:
     parse(options_class(command), argv)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--depht=4"], "error: --depht is not an option of this command; did you mean --depth?"),
-        (
-            ["--device_batch_size=abc"],
-            "error: --device_batch_size=abc is not a whole number",
-        ),
-    ],
-)
-def test_an_error_is_one_line_without_traceback(argv: list[str], words: str) -> None:
-    command = [sys.executable, "-m", "scripts.base_train", *argv]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", words + "\n")
-
-
 if __name__ == "__main__":
     FROZEN.write_text(current(), encoding="utf-8")
