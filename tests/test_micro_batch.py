@@ -1,5 +1,6 @@
 """Rows that are joined to one, and the compiled block, give the loss and gradient of plain rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 from nanochat.data.batch import Batch
 from nanochat.gpt import GPT
 from nanochat.kernels.documents import can_join, documents_of
+from nanochat.runtime import init_runtime
 from nanochat.training.micro_batch import micro_batches
-from nanochat.training.trainer import accumulate_gradients
+from nanochat.training.trainer import accumulate_gradients, two_threads
 from tests.small_model import small_model
 
 CPU, CONTEXT, VOCAB = torch.device("cpu"), 64, 100
@@ -71,6 +73,36 @@ def test_tokens_without_target_are_left_out_of_the_last_layer(
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
         for ours, one in zip(found, slow, strict=True):
             torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7])
+@pytest.mark.parametrize("joined_length", [0, CONTEXT])
+def test_halves_in_two_threads_have_the_gradient_of_the_batch(
+    num_rows: int, joined_length: int
+) -> None:
+    model = small_model(value_embeddings=1)
+    batch = rows_of_lengths([64, 1, 0, 17, 40, 64, 3][:num_rows])
+    loss, expected = gradients(model, batch, 7, joined_length=joined_length)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runtime = replace(init_runtime("cpu"), compute_dtype=torch.bfloat16)
+        threads = two_threads(model, runtime)
+        assert threads is not None and torch.get_num_threads() == 2
+        with threads:
+            assert threads.submit(torch.get_num_threads).result() == 1
+            runs = [
+                gradients(model, batch, 7, joined_length=joined_length, threads=threads)
+                for _ in range(5)
+            ]
+        assert two_threads(model, replace(runtime, compute_dtype=torch.float32)) is None
+    finally:
+        torch.set_num_threads(before)
+    for again, found in runs:
+        torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+        for ours, one, first in zip(found, expected, runs[0][1], strict=True):
+            torch.testing.assert_close(ours, one, rtol=1e-4, atol=1e-5)
+            assert torch.equal(ours, first)  # whichever half is done first
 
 
 def test_joined_rows_hold_each_used_token_once() -> None:

@@ -3,7 +3,7 @@
 B batch (rows of this rank in this step)  T time
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,3 +25,10 @@ class Batch:
     resume: dict[str, Any]  # JSON-able loader state after this step; equal on all ranks
     metrics: dict[str, float] = field(default_factory=dict)  # logged with the step, e.g. reward
     has_signal: bool = True  # False, on all ranks: the gradient is zero, so nothing is updated
+
+    def rows(self, which: slice) -> "Batch":
+        """Some of the rows; the norm is still that of all."""
+        weights = None if self.weights is None else self.weights[which]
+        return replace(
+            self, inputs=self.inputs[which], targets=self.targets[which], weights=weights
+        )

@@ -10,9 +10,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -128,12 +130,23 @@ def train(
 def accumulate_gradients(
     model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device,
     *, joined_length: int = 0, scale: float = 1.0, reduction: OverlappedReduction | None = None,
+    threads: Executor | None = None,
 ) -> Tensor:  # fmt: skip
     """This rank's sum(weights * nll) / norm; adds its gradient, times scale, to `.grad`.
 
     joined_length: see `micro_batches`. scale: so that small gradients are no zeros in float16.
-    reduction: begins to average the gradients during the last backward pass.
+    reduction: begins to average the gradients during the last backward pass. threads: two, for the
+    halves of a batch that is at most two passes.
     """
+    if threads is not None and 2 <= batch.inputs.size(0) <= 2 * device_batch_size:
+        halves = [batch.rows(slice(first, None, 2)) for first in (0, 1)]  # similar lengths
+        half = partial(
+            accumulate_gradients, model, device_batch_size=device_batch_size, device=device,
+            joined_length=joined_length, scale=scale,
+        )  # fmt: skip
+        # The sum of two gradients is the same in either order, of more it would not be.
+        first, second = threads.map(half, halves)
+        return first + second
     total = torch.zeros((), device=device, dtype=torch.float32)
     passes = micro_batches(batch, device_batch_size, joined_length, device)
     upcoming = next(passes, None)
@@ -166,8 +179,11 @@ class _Gradients:
         self.reduction: OverlappedReduction | None = None
         if context.runtime.device.type == "cuda" and context.runtime.world_size > 1:
             self.reduction = OverlappedReduction(optimizers, model.parameters())
+        self.threads = two_threads(model, context.runtime)
 
     def close(self) -> None:
+        if self.threads is not None:
+            self.threads.shutdown()
         if self.reduction is not None:
             self.reduction.close()
 
@@ -197,6 +213,8 @@ class _Gradients:
             named["scale"] = self.scale
         if self.reduction is not None:
             named["reduction"] = self.reduction
+        if self.threads is not None:
+            named["threads"] = self.threads
         while True:
             try:
                 return accumulate_gradients(self.model, batch, self.rows, device, **named)
@@ -216,6 +234,25 @@ class _Gradients:
             self.model.zero_grad(set_to_none=True)  # of the passes that did fit
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def two_threads(model: nn.Module, runtime: Runtime) -> ThreadPoolExecutor | None:
+    """Threads with half of the cores each, where products are too short to be divided well."""
+    is_cpu, num_threads = runtime.device.type == "cpu", torch.get_num_threads()
+    is_compiled = hasattr(model, "_orig_mod")
+    if not is_cpu or runtime.compute_dtype != torch.bfloat16 or num_threads < 2 or is_compiled:
+        return None
+    both = Barrier(2)
+
+    def start(_: int) -> None:
+        torch.set_num_threads(num_threads // 2)
+        torch.get_num_threads()  # the first call in a thread takes over the latest number of all
+        both.wait()
+
+    pool = ThreadPoolExecutor(2, "half")
+    list(pool.map(start, range(2)))
+    torch.set_num_threads(num_threads)
+    return pool
 
 
 def tokens_in_use(targets: Tensor) -> int:
