@@ -1,4 +1,7 @@
-"""Batches of text for pretraining: documents, tokenized on the fly and packed by `data.packing`."""
+"""Batches of text for pretraining: documents, tokenized on the fly and packed by `data.packing`.
+
+B batch  T time
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -3,7 +3,8 @@
 Parameters are float32; matrices are multiplied in the compute dtype. There is no autocast: every
 cast is visible in the code.
 
-B batch  T time  C channels  H heads  K kv heads  D head dim  V vocab
+B batch  T time  N tokens of joined rows  M tokens with targets  S chosen positions
+C channels  H heads  K kv heads  D head dim  V vocab
 """
 
 from dataclasses import asdict, dataclass, fields

@@ -2,7 +2,7 @@
 
 Imported only where there is such a GPU: Triton compiles them there at their first call.
 
-N tokens  H heads  K kv heads  D head dim  S stored positions
+N tokens  C channels  H heads  K kv heads  D head dim  S stored positions  G gate channels
 """
 
 import torch

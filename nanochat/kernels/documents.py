@@ -1,6 +1,7 @@
 """Attention within documents that are joined to one row, so that no token is padding.
 
-N tokens of all documents  H heads  K kv heads  D head dim
+N tokens of all documents  B batch  T time  M tokens with targets
+C channels  H heads  K kv heads  D head dim
 """
 
 from typing import Any, NamedTuple
