@@ -76,9 +76,16 @@ def test_creating_a_model_does_not_import_the_compiler(model: GPT) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_the_prefix_of_compiled_modules_is_removed_at_the_start_of_a_name_only() -> None:
-    name = "_orig_mod.blocks.0._orig_mod.weight"
-    assert name.removeprefix(checkpoints.COMPILE_PREFIX) == "blocks.0._orig_mod.weight"
+def test_the_prefix_of_compiled_modules_is_removed_at_the_start_of_a_name_only(
+    tmp_path: Path,
+) -> None:
+    names = ("_orig_mod.blocks.0._orig_mod.weight", "embedding.weight")
+    content = {"model": {name: torch.ones(2) for name in names}, "optim": []}
+    checkpoints.save(tmp_path, 3, content, META, keep=1)
+    found = checkpoints.newest_complete(tmp_path)
+    assert found is not None
+    state = found.load_model_state(torch.device("cpu"))
+    assert [*state] == ["blocks.0._orig_mod.weight", "embedding.weight"]
 
 
 def test_other_files_in_the_folder_are_ignored(tmp_path: Path, model: GPT) -> None:
