@@ -79,21 +79,39 @@ thing kind: name {a_v} | which {vs} do you know | list some {vs} | what {vs} are
 thing kind: name some {vs}
 thing kind: tell me {a_v} | what {vs} do you know | which things are {vs} | give me {a_v}
 """)  # fmt: skip
+# The value comes first: once it stands in its usual letters, its subjects follow.
 _REVERSE_ANSWERS = {
-    ("animal", "colour"): ("{s} is {v}.", "{s} are {v}."),
-    ("animal", "sound"): ("{s} {v}.", ""),
-    ("animal", "home"): ("{s} lives in {v}.", "{s} live in {v}."),
-    ("animal", "food"): ("{s} eats {v}.", "{s} eat {v}."),
-    ("animal", "young"): ("{s} has {a_v}.", "{s} have {vs}."),
-    ("person", "job"): ("{s} is {a_v}.", "{s} are {vs}."),
-    ("person", "town"): ("{s} lives in {v}.", "{s} live in {v}."),
-    ("person", "pet"): ("{s} has {a_v}.", "{s} have {a_v}."),
-    ("person", "dish"): ("{s} likes to eat {v}.", "{s} like to eat {v}."),
-    ("town", "lies"): ("{s} lies {v}.", ""),
-    ("town", "known_for"): ("{s} is known for {v}.", ""),
-    ("thing", "colour"): ("{s} is {v}.", "{s} are {v}."),
-    ("thing", "kind"): ("{s} is {a_v}.", "{s} are {vs}."),
+    ("animal", "colour"): ("{a_v} animal is {s}.", "{v} animals are {s}."),
+    ("animal", "sound"): ("the animal that {v} is {s}.", ""),
+    ("animal", "home"): ("in {v} lives {s}.", "in {v} live {s}."),
+    ("animal", "food"): ("an animal that eats {v} is {s}.", "animals that eat {v} are {s}."),
+    ("animal", "young"): ("{a_v} is the young of {s}.", "{a_v} is the young of {s}."),
+    ("person", "job"): ("the {v} is {s}.", "the {vs} are {s}."),
+    ("person", "town"): ("in {v} lives {s}.", "in {v} live {s}."),
+    ("person", "pet"): ("{a_v} is the pet of {s}.", "{a_v} is the pet of {s}."),
+    ("person", "dish"): ("somebody who likes {v} is {s}.", "people who like {v} are {s}."),
+    ("town", "lies"): ("{v} lies {s}.", ""),
+    ("town", "known_for"): ("the town known for {v} is {s}.", ""),
+    ("thing", "colour"): ("{a_v} thing is {s}.", "{v} things are {s}."),
+    ("thing", "kind"): ("{a_v} is {s}.", "{vs} are {s}."),
 }
+
+
+def _value_first(group: str, topic: str, value: str) -> tuple[str, str]:
+    """A sentence that names a value, then its subjects, and these: "A cub is ... of the fox."."""
+    subjects = _SHARED[group, topic, value]
+    named = _joined(subjects if len(subjects) <= MAX_LISTED else subjects[:3])
+    template = _REVERSE_ANSWERS[group, topic][len(subjects) > 1]
+    answer = capitalized(template.format(s=named, v=value, a_v=a(value), vs=plural(value)))
+    if len(subjects) > MAX_LISTED:
+        answer = f"{answer.removesuffix('.')}, among others."
+    return answer, named
+
+
+def reversed_fact(rng: Random) -> str:
+    """A sentence from a value to its subjects, for base text."""
+    group, topic = rng.choice(list(_REVERSE))
+    return _value_first(group, topic, rng.choice(_VALUES[group, topic]))[0]
 
 
 def _joined(names: list[str]) -> str:
@@ -104,18 +122,11 @@ def _reverse(rng: Random, split: Split) -> Question:
     """From a value to its subjects: "who has a giraffe", "which animals are pink"."""
     group, topic = rng.choice(list(_REVERSE))
     value = rng.choice(_VALUES[group, topic])
-    subjects = _SHARED[group, topic, value]
-    named = subjects if len(subjects) <= MAX_LISTED else subjects[:3]
-    fields = {"v": value, "a_v": a(value), "vs": plural(value)}
     core = rng.choice(_REVERSE[group, topic])
-    one, many = _REVERSE_ANSWERS[group, topic]
-    template = one if len(subjects) == 1 else many
-    answer = capitalized(template.format(s=_joined(named), **fields))
-    if len(named) < len(subjects):
-        answer = f"{answer.removesuffix('.')}, among others."
+    answer, named = _value_first(group, topic, value)
     return Question(
-        text=as_typed(rng, core.format(**fields)), answer=answer, key=_joined(named),
-        identity=f"reverse|{core}|{value}",
+        text=as_typed(rng, core.format(v=value, a_v=a(value), vs=plural(value))),
+        answer=answer, key=named, identity=f"reverse|{core}|{value}",
     )  # fmt: skip
 
 
@@ -137,6 +148,13 @@ any dish: does {x} eat {v}
 any lies: is {x} {v} | does {x} lie {v} | is it true that {x} lies {v}
 any known_for: is {x} known for {v} | is {x} famous for {v} | do people go to {x} for {v}
 """)  # fmt: skip
+# What is asked, said again in the words of the answer: compared word by word there, however the
+# question is typed.
+_ASKED = {
+    "colour": "is it {v}?", "sound": "it {v}?", "home": "in {v}?", "food": "is it {v}?",
+    "young": "{a_v}?", "kind": "{a_v}?", "job": "{a_v}?", "town": "in {v}?", "pet": "{a_v}?",
+    "dish": "is it {v}?", "lies": "is it {v}?", "known_for": "for {v}?",
+}  # fmt: skip
 _PLURAL_YES_NO = {
     "colour": "are {xs} {v}", "sound": "do {xs} {base}", "home": "do {xs} live in {v}",
     "food": "do {xs} eat {v}",
@@ -162,9 +180,9 @@ def _yes_no(rng: Random, split: Split) -> Question:
     text = core.format(
         x=about, xs=plural(bare), bare=bare, v=value, a_v=a(value), base=_infinitive(value)
     )
-    return _judged(
-        rng, text, fact.sentence, value == fact.key, f"yes no|{core}|{fact.about}|{value}"
-    )
+    asked = capitalized(_ASKED[fact.topic].format(v=value, a_v=a(value)))
+    identity = f"yes no|{core}|{fact.about}|{value}"
+    return _judged(rng, text, f"{asked} {fact.sentence}", value == fact.key, identity)
 
 
 def _judged(rng: Random, core: str, sentence: str, is_right: bool, identity: str) -> Question:
@@ -180,7 +198,7 @@ def _is_who(rng: Random) -> Question:
     shown = person if rng.random() < 0.5 else rng.choice(PEOPLE)
     core = rng.choice(("is {name} the {job} of {town}", "is the {job} of {town} called {name}"))
     text = core.format(name=shown.name, job=person.job, town=person.town)
-    sentence = f"{person.name} is the {person.job} of {person.town}."
+    sentence = f"Is it {shown.name}? {person.name} is the {person.job} of {person.town}."
     return _judged(
         rng, text, sentence, shown is person, f"is who|{core}|{shown.name}|{person.name}"
     )

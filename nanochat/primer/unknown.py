@@ -246,9 +246,9 @@ def _about_an_unknown(rng: Random, split: Split, unseen: bool) -> Question:
     if group == "person":
         about, topics = unknown_name(rng, split), ("job", "town", "pet", "dish")
     elif group == "town":
-        about, topics = _elsewhere(rng, split), ("lies", "known_for")
+        about, topics = elsewhere(rng, split), ("lies", "known_for")
     else:
-        about, topics = _strange_animal(rng, split), ("colour", "sound", "home", "food", "young")
+        about, topics = strange_animal(rng, split), ("colour", "sound", "home", "food", "young")
     core = PARAPHRASES[rng.choice(topics)].pick(rng, split, unseen=unseen)
     bare = about.removeprefix("the ")
     return Question(
@@ -262,12 +262,12 @@ def unknown_name(rng: Random, split: Split) -> str:
     return _strange(rng, split, lambda rng: open_name(rng, split)[0])
 
 
-def _elsewhere(rng: Random, split: Split) -> str:
+def elsewhere(rng: Random, split: Split) -> str:
     make = rng.choice((lambda rng: rng.choice(PLACES), invented_name))
     return _strange(rng, split, make)
 
 
-def _strange_animal(rng: Random, split: Split) -> str:
+def strange_animal(rng: Random, split: Split) -> str:
     kinds = (_LEGENDARY, _OTHER_ANIMALS, _OTHER_ANIMALS)
     makers = (invented_word, lambda rng: rng.choice(rng.choice(kinds)))
     return "the " + _strange(rng, split, rng.choice(makers))
@@ -289,7 +289,7 @@ _FIELDS: dict[str, Callable[[Random, Split], str]] = {
     "person": _person,
     "animal": _animal,
     "anyone": lambda rng, split: rng.choice((_person, _animal))(rng, split),
-    "beast": lambda rng, split: _strange_animal(rng, split).removeprefix("the "),
+    "beast": lambda rng, split: strange_animal(rng, split).removeprefix("the "),
     "job": lambda rng, split: rng.choice(PEOPLE).job,
     "town": lambda rng, split: rng.choice(TOWNS).name,
     "thing": lambda rng, split: f"the {rng.choice(THINGS).name}",

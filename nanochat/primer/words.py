@@ -214,7 +214,8 @@ def _more_of_the_calendar(rng: Random) -> Question:
         truth = world.SEASON_OF_MONTH[month]
         key = f"so {'yes' if shown == truth else 'no'}"
         core = rng.choice(("is {m} in {s}", "is {m} a month of {s}", "does {m} belong to {s}"))
-        core, answer = core.format(m=month, s=shown), f"{month} is in {truth}, {key}."
+        core = core.format(m=month, s=shown)
+        answer = f"Is it {shown}? {month} is in {truth}, {key}."
     return Question(text=as_typed(rng, core), answer=answer, key=key, identity=f"calendar|{core}")
 
 
@@ -319,7 +320,7 @@ def _sizes(rng: Random, split: Split, topic: str, unseen: bool) -> Question:
     answer = f"{a(key)} is {topic} than {a(other)}."
     if is_yes_no:
         must_contain = f"so {'yes' if first_is_key else 'no'}"
-        answer = f"{answer.removesuffix('.')}, {must_contain}."
+        answer = f"Is it {a(x)}? {capitalized(answer.removesuffix('.'))}, {must_contain}."
     article = (lambda noun: f"the {noun}") if rng.random() < 0.2 else a
     return Question(
         text=as_typed(rng, core.format(x=article(x), y=article(y))), answer=capitalized(answer),
