@@ -11,7 +11,6 @@ from nanochat.gpt import GATE_CHANNELS, GPT, GPTConfig
 from nanochat.kernels.cross_entropy import rows_at_once
 from nanochat.runtime import Runtime
 
-COMPILED_REST = 2.5  # bytes per channel and token: the compiler keeps one norm's input in float32
 MUON_COPIES = 4  # of this rank's matrices at most: gradients, updates, two products in between
 
 
@@ -86,13 +85,17 @@ def estimate(
     matrices = config.n_layer * config.n_embd * (10 * config.n_embd + 2 * kv_width)  # 8 in the MLP
     matrices += num_tables * GATE_CHANNELS * config.n_kv_head
     tokens = rows * config.sequence_len
-    block = tokens * block_bytes(config, size, device_type, recomputes)
-    looked_up = 0 if recomputes else tokens * size * kv_width  # for the gradient of the gates
-    if keeps_activations:
-        activations = config.n_layer * block + num_tables * looked_up
-    else:
-        activations = config.n_layer * tokens * size * config.n_embd
-        activations += block + min(1, num_tables) * looked_up
+    block = tokens * block_bytes(config, size, recomputes)
+    # Of a layer with value embeddings: what is looked up and, in any case, the products for gates.
+    values = tokens * size * ((0 if recomputes else kv_width) + config.n_kv_head)
+    num_kept = config.n_layer if keeps_activations else 1
+    activations = num_kept * block + min(num_kept, num_tables) * values
+    if device_type == "cpu":  # copies a window's attention, which it computes in parts
+        num_windows = sum(window is not None for window in config.windows)
+        activations += min(num_kept, num_windows) * tokens * size * config.n_embd
+    if not keeps_activations:
+        activations += config.n_layer * tokens * size * config.n_embd
+    casts_all = keeps_activations and not recomputes  # else they are cast again, layer by layer
     # Buffers of the collectives: gradients to reduce, parameters to gather.
     sent = 2 * (tables + matrices) if world_size > 1 else 0
     logits = config.vocab_size * min(tokens, rows_at_once(config.vocab_size, device_type))
@@ -102,7 +105,9 @@ def estimate(
         # AdamW keeps two moments per element, Muon one; its variances are negligible.
         moments=4 * -(-(2 * tables + matrices) // world_size),
         activations=activations,
-        weights=size * (vocabulary + matrices) if size < 4 else 0,
+        weights=size * (vocabulary + matrices // (1 if casts_all else config.n_layer))
+        if size < 4
+        else 0,
         # grad_x and grad_weight, and of a group of logits: on a CPU logits and exponentials in
         # float32, else both in the compute dtype; then their gradient.
         loss=(2 * size if device_type == "cuda" else 8 + size) * logits
@@ -112,18 +117,16 @@ def estimate(
     )
 
 
-def block_bytes(config: GPTConfig, size: int, device_type: str, recomputes: bool = False) -> int:
+def block_bytes(config: GPTConfig, size: int, recomputes: bool = False) -> int:
     """Bytes that one block keeps per token for the backward pass, `size` bytes per number.
 
     Recomputing: its input, queries, keys, values, the outputs of attention and of the second
     product, and 4 C of the third. Else also inputs and outputs of norms: the residual stream twice,
-    queries, keys; and the square of relu. Compiled, the residual stream is kept in float32.
+    queries, keys; and the square of relu. In float32 the scales of norms, and attention's sum of
+    exponentials.
     """
-    kv_width = config.n_kv_head * config.head_dim
+    kv_width, num_heads = config.n_kv_head * config.head_dim, config.n_head
     if recomputes:
-        return size * (8 * config.n_embd + 2 * kv_width)
-    normed = 3 * config.n_embd + kv_width
-    on_cpu = device_type == "cpu"  # its kernels norm in float32, and copy attention's transpose
-    others = normed + kv_width + config.n_embd * (9 + on_cpu)
-    rest = COMPILED_REST * config.n_embd if device_type == "cuda" else 0
-    return (4 if on_cpu else size) * normed + size * others + int(rest)
+        return size * (8 * config.n_embd + 2 * kv_width) + 4 * num_heads
+    statistics = 4 * (2 + 2 * num_heads + config.n_kv_head)
+    return size * (15 * config.n_embd + 3 * kv_width) + statistics
