@@ -140,7 +140,8 @@ class StandIn:
         assert capture_error_mode == "thread_local"
         assert self.stream is stream, "the warm-up was on another stream"
         assert self.open_pool is None, "two recordings at a time"
-        self.open_pool, self.default_generators[0].is_recording = pool[0], True
+        generator = self.default_generators[self.current_device()]
+        self.open_pool, generator.is_recording = pool[0], True
         was_freed = pool[0] in self.used and not self.pools[pool[0]]
         if self.fails or was_freed:
             self.fails -= 1  # neither the stream nor the rest is restored
@@ -149,5 +150,5 @@ class StandIn:
             yield
         self.pools[pool[0]].add(graph)
         self.used.add(pool[0])
-        self.open_pool, self.default_generators[0].is_recording = None, False
+        self.open_pool, generator.is_recording = None, False
         self.recorded_on.append(stream.name)
