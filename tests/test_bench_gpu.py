@@ -30,7 +30,11 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
     assert results["depth 20, 32 rows"]["estimated memory, MB"] > 0
     assert results["engine"]["by_batch"][0]["tok/s"] > 0
     assert {"sft, tok/s", "rl, tok/s"} <= results["pipeline"].keys()
+    for name in ("depth 12", "depth 20", "depth 24", "engine"):
+        assert f"{name}, value embeddings" in results
     assert "at most 0.6" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if "value embeddings / without" in line]
+    assert len(rows) == 6 and sum("not measured" in row for row in rows) == 2  # only 1 row here
 
 
 def test_a_step_that_fails_leaves_its_figures_and_those_of_the_others(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ import torch
 from nanochat import export
 from nanochat.engine import Engine, Request
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.runtime import compute_dtype
 from nanochat.tokenizer import RustBPETokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +43,12 @@ FIRST_TOKENS_TARGET, WAIT_TARGET = 60.0, 15.0
 # ---- instruments
 
 
-def random_model(depth: int, sequence_len: int, device: torch.device) -> GPT:
-    """A model in float32 on a CPU, in bfloat16 elsewhere."""
-    config = GPTConfig.from_depth(depth, vocab_size=VOCAB_SIZE, sequence_len=sequence_len)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model = GPT(config, compute_dtype=dtype).to(device)
+def random_model(depth: int, sequence_len: int, device: torch.device, values: int = 0) -> GPT:
+    """A model in the dtype that commands use on the device; values: its value embeddings."""
+    config = GPTConfig.from_depth(
+        depth, vocab_size=VOCAB_SIZE, sequence_len=sequence_len, value_embeddings=values
+    )
+    model = GPT(config, compute_dtype=compute_dtype(device)).to(device)
     model.rotary.init_tables()
     generator = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
@@ -250,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--sequence-len", type=int, default=1024)
+    parser.add_argument("--value-embeddings", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
@@ -260,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    model = random_model(options.depth, options.sequence_len, device)
+    values = options.value_embeddings
+    model = random_model(options.depth, options.sequence_len, device, values)
     engine = endless_engine(model)
     results = {
         "date": date.today().isoformat(),

@@ -22,11 +22,14 @@ from typing import Any
 import torch
 
 from dev.bench.engine import FIRST_TOKENS_TARGET, STEP_TARGETS, WAIT_TARGET, copy_bandwidth
+from nanochat.runtime import compute_dtype
 from nanochat.training import autotune
+from nanochat.training.scaling_laws import RECIPES
 
 ROOT = Path(__file__).parents[2]
 STEP_SECONDS = 100  # the longest that a command may take
 NUM_TOKENS = 524_288  # of a training step
+VALUES = "value embeddings"  # ends the names of steps with those of the modern recipe
 
 Found = dict[str, Any]  # the figures of a step, which it fills in as it finds them
 
@@ -67,11 +70,11 @@ class Commands:
 def environment(device: torch.device) -> Found:
     """Versions, the device, and what it can do at most."""
     on_gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = compute_dtype(device)
     peak = autotune.measure_matmul_peak(device, dtype, 0 if on_gpu else 256)
     return {
         "python": sys.version.split()[0], "torch": torch.__version__, "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU", "dtype": str(dtype),
         "memory, GB": torch.cuda.mem_get_info(device)[1] / 1e9 if on_gpu else 0,
         "matmul, TFLOP/s": peak / 1e12, "copy, GB/s": copy_bandwidth(device) / 1e9 if on_gpu else 0,
     }  # fmt: skip
@@ -103,13 +106,13 @@ def training(
     return figures
 
 
-def engine(commands: Commands, folder: Path, tiny: bool) -> Found:
+def engine(commands: Commands, folder: Path, tiny: bool, *more: str) -> Found:
     """Figures of dev/bench/engine.py."""
     out, sizes = folder / "engine.json", ["--depth", "20", "--device", "cuda"]
     sizes += ["--batches", "1", "32", "256", "--repeats", "3"]
     if tiny:
         sizes = ["--depth", "1", "--batches", "1", "--repeats", "1", "--sequence-len", "128"]
-    commands.run("-m", "dev.bench.engine", *sizes, "--targets", "--out", str(out))
+    commands.run("-m", "dev.bench.engine", *sizes, *more, "--targets", "--out", str(out))
     results: Found = json.loads(out.read_text())
     return {name: results[name] for name in ("by_batch", "during_long_prefill")}
 
@@ -159,12 +162,20 @@ def run_all(steps: Mapping[str, Callable[[Found], Found | None]], out: Path) -> 
     return results
 
 
+def share(part: Found, whole: Found, name: str) -> float | None:
+    """The ratio of a figure of two steps, if both have it."""
+    return part[name] / whole[name] if part.get(name) and whole.get(name) else None
+
+
 def table(results: dict[str, Found]) -> list[tuple[str, float | None, str]]:
     """What was measured beside the targets for one H200."""
-    by_rows = {one["rows"]: one for one in results.get("engine", {}).get("by_batch", [])}
+    by_rows, with_values = (
+        {one["rows"]: one for one in results.get(name, {}).get("by_batch", [])}
+        for name in ("engine", f"engine, {VALUES}")
+    )
+    step = "milliseconds_per_step"
     wait = results.get("engine", {}).get("during_long_prefill", {}).get("longest", {}).get("with")
     depth_12, sft = results.get("depth 12", {}), results.get("finetuning", {})
-    share = sft["tok/s"] / depth_12["tok/s"] if sft.get("tok/s") and depth_12.get("tok/s") else None
     first, peak = "start to first micro-batch, s", "peak memory, MB"
     rows: list[tuple[str, float | None, str]] = []
     for name, rate, memory in (("depth 12", 590_000, 33_600), ("depth 20", 182_700, 46_400)):
@@ -182,11 +193,25 @@ def table(results: dict[str, Found]) -> list[tuple[str, float | None, str]]:
     return [
         *rows,
         ("depth 20, 32 rows, vocabulary 65,536, MB", largest, "at most 76,000"),
-        ("finetuning / pretraining, tokens in use", share, "at least 0.80"),
+        ("finetuning / pretraining, tokens in use", share(sft, depth_12, "tok/s"),
+         "at least 0.80"),
         *(
-            (f"decode {rows} rows, ms a step", by_rows.get(rows, {}).get("milliseconds_per_step"),
-             f"at most {most}")
+            (f"decode {rows} rows, ms a step", by_rows.get(rows, {}).get(step), f"at most {most}")
             for rows, most in STEP_TARGETS.items()
+        ),
+        *(
+            (f"{name}, {VALUES} / without, tok/s",
+             share(results.get(f"{name}, {VALUES}", {}), results.get(name, {}), "tok/s"), "")
+            for name in ("depth 12", "depth 20", "depth 24")
+        ),
+        *(
+            (f"decode {rows} rows, {VALUES} / without, ms",
+             share(with_values.get(rows, {}), by_rows.get(rows, {}), step), "")
+            for rows in STEP_TARGETS
+        ),
+        *(
+            (f"pipeline, {name}, tok/s", results.get("pipeline", {}).get(f"{name}, tok/s"), "")
+            for name in ("base", "sft", "rl")
         ),
         ("first tokens of 256 prompts, ms",
          by_rows.get(256, {}).get("first_token_milliseconds"), f"at most {FIRST_TOKENS_TARGET:g}"),
@@ -206,6 +231,7 @@ def main() -> None:
     end = time.monotonic() + 60 * (30 if tiny else options.minutes)
     commands = Commands(end, 1800 if tiny else STEP_SECONDS)  # a busy CPU is no reason to fail
     device = torch.device("cpu" if tiny else "cuda")
+    values = "--value_embeddings", str(RECIPES["modern"]["value_embeddings"])
     # Ordered by what is most worth knowing, should the time be too short.
     steps: dict[str, Callable[[Found], Found | None]] = {
         "environment": lambda _: environment(device),
@@ -217,7 +243,14 @@ def main() -> None:
         "depth 20, 32 rows": lambda _: training(
             commands, base, tiny, 20, 32, "--vocab_size", "65536"
         ),
+        f"depth 12, {VALUES}": lambda _: training(commands, base, tiny, 12, 32, *values),
+        f"depth 20, {VALUES}": lambda _: training(commands, base, tiny, 20, 16, *values),
         "pipeline": lambda found: pipeline(commands, base, tiny, found),
+        f"engine, {VALUES}": lambda _: engine(
+            commands, base, tiny, "--value-embeddings", values[1]
+        ),
+        "depth 24": lambda _: training(commands, base, tiny, 24, 16),
+        f"depth 24, {VALUES}": lambda _: training(commands, base, tiny, 24, 16, *values),
     }
     out = options.out or ROOT / f"dev/bench/results/gpu-{date.today()}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

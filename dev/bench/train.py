@@ -45,6 +45,7 @@ from nanochat.data.batch import Batch
 from nanochat.data.packing import Ids, packed_batches
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.cross_entropy import plain_cross_entropy
+from nanochat.kernels.documents import can_join
 from nanochat.metrics import RunLog
 from nanochat.runtime import Runtime
 from nanochat.training import memory_estimate, param_groups, stage, trainer
@@ -104,7 +105,7 @@ def build_model(depth: int, options: argparse.Namespace, runtime: Runtime) -> GP
         vars(gpt)["weighted_cross_entropy"] = plain_loss
     config = GPTConfig.from_depth(
         depth, vocab_size=options.vocab_size, sequence_len=options.sequence_len,
-        window_pattern=options.window_pattern,
+        window_pattern=options.window_pattern, value_embeddings=options.value_embeddings,
     )  # fmt: skip
     model = GPT(config, compute_dtype=runtime.compute_dtype)
     model.init_weights(0)
@@ -155,8 +156,8 @@ def measure(depth: int, options: argparse.Namespace, runtime: Runtime) -> dict[s
     joined = 0
     if options.share_in_use < 1:
         batches = shortened(batches, options.share_in_use)
-        is_half = runtime.compute_dtype.itemsize == 2
-        joined = options.sequence_len if runtime.device.type == "cuda" and is_half else 0
+        if not on_cpu and can_join(runtime.device, runtime.compute_dtype, model.config.head_dim):
+            joined = options.sequence_len
     with tempfile.TemporaryDirectory() as folder:
         log, saver = RunLog(Path(folder), "bench", {}, runtime.is_main), cast(Any, NoSaver())
         start = time.perf_counter()
@@ -216,6 +217,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sequence_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=32_768)
     parser.add_argument("--window_pattern", default="L")
+    parser.add_argument("--value_embeddings", type=int, default=0)
     parser.add_argument("--rows", type=int, default=64, help="per step, over all ranks")
     parser.add_argument("--device_batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
