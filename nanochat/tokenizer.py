@@ -233,16 +233,18 @@ class RustBPETokenizer:
         The name of a special token within the text stays text. A lone surrogate is encoded as
         U+FFFD.
         """
-        before, after = self._special_ids(prepend), self._special_ids(append)
+        before, after = self._special_id(prepend), self._special_id(append)
         if isinstance(text, str):
-            return before + self._encode_batch([text], 1)[0] + after
-        return [before + ids + after for ids in self._encode_batch(text, num_threads)]
+            return self._encode_batch([text], 1, before, after)[0]
+        return self._encode_batch(text, num_threads, before, after)
 
-    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+    def _encode_batch(
+        self, texts: list[str], num_threads: int, before: int | None, after: int | None
+    ) -> list[list[int]]:
         try:
-            if len(texts) == 1:
-                return [self._core.encode(texts[0])]  # without the cost of starting threads
-            return self._core.encode_batch(texts, num_threads)
+            if len(texts) == 1:  # without the cost of an iterator
+                return [self._core.encode(texts[0], before, after)]
+            return self._core.encode_batch(texts, num_threads, before, after)
         except ValueError as error:  # a pattern that is too slow for the text
             raise UserError(f"{error}; train or import a tokenizer with another pattern") from None
 
@@ -256,10 +258,8 @@ class RustBPETokenizer:
         """
         return self._core.encode_to_arrays(texts, num_threads)
 
-    def _special_ids(self, token: int | str | None) -> list[int]:
-        if token is None:
-            return []
-        return [token if isinstance(token, int) else self.encode_special(token)]
+    def _special_id(self, token: int | str | None) -> int | None:
+        return self.encode_special(token) if isinstance(token, str) else token
 
     def encode_special(self, name: str) -> int:
         """The id of a special token. Raises KeyError when there is none of that name."""
@@ -305,8 +305,11 @@ class TiktokenTokenizer(RustBPETokenizer):
         super().__init__(ranks, pattern)
         self._backend = formats.tiktoken_encoding(ranks, pattern, self._special)
 
-    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
-        return self._backend.encode_ordinary_batch(texts, num_threads=num_threads)
+    def _encode_batch(
+        self, texts: list[str], num_threads: int, before: int | None, after: int | None
+    ) -> list[list[int]]:
+        batch = self._backend.encode_ordinary_batch(texts, num_threads=num_threads)
+        return [_surrounded(ids, before, after) for ids in batch]
 
 
 class HuggingFaceTokenizer(RustBPETokenizer):
@@ -316,10 +319,16 @@ class HuggingFaceTokenizer(RustBPETokenizer):
         super().__init__(ranks, pattern)
         self._backend = self.huggingface_backend()
 
-    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+    def _encode_batch(
+        self, texts: list[str], num_threads: int, before: int | None, after: int | None
+    ) -> list[list[int]]:
         clean = list(map(replace_lone_surrogates, texts))
         encodings = self._backend.encode_batch(clean, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [_surrounded(encoding.ids, before, after) for encoding in encodings]
+
+
+def _surrounded(ids: list[int], before: int | None, after: int | None) -> list[int]:
+    return [token for token in (before, *ids, after) if token is not None]
 
 
 def _has_valid_facts(data: dict[str, Any]) -> bool:

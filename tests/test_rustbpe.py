@@ -3,6 +3,7 @@
 python -m pytest tests/test_rustbpe.py -v -s
 """
 
+import gc
 import itertools
 import random
 import threading
@@ -183,6 +184,38 @@ def test_get_merges_returns_the_learned_merges() -> None:
     again = rustbpe.Tokenizer([token for token, _ in tokenizer.get_mergeable_ranks()])
     assert again.get_merges() == tokenizer.get_merges()
     assert again.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_lists_and_arrays_of_many_texts_have_the_ids_of_each_text_in_order() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(["the then there"], 270)
+    rng = random.Random(0)
+    # More than one chunk of 128 KB, of texts with units of one, two and four bytes in Python.
+    texts = [
+        "the then " * rng.randrange(2000) + rng.choice(["e", "é", "’", "🙂"]) for _ in range(99)
+    ]
+    expected = [tokenizer.encode(text) for text in texts]
+    flat = list(itertools.chain(*expected))
+    for num_threads in (1, 2):
+        assert tokenizer.encode_batch(texts, num_threads) == expected
+        ids, ends = tokenizer.encode_to_arrays(texts, num_threads)
+        assert ids.tolist() == flat
+        assert ends.tolist() == list(itertools.accumulate(map(len, expected)))
+        # Special tokens are no tokens of this vocabulary.
+        surrounded = tokenizer.encode_batch(texts, num_threads, 300, 2**32 - 1)
+        assert surrounded == [[300, *ids, 2**32 - 1] for ids in expected]
+    assert tokenizer.encode("the", None, 7) == [*tokenizer.encode("the"), 7]
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_garbage_collector_stays_enabled_or_disabled(is_enabled: bool) -> None:
+    if not is_enabled:
+        gc.disable()
+    try:
+        rustbpe.Tokenizer().encode_batch(["a", "b"])
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.enable()
 
 
 def test_arrays_of_ids_are_uint16_or_uint32() -> None:

@@ -194,7 +194,7 @@ def test_a_backend_with_other_ids_is_reported(
     trained: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Other(RustBPETokenizer):
-        def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        def _encode_batch(self, texts: list[str], *_: Any) -> list[list[int]]:
             return [[0] for _ in texts]
 
     monkeypatch.setattr(tok_eval, "BACKENDS", {"another": Other})

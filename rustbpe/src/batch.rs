@@ -6,10 +6,10 @@ use crate::error::Error;
 use crate::memory::reserve_in_huge_pages;
 use crate::split::Splitter;
 use crate::texts::Texts;
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, TrySendError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The number of threads to use: 0 means one per core, which is also the maximum.
@@ -22,85 +22,143 @@ pub fn num_threads(requested: usize) -> usize {
     }
 }
 
+/// Ids that each text gets before and after its own.
+pub type Affixes = [Option<u32>; 2];
+
 /// The ids of some texts.
 #[derive(Debug, Default)]
 pub struct Encoded<T> {
-    /// The ids that each worker wrote.
-    ids: Vec<Vec<T>>,
-    /// For each text, in order: its worker and the range in that worker's ids.
-    texts: Vec<(usize, Range<usize>)>,
-}
-
-impl<T: Copy> Encoded<T> {
-    /// Ids of each text, in order.
-    pub fn texts(&self) -> impl ExactSizeIterator<Item = &[T]> {
-        let texts = self.texts.iter();
-        texts.map(|(writer, range)| &self.ids[*writer][range.clone()])
-    }
-
-    /// All ids, concatenated, and the end of each text.
-    pub fn joined(mut self) -> (Vec<T>, Vec<i64>) {
-        let ends = self.texts().scan(0, |end, ids| {
-            *end += ids.len() as i64;
-            Some(*end)
-        });
-        let ends = ends.collect();
-        if let [all] = &mut self.ids[..] {
-            return (std::mem::take(all), ends);
-        }
-        let mut all = Vec::new();
-        reserve_in_huge_pages(&mut all, self.ids.iter().map(Vec::len).sum());
-        self.texts().for_each(|ids| all.extend_from_slice(ids));
-        (all, ends)
-    }
-}
-
-/// The output of one thread.
-struct Writer<'a, T> {
-    worker: encode::Worker<'a>,
     ids: Vec<T>,
-    /// For each text: the number of its chunk and its range in `ids`.
-    texts: Vec<(usize, Range<usize>)>,
+    /// The end of each text in `ids`.
+    ends: Vec<usize>,
 }
 
-/// Ids of all texts, which `next` returns in chunks.
+impl<T> Encoded<T> {
+    /// Ids of each text, in order.
+    pub fn texts(&self) -> impl Iterator<Item = &[T]> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        let ranges = starts.zip(&self.ends);
+        ranges.map(|(start, &end)| &self.ids[start..end])
+    }
+}
+
+impl<T: Id> Encoded<T> {
+    /// Encode texts and append their ids.
+    fn add(
+        &mut self,
+        worker: &mut encode::Worker,
+        texts: impl Texts,
+        [first, last]: Affixes,
+    ) -> Result<(), Error> {
+        texts.for_each(|text| {
+            reserve_in_huge_pages(&mut self.ids, text.len() + 2);
+            self.ids.extend(first.map(T::from_u32));
+            worker.encode(text, &mut self.ids)?;
+            self.ids.extend(last.map(T::from_u32));
+            self.ends.push(self.ids.len());
+            Ok(())
+        })
+    }
+}
+
+/// All ids of the texts that `next` returns in chunks, concatenated, and the end of each text.
 pub fn encode<T: Id, S: Texts, E: From<Error>>(
     encoder: &Encoder,
     threads: usize,
-    mut next: impl FnMut() -> Result<Option<S>, E>,
-) -> Result<Encoded<T>, E> {
-    let mut number = 0;
-    let numbered = || {
-        number += 1;
-        next().map(|chunk| chunk.map(|chunk| (number, chunk)))
+    next: impl FnMut() -> Result<Option<S>, E>,
+) -> Result<(Vec<T>, Vec<i64>), E> {
+    // Each thread appends to a vector of its own. So the ids of a single one are not copied.
+    let writer = || (encoder.worker(), Encoded::default(), Vec::new());
+    let write = |writer: &mut (_, Encoded<T>, Vec<_>), (number, texts): (usize, S)| {
+        let (worker, encoded, numbers) = writer;
+        encoded.add(worker, texts, [None; 2])?;
+        numbers.resize(encoded.ends.len(), number);
+        Ok(())
     };
-    let writer = || Writer {
-        worker: encoder.worker(),
-        ids: Vec::new(),
-        texts: Vec::new(),
-    };
-    let write = |writer: &mut Writer<T>, (number, chunk): (usize, S)| {
-        chunk.for_each(|text| {
-            let first = writer.ids.len();
-            reserve_in_huge_pages(&mut writer.ids, text.len());
-            writer.worker.encode(text, &mut writer.ids)?;
-            writer.texts.push((number, first..writer.ids.len()));
-            Ok(())
-        })
-    };
-    let writers = run_workers(threads, numbered, writer, write)?;
-    let (mut ids, mut texts) = (Vec::new(), Vec::new());
-    for (at, writer) in writers.into_iter().enumerate() {
-        texts.extend(writer.texts.into_iter().map(|text| (at, text)));
-        ids.push(writer.ids);
+    let writers = run_workers(threads, numbered(next), writer, write)?;
+    let mut texts: Vec<(usize, &[T])> = Vec::new();
+    for (_, encoded, numbers) in &writers {
+        texts.extend(numbers.iter().copied().zip(encoded.texts()));
     }
     // The sort is stable, and the texts of a chunk are in order.
-    texts.sort_by_key(|&(_, (number, _))| number);
-    let texts = texts.into_iter().map(|(at, (_, range))| (at, range));
-    Ok(Encoded {
-        ids,
-        texts: texts.collect(),
-    })
+    texts.sort_by_key(|&(number, _)| number);
+    let ends = texts.iter().scan(0, |end, (_, ids)| {
+        *end += ids.len() as i64;
+        Some(*end)
+    });
+    let (ends, mut ids) = (ends.collect(), Vec::new());
+    if writers.len() > 1 {
+        reserve_in_huge_pages(&mut ids, texts.iter().map(|(_, ids)| ids.len()).sum());
+        texts
+            .iter()
+            .for_each(|(_, text)| ids.extend_from_slice(text));
+    } else if let Some((_, encoded, _)) = writers.into_iter().next() {
+        ids = encoded.ids;
+    }
+    Ok((ids, ends))
+}
+
+/// The chunks with their numbers, counted from 0.
+fn numbered<S, E>(
+    mut next: impl FnMut() -> Result<Option<S>, E>,
+) -> impl FnMut() -> Result<Option<(usize, S)>, E> {
+    let mut numbers = 0..;
+    move || next().map(|chunk| numbers.next().zip(chunk))
+}
+
+/// Encoded chunks on their way from the threads that encode them to the thread that called
+/// `encode_chunks`, which takes them, in the order of the texts, while others are encoded. So they
+/// are few, and their memory, which is used again, stays in the caches of the cores.
+#[derive(Default)]
+pub struct Output<T>(Mutex<Waiting<T>>);
+
+#[derive(Default)]
+struct Waiting<T> {
+    /// By number.
+    done: BTreeMap<usize, Encoded<T>>,
+    num_taken: usize,
+    unused: Vec<Encoded<T>>,
+}
+
+impl<T: Id> Output<T> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pass the chunks that come next to `take`, as far as they are encoded.
+    pub fn take<E>(&self, mut take: impl FnMut(&Encoded<T>) -> Result<(), E>) -> Result<(), E> {
+        loop {
+            let mut waiting = self.lock();
+            let number = waiting.num_taken;
+            let Some(chunk) = waiting.done.remove(&number) else {
+                return Ok(());
+            };
+            waiting.num_taken += 1;
+            drop(waiting);
+            take(&chunk)?;
+            self.lock().unused.push(chunk);
+        }
+    }
+}
+
+/// Encode all texts, which `next` returns in chunks. `next` should take what is in `output` before
+/// it looks for a chunk; the last ones are there when this function returns.
+pub fn encode_chunks<T: Id, S: Texts, E: From<Error>>(
+    encoder: &Encoder,
+    threads: usize,
+    affixes: Affixes,
+    output: &Output<T>,
+    next: impl FnMut() -> Result<Option<S>, E>,
+) -> Result<(), E> {
+    let work = |worker: &mut encode::Worker, (number, texts): (usize, S)| {
+        let mut chunk = output.lock().unused.pop().unwrap_or_default();
+        chunk.ids.clear();
+        chunk.ends.clear();
+        chunk.add(worker, texts, affixes)?;
+        output.lock().done.insert(number, chunk);
+        Ok(())
+    };
+    run_workers(threads, numbered(next), || encoder.worker(), work).map(|_| ())
 }
 
 /// Counts of the words of all texts, which `next` returns in chunks.
@@ -230,14 +288,31 @@ mod tests {
             .collect();
         for (threads, number) in [(1, 3000), (1, 7), (2, 1), (0, 40), (7, 100)] {
             let found = encode::<u16, _, _>(&encoder, threads, chunks(number)).unwrap();
-            assert_eq!(found.texts().collect::<Vec<_>>(), expected_ids);
-            let (ids, ends) = found.joined();
-            assert_eq!(ids, expected_ids.concat());
-            assert_eq!(ends.len(), expected_ids.len());
-            assert_eq!(
-                ends[1],
-                (expected_ids[0].len() + expected_ids[1].len()) as i64
-            );
+            assert_eq!(found.0, expected_ids.concat());
+            let ends = expected_ids.iter().scan(0, |end, ids| {
+                *end += ids.len() as i64;
+                Some(*end)
+            });
+            assert_eq!(found.1, ends.collect::<Vec<_>>());
+            let (output, mut next, mut lists) = (Output::default(), chunks(number), Vec::new());
+            let mut take = |chunk: &Encoded<u16>| {
+                lists.extend(chunk.texts().map(|ids| {
+                    assert_eq!((ids[0], ids[ids.len() - 1]), (1, 2));
+                    ids[1..ids.len() - 1].to_vec()
+                }));
+                Ok(())
+            };
+            let take_and_read = || output.take(&mut take).and_then(|()| next());
+            encode_chunks(
+                &encoder,
+                threads,
+                [Some(1), Some(2)],
+                &output,
+                take_and_read,
+            )
+            .unwrap();
+            output.take(&mut take).unwrap();
+            assert_eq!(lists, expected_ids);
         }
     }
 

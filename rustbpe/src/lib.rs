@@ -18,6 +18,10 @@ pub mod word;
 mod word_cache;
 
 #[cfg(feature = "python")]
+mod arrow;
+#[cfg(feature = "python")]
+mod chunks;
+#[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "python")]
 mod strings;
