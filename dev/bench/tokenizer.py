@@ -4,13 +4,13 @@
     python dev/bench/tokenizer.py --corpus DIR --only encode --repeats 1
 
 The other libraries go into a virtual environment, created on the first run (rustbpe 0.1.0 has the
-name of our module). Each measurement runs in a process of its own, except encoding, where two
-systems alternate in one process. DIR has parquet shards with a column `text`, the last one for
-validation. CPU seconds are reported beside wall-clock seconds, because only they can be compared on
-a shared machine.
+name of our module). Each measurement runs in a process of its own; systems alternate. DIR has
+parquet shards with a column `text`, the last one for validation. CPU seconds are reported beside
+wall-clock seconds, because only they can be compared on a shared machine.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -39,9 +39,11 @@ GPT4_PATTERN = (
     r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 TRAINERS = ("ours", "rustbpe", "tokenizers")
-# Rounds per group; its systems alternate in one process. The slow ones create millions of Python
-# integers, whose freed memory would change the timing of the others.
-ENCODERS = {"ours,gigatoken": 11, "tiktoken,tokenizers": 1}
+# For each kind of output the systems that have it. The last two have lists only, and are slow.
+ENCODERS = {
+    "arrays": ("ours", "gigatoken"),
+    "lists": ("ours", "gigatoken", "tiktoken", "tokenizers"),
+}
 
 
 # ---- in a measuring process
@@ -120,65 +122,44 @@ def train_huggingface(texts: list[str], vocab_size: int) -> None:
     tokenizer.train_from_iterator(iter(texts), trainer)
 
 
-def encoder_of(system: str, ranks_file: Path, num_threads: int) -> Callable[[list[str]], Any]:
-    """Encodes a list of texts: to buffers if the system can, otherwise to lists."""
+def encoder_of(
+    system: str, kind: str, num_threads: int, ranks_file: Path
+) -> Callable[[list[str]], Any]:
+    """Encodes a list of texts to lists or to arrays."""
     if system == "gigatoken":
         sys.path.append(sysconfig.get_path("purelib", vars={"base": str(PEERS_DIR)}))
         import gigatoken
 
-        tokenizer = gigatoken.Tokenizer.from_tiktoken(ranks_file, pretokenizer="gpt4")
-        return lambda texts: tokenizer.encode_batch(texts, parallel=num_threads > 1)
+        theirs = gigatoken.Tokenizer.from_tiktoken(ranks_file, pretokenizer="gpt4")
+        encode = theirs.encode_batch_list if kind == "lists" else theirs.encode_batch
+        return partial(encode, parallel=num_threads > 1)
     sys.path.insert(0, str(ROOT))
     from nanochat.tokenizer import HuggingFaceTokenizer, RustBPETokenizer, TiktokenTokenizer
 
-    if system == "ours":
-        ours = RustBPETokenizer.from_tiktoken(ranks_file, GPT4_PATTERN)
-        return lambda texts: ours.encode_to_array(texts, num_threads)
-    kind = {"tiktoken": TiktokenTokenizer, "tokenizers": HuggingFaceTokenizer}[system]
-    peer = kind.from_tiktoken(ranks_file, GPT4_PATTERN)
-    return lambda texts: peer.encode(texts, num_threads=num_threads)
+    backends = {"tiktoken": TiktokenTokenizer, "tokenizers": HuggingFaceTokenizer}
+    ours = backends.get(system, RustBPETokenizer).from_tiktoken(ranks_file, GPT4_PATTERN)
+    encode = ours.encode if kind == "lists" else ours.encode_to_array
+    return partial(encode, num_threads=num_threads)
 
 
 def measure_encoding(
-    systems: list[str], shards: list[Path], ranks_file: Path, rounds: int
+    system: str, shards: list[Path], ranks_file: Path, kind: str, num_threads: int
 ) -> dict[str, Any]:
-    """Results per system with one and two threads, alternating: medians, also of ratios."""
-    by_name = defaultdict(list)
-    for _ in range(rounds):
-        for name, figures in encoding_round(systems, shards, ranks_file).items():
-            by_name[name].append(figures)
-    results: dict[str, Any] = {name: median_of(figures) for name, figures in by_name.items()}
-    pairs = [(f"{system} 2", f"{system} 1") for system in systems]
-    pairs += [(f"{systems[0]} 1", f"{peer} 1") for peer in systems[1:]]
-    for name, baseline in pairs:
-        results[f"{name} / {baseline}"] = {
-            label: statistics.median(
-                round(slow[label]["seconds"] / fast[label]["seconds"], 2)
-                for fast, slow in zip(by_name[name], by_name[baseline], strict=True)
-            )
-            for label in by_name[name][0]
-        }
-    return results
-
-
-def encoding_round(systems: list[str], shards: list[Path], ranks_file: Path) -> dict[str, Any]:
-    """With a new encoder; with one whose caches hold another text; then the same words again, in
-    new strings and in the same ones, of which Python may have cached the UTF-8."""
-    ours, other = shards[-1:], texts_of(shards[:1])
-    num_bytes = sum(len(text.encode()) for text in texts_of(ours))
-    results = defaultdict[str, dict[str, Any]](dict)
-    encoders, texts = {}, {}
-    for label in ("new encoder", "new text", "same words", "same strings"):
-        for name, system, num_threads in [(f"{s} {n}", s, n) for s in systems for n in (1, 2)]:
-            if label.startswith("new"):
-                encoders[name] = encoder_of(system, ranks_file, num_threads)
-            if label == "new text":
-                encoders[name](other)
-            if label != "same strings":
-                texts[name] = texts_of(ours)
-            with Measurement() as measurement:
-                encoders[name](texts[name])
-            results[name][label] = measurement.figures(num_bytes)
+    """In a new process; with an encoder whose caches hold another text; then the same words again,
+    in new strings and in the same ones, of which Python may have cached the UTF-8."""
+    texts, other = texts_of(shards[-1:]), texts_of(shards[:1])
+    num_bytes = sum(len(text.encode()) for text in texts)
+    results = {}
+    for label in ("new process", "new text", "same words", "same strings"):
+        if label.startswith("new"):
+            encode = encoder_of(system, kind, num_threads, ranks_file)
+        if label == "new text":
+            encode(other)
+        if label != "same strings":
+            texts = texts_of(shards[-1:])
+        with Measurement() as measurement:
+            encode(texts)
+        results[label] = measurement.figures(num_bytes)
     return results
 
 
@@ -264,7 +245,7 @@ def measure(system: str, what: str, corpus: str, *rest: str) -> Any:
         return measure_training(system, shards[:-1], int(rest[0]), Path(rest[1]))
     ranks_file = Path(rest[0])
     if what == "encode":
-        return measure_encoding(system.split(","), shards, ranks_file, int(rest[1]))
+        return measure_encoding(system, shards, ranks_file, rest[1], int(rest[2]))
     if what == "short":
         return measure_short(ranks_file)
     if what == "equal":
@@ -292,11 +273,11 @@ def benchmarks(
             theirs = (work / f"rustbpe-{vocab_size}").read_text().splitlines()
             equal = sum(a == b for a, b in zip(ours, theirs, strict=False))
             yield f"train {vocab_size} tokens as rustbpe's {turn}", f"{equal} of {len(ours)}"
-        for systems, rounds in ENCODERS.items() if only in ("", "encode") else ():
-            yield (
-                f"encode {systems} {turn}",
-                measure_in_subprocess(systems, "encode", corpus, ranks_file, rounds),
-            )
+        for kind, systems in ENCODERS.items() if only in ("", "encode") else ():
+            for num_threads, system in itertools.product((1, 2), systems):
+                arguments = corpus, ranks_file, kind, num_threads
+                figures = measure_in_subprocess(system, "encode", *arguments)
+                yield f"encode {kind} {num_threads} {system} {turn}", figures
         for what in ("short", "runs") if only in ("", "rest") else ():
             yield f"{what} {turn}", measure_in_subprocess("ours", what, corpus, ranks_file)
     if only in ("", "rest"):
@@ -313,10 +294,23 @@ def medians(results: dict[str, Any]) -> dict[str, Any]:
     return {what: median_of(figures) for what, figures in turns.items()}
 
 
+def speedups(results: dict[str, Any]) -> dict[str, Any]:
+    """How many times as fast as each peer ours encodes, by seconds: medians of the repetitions."""
+    turns = defaultdict(list)
+    for name, theirs in results.items():
+        if not name.startswith("encode ") or " ours " in name:
+            continue
+        kind, num_threads, system, turn = name.split()[1:]
+        ours = results[f"encode {kind} {num_threads} ours {turn}"]
+        ratios = {label: theirs[label]["seconds"] / ours[label]["seconds"] for label in ours}
+        turns[f"{kind} {num_threads} {system}"].append(ratios)
+    return {name: median_of(ratios) for name, ratios in turns.items()}
+
+
 def median_of(figures: list[Any]) -> Any:
     if isinstance(figures[0], dict):
         return {name: median_of([each[name] for each in figures]) for name in figures[0]}
-    return statistics.median(figures)
+    return round(statistics.median(figures), 3)
 
 
 def main() -> None:
@@ -338,7 +332,7 @@ def main() -> None:
         ):
             print(name, figures, flush=True)
             results[name] = figures
-    results = {"medians": medians(results), **results}
+    results = {"speedups": speedups(results), "medians": medians(results), **results}
     name = f"tokenizer-{options.only or 'all'}-{date.today()}.json"
     path = ROOT / "dev" / "bench" / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
