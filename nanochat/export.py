@@ -25,7 +25,6 @@ from nanochat.gpt import GATE_CHANNELS, GPT, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 
 MODELING = Path(__file__).with_name("modeling_nanochat.py")
-MODELED = f"which runs the code in `{MODELING.name}`"
 VALUES_MODEL = "NanoChatValuesForCausalLM"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 WEIGHTS_FILE = "model.safetensors"
@@ -281,11 +280,14 @@ def model_card(config: GPTConfig, usage: Usage) -> str:
     unknown = "The weights were trained on the text of a user: name the license that it allows."
     sampled = f"at temperature {usage.temperature:g} from the {usage.top_k} most likely tokens"
     code = Template(CHAT_USAGE if usage.is_chat else BASE_USAGE)
+    option, how = "", "where it has the model type `nanochat`"
+    if config.value_embeddings:
+        option, how = ", trust_remote_code=True", f"which runs the code in `{MODELING.name}`"
     return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
         name=usage.name,
         summary="A chat model." if usage.is_chat else "A base model: it continues a text.",
-        usage=code.substitute(option=", trust_remote_code=True" if config.value_embeddings else ""),
-        model_type=MODELED if config.value_embeddings else "where it has the model type `nanochat`",
+        usage=code.substitute(option=option),
+        how_it_is_loaded=how,
         context=config.sequence_len,
         sampling=f"It samples {sampled}." if usage.temperature else "It answers greedily.",
         license=name,
