@@ -67,7 +67,7 @@ def test_a_race_trains_each_setting_and_seed_once_and_is_resumed(
     out = tmp_path / "found.json"
     command = [
         "--setting=low: --matrix_lr=0.001", "--setting=high: --matrix_lr=0.02", "--seeds=1",
-        "--common=--depth=1 --head_dim=32 --max_seq_len=32 --total_batch_size=64",
+        "--common=--depth=2 --head_dim=32 --max_seq_len=32 --total_batch_size=64",
         "--seconds=1", "--clock=cpu", "--points=2", "--eval_tokens=1", f"--out={out}",
     ]  # fmt: skip
     race.main(command)

@@ -1,7 +1,5 @@
 """The published recipe as published: what `--dry_run` of the reference runs prints."""
 
-import re
-
 import pytest
 import torch
 
@@ -68,11 +66,10 @@ def test_a_dry_run_prints_the_published_numbers(
 
 def test_options_default_to_the_recipe_and_override_it() -> None:
     options = base_train.with_recipe(parse(base_train.Options, ["--recipe=modern"]))
-    assert (options.value_embeddings, options.warmdown_share) == (2, 0.65)
+    assert (options.value_embeddings, options.matrix_lr) == (2, -1)  # -1: the recipe's rate
     given = ["--recipe=modern", "--value_embeddings=0", "--matrix_lr=0.5"]
     options = base_train.with_recipe(parse(base_train.Options, given))
-    assert (options.value_embeddings, options.warmdown_share) == (0, 0.65)
-    assert (options.matrix_lr, options.embedding_lr) == (0.5, -1)  # -1: of the recipe
+    assert (options.value_embeddings, options.matrix_lr) == (0, 0.5)
 
 
 def test_the_classic_recipe_is_what_the_options_default_to() -> None:
@@ -81,15 +78,12 @@ def test_the_classic_recipe_is_what_the_options_default_to() -> None:
     assert base_train.with_recipe(options) == options
 
 
-def test_a_dry_run_of_the_modern_recipe_has_value_embeddings_and_a_long_warmdown(
+def test_a_dry_run_of_the_modern_recipe_has_value_embeddings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base_train.main(["--depth=20", "--recipe=modern", "--dry_run", "--device_type=cpu"])
     printed = capsys.readouterr().err
     assert "value embeddings 838,860,800" in printed  # 10 tables of 65,536 x 1,280
-    (steps,) = re.findall(r"steps +([\d,]+) of", printed)
-    num_steps = int(steps.replace(",", ""))
-    assert f"warmdown {round(0.65 * num_steps):,} steps, to 0" in printed
     # The horizon is that of the classic recipe, not longer by 20 tokens for each value.
     assert "11,219,763,200 tokens, 20.00 per parameter (of all but value embeddings)" in printed
 

@@ -27,14 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.checkpoint_manager import run_directory
+from nanochat import paths  # nothing that imports torch, which takes memory from the runs
 from nanochat.errors import UserError
-from nanochat.training.stage import BITS_PER_BYTE
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION_STEPS = 12
 WARMUP_STEPS = 3  # that are not timed: allocations, kernel selection
-BITS = f"{BITS_PER_BYTE}, text"
+BITS = "bits per byte, text"  # in metrics.jsonl
 AGAIN = " again"  # ends the name of the first setting's second entry
 
 Line = dict[str, float]  # of metrics.jsonl
@@ -71,7 +70,7 @@ def train(arguments: Sequence[str]) -> None:
 def finished_run(arguments: Sequence[str], tag: str) -> list[Line]:
     """The metrics of a run, trained first, resumed, or finished before."""
     train([*arguments, f"--model_tag={tag}", "--keep_checkpoints=1"])
-    text = (run_directory("base", tag) / "metrics.jsonl").read_text(encoding="utf-8")
+    text = (paths.checkpoints_dir("base") / tag / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
