@@ -342,7 +342,7 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         what, remedy = failure
         code, message = 1, f"error: {what} ({error}); {remedy} and run again"
-    if message:
-        print(message, file=sys.stderr)
+    if message:  # a name in it may have line ends, or control a terminal
+        print(re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", message), file=sys.stderr)
     logging.shutdown()
     sys.exit(code)

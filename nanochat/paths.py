@@ -34,9 +34,12 @@ LOCK_QUIET_SECONDS = 1.0  # of waiting, before a message says for whom
 
 
 def base_dir() -> Path:
-    """Where all output goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    """Where all output goes: NANOCHAT_BASE_DIR, else ~/.cache/nanochat. UserError if not UTF-8."""
     # `or`: an empty variable must not mean the current folder.
-    return Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
+    folder = Path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").expanduser()
+    if any("\udc80" <= character <= "\udcff" for character in str(folder)):  # of no character
+        raise UserError(f"the base directory {str(folder)!a} is not UTF-8; set NANOCHAT_BASE_DIR")
+    return folder
 
 
 def data_dir(source: str) -> Path:

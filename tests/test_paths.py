@@ -158,6 +158,24 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
         paths.require_writable(tmp_path / "file" / "folder")
 
 
+@pytest.mark.parametrize("folder", ["/proc/nanochat", "/dev/null/nanochat"])
+def test_where_no_folder_can_be_made_is_a_user_error(folder: str) -> None:
+    with pytest.raises(UserError, match=rf"{folder}.*set NANOCHAT_BASE_DIR to a writable folder"):
+        paths.require_writable(Path(folder))
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EMFILE])
+def test_limits_of_the_shell_are_user_errors(tmp_path: Path, number: int) -> None:
+    with pytest.raises(UserError, match="raise the limit"), paths.atomic_file(tmp_path / "file"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_base_directory_that_is_not_utf_8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", os.fsdecode(b"/tmp/\xff"))
+    with pytest.raises(UserError, match=r"'/tmp/\\udcff' is not UTF-8; set NANOCHAT_BASE_DIR"):
+        paths.base_dir()
+
+
 # ---- locks
 
 HOLD = """
