@@ -39,13 +39,18 @@ def small_model(seed: int = 0, **changes: object) -> GPT:
         "sequence_len": 64, "vocab_size": small_tokenizer().get_vocab_size(), "n_layer": 2,
         "n_head": 4, "n_kv_head": 2, "n_embd": 32,
     }  # fmt: skip
-    model = GPT(GPTConfig(**{**shape, **changes}))
+    return random_model(GPTConfig(**{**shape, **changes}), seed).eval()
+
+
+def random_model(config: GPTConfig, seed: int, scale: float = 0.3) -> GPT:
+    """A model without zeros, which init_weights sets."""
+    model = GPT(config)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return model
 
 
 def save_small_run(stage: str, **changes: object) -> GPT:

@@ -22,6 +22,7 @@ from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
 from nanochat.training.trainer import accumulate_gradients
 from tasks.primer import Primer
 from tests.reference.batches import masked_row, shuffled_rows, stream_rows
+from tests.small_model import random_model
 
 CONTEXT = 64
 
@@ -191,13 +192,7 @@ def model() -> GPT:
         sequence_len=CONTEXT, vocab_size=tokenizer().get_vocab_size(), n_layer=1, n_head=2,
         n_kv_head=2, n_embd=16,
     )  # fmt: skip
-    made = GPT(config)
-    made.init_weights(0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return made
+    return random_model(config, seed=1, scale=0.2)
 
 
 def gradients(model: GPT, batches: list[Batch], device_batch_size: int) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels import cpu_matmul
 from nanochat.kernels.relu_squared import relu_squared
+from tests import small_model
 from tests.reference import attention as slow
 
 VOCAB = 67
@@ -27,13 +28,7 @@ def config(**changes: object) -> GPTConfig:
 
 def random_model(**changes: object) -> GPT:
     """A model without zeros, so that every part affects the output."""
-    model = GPT(config(**changes))
-    model.init_weights(0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    return small_model.random_model(config(**changes), seed=1)
 
 
 def tokens(rows: int = 3, length: int = 17, seed: int = 0) -> Tensor:
