@@ -86,11 +86,15 @@ class OverlappedReduction:
     def __init__(
         self, optimizers: Sequence["ShardedOptimizer"], parameters: Iterable[nn.Parameter]
     ) -> None:
-        """parameters: of the model, in the order in which the forward pass uses them."""
+        """parameters: of the model, layers and what surrounds them in the order of their use."""
         place = {parameter: number for number, parameter in enumerate(parameters)}
+
+        def first_use(bucket: Bucket) -> tuple[int, int]:
+            return min((_layer_of(name, place[p]), place[p]) for name, p in bucket.named)
+
         # The last gradient of a bucket is that of the parameter that is used first.
         queue = [(o, bucket) for o in optimizers for bucket in o.buckets]
-        self.queue = sorted(queue, key=lambda one: -min(place[p] for _, p in one[1].named))
+        self.queue = sorted(queue, key=lambda one: first_use(one[1]), reverse=True)
         self.is_last = False
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._computed, bucket))
@@ -127,6 +131,11 @@ class OverlappedReduction:
             hook.remove()
 
 
+def _layer_of(name: str, place: int) -> int:
+    """The layer that uses a parameter, such as a table of values, or else its place."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), place)
+
+
 class ShardedOptimizer:
     """The pattern of both optimizers: reduce_scatter gradients, update a shard, all_gather.
 
@@ -145,7 +154,8 @@ class ShardedOptimizer:
         Parameters are named so that a checkpoint does not depend on their order. The ranks are
         those of torch.distributed if it is initialized. splits_tensors: a shard may begin and end
         within a parameter; else all parameters of a group have equal shapes and are kept whole.
-        num_parts: on several ranks, buckets per group at most: more of them overlap more.
+        num_parts: on several ranks, buckets per group at most: more of them overlap more. Where
+        tensors are split, each has a bucket of its own.
         """
         self.param_groups = [{**group, "initial_lr": group["lr"]} for group in param_groups]
         is_distributed = dist.is_initialized()
@@ -159,13 +169,15 @@ class ShardedOptimizer:
         self.buckets = [
             Bucket(group, part, *placement)
             for group in self.param_groups
-            for part in self._parts(group["params"], num_parts)
+            for part in self._parts(group["params"], 0 if splits_tensors else num_parts)
         ]
 
     def _parts(self, named: Named, num_parts: int) -> list[Named]:
         if self.world_size == 1:  # one batch of matrices is faster than several
             return [named]
-        size = -(-len(named) // (num_parts * self.world_size)) * self.world_size  # no rank idles
+        size = 1
+        if num_parts:
+            size = -(-len(named) // (num_parts * self.world_size)) * self.world_size  # none idles
         return [named[first : first + size] for first in range(0, len(named), size)]
 
     def _update(self, bucket: Bucket, gradient: Tensor) -> None:

@@ -14,6 +14,7 @@ from tests.ranks import run_in_ranks
 from tests.small_model import small_model
 
 CPU = torch.device("cpu")
+SHAPE = {"n_layer": 5, "value_embeddings": 2}
 
 
 def batch(step: int, rank: int, rows: int) -> Batch:
@@ -24,11 +25,17 @@ def batch(step: int, rank: int, rows: int) -> Batch:
 
 def trained(rank: int, overlaps: bool, transport: torch.dtype) -> dict[str, torch.Tensor]:
     """Three steps; in the second, rank 1 has no rows, and rank 0 runs out of memory once."""
-    model = small_model(n_layer=5)
+    model = small_model(**SHAPE)
     optimizers = build_optimizers(model)
     for optimizer in optimizers:
         optimizer.transport = transport
     reduction = OverlappedReduction(optimizers, model.parameters()) if overlaps else None
+    if reduction is not None:  # a table when its layer is done, and not after all layers
+        names = [bucket.named[0][0] for _, bucket in reduction.queue]
+        tables = [names.index(f"value_embeddings.{layer}.weight") for layer in (4, 2, 0)]
+        first_layer = names.index("blocks.0.attention.query.weight")
+        assert tables[0] < tables[1] < first_layer < tables[2]
+        assert (names[0], names[-1]) == ("unembedding.weight", "embedding.weight")
     for step in range(3):
         rows = 4 if rank == 0 or step != 1 else 0
         if step == 1 and rank == 0 and reduction is not None:  # an attempt that fails at its end
@@ -60,7 +67,7 @@ def all_trained(rank: int, _world_size: int) -> list[dict[str, torch.Tensor]]:
 
 def test_overlapped_reduction_gives_the_same_parameters(tmp_path: Path) -> None:
     (plain, overlapped, halved), (_, other, _) = run_in_ranks(all_trained, 2, tmp_path)
-    start = {name: p.detach() for name, p in small_model(n_layer=5).named_parameters()}
+    start = {name: p.detach() for name, p in small_model(**SHAPE).named_parameters()}
     for name, one in plain.items():
         moved = float((one - start[name]).norm())
         assert moved > 0 and torch.equal(overlapped[name], other[name])
