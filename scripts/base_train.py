@@ -26,7 +26,8 @@ class Options(LoopOptions):
     window_pattern: str = "L"
     """Letters for the layers, repeated: S attends to half the context, L to all; the last is L."""
     value_embeddings: Annotated[int, at_least(0)] = 0
-    """1: tables of values of tokens in each layer, 2: in each second one, and so on; 0: none."""
+    """Tables of values, looked up by token: 1 for every layer, 2 for every second one, and so on,
+    the last one included; 0 for none."""
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means by --target_flops or --tokens_per_parameter."""
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
