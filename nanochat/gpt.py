@@ -340,9 +340,8 @@ class GPT(nn.Module):
         cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         is_training, context = torch.is_grad_enabled(), documents or kv_cache
-        values = {
-            layer: Values(module.weight, idx) for layer, module in self.value_embeddings.items()
-        }
+        tables: Any = self.value_embeddings.items()
+        values = {layer: Values(table.weight, idx) for layer, table in tables}
         run = self.run_block if is_training else run_block  # inference has graphs of its own
         is_masked = weights is not None and not self.is_compiled
         kept = places_of_targets(targets) if targets is not None and is_masked else None

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanochat.gpt import GPT, Attention, Block, Linear, Values, norm
+from nanochat.gpt import GPT, Attention, Block, Linear, Values
 from nanochat.inference.kv_cache import KVCache
 from nanochat.kernels.attention import can_pack
 from nanochat.kernels.cpu_matmul import PrepackedLinear
+from nanochat.kernels.rms_norm import rms_norm as norm
 from nanochat.kernels.rotary import CosSin, rotate
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,11 @@ class _FusedBlock(Block):
     """A block whose kernels do as much as they can at a time, in inference with a cache."""
 
     def forward(
-        self, x: Tensor, cos_sin: CosSin, cache: Any, values: Values | None = None
-    ) -> Tensor:
+        self, x: Tensor, cos_sin: CosSin, cache: Any, values: Values | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         if not isinstance(cache, KVCache) or not cache.is_packed:
-            return super().forward(x, cos_sin, cache, values)
+            return super().forward(x, cos_sin, cache, values, kept)
         from nanochat.kernels.decode_kernels import relu_squared
 
         attention: Any = self.attention
