@@ -87,7 +87,7 @@ def download(
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, UserError):  # Ctrl-C: transfers stop at their next bytes
-                transfers.cancelled.set()
+                transfers.canceled.set()
             raise
 
 
@@ -142,7 +142,7 @@ def _download_missing(
 
     def attempt() -> None:
         _complete(url, partial, transfers, is_hub)
-        if not transfers.cancelled.is_set():
+        if not transfers.canceled.is_set():
             partial.replace(path)
 
     with named_failures(path):
@@ -180,7 +180,7 @@ def _attempt_repeatedly(
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     failures, most_bytes, began = 0, _size(partial), time.monotonic()
-    while not transfers.cancelled.is_set():
+    while not transfers.canceled.is_set():
         attempt_began = time.monotonic()
         try:
             return attempt()
@@ -210,8 +210,8 @@ def _attempt_repeatedly(
                 message = f"{url} could not be downloaded: {reason}; {remedy}"
                 raise UserError(message) from None
             logger.warning("%s: %s; retrying%s", url, reason, f" in {pause:.0f} s" if pause else "")
-        transfers.cancelled.wait(max(pause, FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1)))
-    raise UserError(f"{url} was not downloaded: cancelled")
+        transfers.canceled.wait(max(pause, FIRST_WAIT_SECONDS * 2 ** max(0, failures - 1)))
+    raise UserError(f"{url} was not downloaded: canceled")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float:
@@ -325,8 +325,8 @@ def _receive(
                     raise TransferError(f"the server sends more than the {size} bytes it stated")
                 start += file.write(chunk) or 0
                 transfers.update(str(partial), start, size)
-                if transfers.cancelled.is_set():
-                    raise TransferError("cancelled")
+                if transfers.canceled.is_set():
+                    raise TransferError("canceled")
                 if _is_stalled(start - first, began):
                     raise TransferError(f"slower than {MIN_BYTES_PER_SECOND / 1000:g} KB/s")
                 if time.monotonic() - began > SPEED_SECONDS:

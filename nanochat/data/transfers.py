@@ -18,7 +18,7 @@ class Transfers:
 
     def __init__(self, num_files: int) -> None:
         self.num_files = num_files
-        self.cancelled = threading.Event()
+        self.canceled = threading.Event()
         self._lock = threading.Lock()
         self._files: dict[str, tuple[int, int]] = {}  # bytes here and in all, of files under way
         self._start_bytes = 0  # that earlier processes had received
