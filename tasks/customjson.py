@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.chat import Message, pieces_of
-from nanochat.data import shards
+from nanochat.data import json_rows, shards
 from nanochat.errors import UserError
 from tasks.common import Conversation, Task
 
@@ -98,12 +98,13 @@ def _parquet_rows(file: Path) -> list[dict[str, Any]]:
 
 def _json_values(file: Path) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each conversation. Raises UserError if the file is not JSON."""
-    content = shards.read_bytes(file)
+    content = json_rows.read_bytes(file)
     try:
         text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{line}: not UTF-8 ({error.reason}); convert the file") from None
+    del content
     decoder, at, line = json.JSONDecoder(), 0, 1
     while True:
         start = at + len(SEPARATORS.match(text, at)[0])  # type: ignore[index]

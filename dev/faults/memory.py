@@ -81,6 +81,20 @@ def _dictionary(path: Path, length: int, rows: int) -> None:
     pq.write_table(pa.table({"text": values}), path, compression="zstd")
 
 
+def _nested_dictionary(path: Path, length: int, count: int) -> None:
+    """One row: a list that has the same text many times."""
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(count, np.int32)), pa.array(["x" * length])
+    )
+    lists = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), texts)
+    pq.write_table(pa.table({"messages": lists}), path, compression="zstd", store_schema=False)
+
+
+def _nulls(path: Path, count: int) -> None:
+    table = pa.table({"text": pa.nulls(count, pa.string())})
+    pq.write_table(table, path, compression="zstd", row_group_size=count)
+
+
 def _gzip_of(path: Path, start: bytes, block: bytes, count: int, end: bytes = b"") -> None:
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(start)
@@ -200,6 +214,13 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         "a.parquet", "import", lambda p: _dictionary(p, 1_000_000, 10_000)),
     "parquet, a dictionary as conversations": (
         "a.parquet", "conversations", lambda p: _dictionary(p, 1_000_000, 10_000)),
+    "parquet, 20 million nulls as rows": ("a.parquet", "rows", lambda p: _nulls(p, 20_000_000)),
+    "parquet, a list of 10,000 times 1 MB, as rows": (
+        "a.parquet", "rows", lambda p: _nested_dictionary(p, 1_000_000, 10_000)),
+    "parquet, a list of 3 million short texts, as conversations": (
+        "a.parquet", "conversations", lambda p: _nested_dictionary(p, 1, 3_000_000)),
+    "gz of 180 MB of short conversations": ("a.jsonl.gz", "conversations", lambda p: _gzip_of(
+        p, b"", b'{"prompt":"a","output":"b"}\n' * 10_000, 640)),
     "jsonl, a line of 500 MB": (
         "a.jsonl", "import", lambda p: _plain(p, b'{"text": "', X, 500, b'"}\n')),
     "jsonl, a line of 500 MB of lists": (

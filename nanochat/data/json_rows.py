@@ -9,8 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from nanochat.data.shards import MAX_TEXT_BYTES, check_json_values, open_binary, too_long
-from nanochat.errors import UserError
+from nanochat.data.shards import (
+    MAX_MEMORY_BYTES,
+    MAX_TEXT_BYTES,
+    VALUE_BYTES,
+    WIDE_BYTES,
+    max_memory_bytes,
+    open_binary,
+    raise_unreadable,
+    require_memory,
+    too_long,
+)
+from nanochat.errors import UserError, one_line
 
 READ_CHARACTERS = 1 << 20  # at a time
 NUL_SAMPLE_BYTES = 4096  # of a file's start, in which UTF-16 is recognized
@@ -90,7 +100,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(
-            f"{path}:{number}: {_one_line(error)}; each line must be one JSON value in UTF-8"
+            f"{path}:{number}: {one_line(error)}; each line must be one JSON value in UTF-8"
         ) from None
 
 
@@ -110,7 +120,6 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
                 space = cast(re.Match[str], skipped.match(text, position))
                 position, is_open = space.end(), is_open and "]" not in space[0]
                 value, end = None, 0
-                check_json_values(text, f"{path}: item {number + 1}")
                 try:
                     value, end = json.JSONDecoder().raw_decode(text, position)
                 except ValueError as error:  # perhaps because the rest is not read yet
@@ -123,13 +132,37 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
                 text, position = text[position:] + more, 0
                 if len(text) > MAX_TEXT_BYTES:
                     raise too_long(f"{path}: item {number + 1}")
+                check_json_values(text, f"{path}: item {number + 1}")
                 if not more and (text or is_open):
                     raise failure
                 if not more:
                     return
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: item {number + 1} is damaged: {_one_line(error)}") from None
+        raise UserError(f"{path}: item {number + 1} is damaged: {one_line(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+# ---- all at once
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a JSON file, decompressed. UserError if damaged, forbidden or too large."""
+    try:
+        limit = max_memory_bytes(path)
+        with open_binary(path, limit // 2) as stream:
+            content = stream.read()
+    except OSError as error:
+        raise_unreadable(path, error)  # of its size
+        raise UserError(f"{path} is damaged: {one_line(error)}") from None
+    check_json_values(content, str(path), limit)
+    return content
+
+
+def check_json_values(text: bytes | str, where: str, limit: int = MAX_MEMORY_BYTES) -> None:
+    """Raises UserError if a JSON text takes more memory than the limit, in bytes, with its values.
+
+    The text is in memory twice: as it is, and as its strings.
+    """
+    marks: list[Any] = [b",", b"[", b"{"] if isinstance(text, bytes) else [",", "[", "{"]
+    if len(text) * (2 * WIDE_BYTES + VALUE_BYTES) > limit:  # else it cannot
+        num_bytes = 2 * len(text) * (1 if text.isascii() else WIDE_BYTES)
+        require_memory(where, num_bytes + VALUE_BYTES * sum(map(text.count, marks)), limit)

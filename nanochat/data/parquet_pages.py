@@ -1,7 +1,8 @@
 """How much memory the pages of a parquet file take, which a damaged or hostile footer understates.
 
-pyarrow decompresses a page to the size in its header and repeats a dictionary's text in every row,
-both without a limit. So the headers are read first, in the format of Thrift's compact protocol.
+pyarrow decompresses a page to the size in its header, repeats a dictionary's text in every row, and
+makes a billion nulls or empty lists of a few bytes, all without a limit. So the headers are read
+first, in the format of Thrift's compact protocol.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from nanochat.errors import UserError
 MAX_PAGE_BYTES = 200_000_000  # others write 1 MB, or a row group; pyarrow holds up to three copies
 HEADER_BYTES = 512  # of a page, nearly always; with statistics up to MAX_HEADER_BYTES
 MAX_HEADER_BYTES = 1 << 20
-MAX_FOOTER_BYTES = 100_000_000
+MAX_FOOTER_BYTES = 3_000_000  # or a hundredth of the file; pyarrow may take 240 times as much
 MAX_NESTING = 16
 
 
@@ -23,8 +24,23 @@ class PageSizes:
     """Sizes in bytes after decompression."""
 
     total: int  # of all pages
+    num_values: int  # in all pages, with nulls and empty lists
     largest_value: int  # of the page with the longest values: its average
     largest_dictionary: int
+
+
+def check_footer(path: Path) -> None:
+    """Raises UserError if the footer is so large that pyarrow must not open the file."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 8))
+        size = int.from_bytes(file.read(4), "little")
+    limit = max(MAX_FOOTER_BYTES, end // 100)
+    if limit < size <= end:
+        raise UserError(
+            f"{path} has a footer of {size / 1e6:.1f} MB, over the limit of {limit / 1e6:.1f} MB;"
+            " write it again with larger row groups, or leave it out"
+        )
 
 
 def page_sizes(path: Path, column: str = "") -> PageSizes:
@@ -32,28 +48,32 @@ def page_sizes(path: Path, column: str = "") -> PageSizes:
 
     Raises UserError if a page is far larger than the file, ValueError if the file is damaged.
     """
-    limit, total, largest_value, largest_dictionary = MAX_PAGE_BYTES, 0, 1, 0
+    total, total_values, largest_value, largest_dictionary = 0, 0, 1, 0
     with path.open("rb") as file:
-        limit = max(limit, file.seek(0, 2))
-        for size, num_values in _pages(file, column):
+        unread = file.seek(0, 2)
+        limit = max(MAX_PAGE_BYTES, unread)
+        for size, num_values, stored in _pages(file, column):
             if size > limit:
                 raise UserError(
                     f"{path} has a page of {size / 1e6:,.0f} MB, over the limit of"
                     f" {limit / 1e6:,.0f} MB; write it again with smaller pages, or leave it out"
                 )
-            total += size
+            unread -= stored
+            if unread < 0:  # or a small file could have them read for hours
+                raise ValueError("its pages overlap")
+            total, total_values = total + size, total_values + num_values
             if num_values:
                 largest_value = max(largest_value, size // num_values)
             else:
                 largest_dictionary = max(largest_dictionary, size)
-    return PageSizes(total, largest_value, largest_dictionary)
+    return PageSizes(total, total_values, largest_value, largest_dictionary)
 
 
 def _column_chunks(file: BinaryIO, column: str) -> Iterator[dict[int, Any]]:
     """The descriptions of the column chunks in the footer, by the numbers of their fields."""
     end = file.seek(-8, 2)
     size = int.from_bytes(file.read(4), "little")
-    if not 0 < size <= min(end, MAX_FOOTER_BYTES):
+    if not 0 < size <= end:
         raise ValueError("no footer")
     file.seek(end - size)
     footer, _ = _struct(file.read(size), 0)
@@ -63,8 +83,8 @@ def _column_chunks(file: BinaryIO, column: str) -> Iterator[dict[int, Any]]:
                 yield chunk[3]
 
 
-def _pages(file: BinaryIO, column: str) -> Iterator[tuple[int, int]]:
-    """(size, number of values) of each page; no values in a dictionary."""
+def _pages(file: BinaryIO, column: str) -> Iterator[tuple[int, int, int]]:
+    """(size, number of values, bytes in the file) of each page; no values in a dictionary."""
     try:
         for chunk in _column_chunks(file, column):
             yield from _pages_of(file, chunk)
@@ -72,7 +92,7 @@ def _pages(file: BinaryIO, column: str) -> Iterator[tuple[int, int]]:
         raise ValueError("a malformed description of its pages") from error
 
 
-def _pages_of(file: BinaryIO, chunk: dict[int, Any]) -> Iterator[tuple[int, int]]:
+def _pages_of(file: BinaryIO, chunk: dict[int, Any]) -> Iterator[tuple[int, int, int]]:
     at, seen = min(chunk[9], chunk.get(11) or chunk[9]), 0
     while seen < chunk[5]:
         file.seek(at)
@@ -81,7 +101,7 @@ def _pages_of(file: BinaryIO, chunk: dict[int, Any]) -> Iterator[tuple[int, int]
         num_values = data.get(1, 0)
         if header[2] < 0 or header[3] < 0 or num_values < 0:
             raise ValueError("a page of a negative size")
-        yield header[2], num_values
+        yield header[2], num_values, length + header[3]
         seen += num_values
         at += length + header[3]
 

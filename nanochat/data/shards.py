@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nanochat import paths
-from nanochat.data.parquet_pages import PageSizes, page_sizes
-from nanochat.errors import UserError
+from nanochat.data.parquet_pages import PageSizes, check_footer, page_sizes
+from nanochat.errors import UserError, one_line
 
 ROW_GROUP_ROWS = 1024  # as in fineweb-edu's shards
 ROW_GROUP_CHARACTERS = 8_000_000  # keeps a row group of long texts small
@@ -28,10 +28,12 @@ READ_OPTIONS: dict[str, Any] = {
 # Text compresses 3 to 10 times, logs 100 times. What exceeds both limits would fill the disk.
 MAX_EXPANSION = 500
 MAX_EXPANDED_BYTES = 1_000_000_000
-# The same for what is in memory all at once, as questions and conversations.
-MAX_WHOLE_EXPANSION = 20
-MAX_WHOLE_BYTES = 200_000_000
-MAX_JSON_VALUES, MIN_BYTES_PER_VALUE = 3_000_000, 20  # each takes 64 bytes, its text may have 3
+# What may be in memory at once, as questions, conversations and lines. Short conversations that are
+# not compressed take 10 times their size, long ones 3 times.
+MAX_MEMORY_BYTES = 700_000_000
+MEMORY_PER_BYTE = 12  # of the file, in addition
+VALUE_BYTES = 200  # a dictionary with one key has 184
+WIDE_BYTES = 4  # per byte of a text that is mostly ASCII but has an emoji
 COMPRESSED = re.compile(rb"(?P<gzip>\x1f\x8b)|(?P<zstd>\(\xb5/\xfd|[P-_]\*M\x18)")  # how it starts
 DAMAGE = (pa.ArrowException, UnicodeError, OSError)  # what pyarrow raises on damaged bytes
 
@@ -71,14 +73,14 @@ def group_texts(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A parquet file with one column `text`. Raises UserError if it is damaged or has none."""
     try:
+        check_footer(path)
         file = pq.ParquetFile(path, **READ_OPTIONS)
         schema = file.schema_arrow
     except DAMAGE as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
         raise UserError(f"{path} is damaged or not parquet; restore or download it again") from None
-    if "text" not in schema.names:
-        names = ", ".join(schema.names)
-        raise UserError(f'{path} has columns {names} but none named "text"; rename one')
+    if "text" not in (names := schema.names):
+        raise UserError(f'{path} has columns {", ".join(names)} but none named "text"; rename one')
     if schema.names.count("text") > 1:
         raise UserError(f'{path} has {schema.names.count("text")} columns named "text"; keep one')
     column_type = schema.field("text").type
@@ -95,7 +97,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def text_bytes(path: Path) -> int:
     """Size of a shard's texts, as its footer states it: with a few bytes for each row."""
     metadata = open_parquet(path).metadata
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == "text")
 
@@ -112,7 +114,7 @@ def _group_starts(file: pq.ParquetFile) -> list[int]:
     return [0, *accumulate(group.num_rows for group in groups)]
 
 
-def _raise_unreadable(path: Path, error: BaseException) -> None:
+def raise_unreadable(path: Path, error: BaseException) -> None:
     """Raises UserError if a file could not be opened, for a reason that says what to do."""
     if isinstance(error, UnicodeEncodeError):
         raise UserError(f"{path} has a name that is not UTF-8; rename it") from None
@@ -163,7 +165,7 @@ def text_batches(
     except DAMAGE as error:
         group = sum(start <= row for start in starts) - 1
         raise UserError(
-            f"{path} is damaged in row group {group} ({_one_line(error)}); {_remedy(path)}"
+            f"{path} is damaged in row group {group} ({one_line(error)}); {_remedy(path)}"
         ) from None
 
 
@@ -172,7 +174,7 @@ def _page_sizes(path: Path, column: str = "") -> PageSizes:
     try:
         return page_sizes(path, column)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({_one_line(error)}); {_remedy(path)}") from None
+        raise UserError(f"{path} is damaged ({one_line(error)}); {_remedy(path)}") from None
 
 
 def _rows_of(sizes: PageSizes) -> int:
@@ -189,18 +191,12 @@ def rows_of_dictionaries(path: Path) -> int:
 
 
 def too_long(where: str) -> UserError:
-    return UserError(
-        f"{where} is longer than the limit of {MAX_TEXT_BYTES / 1e6:,.0f} MB; divide it into"
-        " documents"
-    )
+    return UserError(f"{where} is longer than the limit of {MAX_TEXT_BYTES // 10**6} MB; divide it")
 
 
 def _bounded_slices(array: pa.Array, path: Path, row: int) -> Iterator[pa.Array]:
     """Parts of an array whose texts have at most BATCH_BYTES, or one text each."""
-    if pa.types.is_dictionary(array.type):
-        lengths = pc.binary_length(array.dictionary.cast(pa.large_binary())).take(array.indices)
-    else:
-        lengths = pc.binary_length(array.cast(pa.large_binary()))
+    lengths = _lengths(array)
     first, size = 0, 0
     if (pc.sum(lengths).as_py() or 0) > BATCH_BYTES:
         for number, length in enumerate(lengths.fill_null(0).to_pylist()):
@@ -211,6 +207,13 @@ def _bounded_slices(array: pa.Array, path: Path, row: int) -> Iterator[pa.Array]
                 first, size = number, 0
             size += length
     yield array[first:]
+
+
+def _lengths(array: pa.Array) -> pa.Array:
+    """Bytes of each text of an array, which may have a dictionary."""
+    if pa.types.is_dictionary(array.type):
+        return _lengths(array.dictionary).take(array.indices)
+    return pc.binary_length(array.cast(pa.large_binary()))
 
 
 def _valid_text(array: pa.Array, row: int, on_replaced: Callable[[int], None] | None) -> pa.Array:
@@ -337,7 +340,7 @@ def open_binary(path: Path, limit: int = 0) -> Iterator[io.BufferedReader]:
             with pa.input_stream(file, compression=packed and packed.lastgroup) as stream:
                 yield io.BufferedReader(_Decompressed(stream, path, limit), BUFFER_BYTES)
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
         if "too much memory" in str(error):  # of zstd
             raise UserError(
                 f"{path} is compressed with a window above 128 MB; compress it again and import the"
@@ -346,50 +349,52 @@ def open_binary(path: Path, limit: int = 0) -> Iterator[io.BufferedReader]:
         raise
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a JSON file, decompressed. UserError if damaged, forbidden or too large."""
-    try:
-        with open_binary(path, max_whole_bytes(path)) as stream:
-            content = stream.read()
-    except OSError as error:
-        _raise_unreadable(path, error)  # of its size
-        raise UserError(f"{path} is damaged: {_one_line(error)}") from None
-    check_json_values(content, str(path))
-    return content
+def max_memory_bytes(path: Path) -> int:
+    """Bytes that the content of a file may take when it is in memory at once."""
+    return MAX_MEMORY_BYTES + MEMORY_PER_BYTE * path.stat().st_size
 
 
-def check_json_values(text: bytes | str, where: str) -> None:
-    """Raises UserError if a JSON text has more values than memory is meant for."""
-    if len(text) > MAX_JSON_VALUES:  # else it cannot
-        marks: list[Any] = [b",", b"[", b"{"] if isinstance(text, bytes) else [",", "[", "{"]
-        if sum(map(text.count, marks)) > MAX_JSON_VALUES + len(text) // MIN_BYTES_PER_VALUE:
-            raise UserError(f"{where} has over {MAX_JSON_VALUES:,} values: no text; leave it out")
-
-
-def max_whole_bytes(path: Path) -> int:
-    """Bytes that a file may have after decompression when it is read at once."""
-    return max(MAX_WHOLE_BYTES, MAX_WHOLE_EXPANSION * path.stat().st_size)
+def require_memory(where: str, num_bytes: int, limit: int) -> None:
+    """Raises UserError if something takes more bytes of memory than the limit."""
+    if num_bytes > limit:
+        raise UserError(f"{where} would take more than {limit / 1e9:,.1f} GB of memory; divide it")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a parquet file. Raises UserError if it is damaged or far larger in memory."""
     rows: list[dict[str, Any]] = []
     try:
-        file, limit, num_bytes = pq.ParquetFile(path, **READ_OPTIONS), max_whole_bytes(path), 0
+        check_footer(path)
+        metadata, limit = pq.read_metadata(path), max_memory_bytes(path)
         sizes = _page_sizes(path)
-        if sizes.total > limit:
-            raise _expands(path, limit)
-        for batch in file.iter_batches(_rows_of(sizes)):
-            if (num_bytes := num_bytes + batch.nbytes) > limit:
-                raise _expands(path, limit)
+        used = VALUE_BYTES * sizes.num_values
+        require_memory(str(path), used + WIDE_BYTES * sizes.total, limit)
+        columns = map(metadata.schema.column, range(metadata.num_columns))
+        # As dictionaries: else pyarrow repeats a text for each of a million items of a list.
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        file = pq.ParquetFile(path, metadata=metadata, read_dictionary=texts, **READ_OPTIONS)
+        groups = range(metadata.num_row_groups)  # each has dictionaries of its own
+        for batch in chain.from_iterable(file.iter_batches(_rows_of(sizes), [n]) for n in groups):
+            used += WIDE_BYTES * sum(map(_expanded_bytes, batch.columns))
+            require_memory(str(path), used, limit)
             rows += batch.to_pylist()
-        if len(rows) != file.metadata.num_rows:
+        if len(rows) != metadata.num_rows:
             raise pa.ArrowInvalid("another number of rows")
     except DAMAGE as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
         raise UserError(f"{path} is damaged; {_remedy(path)}") from None
     return rows
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _expanded_bytes(array: pa.Array) -> int:
+    """Size of the values with each text as often as it occurs."""
+    match array:
+        case pa.DictionaryArray():
+            return pc.sum(_lengths(array)).as_py() or 0
+        case pa.MapArray():
+            return _expanded_bytes(array.keys) + _expanded_bytes(array.items)
+        case pa.StructArray():
+            return sum(map(_expanded_bytes, array.flatten()))
+        case pa.ListArray() | pa.LargeListArray() | pa.FixedSizeListArray():
+            return _expanded_bytes(array.flatten())
+    return int(array.nbytes)
