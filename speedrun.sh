@@ -92,8 +92,8 @@ case "$NANOCHAT_TIER" in
             "${RATES[@]}" --eval_every=0 --save_every=100)
         SFT_OPTIONS=(--rows_per_step=32 --device_batch_size=16 --num_conversations=64000 --init_lr=1.0
             "${RATES[@]}" --eval_every=0 --save_every=200)
-        RL_OPTIONS=(--family=long_problems --num_iterations=80 --prompts_per_step=16 --num_samples=8
-            --max_new_tokens=64 --device_batch_size=32 "${RATES[@]}" --eval_every=20 --save_every=20)
+        RL_OPTIONS=(--family=long_problems --num_iterations=60 --prompts_per_step=16 --num_samples=8
+            --max_new_tokens=64 --device_batch_size=64 "${RATES[@]}" --eval_every=30 --save_every=20)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)
         ;;
     smoke)

@@ -69,9 +69,9 @@ SHARES: dict[Stage, dict[str, float]] = {
         "calendar": 6, "ordering": 10, "choice": 6, "talk": 1, "memory": 5,
     },
     "sft": {
-        "facts": 7, "relations": 16, "unknown": 12, "reading": 19, "arithmetic": 11,
-        "word_problems": 2.5, "long_problems": 1.5, "repeat": 6, "lists": 2.5, "spelling": 16,
-        "calendar": 4, "ordering": 14, "choice": 3, "talk": 2, "memory": 8,
+        "facts": 8, "relations": 15, "unknown": 12, "reading": 19, "arithmetic": 10,
+        "word_problems": 2.5, "long_problems": 1, "repeat": 8, "lists": 2, "spelling": 18,
+        "calendar": 4, "ordering": 13, "choice": 3, "talk": 2.5, "memory": 8,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge
 }  # fmt: skip

@@ -304,7 +304,7 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 # by far the most practice.
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _reversed_facts: 12, _tale: 3,
-    _lesson: 36, _belongings: 15, _packed_bag: 3, _echo: 14,
+    _lesson: 36, _belongings: 15, _packed_bag: 3, _echo: 26,
     comparisons: 40, corrections: 30, known_or_not: 12,
     _question_and_answer: 24, _days_and_months: 5, _letters: 24, _counting: 16, _sums: 1,
 }  # fmt: skip
