@@ -29,6 +29,8 @@ pytestmark = [
 ]
 
 BFLOAT16 = torch.bfloat16
+HAS_FLASH = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+needs_flash = pytest.mark.skipif(not HAS_FLASH, reason="needs Ampere or later")
 PROMPTS = [[1 + n] * (1 + 7 * n % 30) for n in range(17)]
 
 
@@ -71,6 +73,7 @@ def train_a_step(model: GPT) -> float:
 LENGTHS = [(5, 5), (1, 40), (33, 33), (7, 90), (1, 1)]  # queries and stored keys of each row
 
 
+@needs_flash
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("num_kv_heads", [1, 4])
 def test_packed_attention_equals_the_reference(num_kv_heads: int, window: int | None) -> None:
@@ -105,6 +108,7 @@ def test_packed_attention_equals_the_reference(num_kv_heads: int, window: int | 
         )
 
 
+@needs_flash
 @pytest.mark.parametrize("backend", [None, *SDPBackend.__members__.values()])
 def test_every_backend_for_full_rows_equals_the_reference(backend: SDPBackend | None) -> None:
     backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -151,7 +155,7 @@ def test_a_graph_equals_eager_kernels_while_the_cache_grows(
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 32)
     torch.set_float32_matmul_precision("highest")
     model, rng = gpu_model(dtype, window_pattern=pattern), random.Random(0)
-    assert Mode.of(model).can_pack == (dtype == BFLOAT16)
+    assert Mode.of(model).can_pack == (dtype == BFLOAT16 and HAS_FLASH)
     eager, recorded = DecodeStep(model, 6, Mode()), DecodeStep(model, 6, Mode.of(model))
     prompts = torch.tensor([[rng.randrange(265) for _ in range(9)] for _ in range(6)])
     for cache in (eager.cache, recorded.cache):
@@ -169,11 +173,13 @@ def test_a_graph_equals_eager_kernels_while_the_cache_grows(
     assert train_free.isfinite().all()
 
 
+@needs_flash
+@pytest.mark.parametrize("values", [0, 2])
 @torch.inference_mode()
 def test_fused_blocks_equal_plain_ones(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    values: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, rng = gpu_model(), random.Random(0)
+    model, rng = gpu_model(value_embeddings=values), random.Random(0)
     assert prepacked.fused_kernels_work(torch.device("cuda:0"), BFLOAT16, model.config.head_dim)
     fused = prepacked.prepack(model, BFLOAT16)
     monkeypatch.setattr(prepacked, "fused_kernels_work", lambda *_: False)
