@@ -14,7 +14,8 @@ use rustc_hash::FxHashMap;
 use std::array::from_fn;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread;
 
 /// Up to this length the lowest rank is found by a scan over all pairs, faster than a heap.
 const MAX_SCANNED: usize = 64;
@@ -23,6 +24,9 @@ const NONE: u32 = NO_ID;
 /// Tokens in the table of words that are tokens, and its buckets.
 const NUM_KEYS: usize = 1 << 16;
 const NUM_BUCKETS: usize = 1 << 17;
+
+/// Attempts to lock a mutex that is held for nanoseconds, before it counts as locked forever.
+const MAX_LOCK_ATTEMPTS: usize = 100;
 
 /// An integer type for ids.
 pub trait Id: Copy + Default + Send {
@@ -72,6 +76,8 @@ pub struct Encoder {
     /// The cache that workers share, and their own caches while they are not in use.
     short: Mutex<Arc<ShortWordCache>>,
     others: Mutex<Vec<OtherWordCache>>,
+    /// Locked by the worker that replaces the shared cache.
+    replacing: Mutex<()>,
 }
 
 impl Encoder {
@@ -103,6 +109,7 @@ impl Encoder {
             byte_pairs: vec![NONE; NUM_BYTES * NUM_BYTES],
             short: Mutex::default(),
             others: Mutex::default(),
+            replacing: Mutex::default(),
         };
         encoder.has_all_parts = encoder.add_parts(tokens);
         if !encoder.has_all_parts {
@@ -161,24 +168,32 @@ impl Encoder {
 
     /// A worker, with the caches of earlier ones.
     pub fn worker(&self) -> Worker<'_> {
-        let short = self.short.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = lock_soon(&self.others).and_then(|mut others| others.pop());
         Worker {
             encoder: self,
-            short: Arc::clone(&short),
-            others: others.pop().unwrap_or_default(),
+            short: self.shared_cache().unwrap_or_default(),
+            others: others.unwrap_or_default(),
         }
+    }
+
+    fn shared_cache(&self) -> Option<Arc<ShortWordCache>> {
+        lock_soon(&self.short).map(|short| Arc::clone(&short))
     }
 
     /// The replacement of a full cache; the full one itself while another thread builds it.
     fn replacement(&self, full: &Arc<ShortWordCache>) -> Arc<ShortWordCache> {
-        let Ok(mut short) = self.short.try_lock() else {
+        let Ok(_guard) = self.replacing.try_lock() else {
             return Arc::clone(full);
         };
-        if Arc::ptr_eq(&short, full) {
-            *short = Arc::new(full.replacement());
+        match self.shared_cache() {
+            Some(shared) if !Arc::ptr_eq(&shared, full) => return shared,
+            _ => {}
         }
-        Arc::clone(&short)
+        let larger = Arc::new(full.replacement());
+        if let Some(mut short) = lock_soon(&self.short) {
+            *short = Arc::clone(&larger);
+        }
+        larger
     }
 
     /// Ids of a word that is not cached.
@@ -241,6 +256,19 @@ impl Encoder {
         }
         parts.iter().map(|part| part.token).collect()
     }
+}
+
+/// Lock a mutex, unless it stays locked: when a process forks while another thread holds it, nobody
+/// unlocks it in the child, which then works without the caches of earlier workers.
+fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..MAX_LOCK_ATTEMPTS {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(error)) => return Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::yield_now(),
+        }
+    }
+    None
 }
 
 /// A token of a word, and the rank of the pair with the next token.
@@ -432,9 +460,9 @@ impl Worker<'_> {
 
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
-        let others = self.encoder.others.lock();
-        let mut others = others.unwrap_or_else(PoisonError::into_inner);
-        others.push(std::mem::take(&mut self.others));
+        if let Some(mut others) = lock_soon(&self.encoder.others) {
+            others.push(std::mem::take(&mut self.others));
+        }
     }
 }
 
@@ -656,6 +684,18 @@ mod tests {
             }
         }
         ids
+    }
+
+    #[test]
+    fn locks_that_stay_locked_as_after_a_fork_change_no_ids() {
+        let encoder = encoder(&MERGES);
+        let words: Vec<String> = (0..300).map(|i| format!("aabc{i}")).collect();
+        let (text, expected) = (words.join(" "), encode(&encoder, &words.join(" ")));
+        let _short = encoder.short.lock().unwrap();
+        let _others = encoder.others.lock().unwrap();
+        assert_eq!(encode(&encoder, &text), expected);
+        let _replacing = encoder.replacing.lock().unwrap();
+        assert_eq!(encode(&encoder, &text), expected);
     }
 
     #[test]
