@@ -39,11 +39,8 @@ GPT4_PATTERN = (
     r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 TRAINERS = ("ours", "rustbpe", "tokenizers")
-# For each kind of output the systems that have it. The last two have lists only, and are slow.
-ENCODERS = {
-    "arrays": ("ours", "gigatoken"),
-    "lists": ("ours", "gigatoken", "tiktoken", "tokenizers"),
-}
+ENCODERS = ("ours", "gigatoken", "tiktoken", "tokenizers")
+HAVE_ARRAYS = ("ours", "gigatoken")
 
 
 # ---- in a measuring process
@@ -254,7 +251,12 @@ def measure(system: str, what: str, corpus: str, *rest: str) -> Any:
 
 
 def benchmarks(
-    corpus: Path, only: str, repeats: int, vocab_sizes: list[int], work: Path
+    corpus: Path,
+    only: str,
+    repeats: int,
+    vocab_sizes: list[int],
+    encoders: list[str],
+    work: Path,
 ) -> Iterator[tuple[str, Any]]:
     """(name, results) of each measurement; systems alternate."""
     ranks_file = work / "gpt4.tiktoken"
@@ -273,8 +275,8 @@ def benchmarks(
             theirs = (work / f"rustbpe-{vocab_size}").read_text().splitlines()
             equal = sum(a == b for a, b in zip(ours, theirs, strict=False))
             yield f"train {vocab_size} tokens as rustbpe's {turn}", f"{equal} of {len(ours)}"
-        for kind, systems in ENCODERS.items() if only in ("", "encode") else ():
-            for num_threads, system in itertools.product((1, 2), systems):
+        for kind, num_threads, system in itertools.product(("arrays", "lists"), (1, 2), encoders):
+            if only in ("", "encode") and (kind == "lists" or system in HAVE_ARRAYS):
                 arguments = corpus, ranks_file, kind, num_threads
                 figures = measure_in_subprocess(system, "encode", *arguments)
                 yield f"encode {kind} {num_threads} {system} {turn}", figures
@@ -323,12 +325,18 @@ def main() -> None:
     parser.add_argument("--only", choices=["", "train", "encode", "rest"], default="")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vocab_sizes", type=int, nargs="+", default=[32_768, 65_536])
+    parser.add_argument("--encoders", choices=ENCODERS, nargs="+", default=ENCODERS)
     options = parser.parse_args()
     peers_python()
     results = {}
     with tempfile.TemporaryDirectory() as work:
         for name, figures in benchmarks(
-            options.corpus.resolve(), options.only, options.repeats, options.vocab_sizes, Path(work)
+            options.corpus.resolve(),
+            options.only,
+            options.repeats,
+            options.vocab_sizes,
+            options.encoders,
+            Path(work),
         ):
             print(name, figures, flush=True)
             results[name] = figures
