@@ -75,7 +75,7 @@ def test_a_signaled_run_is_saved_and_ends_like_an_uninterrupted_one(
 
 
 def test_a_non_finite_loss_or_gradient_stops_the_run_or_is_skipped(base: Path) -> None:
-    assert_harmless(runs.poisoned_runs(base, 3, SEED), 3)
+    assert_harmless(runs.poisoned_runs(base, 2, SEED), 2)
 
 
 def test_a_full_disk_does_not_end_the_run(base: Path, uninterrupted: dict[int, Trial]) -> None:

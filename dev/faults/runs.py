@@ -222,7 +222,7 @@ def poisoned_runs(base: Path, count: int, seed: int) -> Outcome:
         "weights changed, a bad checkpoint, or skipping differs from a run without the step",
     )
     for number in range(count):
-        ranks, what = 1 + number % 2, ("loss", "gradient")[number // 2 % 2]
+        ranks, what = 1 + number % 2, ("loss", "gradient")[(number + number // 2) % 2]
         step = rng.randrange(2, NUM_STEPS + 1)
         stopped = Trial(base, f"poisoned-{number}")
         running = stopped.start(ranks, (step, what))
