@@ -185,7 +185,7 @@ def _rows_of(sizes: PageSizes) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // largest))
 
 
-def rows_of_dictionaries(path: Path) -> int:
+def rows_at_a_time(path: Path) -> int:
     """How many rows can be read at a time, at most BATCH_ROWS: fewer where texts are long."""
     return _rows_of(_page_sizes(path, "text"))
 

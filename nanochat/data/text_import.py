@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.data.shards import BATCH_ROWS, rows_of_dictionaries, write_shard
+from nanochat.data.shards import BATCH_ROWS, rows_at_a_time, write_shard
 from nanochat.data.text_files import (
     MAX_DOCUMENT_CHARACTERS,
     Found,
@@ -71,7 +71,7 @@ class Corpus:
         files = self.files
         if not all(file.kind == ".parquet" for file in files):
             return {}
-        if any(rows_of_dictionaries(file.path) < BATCH_ROWS for file in files):
+        if any(rows_at_a_time(file.path) < BATCH_ROWS for file in files):
             return {}
         if {file.split for file in files} == {"train", "val"}:
             return {split: [f for f in files if f.split == split] for split in ("train", "val")}
