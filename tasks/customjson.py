@@ -68,7 +68,8 @@ def _files(path: str) -> list[Path]:
     place = Path(path).expanduser()
     if not place.is_dir():
         return [place]
-    found = sorted(file for file in place.rglob("*") if file.name.lower().endswith(SUFFIXES))
+    named = [file for file in place.rglob("*") if file.name.lower().endswith(SUFFIXES)]
+    found = sorted(file for file in named if file.is_file())  # no FIFO, which may never end
     files = [file for file in found if not HELD_OUT.match(file.name.lower())]
     if not files:
         raise UserError(f"{place} has no file to train on whose name ends in {', '.join(SUFFIXES)}")

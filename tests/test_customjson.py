@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,14 @@ def test_a_file_that_holds_no_conversations_is_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         CustomJSON(str(tmp_path / name))
+
+
+def test_only_regular_files_of_a_folder_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "c.jsonl").mkdir()
+    with pytest.raises(UserError, match="has no file to train on"):
+        CustomJSON(str(tmp_path))
 
 
 def test_a_missing_file_and_a_folder_without_files_are_named(tmp_path: Path) -> None:
