@@ -1,6 +1,7 @@
 """Pretraining a tiny model end to end: killed, stopped, repeated, on one rank and on two."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat import checkpoint_manager
+from nanochat import checkpoint_manager, paths
 from nanochat.checkpoint_manager import saved_steps
 from tests import processes
 
@@ -160,10 +161,21 @@ def test_a_second_start_of_a_run_names_the_first_and_harms_nothing(trained: Path
         output = processes.run(trained, f"{line} {options}", ranks, ok=False)
         named = f"error: {folder} is in use by process {first.ranks[0].pid} on "
         assert named in output and "Traceback" not in output, output
+    output = processes.run(trained, "scripts.mid_train --model_tag=twice", ok=False)
+    assert "of twice is not finished" in output or "no checkpoint in" in output, output
+    assert "Traceback" not in output
     first.send(signal.SIGTERM)
     assert first.wait() == [143], first.output()
     steps = [row["step"] for row in metrics(trained, "base", "twice")]
     assert steps == list(range(1, len(steps) + 1)) and saved_steps(folder)[0] == steps[-1]
+
+
+def test_a_stage_is_refused_beside_another_start_of_it(trained: Path) -> None:
+    folder = trained / "mid_checkpoints" / "straight"
+    with paths.locked(folder):
+        output = processes.run(trained, "scripts.mid_train --model_tag=straight", ok=False)
+    assert f"error: {folder} is in use by process {os.getpid()} on " in output
+    assert "Traceback" not in output and not folder.exists()
 
 
 def test_a_run_that_was_killed_frees_its_lock(trained: Path) -> None:
