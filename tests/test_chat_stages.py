@@ -1,8 +1,14 @@
 """The stages after pretraining of a tiny model, one after another, on one rank and on two."""
 
+import importlib
+import itertools
 import json
+import os
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +84,48 @@ def test_a_killed_stage_resumes_to_the_same_weights(
     assert "resuming from step" in processes.run(base, line)
     resumed = weights(base, stage, "chat")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def die_in(function: str, call: int) -> None:
+    """In the process of a command: kill the main rank in that call of `nanochat.{function}`."""
+    module_name, name = function.rsplit(".", 1)
+    module = importlib.import_module(f"nanochat.{module_name}")
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == call and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **more)
+
+    setattr(module, name, counted)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_pipeline_killed_in_every_command_ends_with_the_same_weights(
+    on_ranks: dict[int, Path], tmp_path: Path
+) -> None:
+    evaluation = "scripts.chat_eval -a facts,repeat --max_new_tokens=8 --model_tag=chat -i"
+    commands = [
+        ("nanochat.dataset --source=primer -n 1", "dataset.write_shard", 2, 1),
+        ("scripts.tok_train --vocab_size=600 --max_chars=200000", "paths.write_atomic", 1, 1),
+        (f"{BASE} --model_tag=chat", "checkpoint_manager.save", 2, 2),
+    ]
+    for script, options in CHAT_STAGES.items():
+        line = f"scripts.{script} {SMALL} {options} --save_every=1"
+        commands += [(line, "checkpoint_manager.save", 2, 2)]
+        source = script.removesuffix("_train").removeprefix("chat_")
+        commands += [(f"{evaluation} {source}", "chat_eval.evaluate_task", 2, 2)]
+    for line, function, call, ranks in commands:
+        killed = processes.start(tmp_path, line, ranks, partial(die_in, function, call))
+        killed.ranks[0].join()
+        killed.send(signal.SIGKILL)  # the other rank, as when a machine is lost
+        assert killed.wait()[0] == -9, f"{line}: {killed.output()}"
+        output = processes.run(tmp_path, line, ranks)
+        assert ("resuming from step" in output) == (function == "checkpoint_manager.save"), line
+    for stage in ("base", "mid", "chatsft", "chatrl"):
+        expected, found = (weights(base, stage, "chat") for base in (on_ranks[2], tmp_path))
+        assert all(torch.equal(expected[name], found[name]) for name in expected), stage
 
 
 def test_finetuning_accepts_more_ranks_than_rows(on_ranks: dict[int, Path], tmp_path: Path) -> None:
