@@ -182,8 +182,7 @@ def plot(curves: dict[str, list[Curve]], path: Path, clock: str) -> None:
         )  # fmt: skip
     axes.set_xlabel(f"{'processor' if clock == 'cpu' else 'wall-clock'} seconds of training")
     axes.set_ylabel("validation bits per byte")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -209,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = run_race(settings, options)
     rows = summary(curves)
     found = {
-        "options": {name: str(value) for name, value in vars(options).items()},
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "summary": rows,
         "curves": curves,
@@ -223,4 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, subprocess.CalledProcessError) as error:  # base_train has said why it failed
+        sys.exit(f"error: {error}")
