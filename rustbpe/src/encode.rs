@@ -258,8 +258,8 @@ impl Encoder {
     }
 }
 
-/// Lock a mutex, unless it stays locked: when a process forks while another thread holds it, no thread
-/// unlocks it in the child, which then works without the caches of earlier workers.
+/// Lock a mutex, unless it stays locked: when a process forks while another thread holds it, no
+/// thread unlocks it in the child, which then works without the caches of earlier workers.
 fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     for _ in 0..MAX_LOCK_ATTEMPTS {
         match mutex.try_lock() {
