@@ -9,11 +9,9 @@ import re
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -131,7 +129,9 @@ def require_writable(folder: Path) -> None:
     """Raises UserError, now and not after hours, when no file can be written to a folder."""
     with named_failures(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        from tempfile import TemporaryFile  # --help, which imports this module, needs no tempfile
+
+        with TemporaryFile(dir=folder) as file:
             file.write(b"x")
 
 
@@ -184,7 +184,7 @@ def _try_lock(descriptor: int, lock_file: Path) -> bool:
 
 def _this_process() -> str:
     command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
-    since = datetime.now().isoformat(sep=" ", timespec="seconds")
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
     short = " ".join(command.split())[:300]
     return f"process {os.getpid()} on {os.uname().nodename} since {since} ({short})"
 

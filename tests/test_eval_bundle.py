@@ -192,6 +192,16 @@ def test_a_bundle_without_a_folder_of_its_own_is_unpacked_as_well(tmp_path: Path
     assert contents(tmp_path / "bundle").items() >= FILES.items()
 
 
+def test_a_list_of_tasks_without_end_is_refused(tmp_path: Path) -> None:
+    for name in (eval_bundle.BASELINES_FILE, eval_bundle.TASKS_FILE):
+        (tmp_path / eval_bundle.TASKS_FILE).write_text("icl_tasks: []")
+        with (tmp_path / name).open("ab") as file:
+            file.truncate(eval_bundle.MAX_DEFINITIONS + 1)
+        with pytest.raises(UserError, match=rf"{name} has 1,000,001 bytes, at most 1,000,000"):
+            eval_bundle.read_definitions(tmp_path)
+        (tmp_path / name).unlink()
+
+
 @needs_eval_data
 def test_files_in_another_format_are_named(tmp_path: Path) -> None:
     assert eval_bundle.read_definitions(tmp_path) == {}

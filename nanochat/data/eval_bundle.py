@@ -20,6 +20,7 @@ from nanochat.runtime import hub_offline, mirrored
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 TASKS_FILE, BASELINES_FILE = "core.yaml", "eval_meta_data.csv"
 MAX_FILES, MAX_BYTES = 1_000, 2**32  # unpacked: several times the published bundle
+MAX_DEFINITIONS = 1_000_000  # bytes of a list of tasks; the published ones have a few thousand
 REMEDY = "check the network, or name an unpacked bundle: python -m scripts.base_eval --bundle=PATH"
 
 
@@ -113,15 +114,22 @@ def read_definitions(folder: Path) -> dict[str, dict[str, Any]]:
                 "num_shots": entry["num_fewshot"][0],
                 "delimiter": entry.get("continuation_delimiter", " "),
             }
-            for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
+            for entry in yaml.safe_load(_short_text(path))["icl_tasks"]
         }
         path = folder / BASELINES_FILE
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    if row["Eval Task"] in definitions:  # it also lists tasks of other metrics
-                        percent = float(row["Random baseline"])
-                        definitions[row["Eval Task"]]["baseline"] = round(percent / 100, 6)
+            for row in csv.DictReader(_short_text(path).splitlines()):
+                if row["Eval Task"] in definitions:  # it also lists tasks of other metrics
+                    percent = float(row["Random baseline"])
+                    definitions[row["Eval Task"]]["baseline"] = round(percent / 100, 6)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, yaml.YAMLError):
         raise UserError(f"{path} has another format; restore the published file") from None
     return definitions
+
+
+def _short_text(path: Path) -> str:
+    """The text of a list of tasks. Raises UserError on one too long to be parsed in a moment."""
+    if (size := path.stat().st_size) > MAX_DEFINITIONS:
+        limit = f"at most {MAX_DEFINITIONS:,} are a list of tasks"
+        raise UserError(f"{path} has {size:,} bytes, {limit}; restore the published file")
+    return path.read_text(encoding="utf-8")
