@@ -210,7 +210,7 @@ def test_a_suspended_row_gets_the_same_tokens_as_with_an_inline_tool(batch_size:
             done = engine.complete(PROMPTS, 80, 1.0, seed=3, batch_size=batch_size, num_samples=2)
             found.append(done)
     assert found[0] == found[1]
-    assert sum(one.mask.count(0) > 0 for one in found[0]) > 5
+    assert sum(one.mask.count(0) > 0 for one in found[0]) >= 3
 
 
 def test_columns_and_events_are_the_same_as_with_an_inline_tool() -> None:
