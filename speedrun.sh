@@ -93,7 +93,8 @@ case "$NANOCHAT_TIER" in
         SFT_OPTIONS=(--rows_per_step=32 --device_batch_size=16 --num_conversations=64000 --init_lr=1.0
             "${RATES[@]}" --eval_every=0 --save_every=200)
         RL_OPTIONS=(--family=long_problems --num_iterations=60 --prompts_per_step=16 --num_samples=8
-            --max_new_tokens=64 --device_batch_size=64 "${RATES[@]}" --eval_every=30 --save_every=20)
+            --max_new_tokens=64 --device_batch_size=64 --init_lr=0.1 "${RATES[@]}" --eval_every=30
+            --save_every=20)
         CHAT_EVAL_OPTIONS=(--primer_problems=50 --max_new_tokens=64)
         ;;
     smoke)
