@@ -7,7 +7,6 @@ import math
 import os
 import re
 import secrets
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ STAGE_FOLDERS = {
     "rl": "chatrl_checkpoints",
 }
 REPLACED = "replaced"  # folder for what --fresh has replaced; no tag may have this name
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]+\.part")  # of `atomic_file`
+TEMPORARY_NAME = r"\..+\.[0-9a-f]+\.part"  # of `atomic_file`
 LOCK_POLL_SECONDS = 0.02
 LOCK_QUIET_SECONDS = 1.0  # of waiting, before a message says for whom
 
@@ -121,7 +120,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def remove_temporary_files(folder: Path) -> None:
     """Remove what killed processes left of `atomic_file`; only for the holder of the lock."""
     for path in folder.rglob(".*.part"):
-        if TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
+        if re.fullmatch(TEMPORARY_NAME, path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -129,7 +128,7 @@ def require_writable(folder: Path) -> None:
     """Raises UserError, now and not after hours, when no file can be written to a folder."""
     with named_failures(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        from tempfile import TemporaryFile  # --help, which imports this module, needs no tempfile
+        from tempfile import TemporaryFile  # not needed by --help, which imports this module
 
         with TemporaryFile(dir=folder) as file:
             file.write(b"x")
@@ -183,6 +182,8 @@ def _try_lock(descriptor: int, lock_file: Path) -> bool:
 
 
 def _this_process() -> str:
+    import shlex  # not needed by --help, which imports this module
+
     command = shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     short = " ".join(command.split())[:300]
