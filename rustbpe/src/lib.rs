@@ -22,6 +22,8 @@ mod arrow;
 #[cfg(feature = "python")]
 mod chunks;
 #[cfg(feature = "python")]
+mod gil;
+#[cfg(feature = "python")]
 mod python;
 #[cfg(feature = "python")]
 mod strings;

@@ -4,6 +4,7 @@ use crate::batch::{self, Output};
 use crate::chunks::{Chunks, PyTexts};
 use crate::encode::{Encoder, Id};
 use crate::error::Error;
+use crate::gil;
 use crate::merge::{learn_merges, token_bytes, NUM_BYTES};
 use crate::split::{Splitter, DEFAULT_PATTERN};
 use crate::strings::Text;
@@ -77,7 +78,7 @@ impl Tokenizer {
     fn new(py: Python<'_>, tokens: Option<Vec<Vec<u8>>>, pattern: Option<&str>) -> PyResult<Self> {
         let tokens = tokens.unwrap_or_else(|| token_bytes(&[]));
         let pattern = pattern.unwrap_or(DEFAULT_PATTERN);
-        let vocabulary = py.detach(|| Vocabulary::new(tokens, pattern))?;
+        let vocabulary = gil::detach(py, || Vocabulary::new(tokens, pattern))?;
         Ok(Self(vocabulary.into()))
     }
 
@@ -108,10 +109,10 @@ impl Tokenizer {
         }
         let mut chunks = Chunks::new(iterator, COUNT_CHUNK_BYTES, buffer_size)?;
         let mut progress = Progress::new(progress);
-        let vocabulary = py.detach(|| -> PyResult<_> {
+        let vocabulary = gil::detach(py, || -> PyResult<_> {
             let mut counted = 0;
             let counts = batch::count(&splitter, num_threads, || {
-                Python::attach(|py| {
+                gil::attach(|py| {
                     progress.report(py, "counting", counted, 0)?;
                     let chunk = chunks.next(py)?;
                     counted += chunk.as_ref().map_or(0, PyTexts::size);
@@ -120,7 +121,7 @@ impl Tokenizer {
             })?;
             let mut callback_result = Ok(());
             let merges = learn_merges(counts, vocab_size, |number| {
-                callback_result = Python::attach(|py| {
+                callback_result = gil::attach(|py| {
                     progress.report(py, "merging", number, vocab_size - NUM_BYTES)
                 });
                 callback_result.is_ok()
@@ -152,7 +153,7 @@ impl Tokenizer {
     /// Raises ValueError when a token is not the merge of two earlier ones.
     fn get_merges(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32)>> {
         let vocabulary = self.vocabulary();
-        py.detach(|| {
+        gil::detach(py, || {
             let tokens = vocabulary.tokens.iter().enumerate().skip(NUM_BYTES);
             tokens
                 .map(|(id, token)| {
@@ -182,7 +183,7 @@ impl Tokenizer {
         append: Option<u32>,
     ) -> PyResult<Bound<'py, PyList>> {
         let (vocabulary, text) = (self.vocabulary(), Text::new(text)?);
-        let ids = py.detach(|| {
+        let ids = gil::detach(py, || {
             let mut ids: Vec<u32> = prepend.into_iter().collect();
             let mut worker = vocabulary.encoder.worker();
             worker.encode(text.units().text(&mut Vec::new()), &mut ids)?;
@@ -215,9 +216,9 @@ impl Tokenizer {
                 })
             })
         };
-        py.detach(|| {
+        gil::detach(py, || {
             let next = || {
-                Python::attach(|py| {
+                gil::attach(|py| {
                     take(py)?;
                     next_chunk(py, &mut chunks)
                 })
@@ -263,8 +264,8 @@ fn encode_to_arrays<'py, T: Id + Element>(
     num_threads: usize,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     let mut chunks = text_chunks(texts)?;
-    let (ids, ends) = py.detach(|| {
-        let next = || Python::attach(|py| next_chunk(py, &mut chunks));
+    let (ids, ends) = gil::detach(py, || {
+        let next = || gil::attach(|py| next_chunk(py, &mut chunks));
         batch::encode::<T, _, PyErr>(&vocabulary.encoder, num_threads, next)
     })?;
     let (ids, ends) = (ids.into_pyarray(py), ends.into_pyarray(py));
@@ -326,5 +327,6 @@ impl Progress {
 #[pymodule]
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEFAULT_PATTERN", DEFAULT_PATTERN)?;
+    gil::finish_at_exit(module)?;
     module.add_class::<Tokenizer>()
 }
