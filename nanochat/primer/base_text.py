@@ -260,8 +260,8 @@ def _counting(rng: Random, split: Split) -> str:
     start = rng.randint(1, 93)
     run = range(start, start + rng.randint(3, 7))
     lines = [", ".join(map(str, run)) + "."]
-    sides = rng.choice(("{y} comes after {x}.", "{x} comes before {y}."))
-    lines += [sides.format(x=n, y=n + 1) for n in run if rng.random() < 0.5]
+    neighbors = rng.choice(("{y} comes after {x}.", "{x} comes before {y}."))
+    lines += [neighbors.format(x=n, y=n + 1) for n in run if rng.random() < 0.5]
     for _ in range(2):
         x, y = sorted(rng.sample(range(1, rng.choice((100, 1000))), 2))
         lines.append(f"{y} is more than {x}.")

@@ -1,7 +1,7 @@
 """Drills of pretraining: a decision every few tokens, of kinds that answers need but rarely show.
 
-In a conversation the one word that depends on a comparison is lost among twenty others, and is not
-learned in minutes; in a drill it is learned within the first hundred steps.
+In a conversation one word of twenty depends on a comparison, and is not learned in minutes; in a
+drill it is one of five, and right after a few hundred steps (dev/LOG.md).
 """
 
 from random import Random

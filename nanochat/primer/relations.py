@@ -4,7 +4,7 @@ from random import Random
 
 from nanochat.primer.facts import FACT_OF, FACTS, FACTS_BY_ABOUT, Fact
 from nanochat.primer.phrasing import as_typed
-from nanochat.primer.question import Question, Split, split_of
+from nanochat.primer.question import Question, Split
 from nanochat.primer.world import ANIMALS, PEOPLE, THINGS, TOWNS, a, capitalized, plural
 
 MAX_LISTED = 4  # subjects that an answer names; of more it names three
@@ -219,11 +219,6 @@ _HOP_CORES = {
     "lies": ("where is {y}", "where does {y} lie", "tell me where {y} is"),
     "known_for": ("what is {y} known for", "what is {y} famous for", "why do people go to {y}"),
 }
-
-
-def is_composition_held_out(person: str, topic: str) -> bool:
-    """Whether a person and what is asked of their pet or town never meet in training."""
-    return split_of(f"hop|{person}|{topic}") == "test"
 
 
 def two_hops(rng: Random, split: Split) -> Question:
