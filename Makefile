@@ -1,6 +1,6 @@
 # make test     set up, then run the tests, in under five minutes on two cores
 # make slow     the tests that are left out of it: whole runs, benchmarks, killed jobs
-# make long     slow tests of minutes: rehearsals of the reference runs, a kill in every command, files
+# make long     slow tests of minutes: rehearsals of the reference runs, kills in every command, files
 #               that inflate to gigabytes, the GPU benchmark on a CPU
 # make check    style, types, Rust lints and tests, architecture, vocabulary
 # make format   format the code

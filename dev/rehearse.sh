@@ -52,9 +52,11 @@ export SFT_ARGS="$few_answers --num_iterations=$steps"
 export RL_ARGS="--num_iterations=2 --prompts_per_step=2 --num_samples=2 --max_new_tokens=$tokens $few_answers"
 export QUESTIONS_ARGS="--max_problems=$problems --max_new_tokens=$tokens"
 
-bash "$script" 2>&1 | tee "$folder/first.log"
+root=$PWD
+cd "$folder" # where report.md is copied: one's own, in the repository, stays
+bash "$root/$script" 2>&1 | tee first.log
 for word in "not CORE" "ChatCORE"; do
-    grep -q "$word" "$folder/first.log" || { echo "error: the first run does not print $word" >&2; exit 1; }
+    grep -q "$word" first.log || { echo "error: the first run does not print $word" >&2; exit 1; }
 done
 
 kill "$hub"
@@ -65,10 +67,10 @@ mkdir "$NANOCHAT_BASE_DIR"
 for name in data task_data eval_bundle hub_revisions.json; do # what was downloaded, and nothing else
     mv "$folder/first/$name" "$NANOCHAT_BASE_DIR/"
 done
-HF_HUB_OFFLINE=1 bash "$script" 2>&1 | tee "$folder/offline.log"
+HF_HUB_OFFLINE=1 bash "$root/$script" 2>&1 | tee offline.log
 
 # Without a network the same weights come out, to the last bit.
-"$PYTHON" - "$folder/first" "$NANOCHAT_BASE_DIR" <<'END'
+"$root/$PYTHON" - "$folder/first" "$NANOCHAT_BASE_DIR" <<'END'
 import sys
 from pathlib import Path
 

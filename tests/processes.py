@@ -4,11 +4,14 @@ Processes and signals are real. The primer world is small, and the peak FLOP/s a
 """
 
 import importlib
+import itertools
 import multiprocessing
 import os
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -107,8 +110,7 @@ def _main(
     before: Callable[[], object] | None,
 ) -> None:
     """The process: one rank of the command, with the exit codes of the command line."""
-    from nanochat import configurator, dataset
-    from nanochat.training import autotune
+    from nanochat import configurator
 
     os.environ.clear()
     os.environ.update(environment)
@@ -117,12 +119,46 @@ def _main(
     written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(written, 1)
     os.dup2(written, 2)
-    dataset.PRIMER_SHARD_DOCUMENTS, dataset.PRIMER_VAL_DOCUMENTS = 1000, 200
-    autotune.measure_matmul_peak = lambda *_: 1e11
+    shrink()
     if before is not None:
         before()
     main: Callable[[list[str]], None] = importlib.import_module(module).main
     configurator.run(lambda: main(argv))
+
+
+def shrink() -> None:
+    """In the process of a command: a small primer world, and peak FLOP/s that are not measured."""
+    from nanochat import dataset
+    from nanochat.training import autotune
+
+    dataset.PRIMER_SHARD_DOCUMENTS, dataset.PRIMER_VAL_DOCUMENTS = 1000, 200
+    autotune.measure_matmul_peak = lambda *_: 1e11
+
+
+def torchrun(base: Path, line: str, kill: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on two ranks under torchrun, which starts it again when it fails, once.
+
+    kill: a statement, executed before the command when it is started for the first time.
+    """
+    module, *argv = shlex.split(line)
+    program = base / "program.py"
+    program.write_text(f"""
+import os
+from nanochat.configurator import run
+from {module} import main
+from tests import processes
+
+processes.shrink()
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    {kill}
+run(main)
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*launcher, "--max-restarts=1", program, *argv],
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def program(module: str, before_pass: str, setup: str = "") -> str:
@@ -159,6 +195,20 @@ def die_when_saved() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint_manager.save = save
+
+
+def die_in(function: str, call: int) -> None:
+    """In the process of a command: kill the main rank in that call of `nanochat.{function}`."""
+    module_name, name = function.rsplit(".", 1)
+    module = importlib.import_module(f"nanochat.{module_name}")
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == call and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **more)
+
+    setattr(module, name, counted)
 
 
 def signal_within(function: str, number: signal.Signals) -> None:

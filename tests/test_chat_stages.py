@@ -1,14 +1,10 @@
 """The stages after pretraining of a tiny model, one after another, on one rank and on two."""
 
-import importlib
-import itertools
 import json
-import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,19 +12,20 @@ import torch
 from tests import processes
 from tests.test_stages import BASE, TINY, metrics, weights
 
-CHAT_STAGES = {
-    "mid_train": "--total_batch_size=1024 --num_iterations=4",
-    "chat_sft": "--num_conversations=16 --rows_per_step=8",
-    "chat_rl": "--num_iterations=2 --prompts_per_step=2 --num_samples=3 --max_new_tokens=12",
-}
 SMALL = f"{TINY} --eval_conversations=8 --model_tag=chat"
+CHAT_STAGES = {
+    "mid": f"scripts.mid_train {SMALL} --total_batch_size=1024 --num_iterations=4",
+    "chatsft": f"scripts.chat_sft {SMALL} --num_conversations=16 --rows_per_step=8",
+    "chatrl": f"scripts.chat_rl {SMALL} --num_iterations=2 --prompts_per_step=2 --num_samples=3"
+    " --max_new_tokens=12",
+}
+STAGES = {"base": f"{BASE} --model_tag=chat", **CHAT_STAGES}
 
 
 def train_all(base: Path, ranks: int) -> None:
     processes.make_world(base)
-    processes.run(base, f"{BASE} --model_tag=chat", ranks)
-    for script, options in CHAT_STAGES.items():
-        processes.run(base, f"scripts.{script} {SMALL} {options}", ranks)
+    for line in STAGES.values():
+        processes.run(base, line, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +38,9 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("script", CHAT_STAGES)
-def test_a_finished_stage_is_reported(on_ranks: dict[int, Path], script: str, ranks: int) -> None:
-    line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]}"
-    assert "is finished" in processes.run(on_ranks[ranks], line, ranks)
+@pytest.mark.parametrize("stage", CHAT_STAGES)
+def test_a_finished_stage_is_reported(on_ranks: dict[int, Path], stage: str, ranks: int) -> None:
+    assert "is finished" in processes.run(on_ranks[ranks], CHAT_STAGES[stage], ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -71,33 +67,18 @@ def test_every_stage_is_evaluated_and_in_the_report(on_ranks: dict[int, Path], r
         assert section["seconds"] >= logged[-2]["train_seconds"]
 
 
-@pytest.mark.parametrize("script", CHAT_STAGES)
+@pytest.mark.parametrize("stage", CHAT_STAGES)
 def test_a_killed_stage_resumes_to_the_same_weights(
-    on_ranks: dict[int, Path], tmp_path: Path, script: str
+    on_ranks: dict[int, Path], tmp_path: Path, stage: str
 ) -> None:
-    stage = {"mid_train": "mid", "chat_sft": "chatsft", "chat_rl": "chatrl"}[script]
     base = tmp_path / "base"
     shutil.copytree(on_ranks[1], base)
     expected = weights(base, stage, "chat")
-    line = f"scripts.{script} {SMALL} {CHAT_STAGES[script]} --save_every=1"
+    line = f"{CHAT_STAGES[stage]} --save_every=1"
     assert processes.start(base, f"{line} --fresh", before=processes.die_when_saved).wait() == [-9]
     assert "resuming from step" in processes.run(base, line)
     resumed = weights(base, stage, "chat")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-
-
-def die_in(function: str, call: int) -> None:
-    """In the process of a command: kill the main rank in that call of `nanochat.{function}`."""
-    module_name, name = function.rsplit(".", 1)
-    module = importlib.import_module(f"nanochat.{module_name}")
-    original, calls = getattr(module, name), itertools.count(1)
-
-    def counted(*arguments: Any, **more: Any) -> Any:
-        if next(calls) == call and os.environ.get("RANK", "0") == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **more)
-
-    setattr(module, name, counted)
 
 
 @pytest.mark.slow
@@ -109,23 +90,38 @@ def test_a_pipeline_killed_in_every_command_ends_with_the_same_weights(
     commands = [
         ("nanochat.dataset --source=primer -n 1", "dataset.write_shard", 2, 1),
         ("scripts.tok_train --vocab_size=600 --max_chars=200000", "paths.write_atomic", 1, 1),
-        (f"{BASE} --model_tag=chat", "checkpoint_manager.save", 2, 2),
+        (STAGES["base"], "checkpoint_manager.save", 2, 2),
     ]
-    for script, options in CHAT_STAGES.items():
-        line = f"scripts.{script} {SMALL} {options} --save_every=1"
-        commands += [(line, "checkpoint_manager.save", 2, 2)]
-        source = script.removesuffix("_train").removeprefix("chat_")
+    for stage, line in CHAT_STAGES.items():
+        commands += [(f"{line} --save_every=1", "checkpoint_manager.save", 2, 2)]
+        source = stage.removeprefix("chat")
         commands += [(f"{evaluation} {source}", "chat_eval.evaluate_task", 2, 2)]
     for line, function, call, ranks in commands:
-        killed = processes.start(tmp_path, line, ranks, partial(die_in, function, call))
+        killed = processes.start(tmp_path, line, ranks, partial(processes.die_in, function, call))
         killed.ranks[0].join()
         killed.send(signal.SIGKILL)  # the other rank, as when a machine is lost
         assert killed.wait()[0] == -9, f"{line}: {killed.output()}"
         output = processes.run(tmp_path, line, ranks)
         assert ("resuming from step" in output) == (function == "checkpoint_manager.save"), line
-    for stage in ("base", "mid", "chatsft", "chatrl"):
+    for stage in STAGES:
         expected, found = (weights(base, stage, "chat") for base in (on_ranks[2], tmp_path))
         assert all(torch.equal(expected[name], found[name]) for name in expected), stage
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_is_killed_and_restarted_by_torchrun_ends_with_the_same_weights(
+    on_ranks: dict[int, Path], tmp_path: Path, stage: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(on_ranks[2], base)
+    kill = 'processes.die_in("checkpoint_manager.save", 2)'
+    done = processes.torchrun(base, f"{STAGES[stage]} --save_every=1 --fresh", kill)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count("moved the earlier run") == done.stdout.count("resuming from") == 1
+    expected, found = (weights(folder, stage, "chat") for folder in (on_ranks[2], base))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_finetuning_accepts_more_ranks_than_rows(on_ranks: dict[int, Path], tmp_path: Path) -> None:
