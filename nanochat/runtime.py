@@ -303,6 +303,20 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def launchers() -> list[str]:
+    """Names of the torchrun processes that started the ranks, one on each host, if they did.
+
+    A restart of the ranks does not change them, but for a host that is replaced. Collective.
+    """
+    name = ""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        import psutil  # reads files of the kernel when it is imported
+
+        parent = psutil.Process(os.getppid())
+        name = f"{derive_seed(os.uname().nodename, parent.pid, parent.create_time()):016x}"
+    return sorted({*gather_objects(name)} - {""})
+
+
 def on_main_first(work: Callable[[], Any]) -> Any:
     """Run `work` on the main rank; returns its result, or raises its UserError, on every rank."""
     outcome: list[Any] = [None, None]
@@ -367,5 +381,5 @@ def hub_offline() -> bool:
 
 
 def restart_count() -> int:
-    """How often torchrun has restarted this job after a rank failed."""
+    """How often torchrun has restarted the ranks of this host after one failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -18,7 +18,7 @@ from nanochat.data.chat_batches import Conversations
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.runtime import Runtime, on_main_first, restart_count
+from nanochat.runtime import Runtime, on_main_first
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training import scaling_laws, stage
 from nanochat.training.config import TITLES, Plan
@@ -120,15 +120,9 @@ class Setup:
             eval_tokens=eval_tokens,
             final_eval_tokens=final_eval_tokens,
             skips_nonfinite=options.on_nonfinite == "skip",
-            starts_over=starts_over(options),
             **{name: getattr(options, name) for name in PLAN_OPTIONS},
             **more,
         )
-
-
-def starts_over(options: LoopOptions) -> bool:
-    """True if an existing run is not resumed; a restart by torchrun always resumes."""
-    return (options.fresh or not options.resume) and restart_count() == 0
 
 
 def default_eval_tokens(device_type: str, train_tokens: int) -> tuple[int, int]:
@@ -246,8 +240,12 @@ def train(
     """Train a stage to its end, or log that it is finished."""
     with stage.command_runtime(options.device_type) as runtime:
         setup = start(name, options, runtime)
-        is_new = options.dry_run or starts_over(options)
+        directory = checkpoint_manager.run_directory(name, setup.tag)
         # From before anything is read until the report is written; a dry run writes nothing.
         with nullcontext() if options.dry_run else stage.run_lock(name, setup.tag):
+            starts_over = options.fresh or not options.resume
+            # Even so, a job that torchrun has restarted resumes what it has saved itself.
+            starts_over = starts_over and not checkpoint_manager.is_of_this_job(directory)
+            is_new = options.dry_run or starts_over
             if is_new or not is_finished(name, setup.tag, setup.settings, options):
-                stage.run(make_plan(options, setup), runtime)
+                stage.run(make_plan(options, setup), runtime, starts_over)

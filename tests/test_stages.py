@@ -264,13 +264,23 @@ def test_fresh_moves_an_earlier_run_to_replaced_and_resumes_only_its_own(trained
     assert str(folder / "replaced" / "fresh-2") in output and "resuming" not in output
 
 
-def test_a_job_restarted_by_torchrun_resumes_even_with_fresh(
+def replace_hosts(ranks: str) -> None:
+    """In the process of a command: those ranks seem to be started by another torchrun."""
+    if os.environ["RANK"] in ranks:
+        os.getppid = lambda: 1
+
+
+def test_a_job_restarted_by_torchrun_resumes_even_with_fresh_and_a_replaced_host(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = f"{BASE} --model_tag=again"
-    processes.run(trained, line)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert "is finished" in processes.run(trained, f"{line} --fresh")
+    line = f"{BASE} --model_tag=again --fresh"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job")
+    processes.run(trained, line, ranks=2)
+    for replaced, is_resumed in (("", True), ("0", True), ("01", False)):
+        again = processes.start(trained, line, 2, partial(replace_hosts, replaced))
+        assert again.wait() == [0, 0]
+        assert ("is finished" in again.output()) == is_resumed
+        assert ("moved the earlier run" in again.output()) != is_resumed
 
 
 def test_a_dry_run_prints_the_summary_and_writes_nothing(trained: Path) -> None:

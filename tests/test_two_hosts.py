@@ -106,7 +106,7 @@ def launch(name: str, base: Path, folder: Path) -> subprocess.Popen[bytes]:
         f"--rdzv_endpoint={endpoint}:29500", "--rdzv_id=test",
         # Both have the name of this machine, from which torchrun cannot tell who is the endpoint.
         f"--local_addr={HOSTS[name]}", f"--rdzv_conf=is_host={int(HOSTS[name] == endpoint)}",
-        str(folder / "program.py"), str(folder / "death"), *TRAINING,
+        str(folder / "program.py"), str(folder / "death"), *TRAINING, "--fresh",
     ]  # fmt: skip
     environment = {
         **os.environ, "NANOCHAT_BASE_DIR": str(base), "GLOO_SOCKET_IFNAME": "cable",

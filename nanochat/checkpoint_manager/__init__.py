@@ -26,7 +26,7 @@ from nanochat.checkpoint_manager.meta_file import common_steps as common_steps
 from nanochat.checkpoint_manager.meta_file import saved_steps as saved_steps
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.runtime import Runtime, gather_objects
+from nanochat.runtime import Runtime, gather_objects, launchers, on_main_first
 from nanochat.tokenizer import FILE_NAME, RustBPETokenizer, get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -257,6 +257,13 @@ def read_meta(stage: str, tag: str = "", step: int = -1) -> Meta:
     if found is None:
         raise nothing_to_load(directory, step)
     return found
+
+
+def is_of_this_job(directory: Path) -> bool:
+    """Whether a run was saved last by this job before torchrun restarted it. Collective."""
+    names, read = launchers(), lambda step: meta_file.read(directory, step)
+    meta = on_main_first(lambda: _first_usable(directory, saved_steps(directory), read)) or {}
+    return any(name in meta.get("launchers", []) for name in names)
 
 
 def nothing_to_load(directory: Path, step: int = -1) -> UserError:

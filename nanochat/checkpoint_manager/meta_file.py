@@ -118,6 +118,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "loss": lambda value: value is None or _is_number(value),
     "finished": _is(bool),
     "skipped_steps": lambda value: all(map(_is_count, value)),
+    "launchers": _is(list),
     "micro_batch": lambda value: _is_count(value[-1]) and value[-1] > 0,
     # The tag becomes part of paths.
     "settings": lambda value: Path(tag := value.get("model_tag", "d1")).name == tag,

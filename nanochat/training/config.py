@@ -44,7 +44,6 @@ class Plan:
     save_every: int  # steps; 0: never by steps
     save_minutes: float
     keep_checkpoints: int
-    starts_over: bool  # an existing run is moved out of the way
     skips_nonfinite: bool
     device_batch_size: int  # -1: chosen by autotune
     compile: Literal["auto", "on", "off"]

@@ -24,10 +24,12 @@ from nanochat.errors import UserError, one_line
 from nanochat.metrics import ProgressLine, RunLog
 from nanochat.runtime import (
     Runtime,
+    all_reduce_max,
     barrier,
     close_runtime,
     gather_objects,
     init_runtime,
+    launchers,
     on_main_first,
     restart_count,
 )
@@ -68,7 +70,8 @@ def run_lock(stage: str, tag: str) -> Iterator[None]:
 
     Raises UserError naming the holder, on every rank, when another job has it.
     """
-    seconds = RESTART_WAIT_SECONDS if restart_count() else START_WAIT_SECONDS
+    [count] = all_reduce_max([restart_count()])  # the main rank's host may be a new one
+    seconds = RESTART_WAIT_SECONDS if count else START_WAIT_SECONDS
     with ExitStack() as stack:
         lock = checkpoint_manager.lock_run(stage, tag, seconds)
         on_main_first(lambda: stack.enter_context(lock))
@@ -88,9 +91,10 @@ def evaluate_on_ranks(
     return gather_objects(result)
 
 
-def run(plan: Plan, runtime: Runtime) -> None:
+def run(plan: Plan, runtime: Runtime, starts_over: bool = False) -> None:
     """Train a stage to its end, evaluate it, and write its section of the report.
 
+    starts_over: an existing run is moved out of the way.
     To be called within `run_lock`, unless it is a dry run.
     """
     began = time.perf_counter()
@@ -99,7 +103,7 @@ def run(plan: Plan, runtime: Runtime) -> None:
     log_summary(plan, runtime)
     if plan.dry_run:
         return
-    if plan.starts_over:
+    if starts_over:
         on_main_first(lambda: checkpoint_manager.move_to_replaced(directory))
     on_main_first(lambda: checkpoint_manager.prepare(directory))
     on_main_first(lambda: plan.tokenizer.save(directory))  # the model is of no use without it
@@ -194,6 +198,7 @@ def _train(
                 "tokenizer": plan.tokenizer.content_hash,
                 "settings": plan.settings,
                 "skipped_steps": sorted(skip_steps),
+                "launchers": launchers(),
                 "micro_batch": [*autotune.hardware_key(runtime), device_batch_size],
             }
             saver.start_from(start.step if meta else -1, run_meta)
