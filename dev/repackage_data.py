@@ -182,7 +182,8 @@ def write_folder(corpus: Corpus, folder: Path, options: Options, memory: int) ->
     total = sum(file.characters for file in corpus.files)
     share = min(VAL_SHARE, options.shard_characters / total)
     has_splits = {file.split for file in corpus.files} == {"train", "val"}
-    train, val = (Buckets(folder / name, total, memory) for name in ("train", "val"))
+    # Half each: what is to validate waits in memory while a bucket to train on is read.
+    train, val = (Buckets(folder / name, total, memory // 2) for name in ("train", "val"))
     rng, notes = random.Random(options.seed), Notes()
     for file in corpus.files:
         logger.info("reading %s", file.path)

@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from nanochat import checkpoint_manager, paths, primer
-from nanochat.data import chat_batches
+from nanochat.data import chat_batches, hub_files
 from nanochat.dataloader import tokenizing_distributed_data_loader
 from nanochat.errors import UserError
+from nanochat.runtime import init_runtime
 from nanochat.training.config import Plan
+from scripts.mid_train import Options
 from scripts.options import LoopOptions
-from scripts.training import default_eval_tokens, is_finished
+from scripts.training import default_eval_tokens, is_finished, start_from_parent
 from tasks.primer import Primer
-from tests.small_model import small_tokenizer
+from tests.small_model import save_small_run, small_tokenizer
+from tests.word_list import put_word_list
 
 
 @pytest.mark.parametrize(("rows", "world_size"), [(8, 1), (8, 3), (8, 8), (32, 24), (43, 6)])
@@ -36,10 +39,10 @@ def test_a_rank_has_at_most_as_many_rows_as_the_plan_says(rows: int, world_size:
     assert {len(batch.inputs) for batch in masked} == {most}
 
 
-def save_run(settings: dict[str, Any], finished: bool) -> None:
+def save_run(settings: dict[str, Any], finished: bool, stage: str = "base") -> None:
     meta = {"settings": settings, "finished": finished, "loader": {"step": 1}}
     content = {"model": {"weight": torch.zeros(1)}}
-    checkpoint_manager.save(paths.checkpoints_dir("base") / "d1", 1, content, meta, keep=1)
+    checkpoint_manager.save(paths.checkpoints_dir(stage) / "d1", 1, content, meta, keep=1)
 
 
 def test_a_run_is_finished_resumable_or_refused(
@@ -56,6 +59,23 @@ def test_a_run_is_finished_resumable_or_refused(
     assert "Pretraining is finished: step 1 in" in caplog.text
     with pytest.raises(UserError, match=r"\(total_batch_size: saved 4096, now 2048\)"):
         is_finished("base", "d1", {**settings, "total_batch_size": 2048}, options)
+
+
+def test_a_run_is_not_continued_with_another_list_of_words() -> None:
+    save_small_run("base")
+    paths.write_atomic(paths.base_dir() / "data" / "source.json", '{"source": "fineweb-edu"}')
+    words, options = put_word_list(), Options()
+
+    def settings() -> dict[str, Any]:
+        return start_from_parent("mid", options, init_runtime("cpu")).settings
+
+    save_run(settings(), finished=False, stage="mid")
+    assert not is_finished("mid", "d1", settings(), options)  # it can be resumed
+    hub_files.word_list_path().unlink()
+    hub_files.word_list_path().write_text("\n".join(words[1:]))
+    hub_files._read_words.cache_clear()  # as in another process
+    with pytest.raises(UserError, match=r"other settings \(words: saved \w{16}, now \w{16}\)"):
+        is_finished("mid", "d1", settings(), options)
 
 
 def test_a_run_from_before_an_option_existed_had_its_default(
