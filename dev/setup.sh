@@ -67,9 +67,13 @@ has_any() {
     return 1
 }
 
+sudo="sudo "
+if [ "$(id -u)" = 0 ]; then sudo=""; fi
+apt_install() { echo "${sudo}apt-get update && ${sudo}apt-get install -y $1"; }
+
 # Name what is missing and print one line to paste that installs it.
 check_tools() { # check_tools UV
-    local missing="" debian="" mac="" paste="" sudo="sudo " needed found
+    local missing="" debian="" mac="" paste="" needed found
     if ! has_any cc gcc clang; then
         missing+=", a C compiler"
         debian+=" build-essential"
@@ -89,9 +93,8 @@ check_tools() { # check_tools UV
         paste=" && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
     fi
     [ -n "$missing" ] || return 0
-    if [ "$(id -u)" = 0 ]; then sudo=""; fi
     if [ -n "$debian" ] && has_any apt-get; then
-        paste=" && ${sudo}apt-get update && ${sudo}apt-get install -y$debian$paste"
+        paste=" && $(apt_install "${debian# }")$paste"
     elif [ "$(uname)" = Darwin ]; then
         paste="$mac$paste"
     elif [ -n "$debian" ]; then
@@ -99,6 +102,17 @@ check_tools() { # check_tools UV
             ${paste:+"Rust: ${paste# && }"}
     fi
     give_up "missing: ${missing#, }; paste this line, then run the same command again:" "${paste# && }"
+}
+
+# Where there is no Python for these packages, uv downloads one; if it cannot, print one line to paste.
+explain_failed_sync() { # explain_failed_sync UV PYTHON
+    local line="PYTHON=/path/to/python bash speedrun.sh"
+    if "$1" python find "$2" >/dev/null 2>&1; then
+        give_up "uv sync failed, see above; if it was the network, run the same command again to resume"
+    elif has_any apt-cache && [ -n "$(apt-cache search '^python3[.]11-dev$' 2>/dev/null)" ]; then
+        line=$(apt_install python3.11-dev) # of Ubuntu 22.04, beside its Python 3.10
+    fi
+    give_up "missing: Python 3.11 or newer; paste this line, then run the same command again:" "$line"
 }
 
 stamp=.venv/.nanochat-setup
@@ -122,9 +136,7 @@ python=$(find_python)
 say "installing into .venv (the first time downloads a few GB, mostly torch)"
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 # --inexact keeps the extras that were added by hand, as with `uv sync --extra tracker`.
-"$uv" sync --quiet --inexact --python "$python" || give_up "uv sync failed" \
-    "see the message above; if the network failed, run the same command again to resume" \
-    "PYTHON=/path/to/python bash speedrun.sh uses another interpreter, of Python 3.11 or newer"
+"$uv" sync --quiet --inexact --python "$python" || explain_failed_sync "$uv" "$python"
 case "$uv" in .uv/*) ln -sf "$PWD/$uv" .venv/bin/uv ;; esac # for `uv sync --extra eval` by hand
 .venv/bin/python -c 'import rustbpe, torch' || give_up "the environment in .venv does not work" \
     "see the message above; delete .venv (rm -r .venv) and run again"

@@ -267,6 +267,32 @@ def test_set_up_with_an_old_python_lets_uv_install_a_newer_one(checkout: Path) -
     assert "--python >=3.11,<3.14" in (checkout / "arguments.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("finds_python", "packages", "words"),
+    [
+        ("exit 1", "python3.11-dev - header files", "apt-get install -y python3.11-dev"),
+        ("exit 1", "", "PYTHON=/path/to/python bash speedrun.sh"),
+        ("exit 0", "", "run the same command again to resume"),
+    ],
+)
+def test_set_up_with_an_old_python_and_no_newer_one_prints_one_line_to_paste(
+    checkout: Path, finds_python: str, packages: str, words: str
+) -> None:
+    path = replace_tools(
+        checkout,
+        uv=f'case "$1" in sync) exit 1 ;; python) {finds_python} ;; esac',
+        python3="case $* in *version_info*) exit 1 ;; esac",
+        rustc="echo rustc 9.9.9",
+        **{"apt-cache": f'echo "{packages}"'},
+        **dict.fromkeys(("cargo", "cc", "c++", "apt-get"), ""),
+    )
+    *_, error, line = set_up(checkout, code=1, PATH=path).splitlines()
+    assert ("error: missing: Python 3.11 or newer; paste this line" in error) == (
+        "1" in finds_python
+    )
+    assert words in line
+
+
 def test_set_up_ignores_cdpath(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "dev").mkdir(parents=True)
     set_up(checkout, CDPATH=str(tmp_path / "elsewhere"), HOME=str(tmp_path))
