@@ -29,7 +29,8 @@
 #   TOKENIZER_ARGS, BASE_ARGS, LOSS_ARGS, CORE_ARGS, MID_ARGS, SFT_ARGS, RL_ARGS, QUESTIONS_ARGS
 #                      more options of the commands, as in BASE_ARGS="--save_every=50" (all tiers)
 #
-# Every stage is idempotent: after a crash, run the same command again to resume.
+# Every stage is idempotent: after a crash, run the same command again (without FRESH) to resume. Over
+# ssh start it within tmux or screen, so that it outlives the connection.
 if [ -z "${BASH_VERSION:-}" ]; then exec bash "$0" "$@"; fi # as when it is run by sh
 { # bash reads all of it before it begins, so that the file may be edited while it runs for hours
 set -euo pipefail
@@ -55,7 +56,15 @@ fi
 bash dev/setup.sh
 unset MPLBACKEND # of a notebook; the figures of the report need none
 PYTHON=.venv/bin/python
-BASE="${NANOCHAT_BASE_DIR:-${HOME:-}/.cache/nanochat}"
+from_start() { # PATH as it is meant in the folder in which speedrun.sh was started
+    case "$1" in
+        /* | none) printf '%s\n' "$1" ;;
+        "~/"*) printf '%s\n' "${HOME:-}${1#"~"}" ;; # in quotes
+        *) printf '%s\n' "$started_in/$1" ;;
+    esac
+}
+BASE=$(from_start "${NANOCHAT_BASE_DIR:-${HOME:-}/.cache/nanochat}")
+export NANOCHAT_BASE_DIR="$BASE"
 if ! mkdir -p "$BASE" || [ ! -w "$BASE" ]; then
     echo "error: $BASE is not writable; set NANOCHAT_BASE_DIR to a writable folder" >&2
     exit 2
@@ -68,7 +77,7 @@ fi
 selected=$("$PYTHON" -m scripts.select_tier --tier="${NANOCHAT_TIER:-}" --depth="${DEPTH:-0}" \
     --tokens_per_parameter="${HORIZON:-20}" --hours="${HOURS:-8}" --num_shards="${NUM_SHARDS:-0}" \
     --num_ranks="${NUM_RANKS:-0}" --device_type="${DEVICE_TYPE:-}") || exit $?
-eval "$selected" # NANOCHAT_TIER, NUM_GPUS, NUM_RANKS, MINUTES_*; for GPUs also DEPTH, NUM_SHARDS
+eval "$selected" # NANOCHAT_TIER, NUM_GPUS, NUM_RANKS, MINUTES_*; for GPUs DEPTH, NUM_SHARDS, DISK_GB
 
 # ---- tiers: text, model, length of training
 SAMPLE_QUESTION="Why is the sky blue?"
@@ -138,8 +147,8 @@ if [ -n "${DEVICE_BATCH_SIZE:-}" ]; then
     RL_OPTIONS+=(--device_batch_size="$DEVICE_BATCH_SIZE")
 fi
 if [ -n "${IDENTITY_FILE:-}" ]; then
-    MID_OPTIONS+=(--identity_file="$IDENTITY_FILE")
-    SFT_OPTIONS+=(--identity_file="$IDENTITY_FILE")
+    MID_OPTIONS+=(--identity_file="$(from_start "$IDENTITY_FILE")")
+    SFT_OPTIONS+=(--identity_file="$(from_start "$IDENTITY_FILE")")
 fi
 
 # Every command is told the run, so that another run in this base directory does not get in the way.
@@ -163,6 +172,29 @@ LOSS_OPTIONS+=("${RUN_OPTIONS[@]}" ${LOSS_ARGS:-})
 CORE_OPTIONS+=("${RUN_OPTIONS[@]}" ${CORE_ARGS:-})
 CHAT_EVAL_OPTIONS+=("${RUN_OPTIONS[@]}" ${QUESTIONS_ARGS:-})
 
+# A wrong option, or conversations that cannot be read, would else stop the run after hours.
+"$PYTHON" - tok_train "${TOKENIZER_OPTIONS[@]}" , base_train "${BASE_OPTIONS[@]}" \
+    , base_loss "${LOSS_OPTIONS[@]}" , base_eval "${CORE_OPTIONS[@]}" , mid_train "${MID_OPTIONS[@]}" \
+    , chat_sft "${SFT_OPTIONS[@]}" , chat_rl "${RL_OPTIONS[@]}" \
+    , chat_eval "${CHAT_EVAL_OPTIONS[@]}" <<'END' || exit $?
+import importlib, itertools, sys
+
+from nanochat.configurator import parse, run
+from scripts.training import own_conversations
+
+
+def check():
+    for is_comma, words in itertools.groupby(sys.argv[1:], ",".__eq__):
+        if not is_comma:
+            name, *argv = words
+            options = parse(importlib.import_module(f"scripts.{name}").Options, argv)
+            if name in ("mid_train", "chat_sft"):
+                own_conversations(options, "none")
+
+
+run(check)
+END
+
 # ---- launching commands
 if [ "$NUM_RANKS" -gt 1 ]; then
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # ranks share the cores
@@ -185,19 +217,20 @@ alone() {
     "$PYTHON" -m "$module" "$@"
 }
 
+duration() { # duration MINUTES
+    awk -v m="$1" 'BEGIN { if (m >= 90) printf "%.1f hours", m / 60; else printf "%.1f minutes", m }'
+}
 SUMMARY=""
 stage() { # stage NAME TITLE COMMAND...: print the estimated time, run the command, record its time
     local title=$2 began=$SECONDS line minutes
     eval "minutes=\${MINUTES_$1:-}"
     shift 2
-    printf '\n== %s%s\n' "$title" "$(awk -v m="$minutes" 'BEGIN {
-        if (m == "") exit
-        if (m >= 90) printf " (estimated: %.1f hours)", m / 60
-        else printf " (estimated: %.1f minutes)", m }')"
+    printf '\n== %s%s\n' "$title" "${minutes:+ (estimated: $(duration "$minutes"))}"
     local code=0
     "$@" || code=$?
     if [ "$code" -ne 0 ]; then
-        printf '\n%s failed. Fix the error above, then run the same command again to resume.\n' "$title" >&2
+        printf '\n%s failed. Fix the error above, then run the same command again%s to resume.\n' "$title" \
+            "${FRESH_OPTIONS[0]:+, without FRESH,}" >&2
         printf 'TAG=NAME bash speedrun.sh makes a second run beside this one; FRESH=1 replaces it.\n' >&2
         exit "$code"
     fi
@@ -207,7 +240,14 @@ stage() { # stage NAME TITLE COMMAND...: print the estimated time, run the comma
 }
 
 echo "nanochat: tier $NANOCHAT_TIER, $NUM_GPUS GPU(s), run $TAG, $NUM_RANKS process(es) of $OMP_NUM_THREADS thread(s), base directory $BASE"
-case "$NANOCHAT_TIER" in gpu | node) echo "depth $DEPTH, ${HORIZON:-20} tokens per parameter, $NUM_SHARDS shards of text" ;; esac
+if [ -n "${MINUTES_BASE:-}" ]; then
+    minutes=$(awk -F= -v skip="${SKIP_RL:-0}" '/^MINUTES_/ && !(skip && /_RL/) { m += $2 } END { print m }' <<<"$selected")
+    echo "estimated: $(duration "$minutes") in all"
+fi
+if [ -n "${DISK_GB:-}" ]; then
+    echo "depth $DEPTH, ${HORIZON:-20} tokens per parameter, $NUM_SHARDS shards of text"
+    echo "disk: about $DISK_GB GB in all, $(df -Pk "$BASE" | awk 'NR == 2 { printf "%d", $4 / 976562.5 }') GB are free"
+fi
 
 # The report of this run is in report/; those of other runs are kept in reports/.
 run_name="$NANOCHAT_TIER-$TAG"

@@ -36,6 +36,7 @@ if __name__ == "__main__":
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,6 +62,9 @@ REFERENCE_MINUTES = {
 }  # fmt: skip
 REFERENCE_TOKENS_PER_SECOND = 8 * 989e12 / 3.5e9
 DOWNLOAD_BYTES_PER_SECOND = 50e6
+SHARD_BYTES = 1e8
+NUM_CHECKPOINTS = 8  # the two newest of each of four stages
+OTHER_GB = 10  # packages in .venv, data sets of tasks, the bundle of CORE
 # Minutes on two cores in bfloat16, of the run in README.md.
 CPU_MINUTES = {
     "TEXT": 0.2, "TOKENIZER": 0.1, "TOKENIZER_EVALUATION": 0.1, "BASE": 2.3, "LOSS": 0.1,
@@ -95,7 +99,7 @@ def select(options: Options) -> dict[str, object]:
     num_tokens = options.tokens_per_parameter * model.num_parameters()["total"]
     needed = num_tokens * CHARACTERS_PER_TOKEN / CHARACTERS_PER_SHARD * SPARE_SHARDS
     shards = options.num_shards or min(MAX_SHARDS, math.ceil(needed))
-    times = {"TEXT": shards * 1e8 / DOWNLOAD_BYTES_PER_SECOND / 60, "TOKENIZER": 1.0}
+    times = {"TEXT": shards * SHARD_BYTES / DOWNLOAD_BYTES_PER_SECOND / 60, "TOKENIZER": 1.0}
     if uses_gpu:  # a tier of GPUs on a CPU is only tried, with a few steps
         rate = autotune.peak_tokens_per_second(model, runtime)
         slower = REFERENCE_TOKENS_PER_SECOND / rate
@@ -103,8 +107,16 @@ def select(options: Options) -> dict[str, object]:
         times["BASE"] = num_tokens / (EXPECTED_MFU * rate) / 60
     return {
         "NANOCHAT_TIER": tier, "NUM_GPUS": num_gpus, "NUM_RANKS": num_ranks, "DEPTH": depth,
-        "NUM_SHARDS": shards, **{f"MINUTES_{name}": time for name, time in times.items()},
+        "NUM_SHARDS": shards, "DISK_GB": disk_gigabytes(model, shards, runtime),
+        **{f"MINUTES_{name}": time for name, time in times.items()},
     }  # fmt: skip
+
+
+def disk_gigabytes(model: GPT, shards: int, runtime: Runtime) -> int:
+    """What a run takes on the disk, about."""
+    memory = memory_estimate.of(model, 1, replace(runtime, world_size=1))  # of all ranks together
+    checkpoints = NUM_CHECKPOINTS * (memory.parameters + memory.moments)
+    return math.ceil(OTHER_GB + (shards * SHARD_BYTES + checkpoints) / 1e9)
 
 
 def refuse_unusable_gpus(options: Options, num_gpus: int) -> None:

@@ -164,6 +164,25 @@ def test_speedrun_without_a_home_names_the_remedy() -> None:
     assert done.returncode == 2 and "set NANOCHAT_BASE_DIR" in done.stderr
 
 
+def test_speedrun_checks_files_and_options_of_late_stages_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "me.json").write_text('{"instruction": "Who are you?", "output": "A test."}')
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(ROOT / "speedrun.sh")],
+            cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "NANOCHAT_BASE_DIR": "base", "NANOCHAT_TIER": "smoke", **variables},
+        )  # fmt: skip
+
+    # Paths are those of the folder in which it is started.
+    done = run(IDENTITY_FILE="me.json", RL_ARGS="--num_epoch=2")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --num_epoch is not an option")
+    done = run(IDENTITY_FILE="you.json")
+    assert done.returncode == 2 and f"{tmp_path / 'you.json'} does not exist" in done.stderr
+    assert list((tmp_path / "base").iterdir()) == []
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout with dev/setup.sh, and a folder bin with programs that only note how they ran."""
@@ -287,9 +306,8 @@ def test_set_up_with_an_old_python_and_no_newer_one_prints_one_line_to_paste(
         **dict.fromkeys(("cargo", "cc", "c++", "apt-get"), ""),
     )
     *_, error, line = set_up(checkout, code=1, PATH=path).splitlines()
-    assert ("error: missing: Python 3.11 or newer; paste this line" in error) == (
-        "1" in finds_python
-    )
+    is_missing = "error: missing: Python 3.11 or newer; paste this line" in error
+    assert is_missing == (finds_python == "exit 1")
     assert words in line
 
 

@@ -48,6 +48,8 @@ def test_the_reference_runs_get_enough_text(no_driver: Path) -> None:
     selected = select(Options(tier="node", device_type="cpu", num_ranks=2))
     # 20 x 560,988,160 tokens of 4.8 characters, in shards of 250 million characters, and a tenth
     assert (selected["DEPTH"], selected["NUM_RANKS"], selected["NUM_SHARDS"]) == (20, 2, 237)
+    # 23.7 GB of text; 2.24 GB of weights and 2.92 GB of moments in each of eight checkpoints
+    assert selected["DISK_GB"] == 75
     assert select(Options(tier="node", depth=32, device_type="cpu"))["NUM_SHARDS"] == 794
     assert select(Options(tier="node", num_shards=3, device_type="cpu"))["NUM_SHARDS"] == 3
 
