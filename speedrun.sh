@@ -70,6 +70,12 @@ if ! mkdir -p "$BASE" || [ ! -w "$BASE" ]; then
     exit 2
 fi
 
+exec 9>"$BASE/.speedrun.lock" # held as long as any process of this run lives
+if command -v flock >/dev/null && ! flock --nonblock 9; then
+    echo "error: another speedrun.sh is running in $BASE; wait for its end, or set NANOCHAT_BASE_DIR to another folder" >&2
+    exit 2
+fi
+
 if [ "${WANDB_RUN:-dummy}" != dummy ]; then # find out now what would stop the first training stage
     "$PYTHON" -c 'from nanochat import configurator, metrics; configurator.run(metrics.check_tracker)'
 fi

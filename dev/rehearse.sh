@@ -4,12 +4,13 @@
 # the real data of ../shared/data. Every stage and every evaluation of the real run is executed. Then
 # once more with the hub stopped and HF_HUB_OFFLINE=1: all that is read must have been downloaded.
 #
-#   bash dev/rehearse.sh                       about 20 minutes on two cores
+#   bash dev/rehearse.sh                       about 11 minutes on two cores
 #   SMALL=1 bash dev/rehearse.sh               a few minutes: fewer steps and problems
 #   SCRIPT=run1000.sh bash dev/rehearse.sh     the same of run1000.sh
 #
-# What it makes is in REHEARSAL_DIR, by default a temporary folder that is removed at the end. It only
-# sets variables that speedrun.sh has; the scores mean nothing, and CORE is marked as partial.
+# What it makes is in REHEARSAL_DIR, an empty folder; by default in a temporary one that is removed at
+# the end. It only sets variables that speedrun.sh has; the scores mean nothing, and CORE is marked as
+# partial.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -gt 0 ]; then # it takes variables only
@@ -24,6 +25,11 @@ if [ ! -d ../shared/data/corpus ]; then
 fi
 folder="${REHEARSAL_DIR:-$(mktemp -d)}"
 mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+if [ -n "$(ls -A "$folder")" ]; then
+    echo "error: $folder is not empty; remove it, or set REHEARSAL_DIR to another folder" >&2
+    exit 2
+fi
 port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "$PYTHON" -m tests.hub --port="$port" >"$folder/hub.log" 2>&1 &
 hub=$!
@@ -38,6 +44,7 @@ for _ in $(seq 120); do
     sleep 0.5
 done
 
+export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 # the hub is here
 export NANOCHAT_BASE_DIR="$folder/base" NANOCHAT_TIER=node NUM_RANKS=2 DEVICE_TYPE=cpu
 export HF_ENDPOINT="http://127.0.0.1:$port" NANOCHAT_MIRROR="http://127.0.0.1:$port"
 export DEPTH="${DEPTH:-2}" NUM_SHARDS="${NUM_SHARDS:-2}" DEVICE_BATCH_SIZE=4 CUDA_VISIBLE_DEVICES=""

@@ -1,6 +1,7 @@
 """Environments in which commands are started: no home, closed streams, other encodings, shells."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import subprocess
@@ -180,7 +181,12 @@ def test_speedrun_checks_files_and_options_of_late_stages_before_it_starts(tmp_p
     assert done.stderr.splitlines()[-1].startswith("error: --num_epoch is not an option")
     done = run(IDENTITY_FILE="you.json")
     assert done.returncode == 2 and f"{tmp_path / 'you.json'} does not exist" in done.stderr
-    assert list((tmp_path / "base").iterdir()) == []
+    lock = tmp_path / "base" / ".speedrun.lock"
+    assert list(lock.parent.iterdir()) == [lock]
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a running one does
+        done = run()
+    assert done.returncode == 2 and "another speedrun.sh is running in" in done.stderr
 
 
 @pytest.fixture
