@@ -70,8 +70,10 @@ if ! mkdir -p "$BASE" || [ ! -w "$BASE" ]; then
     exit 2
 fi
 
-exec 9>"$BASE/.speedrun.lock" # held as long as any process of this run lives
-if command -v flock >/dev/null && ! flock --nonblock 9; then
+exec 9>"$BASE/.speedrun.lock" # locked until this shell and the commands that it starts have ended
+locked=0
+if command -v flock >/dev/null; then flock -n 9 || locked=$?; fi
+if [ "$locked" = 1 ]; then # other numbers: this file system has no locks
     echo "error: another speedrun.sh is running in $BASE; wait for its end, or set NANOCHAT_BASE_DIR to another folder" >&2
     exit 2
 fi
