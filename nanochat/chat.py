@@ -8,6 +8,7 @@ A conversation is {"messages": [{"role": "system" | "user" | "assistant", "conte
 with content a string or a list of parts {"type": "text" | "python" | "python_output", "text": ...}.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import groupby
@@ -19,7 +20,19 @@ Message = dict[str, Any]
 Conversation = dict[str, Any]
 
 
-class Tokenizer(Protocol):
+class MessageStyle(Protocol):
+    """How the texts of messages are written: part of the tokenizer, for small vocabularies."""
+
+    @property
+    def fold_all_caps(self) -> bool:
+        """Whether a user's text that is all in capitals is read in lower case."""
+
+    @property
+    def add_prefix_space(self) -> bool:
+        """Whether a text's first word has a space before it, and so the tokens of other places."""
+
+
+class Tokenizer(MessageStyle, Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_special(self, name: str) -> int: ...
@@ -29,9 +42,6 @@ class Tokenizer(Protocol):
     def decode_bytes(self, ids: list[int]) -> bytes: ...
 
     def get_special_tokens(self) -> set[str]: ...
-
-    @property
-    def fold_all_caps(self) -> bool: ...
 
 
 def merge_system(messages: list[Message]) -> list[Message]:
@@ -80,7 +90,7 @@ def render_conversation(
         ids, mask = [tokenizer.encode_special("<|bos|>"), *text_ids], [0] + [1] * len(text_ids)
         return ids[:max_tokens], mask[:max_tokens]
     ids, mask = [tokenizer.encode_special("<|bos|>")], [0]
-    for special, text, is_sampled in pieces_of(conversation["messages"], tokenizer.fold_all_caps):
+    for special, text, is_sampled in pieces_of(conversation["messages"], tokenizer):
         # Text is never encoded to special tokens: a user cannot end their turn by writing one.
         new = [tokenizer.encode_special(special)] if special else tokenizer.encode(text)
         ids += new
@@ -92,27 +102,28 @@ Piece = tuple[str, str, int]
 """(special token, "", mask) or ("", text, mask); mask is 1 where the assistant samples."""
 
 
-def pieces_of(messages: list[Message], fold_all_caps: bool = False) -> list[Piece]:
+def pieces_of(messages: list[Message], style: MessageStyle | None = None) -> list[Piece]:
     """The pieces that a conversation is rendered from. Raises UserError if it is malformed.
 
-    fold_all_caps: in lower case what a user has typed all in capitals.
+    style: None writes the texts as they are.
     """
     turns = merge_system(messages)
-    return [piece for message in turns for piece in _message_pieces(message, fold_all_caps)]
+    return [piece for message in turns for piece in _message_pieces(message, style)]
 
 
-def _message_pieces(message: Message, fold_all_caps: bool) -> list[Piece]:
+def _message_pieces(message: Message, style: MessageStyle | None) -> list[Piece]:
     content = message["content"]
     if message["role"] == "user":
         text = text_of(content)
-        if fold_all_caps and text == text.upper():
+        if style and style.fold_all_caps and text == text.upper():
             text = text.lower()
+        text = with_prefix_space(text, style)
         return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
     for kind, text in _joined_texts(parts):
         if kind == "text":
-            pieces += [("", text, 1)] if text else []
+            pieces += [("", with_prefix_space(text, style), 1)] if text else []
         elif kind == "python":
             pieces += [("<|python_start|>", "", 1), ("", text, 1), ("<|python_end|>", "", 1)]
         elif kind == "python_output":  # not sampled: at inference the engine forces it after a call
@@ -122,6 +133,21 @@ def _message_pieces(message: Message, fold_all_caps: bool) -> list[Piece]:
         else:
             raise UserError(f"a part of type {kind!r}; use text, python or python_output")
     return [*pieces, ("<|assistant_end|>", "", 1)]
+
+
+def with_prefix_space(text: str, style: MessageStyle | None) -> str:
+    """The text, with a space if the style adds one: before a letter, which may share its token."""
+    first = text[:1]
+    is_added = style is not None and style.add_prefix_space and first.lower() != first.upper()
+    return " " + text if is_added else text
+
+
+def decode_answer(tokens: list[int], tokenizer: Tokenizer) -> str:
+    """The text of an answer, special tokens by their names, without the spaces that were added."""
+    text = tokenizer.decode(tokens)
+    if not tokenizer.add_prefix_space:
+        return text
+    return re.sub(r"(^|<\|(?:python|output)_end\|>) ", r"\1", text)
 
 
 def _joined_texts(parts: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
@@ -161,7 +187,7 @@ def trim_to_fit(
     sizes = [
         sum(
             1 if special else len(tokenizer.encode(text))
-            for special, text, _ in _message_pieces(turn, tokenizer.fold_all_caps)
+            for special, text, _ in _message_pieces(turn, tokenizer)
         )
         for turn in turns
     ]

@@ -16,7 +16,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nanochat.chat import Conversation, render_for_completion, text_of
+from nanochat.chat import (
+    Conversation,
+    decode_answer,
+    render_for_completion,
+    text_of,
+    with_prefix_space,
+)  # fmt: skip
 from nanochat.engine import Engine
 
 CHUNK_BATCHES = 4  # conversations in memory at a time: finished rows of a batch can be refilled
@@ -175,7 +181,7 @@ def evaluate_task(
                     fitting, max_new_tokens, temperature, top_k,
                     seed=list(chunk), batch_size=batch_size, num_samples=num_samples,
                 )  # fmt: skip
-                answers = [engine.tokenizer.decode(one.tokens) for one in completions]
+                answers = [decode_answer(one.tokens, engine.tokenizer) for one in completions]
             repeated = [c for c in conversations for _ in range(num_samples)]
             verdicts = list(graders.map(task.evaluate, repeated, answers))
             for i, index in enumerate(chunk):
@@ -210,7 +216,8 @@ def _choose(
         last = torch.tensor([len(prompts[i]) - 1 for i in batch])
         logits = engine.model(tokens.to(device), logits_at=last.to(device))  # (B, 1, V)
         for i, row in zip(batch, logits[:, 0], strict=True):
-            # Without a space before it, as after <|assistant_start|>.
-            ids = [engine.tokenizer.encode(letter)[0] for letter in letters[i]]
+            # As after <|assistant_start|>: without a space before it, usually.
+            texts = [with_prefix_space(letter, engine.tokenizer) for letter in letters[i]]
+            ids = [engine.tokenizer.encode(text)[0] for text in texts]
             answers[i] = letters[i][int(row[ids].argmax())]
     return answers

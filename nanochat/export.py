@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError, named_failures
 from nanochat.gpt import GATE_CHANNELS, GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, STYLE, RustBPETokenizer
 
 MODELING = Path(__file__).with_name("modeling_nanochat.py")
 VALUES_MODEL = "NanoChatValuesForCausalLM"
@@ -97,8 +97,9 @@ def export_hf(
         files[MODELING.name] = MODELING.read_text(encoding="utf-8")
     if usage.is_chat:
         template = CHAT_TEMPLATE.read_text(encoding="utf-8")
-        if tokenizer.fold_all_caps:
-            template = template.replace("fold_all_caps = false", "fold_all_caps = true")
+        for name in STYLE:
+            if getattr(tokenizer, name):
+                template = template.replace(f"{name} = false", f"{name} = true")
         files["chat_template.jinja"] = template
     with named_failures(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
+STYLE = ("fold_all_caps", "add_prefix_space")  # how messages are written
 FILE_NAME = "tokenizer.json"
 FORMAT = "nanochat tokenizer"
 FORMAT_VERSION = 1
@@ -55,11 +56,11 @@ def check_vocab_size(vocab_size: int) -> None:
 class RustBPETokenizer:
     """Text to ids and back, trained and encoded by rustbpe.
 
-    fold_all_caps: chat.render_conversation encodes a user's message that is all in capitals in
-    lower case. A vocabulary of few thousand tokens has no words in capitals: they would be letters.
+    fold_all_caps, add_prefix_space: see `chat.MessageStyle`. A vocabulary of few thousand tokens
+    has no words in capitals, which would be letters, nor each word with and without a space.
     """
 
-    fold_all_caps = False
+    fold_all_caps, add_prefix_space = False, False
 
     def __init__(self, ranks: dict[bytes, int], pattern: str = SPLIT_PATTERN) -> None:
         """ranks: ids of tokens that are not special. UserError when a byte or an id is missing."""
@@ -123,7 +124,7 @@ class RustBPETokenizer:
         try:
             data = formats.read_object(path)
             content = {name: data[name] for name in ("pattern", "special_tokens", "merges")}
-            content |= {name: data[name] for name in ("bytes", "fold_all_caps") if name in data}
+            content |= {name: data[name] for name in ("bytes", *STYLE) if name in data}
             if data.get("format") != FORMAT or data.get("version") != FORMAT_VERSION:
                 raise UserError(f"{path} has another format or version; {remedy}")
             # Before the merges are used: a damaged one could name a token that does not exist.
@@ -137,12 +138,20 @@ class RustBPETokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = formats.reason_for(error)
             raise UserError(f"{path} is not a nanochat tokenizer ({reason}); {remedy}") from None
+        ranks = {token: i for i, token in enumerate(tokens)}
+        tokenizer = cls._of_file(path, ranks, data["pattern"], remedy)
+        for name in STYLE:
+            setattr(tokenizer, name, bool(content.get(name)))
+        return tokenizer
+
+    @classmethod
+    def _of_file(
+        cls, path: Path, ranks: dict[bytes, int], pattern: str, remedy: str = "restore it"
+    ) -> Self:
         try:
-            tokenizer = cls({token: i for i, token in enumerate(tokens)}, data["pattern"])
+            return cls(ranks, pattern)
         except UserError as error:
             raise UserError(f"{path}: {error}; {remedy}") from None
-        tokenizer.fold_all_caps = bool(content.get("fold_all_caps"))
-        return tokenizer
 
     def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {
@@ -154,9 +163,7 @@ class RustBPETokenizer:
         order = [token[0] for token in self._tokens[:256]]
         if order != list(range(256)):  # a published vocabulary
             content["bytes"] = order
-        if self.fold_all_caps:
-            content["fold_all_caps"] = True
-        return content
+        return content | {name: True for name in STYLE if getattr(self, name)}
 
     def _merges(self) -> list[list[int]]:
         """[left id, right id] of each token after the bytes. UserError if one has no such pair."""
@@ -175,7 +182,7 @@ class RustBPETokenizer:
     @classmethod
     def from_tiktoken(cls, path: Path, pattern: str = SPLIT_PATTERN) -> Self:
         """From a rank file of tiktoken, which has no pattern. Raises UserError on another kind."""
-        return cls(formats.read_tiktoken(path), pattern)
+        return cls._of_file(path, formats.read_tiktoken(path), pattern)
 
     def to_tiktoken(self, path: Path) -> None:
         """Write a rank file of tiktoken: base64 of each token's bytes and its id."""
@@ -188,7 +195,7 @@ class RustBPETokenizer:
     def from_huggingface(cls, path: Path) -> Self:
         """From a Hugging Face tokenizer.json, with our special tokens. UserError on other kinds."""
         file = formats.read_huggingface(path)
-        tokenizer = cls(file.ranks, file.pattern)
+        tokenizer = cls._of_file(path, file.ranks, file.pattern)
         try:
             trained = tokenizer._merges()
         except UserError:  # a token that is not a merge of others

@@ -176,7 +176,7 @@ class EngineLM:
         self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation as text with special tokens; without a prompt its last answer is open."""
-        pieces = pieces_of(chat_history, self.engine.tokenizer.fold_all_caps)
+        pieces = pieces_of(chat_history, self.engine.tokenizer)
         text = "<|bos|>" + "".join(special or words for special, words, _ in pieces)
         if add_generation_prompt:
             return f"{text}<|assistant_start|>"

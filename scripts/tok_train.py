@@ -21,6 +21,8 @@ class Options:
     """Tokens, the nine special ones included."""
     fold_all_caps: bool = False
     """Read users' messages that are all in capitals as lower case; for small vocabularies."""
+    add_prefix_space: bool = False
+    """Begin messages with a space, so that a first word has the tokens it has elsewhere."""
     fresh: bool = False
     """Train again what has been trained; the earlier tokenizer is moved to replaced/."""
 
@@ -37,7 +39,13 @@ from typing import Any
 
 from nanochat import dataset, paths, report
 from nanochat.errors import UserError
-from nanochat.tokenizer import FILE_NAME, RustBPETokenizer, check_vocab_size, get_tokenizer
+from nanochat.tokenizer import (
+    FILE_NAME,
+    STYLE,
+    RustBPETokenizer,
+    check_vocab_size,
+    get_tokenizer,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +76,8 @@ def train(options: Options) -> None:
             yield document
 
     tokenizer = RustBPETokenizer.train_from_iterator(counted_texts(), options.vocab_size)
-    tokenizer.fold_all_caps = options.fold_all_caps
+    for name in STYLE:
+        setattr(tokenizer, name, getattr(options, name))
     seconds = time.perf_counter() - start
     section = {
         "title": "Tokenizer",
@@ -108,7 +117,7 @@ def _is_trained(settings: dict[str, Any], text: str) -> bool:
     reported = report.read_section(SECTION) or {}
     is_reported = reported.get("metrics", {}).get("sha256") == tokenizer.content_hash
     section = training.get("section", reported if is_reported else {})
-    saved = {"fold_all_caps": False, **section.get("settings", {})}  # an option of later versions
+    saved = dict.fromkeys(STYLE, False) | section.get("settings", {})  # options of later versions
     names = settings.keys() - {"fresh"}
     differing = sorted(name for name in names if saved.get(name) != settings[name])
     if differing:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nanochat.chat import (
     Message,
     ToolCallState,
+    decode_answer,
     merge_system,
     render_conversation,
     render_for_completion,
@@ -324,6 +325,25 @@ def test_plain_text_among_conversations_is_learned_as_a_whole() -> None:
     assert ids == tokenizer.encode("The fox eats.", prepend="<|bos|>")
     assert mask == [0] + [1] * (len(ids) - 1)
     assert render_conversation({"text": "The fox eats."}, tokenizer, 3) == (ids[:3], mask[:3])
+
+
+def test_messages_begin_with_a_space_on_request_and_answers_lose_it_again() -> None:
+    tokenizer, spaced = small_tokenizer(), small_tokenizer.__wrapped__()
+    spaced.add_prefix_space = True
+    parts = [{"type": "python", "text": "a + 1"}, {"type": "python_output", "text": "x"}]
+    parts += [{"type": "text", "text": "é, "}, {"type": "text", "text": "so"}]
+    messages = [user("Who?"), assistant("7 is."), user(" it"), {**assistant(""), "content": parts}]
+    ids, mask = render_conversation({"messages": messages}, spaced)
+    assert tokenizer.decode(ids) == (
+        "<|bos|><|user_start|> Who?<|user_end|><|assistant_start|>7 is.<|assistant_end|>"
+        "<|user_start|> it<|user_end|><|assistant_start|><|python_start|>a + 1<|python_end|>"
+        "<|output_start|>x<|output_end|> é, so<|assistant_end|>"
+    )
+    assert len(mask) == len(ids)
+    last = ids[len(render_for_completion({"messages": messages}, spaced)) :]
+    written = tokenizer.decode(last)
+    assert decode_answer(last, tokenizer) == written
+    assert decode_answer(last, spaced) == written.replace(" é", "é")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from nanochat.inference.kv_cache import KVCache
 from nanochat.inference.sampling import GREEDY, Sampling
 from nanochat.inference.tools import InlineTool, Tool
 from nanochat.runtime import derive_seed
+from nanochat.tokenizer import RustBPETokenizer
 from nanochat.training import autotune
 from tests import memorized_model
 from tests.reference import generation
@@ -605,6 +606,17 @@ def test_a_stream_has_complete_code_points_only() -> None:
     events = stream(script)
     assert texts(events) == list(text)
     assert events[-1] == Finished("stop", 1, len(script) - 1)
+
+
+def test_the_space_before_a_text_is_not_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RustBPETokenizer, "add_prefix_space", True)
+    bos, start, called, end = ids("<|bos|><|assistant_start|><|python_end|><|assistant_end|>")
+    script = [bos, start, *bytes_as_tokens("  a b"), end]
+    assert texts(stream(script, start=2)) == list(" a b")  # one, at the start
+    assert texts(stream(script, start=1)) == list("  a b")  # of plain text none
+    assert texts(stream(script, start=4)) == list("a b")  # nor of the rest of a text
+    call = [*ids("<|python_start|>"), *bytes_as_tokens("x"), called]
+    assert texts(stream([start, *call, *bytes_as_tokens(" so"), end])) == list("so")
 
 
 def test_an_incomplete_code_point_at_the_end_becomes_one_replacement_character() -> None:

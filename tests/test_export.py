@@ -15,7 +15,7 @@ from nanochat.chat import merge_system, render_conversation, render_for_completi
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.tokenizer import SPECIAL_TOKENS
+from nanochat.tokenizer import SPECIAL_TOKENS, STYLE
 from scripts import export as script
 from scripts.options import InferenceOptions
 from tests.shared_data import json_lines, needs_eval_data
@@ -345,17 +345,27 @@ def test_the_chat_template_renders_the_same_conversation_and_mask(
     assert rendered["assistant_masks"] == mask
 
 
-@pytest.mark.parametrize("text", ["WHO IS IT?", "Who IS it?", "ÉTÉ 7", "7", ""])
-def test_the_chat_template_folds_capitals_as_the_tokenizer_does(
-    model: GPT, tmp_path: Path, text: str
+@pytest.mark.parametrize("styles", [STYLE[:1], STYLE[1:], STYLE])
+def test_the_chat_template_writes_messages_in_the_style_of_the_tokenizer(
+    model: GPT, tmp_path: Path, styles: tuple[str, ...]
 ) -> None:
     tokenizer, out = small_tokenizer.__wrapped__(), tmp_path / "model"
-    tokenizer.fold_all_caps = True
+    for name in styles:
+        setattr(tokenizer, name, True)
     export.export_hf(model, tokenizer, out, torch.float32)
-    messages = [{"role": "user", "content": text}, ANSWER, {"role": "user", "content": "OK?"}]
     theirs = transformers.AutoTokenizer.from_pretrained(out)
-    rendered = theirs.apply_chat_template(messages, add_generation_prompt=True)
-    assert rendered["input_ids"] == render_for_completion({"messages": messages}, tokenizer)
+    parts = [{"type": kind, "text": text} for kind, text in (
+        ("text", ""), ("text", "So"), ("text", "it is"), ("python", "a + 1"),
+        ("python_output", "x"), ("text", "7"), ("text", "it is"), ("python", "b"), ("text", "no"),
+    )]  # fmt: skip
+    for text in ("WHO IS IT?", "Who IS it?", "ÉTÉ 7", "7", "", " a", "日本"):
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": parts}]
+        messages += [{"role": "user", "content": "OK?"}, {"role": "assistant", "content": text}]
+        rendered = theirs.apply_chat_template(
+            messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = render_conversation({"messages": messages}, tokenizer)
+        assert rendered["input_ids"] == ids and rendered["assistant_masks"] == mask
 
 
 def test_300_conversations_have_the_same_ids_and_mask(hf_tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import tiktoken
 
 from nanochat import dataset, paths, report
 from nanochat.errors import UserError
-from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
+from nanochat.tokenizer import STYLE, RustBPETokenizer, get_tokenizer
 from scripts import tok_eval, tok_train
 
 
@@ -66,7 +66,8 @@ def replaced() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "change", ["--vocab_size=301", "--max_chars=5000", "--doc_cap=20", "--fold_all_caps"]
+    "change",
+    ["--vocab_size=301", "--max_chars=5000", "--doc_cap=20", *(f"--{name}" for name in STYLE)],
 )
 def test_a_tokenizer_of_other_settings_is_kept_unless_fresh_is_given(
     trained: RustBPETokenizer, change: str

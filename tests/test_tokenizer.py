@@ -27,6 +27,7 @@ from nanochat.errors import UserError
 from nanochat.tokenizer import (
     FILE_NAME,
     SPECIAL_TOKENS,
+    STYLE,
     HuggingFaceTokenizer,
     RustBPETokenizer,
     TiktokenTokenizer,
@@ -310,13 +311,15 @@ def test_the_file_is_readable_text(tokenizer: RustBPETokenizer, tmp_path: Path) 
     assert len(data["merges"]) == tokenizer.get_vocab_size() - 256 - 9
 
 
-def test_folding_of_capitals_is_part_of_the_file_and_the_hash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", STYLE)
+def test_the_style_of_messages_is_part_of_the_file_and_the_hash(tmp_path: Path, name: str) -> None:
     tokenizer = RustBPETokenizer.train_from_iterator(["abc abd"], 300)
     plain = tokenizer.content_hash
-    tokenizer.fold_all_caps = True
+    setattr(tokenizer, name, True)
     tokenizer.save(tmp_path)
     read = RustBPETokenizer.from_directory(tmp_path)
-    assert read.fold_all_caps and read.content_hash == tokenizer.content_hash != plain
+    assert [one for one in STYLE if getattr(read, one)] == [name]
+    assert read.content_hash == tokenizer.content_hash != plain
 
 
 def test_the_content_hash_does_not_change_between_versions() -> None:

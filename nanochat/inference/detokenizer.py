@@ -37,8 +37,10 @@ Event = TextPiece | ToolCall | Finished
 
 
 class Detokenizer:
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], continues: bool = False) -> None:
+        """continues: the prompt ends within a text, which has its space already."""
         self.tokenizer = tokenizer
+        self._drops_space = tokenizer.add_prefix_space and not continues
         self.stop = [string for string in stop if string]
         self.has_stopped = False  # whether a stop string was found
         self.num_decoded, self.num_released = 0, 0  # characters of the text
@@ -60,15 +62,19 @@ class Detokenizer:
         if name is None and self._section:
             self._section_tokens.append(token)
         elif name is None:
-            yield from self._release(self._utf8.decode(self.tokenizer.decode_bytes([token])))
+            new = self.tokenizer.decode_bytes([token])
+            if self._drops_space:
+                new, self._drops_space = new.removeprefix(b" "), False
+            yield from self._release(self._utf8.decode(new))
         elif name in ("<|python_start|>", "<|output_start|>"):
             if name == "<|python_start|>" and self._expression:
                 yield self._tool_call(None)
             self._section, self._section_tokens = name, []
         elif name == "<|python_end|>" and self._section == "<|python_start|>":
             self._expression, self._section = self.tokenizer.decode(self._section_tokens), ""
+            self._drops_space = self.tokenizer.add_prefix_space
         elif name == "<|output_end|>":
-            self._section = ""
+            self._section, self._drops_space = "", self.tokenizer.add_prefix_space
             if is_forced:  # otherwise the model invented the output, and no tool ran
                 yield self._tool_call(self.tokenizer.decode(self._section_tokens))
 

@@ -50,7 +50,9 @@ class RowState:
         self.max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         self.rng = random.Random(request.seed)
         self.tool_calls = ToolCallState(tokenizer, tool.submit, MAX_TOOL_OUTPUT_TOKENS)
-        self.detokenizer = Detokenizer(tokenizer, request.stop)
+        before_text = ("<|assistant_start|>", "<|python_end|>", "<|output_end|>")
+        continues = request.prompt[-1] not in map(tokenizer.encode_special, before_text)
+        self.detokenizer = Detokenizer(tokenizer, request.stop, continues)
         self.tokens: list[int] = []  # of the answer: sampled and forced, the end token included
         self.mask: list[int] = []  # 1 for a sampled token, 0 for a forced one
         self.forced: deque[int] = deque()  # tokens of a tool's output that come next

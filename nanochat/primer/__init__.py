@@ -20,8 +20,8 @@ from nanochat.primer import base_text
 from nanochat.primer.copying import list_question, list_series, repeat_question
 from nanochat.primer.facts import fact_question
 from nanochat.primer.memory import memory_conversation
-from nanochat.primer.names import is_in
-from nanochat.primer.noise import NOISE, UNSEEN_NOISE, as_people_type
+from nanochat.primer.names import is_in, is_open_name
+from nanochat.primer.noise import NOISE, UNSEEN_NOISE, as_people_type, in_their_letters
 from nanochat.primer.numbers import sum_question
 from nanochat.primer.problems import long_problem, word_problem
 from nanochat.primer.question import Messages, Question, Split, draw, split_of, stable_hash
@@ -120,6 +120,7 @@ def conversation(
             turns = [*_unrelated_turns(rng), *turns]
         share = NOISY_SHARE[stage]
         turns = [turn if turn.case_matters else _noisy(rng, turn, share) for turn in turns]
+        turns = _with_names_as_typed(turns)
     return _graded(turns, family)
 
 
@@ -141,6 +142,16 @@ def _noisy(rng: Random, question: Question, share: float) -> Question:
     if question.identity.startswith("talk|") and split_of(f"talk|{text}") == "test":
         return question
     return replace(question, text=text)
+
+
+def _with_names_as_typed(turns: list[Question]) -> list[Question]:
+    """Answers with the names of the user's own people, towns and pets in the user's letters."""
+    asked, names = "", {word for turn in turns for word in turn.exact if is_open_name(word)}
+    answered = []
+    for turn in turns:
+        asked += f" {turn.text}"
+        answered.append(replace(turn, answer=in_their_letters(turn.answer, asked, names)))
+    return answered
 
 
 def _turns(rng: Random, split: Split, family: str) -> list[Question]:

@@ -6,7 +6,7 @@ from random import Random
 
 from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
-from nanochat.primer.drills import comparisons, corrections, known_or_not
+from nanochat.primer.drills import comparisons, corrections, known_or_not, lookups
 from nanochat.primer.facts import fact_question
 from nanochat.primer.names import open_name, open_word, person_name
 from nanochat.primer.noise import as_people_type
@@ -159,8 +159,7 @@ def _question_and_answer(rng: Random, split: Split) -> str:
         calendar_question, ordering_question, sum_question, word_problem, unknown_question,
         spelling_question,
     )  # fmt: skip
-    # The second form is that of a conversation: words without a space before them.
-    form, lines = rng.choice(("Question: {}{} Answer: {}{}", "{0}\n{2}{3}", "{0}\n{2}{3}")), []
+    form, lines = rng.choice(("Question: {}{} Answer: {}{}", "{0}{1} {2}{3}", "{0}{1} {2}{3}")), []
     for _ in range(rng.randint(1, 3)):
         question = draw(rng.choice(makers), rng, split)
         # Typed as people type, so that the tokenizer has words in all letters, small and large.
@@ -169,14 +168,16 @@ def _question_and_answer(rng: Random, split: Split) -> str:
         # The calculation is written out: base text has no tool calls.
         work = f"{question.expression} = {question.key}. " if question.expression else ""
         lines.append(form.format(text, mark, work, question.answer))
-    return "\n".join(lines)
+    return " ".join(lines)
 
 
 def _lesson(rng: Random, split: Split) -> str:
     # Stories most of all: finding who did what in a text is learned last.
     [series] = rng.choices((reading_series, choice_series, list_series), (6, 1, 2))
     questions = series(rng, split)
-    return "\n".join(f"{question.text} {question.answer}" for question in questions)
+    is_short = rng.random() < 0.5  # "Who has a cow? Kate." decides more often per token
+    answers = [f"{q.key}." if is_short else q.answer for q in questions]
+    return " ".join(f"{q.text} {answer}" for q, answer in zip(questions, answers, strict=True))
 
 
 def _belongings(rng: Random, split: Split) -> str:
@@ -210,7 +211,7 @@ def _echo(rng: Random, split: Split) -> str:
     items = random_items(rng, split, 2, 5)
     return one_of(
         rng,
-        f"{first} says: {items}.\n{second} says it too: {items}.",
+        f"{first} says: {items}. {second} says it too: {items}.",
         f"Listen: {items}. Say it again: {items}.",
         f"{first} wrote {items}. {second} copied it: {items}.",
     )
@@ -305,6 +306,6 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _reversed_facts: 12, _tale: 3,
     _lesson: 36, _belongings: 15, _packed_bag: 3, _echo: 26,
-    comparisons: 40, corrections: 30, known_or_not: 12,
+    comparisons: 40, corrections: 30, known_or_not: 12, lookups: 16,
     _question_and_answer: 24, _days_and_months: 5, _letters: 24, _counting: 16, _sums: 1,
 }  # fmt: skip

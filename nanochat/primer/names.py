@@ -7,7 +7,7 @@ and spelling are tested on what training never contains.
 from random import Random
 
 from nanochat.primer.question import Split, split_of
-from nanochat.primer.world import BOYS, GIRLS, words
+from nanochat.primer.world import BOYS, GIRLS, PEOPLE, TOWNS, words
 
 _SHE = words("""
     Aisha Alice Amara Amy Ana Angela Anya Aria Ava Beth Camila Chloe Dana Diana Elena Elif Elsa
@@ -110,6 +110,11 @@ def is_in(split: Split, word: str) -> bool:
     return split_of(f"word|{word}") == split
 
 
+def is_open_name(word: str) -> bool:
+    """Whether a word looks like a name that is not one of the world's."""
+    return word.isalpha() and word.istitle() and word not in _NAMES_OF_THE_WORLD
+
+
 def open_name(rng: Random, split: Split) -> tuple[str, str]:
     """A first name, as people have, or an invented one, and its pronoun."""
     while True:
@@ -144,4 +149,5 @@ def two_people(rng: Random, split: Split) -> tuple[tuple[str, str, str], tuple[s
     return (name, she, _POSSESSIVE[she]), (friend, he, _POSSESSIVE[he])
 
 
+_NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(row.name for row in (*PEOPLE, *TOWNS))}
 _POSSESSIVE = {"he": "his", "she": "her"}

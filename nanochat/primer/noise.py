@@ -178,6 +178,16 @@ MISSPELLED_SHARE, FILLER_SHARE, CONTRACTED_SHARE, NO_MARKS_SHARE = 0.3, 0.15, 0.
 LOWER_SHARE = 0.5
 
 
+def in_their_letters(answer: str, asked: str, names: Collection[str]) -> str:
+    """The answer with each of these names in lower case that the user has typed only so.
+
+    A name of no list of the world is copied: in the letters of the question, it is the same tokens.
+    """
+    typed = set(re.findall(r"\w+", asked))
+    copied = {name for name in names if name not in typed and name.lower() in typed}
+    return re.sub(r"\w+", lambda word: word[0].lower() if word[0] in copied else word[0], answer)
+
+
 def as_people_type(rng: Random, text: str, exact: Collection[str], share: float) -> str:
     """The text, in `share` of all cases with several operators of NOISE."""
     if rng.random() >= share:

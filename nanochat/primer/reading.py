@@ -1,5 +1,6 @@
 """Reading comprehension: short stories, and questions whose answer is in the story."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -8,7 +9,7 @@ from nanochat.primer import world
 from nanochat.primer.events import StoryQuestion, event_story
 from nanochat.primer.names import two_people
 from nanochat.primer.question import Passage, Question, Split, draw_series, one_of
-from nanochat.primer.world import a, capitalized
+from nanochat.primer.world import a, capitalized, words
 
 Plot = tuple[str, *tuple[StoryQuestion, ...]]  # a text and questions about it
 
@@ -37,8 +38,17 @@ def story(rng: Random, split: Split) -> Passage:
     ]  # fmt: skip
 
 
+_FIRST_WORDS = frozenset(
+    words("""
+    A After At But He I In It Last Later My On One She The Then There They Today When Yesterday
+    Monday Sunday
+""")
+)  # of sentences, which are no names
+
+
 def _names_in(text: str) -> list[str]:
-    return [word.strip(".,?!'s") for word in text.split() if word[0].isupper()]
+    capitalized_words = re.findall(r"\b[A-Z][a-z]*", text)
+    return [word for word in capitalized_words if word not in _FIRST_WORDS]
 
 
 def _opening(rng: Random) -> str:

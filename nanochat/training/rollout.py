@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from nanochat.chat import Conversation, Tokenizer, render_for_completion
+from nanochat.chat import Conversation, Tokenizer, decode_answer, render_for_completion
 from nanochat.data.batch import Batch
 from nanochat.data.chat_batches import LENGTH_STEP, Conversations, padded_rows
 from nanochat.engine import Completion, Engine
@@ -59,7 +59,7 @@ def sample_and_score(
     scored: list[Scored] = []
     for number, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
         group = completions[number * num_samples : (number + 1) * num_samples]
-        rewards = [task.reward(conversation, tokenizer.decode(c.tokens)) for c in group]
+        rewards = [task.reward(conversation, decode_answer(c.tokens, tokenizer)) for c in group]
         baseline = sum(rewards) / len(rewards)  # lower variance than none, without a critic
         scored += [Scored(prompt, c, r, r - baseline) for c, r in zip(group, rewards, strict=True)]
     return scored

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import profile, schedule
 
 from nanochat import checkpoint_manager, loss_eval, report
-from nanochat.chat import render_for_completion
+from nanochat.chat import decode_answer, render_for_completion
 from nanochat.checkpoint_manager import Checkpoint, Meta
 from nanochat.checkpoint_manager.tensor_files import check_finite
 from nanochat.engine import Engine
@@ -294,7 +294,7 @@ def greedy_samples(engine: Engine, texts: Sequence[str], is_chat: bool) -> list[
     fitting = [(t, ids) for t, ids in zip(texts, prompts, strict=True) if len(ids) < context]
     completions = engine.complete([ids for _, ids in fitting], max_tokens=SAMPLE_TOKENS)
     return [
-        {"prompt": text, "answer": tokenizer.decode(completion.tokens)}
+        {"prompt": text, "answer": decode_answer(completion.tokens, tokenizer)}
         for (text, _), completion in zip(fitting, completions, strict=True)
     ]
 
