@@ -21,6 +21,7 @@
 #   TOTAL_BATCH_SIZE   tokens of a step of pretraining
 #   DEVICE_BATCH_SIZE  rows per forward pass on a device
 #   NUM_SHARDS         of text, 100 MB each; by default one epoch
+#   TOKENIZER_SHARDS   after which the tokenizer is trained, while the others arrive, 10
 #   TAG                name of the run, d$DEPTH; its checkpoints and its report are kept (all tiers)
 #   IDENTITY_FILE      conversations about the model itself, a JSON file (all tiers)
 #   SKIP_RL=1          no reinforcement learning (all tiers)
@@ -88,6 +89,7 @@ selected=$("$PYTHON" -m scripts.select_tier --tier="${NANOCHAT_TIER:-}" --depth=
 eval "$selected" # NANOCHAT_TIER, NUM_GPUS, NUM_RANKS, MINUTES_*; for GPUs DEPTH, NUM_SHARDS, DISK_GB
 
 # ---- tiers: text, model, length of training
+FIRST_SHARDS=0
 SAMPLE_QUESTION="Why is the sky blue?"
 case "$NANOCHAT_TIER" in
     cpu)
@@ -132,6 +134,8 @@ case "$NANOCHAT_TIER" in
         ;;
     gpu | node)
         DATA_OPTIONS=(--source=fineweb-edu -n "$NUM_SHARDS" --prefetch=all)
+        FIRST_SHARDS="${TOKENIZER_SHARDS:-10}"
+        MINUTES_TOKENIZER_TEXT=$(awk "BEGIN { print $MINUTES_TEXT * $FIRST_SHARDS / $NUM_SHARDS }")
         TOKENIZER_OPTIONS=(--max_chars=2000000000 --vocab_size=65536)
         BASE_OPTIONS=(--depth="$DEPTH" --tokens_per_parameter="${HORIZON:-20}")
         if [ -n "${TOTAL_BATCH_SIZE:-}" ]; then BASE_OPTIONS+=(--total_batch_size="$TOTAL_BATCH_SIZE"); fi
@@ -271,7 +275,6 @@ mkdir -p "$BASE/report"
 echo "$run_name" >"$BASE/report/run.txt"
 
 # The first time, the tokenizer is trained as soon as its text is here, while the rest arrives.
-TOKENIZER_SHARDS=10
 download=""
 finish_download() {
     if [ -n "$download" ]; then
@@ -283,8 +286,8 @@ finish_download() {
         download=""
     fi
 }
-if [ "${NUM_SHARDS:-0}" -gt "$TOKENIZER_SHARDS" ] && [ ! -f "$BASE/data/fineweb-edu/manifest.json" ]; then
-    stage TOKENIZER_TEXT "Text of the tokenizer" alone nanochat.dataset --source=fineweb-edu -n "$TOKENIZER_SHARDS"
+if [ "$FIRST_SHARDS" -gt 0 ] && [ "$NUM_SHARDS" -gt "$FIRST_SHARDS" ] && [ ! -f "$BASE/data/fineweb-edu/manifest.json" ]; then
+    stage TOKENIZER_TEXT "Text of the tokenizer" alone nanochat.dataset --source=fineweb-edu -n "$FIRST_SHARDS"
     alone nanochat.dataset "${DATA_OPTIONS[@]}" >"$BASE/download.log" 2>&1 &
     download=$!
     trap 'if [ -n "$download" ]; then kill "$download" 2>/dev/null || true; fi' EXIT

@@ -47,7 +47,7 @@ done
 export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 # the hub is here
 export NANOCHAT_BASE_DIR="$folder/base" NANOCHAT_TIER=node NUM_RANKS=2 DEVICE_TYPE=cpu
 export HF_ENDPOINT="http://127.0.0.1:$port" NANOCHAT_MIRROR="http://127.0.0.1:$port"
-export DEPTH="${DEPTH:-2}" NUM_SHARDS="${NUM_SHARDS:-2}" DEVICE_BATCH_SIZE=4 CUDA_VISIBLE_DEVICES=""
+export DEPTH="${DEPTH:-2}" NUM_SHARDS="${NUM_SHARDS:-2}" TOKENIZER_SHARDS=1 DEVICE_BATCH_SIZE=4 CUDA_VISIBLE_DEVICES=""
 if [ "${SMALL:-0}" = 0 ]; then steps=20 items=8 problems=16 tokens=24; else steps=4 items=2 problems=2 tokens=8; fi
 few="--eval_tokens=4096"
 few_answers="$few --eval_conversations=4"

@@ -69,7 +69,7 @@ OTHER_GB = 10  # packages in .venv, data sets of tasks, the bundle of CORE
 CPU_MINUTES = {
     "TEXT": 0.2, "TOKENIZER": 0.1, "TOKENIZER_EVALUATION": 0.1, "BASE": 2.3, "LOSS": 0.1,
     "CORE": 0.1, "BASE_QUESTIONS": 0.3, "MID": 0.8, "MID_QUESTIONS": 0.2, "SFT": 5.8,
-    "SFT_QUESTIONS": 0.2, "RL": 1.5, "RL_QUESTIONS": 0.2,
+    "SFT_QUESTIONS": 0.2, "RL": 1.5, "RL_QUESTIONS": 0.2, "REPORT": 0.1,
 }  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def select(options: Options) -> dict[str, object]:
     needed = num_tokens * CHARACTERS_PER_TOKEN / CHARACTERS_PER_SHARD * SPARE_SHARDS
     shards = options.num_shards or min(MAX_SHARDS, math.ceil(needed))
     times = {"TEXT": shards * SHARD_BYTES / DOWNLOAD_BYTES_PER_SECOND / 60, "TOKENIZER": 1.0}
+    times |= {"TOKENIZER_EVALUATION": 0.5, "REPORT": 0.5}  # not measured
     if uses_gpu:  # a tier of GPUs on a CPU is only tried, with a few steps
         rate = autotune.peak_tokens_per_second(model, runtime)
         slower = REFERENCE_TOKENS_PER_SECOND / rate
