@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -591,9 +592,27 @@ def test_what_expands_beyond_measure_is_refused(
         content = lines_of(["x" * 1000] * 20_000).encode()
         zstd = partial(pa.compress, codec="zstd", asbytes=True)
         pack = gzip.compress if name.endswith("gz") else zstd
-        monkeypatch.setattr(shards, "MAX_EXPANSION", 100)
+        monkeypatch.setattr(shards, "MAX_EXPANSION", {"gzip": 100, "zstd": 100})
         path.write_bytes(pack(content))
     assert "expands to more than" in refusal(path)
+
+
+def test_what_expands_beyond_measure_is_refused_before_it_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MAX_EXPANDED_BYTES", 1_000_000)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"x" * 10**6) * 600)  # 0.6 MB, in Arrow's parts of 64 KB
+    assert "from 0.1 MB" in refusal(path)
+
+
+def test_sentences_end_where_either_kind_of_mark_ends_them() -> None:
+    either = r"""[.!?…]["'”’»)\]]*\s+|[。！？]["”’」』）]*\s*"""
+    rng = random.Random(0)
+    for _ in range(1000):
+        text = "".join(rng.choices(""".!?…"'”’»)] 。！？「」』）ab\n\t""", k=40))
+        ends = [match.end() for match in re.finditer(either, text)]
+        assert [match.end() for match in text_files.SENTENCE_END.finditer(text)] == ends
 
 
 @pytest.mark.parametrize("stores_schema", [True, False])

@@ -25,8 +25,9 @@ MAX_TEXT_BYTES = 50_000_000  # of one text: dozens of books, up to 200 MB as Pyt
 READ_OPTIONS: dict[str, Any] = {
     "buffer_size": BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True,
 }  # fmt: skip
-# Text compresses 3 to 10 times, logs 100 times. What exceeds both limits would fill the disk.
-MAX_EXPANSION = 500
+# Text compresses 3 to 10 times, logs up to 90 by gzip -9 and 270 by zstd -19, one letter 1,000
+# times. What exceeds both limits would fill the disk.
+MAX_EXPANSION = {"gzip": 200, "zstd": 500}
 MAX_EXPANDED_BYTES = 1_000_000_000
 # What may be in memory at once, as questions, conversations and lines. Short conversations that are
 # not compressed take 10 times their size, long ones 3 times.
@@ -236,23 +237,18 @@ def parquet_texts(
     path: Path, on_replaced: Callable[[int], None] | None = None
 ) -> Iterator[str | None]:
     """The texts of a parquet file. Raises UserError as `text_batches`, and on too much text."""
-    limit, num_bytes = max_expanded_bytes(path), 0
+    limit, num_bytes = max(MAX_EXPANDED_BYTES, MAX_EXPANSION["zstd"] * path.stat().st_size), 0
     for batch in text_batches(path, 0, on_replaced):
         if (num_bytes := num_bytes + batch.nbytes) > limit:
-            raise _expands(path, limit)
+            raise _expands(path, limit, path.stat().st_size)
         yield from batch.to_pylist()
 
 
-def max_expanded_bytes(path: Path) -> int:
-    """Bytes that a file may have after decompression."""
-    return max(MAX_EXPANDED_BYTES, MAX_EXPANSION * path.stat().st_size)
-
-
-def _expands(path: Path, limit: int) -> UserError:
-    times = limit // max(1, path.stat().st_size)
+def _expands(path: Path | str, num_bytes: int, packed: int) -> UserError:
     return UserError(
-        f"{path} expands to more than {limit / 1e9:,.1f} GB, over {times:,} times its size; this is"
-        " no text, or the same text again and again: leave it out"
+        f"{path} expands to more than {num_bytes / 1e9:,.1f} GB from {packed / 1e6:,.1f} MB, over"
+        f" {num_bytes // max(1, packed):,} times as much; this is no text, or the same text again"
+        " and again: leave it out"
     )
 
 
@@ -308,10 +304,13 @@ class Documents:
 
 
 class _Decompressed(io.RawIOBase):
-    """Bytes of a file that may be compressed, as many as are plausible for its size."""
+    """Bytes of a file that may be compressed, as many as are plausible for what was read of it."""
 
-    def __init__(self, stream: Any, path: Path, limit: int) -> None:
-        self.stream, self.path, self.count, self.limit = stream, path, 0, limit
+    def __init__(self, file: io.BufferedReader, packing: str | None, limit: int) -> None:
+        self.file, self.limit, self.count = file, limit, 0
+        self.times = MAX_EXPANSION.get(packing or "", 1)
+        # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
+        self.stream = pa.input_stream(file, compression=packing)
 
     def readable(self) -> bool:
         return True
@@ -319,8 +318,9 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self.stream.read(len(buffer))
         self.count += len(data)
-        if self.count > self.limit:
-            raise _expands(self.path, self.limit)
+        packed = self.file.tell()  # so that a bomb is refused before it is read to its end
+        if self.count > (self.limit or max(MAX_EXPANDED_BYTES, self.times * packed)):
+            raise _expands(self.file.name, self.count, packed)
         buffer[: len(data)] = data
         return len(data)
 
@@ -331,14 +331,12 @@ def open_binary(path: Path, limit: int = 0) -> Iterator[io.BufferedReader]:
 
     limit: 0 for what is plausible when it is read in parts. Other errors are OSError.
     """
-    limit = limit or max_expanded_bytes(path)
     try:
         with path.open("rb") as file:
             # Not by its name: browsers unpack what they download and keep the name.
-            packed = COMPRESSED.match(file.peek(4))
-            # Unlike zlib, Arrow reads all frames of a file and detects a truncated one.
-            with pa.input_stream(file, compression=packed and packed.lastgroup) as stream:
-                yield io.BufferedReader(_Decompressed(stream, path, limit), BUFFER_BYTES)
+            match = COMPRESSED.match(file.peek(4))
+            content = _Decompressed(file, match and match.lastgroup, limit)
+            yield io.BufferedReader(content, BUFFER_BYTES)
     except OSError as error:
         raise_unreadable(path, error)
         if "too much memory" in str(error):  # of zstd
