@@ -2,7 +2,8 @@
 
     python -m dev.fuzz_files --tokenizers 500 --texts 200
 
-A tokenizer that is read must give a text back; a file of text must give all of its rows.
+A tokenizer that is read must give a text back, a file of text all of its rows, and a message must
+name the file.
 """
 
 import argparse
@@ -99,6 +100,8 @@ def fuzz(trial: Callable[[Path, random.Random], None], count: int, seed: int) ->
             except UserError as error:
                 if "\n" in str(error) or len(str(error)) > 2000:
                     faults.append(f"{number}: not one line: {str(error)[:200]!r}")
+                if folder not in str(error):
+                    faults.append(f"{number}: names no file: {str(error)[:200]!r}")
             except BaseException as error:
                 faults.append(f"{number}: {type(error).__name__}: {str(error)[:200]}")
         if time.process_time() - began > LIMIT_SECONDS:

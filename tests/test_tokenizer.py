@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -467,7 +468,7 @@ def test_files_of_another_kind_are_refused(tokenizer: RustBPETokenizer, tmp_path
     for content in ("", "YQ==", "a b c", "YQ== 0\n%%%% 1", '{"model": {}}', "[]"):
         path.write_text(content)
         for read in (RustBPETokenizer.from_tiktoken, RustBPETokenizer.from_huggingface):
-            with pytest.raises(UserError):
+            with pytest.raises(UserError, match=re.escape(str(path))):
                 read(path)
     with pytest.raises(UserError):
         RustBPETokenizer.from_tiktoken(tmp_path / "nothing")
@@ -586,6 +587,7 @@ def test_a_malformed_huggingface_file_is_one_line(
     file.write_text(json.dumps(data))
     with pytest.raises(UserError, match=message) as caught:
         RustBPETokenizer.from_huggingface(file)
+    assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
@@ -598,7 +600,7 @@ def test_a_malformed_line_of_ranks_is_one_line(
     path.write_text(path.read_text() + line)
     with pytest.raises(UserError) as caught:
         RustBPETokenizer.from_tiktoken(path)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,8 @@ def memory_bombs(folder: Path, names: list[str]) -> Outcome:
         most = max(most, num_bytes - size)
         is_clean = message == "read" or message.startswith("refused")
         outcome.expect(is_clean, f"{name}: {message}")
+        is_named = message == "read" or str(folder) in message
+        outcome.expect(is_named, f"{name}: no file is named: {message}")
         outcome.expect(num_bytes - size < GIGABYTE, f"{name}: {num_bytes / 1e9:.2f} GB")
         path.unlink(missing_ok=True)
     outcome.facts |= {"refused": refused, "most bytes above the file": most}
