@@ -327,6 +327,10 @@ impl Progress {
 #[pymodule]
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEFAULT_PATTERN", DEFAULT_PATTERN)?;
+    // Now and not with the first array, which imports numpy under a lock: a process that is forked
+    // meanwhile would wait for it forever.
+    module.py().import("numpy")?;
+    Vec::<u16>::new().into_pyarray(module.py());
     gil::finish_at_exit(module)?;
     module.add_class::<Tokenizer>()
 }
