@@ -60,3 +60,12 @@ def disk_failure(error: OSError) -> tuple[str, str] | None:
     if error.errno == errno.ENAMETOOLONG:
         return f"the name {error.filename} is too long", "use a shorter one"
     return None
+
+
+def check_context(length: int, limit: int) -> None:
+    """Raises UserError when `length` tokens do not fit into a context of `limit`."""
+    if length > limit:
+        raise UserError(
+            f"{length} tokens are more than the model's context of {limit}; send a shorter text"
+            " or ask for fewer new tokens"
+        )

@@ -33,7 +33,7 @@ CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 # Every field of GPTConfig that hf_config handles: a new one must be mapped or refused.
 MAPPED_FIELDS = {
     "sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "rope_base",
-    "rms_eps", "softcap", "window_pattern", "value_embeddings",
+    "rms_eps", "softcap", "window_pattern", "value_embeddings", "key_offset_heads", "rotary_share",
 }  # fmt: skip
 BOS, END = "<|bos|>", "<|assistant_end|>"
 # Not the end token, whose positions trainers would mask; this one is never sampled.
@@ -93,7 +93,7 @@ def export_hf(
         "tokenizer_config.json": _json(tokenizer_config(model.config.sequence_len, usage.end)),
         "README.md": model_card(model.config, usage),
     }
-    if model.config.value_embeddings:
+    if needs_code(model.config):
         files[MODELING.name] = MODELING.read_text(encoding="utf-8")
     if usage.is_chat:
         template = CHAT_TEMPLATE.read_text(encoding="utf-8")
@@ -172,6 +172,11 @@ def hf_layout(config: GPTConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
 # ---- config
 
 
+def needs_code(config: GPTConfig) -> bool:
+    """Whether the model has parts that transformers' own nanochat models lack."""
+    return config.value_embeddings + config.key_offset_heads > 0 or config.rotary_share < 1
+
+
 def hf_config(
     config: GPTConfig, tokenizer: RustBPETokenizer, dtype: torch.dtype, end: str = END
 ) -> dict[str, Any]:
@@ -193,13 +198,15 @@ def hf_config(
             f" {tokenizer.get_vocab_size()}; restore the tokenizer that it was trained with"
         )
     kind: dict[str, Any] = {"architectures": ["NanoChatForCausalLM"], "model_type": "nanochat"}
-    if config.value_embeddings:
+    if needs_code(config):
         names = {"AutoConfig": "NanoChatValuesConfig", "AutoModelForCausalLM": VALUES_MODEL}
         kind = {
             "architectures": [VALUES_MODEL],
             "model_type": "nanochat_values",
             "auto_map": {auto: f"{MODELING.stem}.{name}" for auto, name in names.items()},
             "value_embeddings": config.value_embeddings,
+            "key_offset_heads": config.key_offset_heads,
+            "rotary_share": config.rotary_share,
         }
     return {
         **kind,
@@ -282,7 +289,7 @@ def model_card(config: GPTConfig, usage: Usage) -> str:
     sampled = f"at temperature {usage.temperature:g} from the {usage.top_k} most likely tokens"
     code = Template(CHAT_USAGE if usage.is_chat else BASE_USAGE)
     option, how = "", "where it has the model type `nanochat`"
-    if config.value_embeddings:
+    if needs_code(config):
         option, how = ", trust_remote_code=True", f"which runs the code in `{MODELING.name}`"
     return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
         name=usage.name,

@@ -9,15 +9,15 @@ C channels  H heads  K kv heads  D head dim  V vocab
 
 from dataclasses import asdict, dataclass, fields
 from itertools import cycle, islice
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanochat.errors import UserError
-from nanochat.kernels.attention import attend_causally
+from nanochat.errors import UserError, check_context
+from nanochat.kernels.attention import AttentionCache, attend_causally, offset_keys
 from nanochat.kernels.cpu_matmul import linear
 from nanochat.kernels.cross_entropy import capped_cross_entropy, soft_cap, weighted_cross_entropy
 from nanochat.kernels.documents import Documents, attend_within, places_of_targets, taken
@@ -30,16 +30,6 @@ CHANNELS_PER_LAYER = 64  # the aspect ratio: width grows with depth
 MAX_DEPTH = 1000  # beyond, it is a typing error: already 49 trillion parameters
 GATE_CHANNELS = 12  # of a layer's input, which the gates of value embeddings read
 HEAD_DIM_MULTIPLE = 8  # fused attention kernels accept no other head dims
-
-
-class AttentionCache(Protocol):
-    """A KV cache as the model sees it; storage and masks are up to the cache."""
-
-    def positions(self, num_new: int) -> Tensor:
-        """(B, T) int64 positions of each row's next tokens; UserError past the context."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k and v (B, K, T, D); attention (B, H, T, D) of q (B, H, T, D) over all stored."""
 
 
 Context = AttentionCache | Documents | None  # what a token attends to besides its own row
@@ -71,28 +61,37 @@ class GPTConfig:
     value_embeddings: int = 0
     """1: each layer has a table of values of tokens, 2: each second one, and so on, the last
     included; 0: none. After value residuals, arXiv 2410.17897, and modded-nanogpt's records."""
+    rotary_share: float = 1.0
+    """Of the channels of a head those that are rotated; the others compare tokens at any distance.
+    Partial rotary embeddings, as in GPT-NeoX, arXiv 2204.06745."""
+    key_offset_heads: int = 0
+    """In each layer the first so many kv heads have the key of the token before, so that a query
+    finds what followed a token like its own in one layer; after modded-nanogpt's records. They
+    begin with the weights of their queries: mimetic initialization, arXiv 2305.09828."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
             if value < 1:
                 raise UserError(f"{name}={value} must be 1 or more")
-        if self.n_embd % self.n_head or self.head_dim % 2:  # rotary rotates halves of the head
-            raise UserError(
-                f"n_head={self.n_head} must divide n_embd={self.n_embd} into heads of even width"
-            )
-        if self.n_head % self.n_kv_head:
-            raise UserError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
-        if not self.window_pattern or set(self.window_pattern) - set("LS"):
-            raise UserError(
-                f"window_pattern={self.window_pattern} must be letters L (a layer that attends to"
-                " the full context) and S (to half of it), such as L or SSSL"
-            )
-        if self.value_embeddings < 0 or self.n_embd < GATE_CHANNELS * (self.value_embeddings > 0):
-            raise UserError(
-                f"value_embeddings={self.value_embeddings} must be 0, or a number of layers such as"
-                f" 2 for each second one, with a width of at least {GATE_CHANNELS}"
-            )
+        every, heads = self.value_embeddings, self.n_kv_head
+        rules = {  # rotary rotates halves of the head
+            f"n_head={self.n_head} must divide n_embd={self.n_embd} into heads of even width":
+            self.n_embd % self.n_head == self.head_dim % 2 == 0,
+            f"n_kv_head={heads} must divide n_head={self.n_head}": self.n_head % heads == 0,
+            f"window_pattern={self.window_pattern} must be letters L (a layer that attends to the"
+            " full context) and S (to half of it), such as L or SSSL":
+            self.window_pattern != "" and set(self.window_pattern) <= set("LS"),
+            f"value_embeddings={every} must be 0, or a number of layers such as 2 for each second"
+            f" one, with a width of at least {GATE_CHANNELS}":
+            every == 0 or (every > 0 and self.n_embd >= GATE_CHANNELS),
+            f"rotary_share={self.rotary_share} must be from 0 to 1": 0 <= self.rotary_share <= 1,
+            f"key_offset_heads={self.key_offset_heads} must be from 0 to {heads}":
+            0 <= self.key_offset_heads <= heads,
+        }  # fmt: skip
+        for rule, is_kept in rules.items():
+            if not is_kept:
+                raise UserError(rule)
 
     @property
     def head_dim(self) -> int:
@@ -180,9 +179,11 @@ class Attention(nn.Module):
         q, k, v = self.project(x, cos_sin)
         if values is not None:
             v = v + self.gated(values, x).transpose(1, 2)
+        heads = self.config.key_offset_heads
         if cache is None:
-            y = attend_causally(q, k, v, self.window)
+            y = attend_causally(q, offset_keys(k, heads), v, self.window)
         elif isinstance(cache, Documents):
+            k = offset_keys(k, heads, is_first=cache.positions == 0)
             y = attend_within(q, k, v, self.window, cache)
         else:
             y = cache.attend(self.layer, q, k, v)
@@ -249,15 +250,6 @@ def run_block(block: nn.Module, x: Tensor, cos_sin: CosSin, cache: Context, *mor
     return block.forward(x, cos_sin, cache, *more)
 
 
-def check_context(length: int, limit: int) -> None:
-    """Raises UserError when `length` tokens do not fit into a context of `limit`."""
-    if length > limit:
-        raise UserError(
-            f"{length} tokens are more than the model's context of {limit}; send a shorter text"
-            " or ask for fewer new tokens"
-        )
-
-
 class GPT(nn.Module):
     """Token ids to logits, or with targets to the loss of each of them."""
 
@@ -276,7 +268,9 @@ class GPT(nn.Module):
         })  # fmt: skip
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.unembedding = Linear(config.n_embd, config.vocab_size)
-        self.rotary = Rotary(config.sequence_len, config.head_dim, config.rope_base)
+        self.rotary = Rotary(
+            config.sequence_len, config.head_dim, config.rope_base, config.rotary_share
+        )
 
     def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
         """As nn.Module's, which imports sympy for a model on the meta device: two seconds."""
@@ -310,6 +304,11 @@ class GPT(nn.Module):
                 bound = (3 / parameter.size(1)) ** 0.5  # uniform +-b has variance b^2 / 3
                 draw.uniform_(-bound, bound, generator=generator)
             parameter.copy_(draw)
+        blocks, config = cast(Any, self.blocks), self.config
+        for attention in (block.attention for block in blocks):  # equal tokens attract
+            groups = attention.query.weight.unflatten(0, (config.n_kv_head, -1, config.head_dim))
+            keys, heads = attention.key.weight.view_as(groups[:, 0]), config.key_offset_heads
+            keys[:heads] = groups[:heads, 0]
         self.rotary.init_tables()
 
     def forward(
@@ -320,6 +319,7 @@ class GPT(nn.Module):
         logits_at: Tensor | None = None,
         weights: Tensor | None = None,
         documents: Documents | None = None,
+        softmax_factors: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) float32; with targets the loss in nats (B, T) float32 instead.
 
@@ -327,6 +327,7 @@ class GPT(nn.Module):
         idx: (B, T) int64.  targets: (B, T) int64, -1 where nothing is predicted (loss 0).
         logits_at: (B,) or (B, S) int64, positions to compute logits of: (B, 1 or S, V).
         With a cache, idx continues its contents. documents: idx (1, N) is some rows, joined.
+        softmax_factors: (V,), see `weighted_cross_entropy`; only with weights.
         Raises UserError past `sequence_len`.
         """
         T = idx.size(1)
@@ -340,8 +341,7 @@ class GPT(nn.Module):
         cos_sin = self.rotary.at(positions)
         x = norm(self.embedding(idx).to(self.compute_dtype), self.config.rms_eps)
         is_training, context = torch.is_grad_enabled(), documents or kv_cache
-        tables: Any = self.value_embeddings.items()
-        values = {layer: Values(table.weight, idx) for layer, table in tables}
+        values = {n: Values(t.weight, idx) for n, t in cast(Any, self.value_embeddings).items()}
         run = self.run_block if is_training else run_block  # inference has graphs of its own
         is_masked = weights is not None and not self.is_compiled
         kept = places_of_targets(targets) if targets is not None and is_masked else None
@@ -363,7 +363,9 @@ class GPT(nn.Module):
             return soft_cap(self.unembedding(x), cap)
         x, matrix = x.flatten(0, 1), self.unembedding.weight
         if weights is not None:
-            more = {"compiles": True} if self.is_compiled else {}
+            more: dict[str, Any] = {"compiles": True} if self.is_compiled else {}
+            if softmax_factors is not None:
+                more["softmax_factors"] = softmax_factors
             targets, weights = targets.flatten(), weights.flatten()
             if kept is not None:
                 targets, weights = targets[kept], weights[kept]
@@ -372,14 +374,14 @@ class GPT(nn.Module):
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters by group, and their "total"."""
+        modules = {
+            "embedding": self.embedding, "unembedding": self.unembedding, "matrices": self.blocks,
+            "value embeddings": self.value_embeddings,
+        }  # fmt: skip
         counts = {
-            "embedding": self.embedding.weight.numel(),
-            "unembedding": self.unembedding.weight.numel(),
-            "matrices": sum(parameter.numel() for parameter in self.blocks.parameters()),
-        }
-        if self.value_embeddings:
-            values = self.value_embeddings.parameters()
-            counts["value embeddings"] = sum(parameter.numel() for parameter in values)
+            name: sum(parameter.numel() for parameter in module.parameters())
+            for name, module in modules.items() if module is not self.value_embeddings or module
+        }  # fmt: skip
         return {**counts, "total": sum(counts.values())}
 
     def flops_per_token(self) -> float:

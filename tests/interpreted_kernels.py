@@ -21,20 +21,23 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(2, 2, 16), (4, 2, 24)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "later"), [(2, 2, 16, 0), (4, 2, 24, 1), (2, 2, 16, 2)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotary_norm_and_store_are_those_of_the_model(
-    heads: int, kv_heads: int, width: int, dtype: torch.dtype
+    heads: int, kv_heads: int, width: int, later: int, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, heads + 2 * kv_heads, width, generator=generator).to(dtype)
     cos, sin = torch.randn(2, 3, width // 2, generator=generator)
-    places = torch.randperm(40, generator=generator)[:3]
+    places = torch.randperm(39, generator=generator)[:3]
     keys, values = torch.zeros(2, 40, kv_heads, width, dtype=dtype)
-    q = kernels.rotate_norm_store(qkv, cos, sin, places, keys, values, 1e-6)
+    q = kernels.rotate_norm_store(qkv, cos, sin, places, keys, values, 1e-6, None, later)
     rotated = norm(rotate(qkv.float(), cos[:, None], sin[:, None]), 1e-6).to(dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     expected = rotated[:, : heads + kv_heads].split([heads, kv_heads], dim=1)
+    keys[:, :later] = keys[:, :later].roll(-1, 0)  # the position after
     for found, one in zip((q, keys[places]), expected, strict=True):
         torch.testing.assert_close(found, one, atol=tolerance, rtol=tolerance)
     assert torch.equal(values[places], qkv[:, heads + kv_heads :])
@@ -72,7 +75,7 @@ def test_relu_squared_is_that_of_the_model() -> None:
 @pytest.mark.parametrize("values", [0, 2])
 def test_fused_blocks_give_the_same_answers(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[1 + n] * (1 + 5 * n) for n in range(2)]
-    model = small_model(window_pattern="SL", value_embeddings=values)
+    model = small_model(window_pattern="SL", value_embeddings=values, key_offset_heads=values // 2)
     expected = Engine(model, small_tokenizer()).complete(prompts, max_tokens=3)
     monkeypatch.setattr(cpu_matmul, "has_onednn", lambda dtype: False)
     monkeypatch.setattr(kv_cache, "attend_packed", attend_packed)

@@ -31,8 +31,9 @@ def test_a_recorded_step_equals_an_eager_one_while_the_cache_grows(
     kv_heads: int, pattern: str, can_pack: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
-    changes = {"n_kv_head": kv_heads, "window_pattern": pattern, "value_embeddings": kv_heads % 4}
-    model = small_model(sequence_len=26, **changes)
+    is_modern = kv_heads == 1
+    changes = {"n_kv_head": kv_heads, "window_pattern": pattern, "value_embeddings": is_modern}
+    model = small_model(sequence_len=26, key_offset_heads=int(is_modern), **changes)
     rng, process = random.Random(0), StandIn()
     modes = Mode(), Mode(process, can_pack)
     eager, recorded = (DecodeStep(model, 6, mode) for mode in modes)
@@ -46,7 +47,7 @@ def test_a_recorded_step_equals_an_eager_one_while_the_cache_grows(
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         assert eager.cache.lengths == recorded.cache.lengths
     # Six rows at capacities 16 and 26, then four (for three as well), two and one.
-    assert len(process.recorded_on) == 5 and recorded.cache.capacity == 26
+    assert len(process.recorded_on) == 5 and recorded.cache.capacity == 26 + is_modern
     assert process.stream is process.default_stream and set(process.recorded_on) == {"stream 1"}
     assert len(process.pools) == 2  # a new one when the cache has grown
 

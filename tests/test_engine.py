@@ -59,11 +59,12 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def windowed(pattern: str) -> dict[str, Any]:
     """Changes for a model of three layers; a layer with a window sees 20 tokens.
 
-    One with windows has value embeddings in its first and last layer.
+    One with windows has value embeddings in its first and last layer, and an offset key head.
     """
-    values = 2 if "S" in pattern else 0
+    is_modern = "S" in pattern
     return {
-        "window_pattern": pattern, "value_embeddings": values, "n_layer": 3, "sequence_len": 40
+        "window_pattern": pattern, "value_embeddings": 2 * is_modern, "n_layer": 3,
+        "sequence_len": 40, "key_offset_heads": int(is_modern), "rotary_share": 1 - is_modern / 2,
     }  # fmt: skip
 
 

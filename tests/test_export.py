@@ -69,9 +69,19 @@ def test_transformers_computes_bitwise_equal_logits(
         assert torch.equal(hf_model(input_ids=idx).logits, model(idx))
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_model_with_value_embeddings_comes_with_its_code(tmp_path: Path, every: int) -> None:
-    model, out = small_model(value_embeddings=every, n_layer=3), tmp_path / "model"
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_embeddings": 1},
+        {"value_embeddings": 2, "key_offset_heads": 1, "rotary_share": 0.5},
+        {"key_offset_heads": 2},
+        {"rotary_share": 0.25},
+    ],
+)
+def test_a_model_that_transformers_lacks_comes_with_its_code(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    model, out = small_model(n_layer=3, **changes), tmp_path / "model"
     export.export_hf(model, small_tokenizer(), out, torch.float32)
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
@@ -85,6 +95,14 @@ def test_a_model_with_value_embeddings_comes_with_its_code(tmp_path: Path, every
     [completion] = engine.complete([idx[0, :5].tolist()], 8, temperature=0.0)
     expected = completion.tokens
     assert generated[0, 5 : 5 + len(expected)].tolist() == expected
+    # In a batch with padding at the left every row is as alone.
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), idx[:1, :5]], dim=1)
+    mask = (torch.arange(8) >= 3).long()[None]
+    rows, masks = torch.cat([padded, idx[1:, :8]]), torch.cat([mask, torch.ones_like(mask)])
+    both = hf_model.generate(
+        rows, attention_mask=masks, max_new_tokens=8, do_sample=False, eos_token_id=-1
+    )
+    assert both[0, 8 : 8 + len(expected)].tolist() == expected
 
 
 def test_bfloat16_weights_are_the_float32_weights_rounded(model: GPT, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels import cpu_matmul
 from nanochat.kernels.relu_squared import relu_squared
+from nanochat.kernels.rms_norm import rms_norm as norm
 from tests import small_model
 from tests.reference import attention as slow
 
@@ -122,6 +123,50 @@ def test_value_embeddings_add_scaled_rows_of_a_table_to_the_values(every: int) -
         classic.blocks[layer].attention.value.register_forward_hook(partial(add, layer))
     with torch.no_grad():
         torch.testing.assert_close(model(idx), classic(idx), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_offset_key_heads_attend_with_the_key_of_the_token_before(heads: int) -> None:
+    model, idx = random_model(key_offset_heads=heads, n_layer=1), tokens()
+    attention = model.blocks[0].attention
+    x = norm(norm(model.embedding(idx), 1e-6), 1e-6)
+    with torch.no_grad():
+        q, k, v = attention.project(x, model.rotary.at(torch.arange(idx.size(1))))
+        found = attention(x, model.rotary.at(torch.arange(idx.size(1))), None)
+        y = torch.zeros_like(q)
+        for row, head, t in product(range(idx.size(0)), range(q.size(1)), range(q.size(2))):
+            kv_head = head * k.size(1) // q.size(1)
+            keys = k[row, kv_head, : t + 1]
+            if kv_head < heads:
+                keys = torch.cat([torch.zeros_like(keys[:1]), keys[:-1]])
+            weights = (keys @ q[row, head, t] / q.size(3) ** 0.5).softmax(0)
+            y[row, head, t] = weights @ v[row, kv_head, : t + 1]
+        expected = attention.output(y.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_offset_key_heads_begin_with_the_weights_of_their_queries() -> None:
+    model = GPT(config(n_head=4, n_kv_head=2, key_offset_heads=1))
+    model.init_weights(0)
+    query, key = model.blocks[0].attention.query.weight, model.blocks[0].attention.key.weight
+    head_dim = model.config.head_dim
+    assert torch.equal(key[:head_dim], query[:head_dim])
+    assert not torch.equal(key[head_dim:], query[2 * head_dim : 3 * head_dim])
+
+
+def test_channels_that_are_not_rotated_are_the_same_at_every_position() -> None:
+    whole, part = (GPT(config(rotary_share=share)) for share in (1.0, 0.5))
+    for model in (whole, part):
+        model.rotary.init_tables()
+    half = part.config.head_dim // 2
+    assert (part.rotary.cos[:, half // 2 :] == 1).all()
+    assert not part.rotary.sin[:, half // 2 :].any()
+    assert torch.equal(part.rotary.sin[:, 0], whole.rotary.sin[:, 0])
+    for share in (-0.1, 1.5):
+        with pytest.raises(UserError, match=f"rotary_share={share} must be from 0 to 1"):
+            config(rotary_share=share)
+    with pytest.raises(UserError, match="key_offset_heads=9 must be from 0 to 2"):
+        config(key_offset_heads=9)
 
 
 def test_value_embeddings_need_channels_for_their_gates() -> None:

@@ -62,7 +62,8 @@ def test_joined_rows_give_the_loss_and_gradient_of_plain_rows(
 def test_tokens_without_target_are_left_out_of_the_last_layer(
     lengths: list[int], value_embeddings: int
 ) -> None:
-    model, batch = small_model(value_embeddings=value_embeddings), rows_of_lengths(lengths)
+    more = {"value_embeddings": value_embeddings, "key_offset_heads": value_embeddings}
+    model, batch = small_model(**more), rows_of_lengths(lengths)
     assert batch.weights is not None
     losses = model(batch.inputs, batch.targets)  # all of them are computed
     expected = (losses * batch.weights).sum() / batch.norm

@@ -31,7 +31,9 @@ def expected_logits(model: GPT, rows: list[Row]) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 4}, {"window_pattern": "SL"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_head": 4, "key_offset_heads": 3}, {"window_pattern": "SL"}]
+)
 @torch.no_grad()
 def test_logits_are_those_of_each_sequence_alone(changes: dict[str, object]) -> None:
     model = small_model(sequence_len=36, n_layer=3, **changes)

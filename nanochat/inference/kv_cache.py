@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPTConfig, check_context
+from nanochat.errors import check_context
+from nanochat.gpt import GPTConfig
 from nanochat.kernels.attention import PackedRows, attend_causally, attend_masked, attend_packed
 
 CAPACITY_STEP = 128  # positions: growing copies the cache, so it is not done per token
@@ -26,7 +27,9 @@ def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = Non
 class KVCache:
     """Keys and values of each layer, (num_slots, capacity, K, D); grows up to the context.
 
-    Per slot and position the heads are contiguous, so that a new token is one copy.
+    Per slot and position the heads are contiguous, so that a new token is one copy. The keys of the
+    first `key_offset_heads` are stored one position later, where they are seen; at the first one
+    they are zeros, and after the context they have one position more.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class KVCache:
     ) -> None:
         """can_pack: whether attention reads rows of any length in place, `attend_packed`."""
         self.config, self.windows, self.can_pack = config, config.windows, can_pack
+        self._extra = int(config.key_offset_heads > 0)  # positions after the last token
         self.lengths = [0] * num_slots
         shape = num_slots, 0, config.n_kv_head, config.head_dim
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
@@ -137,15 +141,19 @@ class KVCache:
         """Store k and v (B, K, T, D); attention of q (B, H, T, D) over all stored positions."""
         window, rows = self.windows[layer], self._packed_rows
         if rows is not None:
-            stores = self.keys[layer], self.values[layer]
-            keys, values = (self._store(*pair) for pair in zip(stores, (k, v), strict=True))
+            keys = self._store(self.keys[layer], k, self.config.key_offset_heads)
+            values = self._store(self.values[layer], v)
             y = attend_packed(q.transpose(1, 2).flatten(0, 1), keys, values, rows, window)
             return y.view(q.size(0), q.size(2), *y.shape[1:]).transpose(1, 2)
         first, is_seen = self._views[window]
-        keys = self._append(self.keys[layer], k, first)
-        values = self._append(self.values[layer], v, first)
+        self._store(self.keys[layer], k, self.config.key_offset_heads)
+        self._store(self.values[layer], v)
+        keys, values = (
+            store[layer][: self.num_active, first : self._end].transpose(1, 2)
+            for store in (self.keys, self.values)
+        )
         if is_seen is None and q.size(2) > 1:  # every row starts here: plain causal attention
-            return attend_causally(q, k, v, window)
+            return attend_causally(q, keys if self._extra else k, v, window)
         return attend_masked(q, keys, values, is_seen)
 
     @property
@@ -164,18 +172,20 @@ class KVCache:
 
         assert self._packed_rows is not None
         keys, values = (one[layer].flatten(0, 1) for one in (self.keys, self.values))
-        q = rotate_norm_store(qkv, *cos_sin, self._flat_indices, keys, values, eps, gated)
+        later = self.config.key_offset_heads
+        q = rotate_norm_store(qkv, *cos_sin, self._flat_indices, keys, values, eps, gated, later)
         return attend_packed(q, keys, values, self._packed_rows, self.windows[layer])
 
-    def _store(self, store: Tensor, new: Tensor) -> Tensor:
-        """Write (B, K, T, D); returns (slots * capacity, K, D), every position of every slot."""
-        tokens = new.transpose(1, 2).flatten(0, 1).to(store.dtype)
-        return store.view(-1, *store.shape[2:]).index_copy_(0, self._flat_indices, tokens)
+    def _store(self, store: Tensor, new: Tensor, later: int = 0) -> Tensor:
+        """Write (B, K, T, D), the first `later` heads one position later.
 
-    def _append(self, store: Tensor, new: Tensor, first: int) -> Tensor:
-        """Write (B, K, T, D); returns (B, K, S, D), all of the slots from position `first` on."""
-        self._store(store, new)
-        return store[: self.num_active, first : self._end].transpose(1, 2)
+        Returns (slots * capacity, K, D), every position of every slot.
+        """
+        tokens, flat = new.transpose(1, 2).flatten(0, 1).to(store.dtype), store.flatten(0, 1)
+        if later:
+            flat[:, :later].index_copy_(0, self._flat_indices + 1, tokens[:, :later])
+        flat[:, later:].index_copy_(0, self._flat_indices, tokens[:, later:])
+        return flat
 
     def advance(self, counts: Sequence[int]) -> None:
         """Add to the lengths of the active slots; positions behind a length are padding."""
@@ -194,6 +204,7 @@ class KVCache:
         lengths = [other.lengths[one] if length is None else length for one in sources]
         length = max(lengths)
         self._grow_to(length)
+        length += self._extra
         rows, to = on_device([sources, targets], self.keys[0].device)
         pairs = zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True)
         for store, other_store in pairs:
@@ -218,11 +229,13 @@ class KVCache:
         return moves
 
     def _grow_to(self, needed: int) -> None:
+        needed += self._extra
         if needed <= self.capacity:
             return
         # At least doubling: the copies then cost O(1) per token, and capacities are few.
         steps = -(-max(needed, 2 * self.capacity) // CAPACITY_STEP)
-        extra = min(steps * CAPACITY_STEP, self.config.sequence_len) - self.capacity
+        most = self.config.sequence_len + self._extra
+        extra = min(steps * CAPACITY_STEP, most) - self.capacity
         # Zeros: masked values are multiplied by 0, and uninitialized memory may hold NaN.
         self.keys = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.keys]
         self.values = [F.pad(store, (0, 0, 0, 0, 0, extra)) for store in self.values]

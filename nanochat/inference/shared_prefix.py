@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanochat.gpt import GPT, check_context
+from nanochat.errors import check_context
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.kernels.attention import attend_causally, attend_masked
 
 Row = Sequence[Sequence[int]]
@@ -28,7 +29,7 @@ def logits_at(model: GPT, rows: Sequence[Row], positions: Tensor) -> Tensor:
     """
     device = model.embedding.weight.device
     tokens = torch.tensor([token for row in rows for part in row for token in part])
-    attention = SharedPrefixAttention(rows, model.config.windows, device)
+    attention = SharedPrefixAttention(rows, model.config, device)
     check_context(attention.longest, model.config.sequence_len)
     at = positions.to(device)[None]
     logits: Tensor = model(tokens[None].to(device), kv_cache=attention, logits_at=at)
@@ -38,13 +39,11 @@ def logits_at(model: GPT, rows: Sequence[Row], positions: Tensor) -> Tensor:
 class SharedPrefixAttention:
     """Attention within rows that are concatenated; an `AttentionCache` that keeps nothing."""
 
-    def __init__(
-        self, rows: Sequence[Row], windows: Sequence[int | None], device: torch.device
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], config: GPTConfig, device: torch.device) -> None:
         prefixes = torch.tensor([len(row[0]) for row in rows])
         lengths = torch.tensor([len(part) for row in rows for part in row])
         sizes = torch.tensor([sum(map(len, row)) for row in rows])
-        self.num_rows, self.windows = len(rows), windows
+        self.num_rows, self.windows = len(rows), config.windows
         self.prefix_width = int(prefixes.max())
         width = self.prefix_width + int((sizes - prefixes).max())
         row = torch.arange(len(rows)).repeat_interleave(sizes)  # of each token, (N,)
@@ -64,6 +63,13 @@ class SharedPrefixAttention:
         self._masks = self._continuation_masks(part, positions, width, device)
         self._places, self._tokens = self._places.to(device), tokens.to(device)
         self._positions = positions[None].to(device)
+        # The token before each, -1 if none is: before a continuation, the prefix's last.
+        before = torch.arange(len(row)) - 1
+        begins = (positions == after_prefix) & (part > 0)
+        first_of_row = (sizes.cumsum(0) - sizes)[row]
+        before = torch.where(begins, first_of_row + after_prefix - 1, before)
+        self._before = torch.where(positions > 0, before, -1).to(device)
+        self._offset_heads = config.key_offset_heads
 
     def _continuation_masks(
         self, part: Tensor, positions: Tensor, width: int, device: torch.device
@@ -92,6 +98,9 @@ class SharedPrefixAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention (1, H, N, D) of q (1, H, N, D) over k, v (1, K, N, D)."""
         window, width = self.windows[layer], self.prefix_width
+        if heads := self._offset_heads:
+            before = k[:, :heads, self._before].masked_fill((self._before < 0)[:, None], 0.0)
+            k = torch.cat([before, k[:, heads:]], dim=1)
         q, k, v = self._padded(q), self._padded(k), self._padded(v)
         parts = []
         if width:

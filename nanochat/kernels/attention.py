@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,16 @@ class Rows(NamedTuple):
     @property
     def is_grouped(self) -> bool:
         return self.num_heads != self.num_kv_heads
+
+
+class AttentionCache(Protocol):
+    """A KV cache as the model sees it; storage and masks are up to the cache."""
+
+    def positions(self, num_new: int) -> Tensor:
+        """(B, T) int64 positions of each row's next tokens; UserError past the context."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (B, K, T, D); attention (B, H, T, D) of q (B, H, T, D) over all stored."""
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -278,3 +288,13 @@ KERNELS: dict[Kernel, Callable[[Tensor, Tensor, Tensor, int | None], Tensor]] = 
     "flex": attend_by_flex,
     "blocks": attend_in_blocks,
 }
+
+
+def offset_keys(k: Tensor, heads: int, is_first: Tensor | None = None) -> Tensor:
+    """Keys (B, K, T, D), of the first heads those of the token before; zeros at is_first (B, T)."""
+    if not heads:
+        return k
+    before = F.pad(k[:, :heads, :-1], (0, 0, 1, 0))
+    if is_first is not None:
+        before = before.masked_fill(is_first[:, None, :, None], 0.0)
+    return torch.cat([before, k[:, heads:]], dim=1)

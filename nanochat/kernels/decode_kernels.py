@@ -15,12 +15,13 @@ BLOCK = 1024  # elements of a program of `relu_squared`
 
 def rotate_norm_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, places: Tensor, keys: Tensor, values: Tensor, eps: float,
-    gated: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    gated: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, later_heads: int = 0,
 ) -> Tensor:  # fmt: skip
     """Queries (N, H, D) of projections qkv (N, H + 2 K, D), contiguous; rotated, then normed.
 
     Keys, rotated and normed, too, and values go to the positions `places` (N,) int64 of the stores
-    keys, values (S, K, D).  cos, sin: N x D / 2, contiguous.  gated: the input (N, C) of the layer,
+    keys, values (S, K, D); the keys of the first `later_heads` go to the position after.
+    cos, sin: N x D / 2, contiguous.  gated: the input (N, C) of the layer,
     a table (vocabulary, K * D) float32, tokens (N,) int64 and gates (K, G) float32. Then values get
     rows of the table by their tokens, times 3 sigmoid(gates @ the first G channels of the input).
     """
@@ -32,7 +33,8 @@ def rotate_norm_store(
         _rotate_norm_store[(count, heads)](
             qkv, cos, sin, places, q, keys, values, eps, x, table, tokens, gates, x.stride(0),
             q.size(1), num_kv_heads, width // 2, triton.next_power_of_2(width // 2),
-            num_gates, triton.next_power_of_2(num_gates), num_warps=1, enable_fp_fusion=True,
+            num_gates, triton.next_power_of_2(num_gates), later_heads, num_warps=1,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return q
 
@@ -42,7 +44,7 @@ def rotate_norm_store(
 def _rotate_norm_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, places, q, keys, values, eps, x, table, tokens, gates, x_stride,
     H: tl.constexpr, K: tl.constexpr, HALF: tl.constexpr, SIZE: tl.constexpr,
-    NUM_GATES: tl.constexpr, GATES_SIZE: tl.constexpr,
+    NUM_GATES: tl.constexpr, GATES_SIZE: tl.constexpr, LATER_HEADS: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = tl.load(places + token)
@@ -74,7 +76,8 @@ def _rotate_norm_store(  # type: ignore[no-untyped-def]
     to_q = q + (token * H + head) * 2 * HALF + at
     tl.store(to_q, first, head_at < H)
     tl.store(to_q + HALF, second, head_at < H)
-    to_keys = keys + (place * K + head - H) * 2 * HALF + at
+    later = tl.where(head - H < LATER_HEADS, 1, 0)
+    to_keys = keys + ((place + later) * K + head - H) * 2 * HALF + at
     is_key = (head_at >= H) & (head_at < H + K)
     tl.store(to_keys, first, is_key)
     tl.store(to_keys + HALF, second, is_key)

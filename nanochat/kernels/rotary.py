@@ -17,9 +17,10 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, sequence_len: int, head_dim: int, base: float) -> None:
+    def __init__(self, sequence_len: int, head_dim: int, base: float, share: float = 1.0) -> None:
+        """share: of the channels of a head those that are rotated."""
         super().__init__()
-        self.base = base
+        self.base, self.share = base, share
         shape = sequence_len, head_dim // 2
         # Not persistent: a checkpoint holds weights only, tables are computed.
         self.register_buffer("cos", torch.empty(shape), persistent=False)
@@ -30,7 +31,9 @@ class Rotary(nn.Module):
         length, half = self.cos.shape
         # On the CPU and in this order of operations: the bits are those of stock engines.
         steps = torch.arange(0, 2 * half, 2, dtype=torch.float32, device="cpu")
-        frequencies = 1.0 / self.base ** (steps / (2 * half))
+        num_rotated = round(half * self.share)
+        frequencies = 1.0 / self.base ** (steps / max(2 * num_rotated, 2))
+        frequencies[num_rotated:] = 0.0
         positions = torch.arange(length, dtype=torch.float32, device="cpu")
         angles = torch.outer(positions, frequencies)
         self.cos.copy_(angles.cos())

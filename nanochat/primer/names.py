@@ -149,5 +149,5 @@ def two_people(rng: Random, split: Split) -> tuple[tuple[str, str, str], tuple[s
     return (name, she, _POSSESSIVE[she]), (friend, he, _POSSESSIVE[he])
 
 
-_NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(row.name for row in (*PEOPLE, *TOWNS))}
+_NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(p.name for p in PEOPLE), *(t.name for t in TOWNS)}
 _POSSESSIVE = {"he": "his", "she": "her"}
