@@ -100,11 +100,12 @@ case "$NANOCHAT_TIER" in
         if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
         # Names of the world are tokens; of words that are copied or spelled, the parts are.
-        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=1536 --fold_all_caps)
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=1536 --fold_all_caps --add_prefix_space)
         RATES=(--matrix_lr=0.010 --embedding_lr=0.12 --unembedding_lr=0.006)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
-            --value_embeddings=1 --total_batch_size=2048 --num_iterations=1000 --warmdown_share=0.3
-            --final_lr=0.3 --grad_clip=0 "${RATES[@]}" --eval_every=0 --save_every=100)
+            --value_embeddings=1 --key_offset_heads=1 --rotary_share=0.5 --total_batch_size=2048
+            --num_iterations=1000 --warmdown_share=0.3 --final_lr=0.3 --grad_clip=0 "${RATES[@]}"
+            --eval_every=0 --save_every=100)
         LOSS_OPTIONS=(--eval_tokens=65536)
         CORE_OPTIONS=()
         MID_OPTIONS=(--total_batch_size=2048 --num_conversations=10000 --warmdown_share=0.3
@@ -119,9 +120,10 @@ case "$NANOCHAT_TIER" in
     smoke)
         SAMPLE_QUESTION="What is 347 + 588?"
         DATA_OPTIONS=(--source=primer -n 1)
-        TOKENIZER_OPTIONS=(--max_chars=500000 --vocab_size=1024 --fold_all_caps)
-        BASE_OPTIONS=(--depth="${DEPTH:-1}" --head_dim=32 --max_seq_len=256 --total_batch_size=1024
-            --num_iterations=6 --eval_every=3 --save_every=2 --eval_tokens=2048)
+        TOKENIZER_OPTIONS=(--max_chars=500000 --vocab_size=1024 --fold_all_caps --add_prefix_space)
+        BASE_OPTIONS=(--depth="${DEPTH:-1}" --head_dim=32 --max_seq_len=256 --key_offset_heads=1
+            --rotary_share=0.5 --total_batch_size=1024 --num_iterations=6 --eval_every=3
+            --save_every=2 --eval_tokens=2048)
         LOSS_OPTIONS=(--eval_tokens=2048)
         CORE_OPTIONS=()
         MID_OPTIONS=(--total_batch_size=1024 --num_conversations=64 --num_iterations=6 --save_every=2
