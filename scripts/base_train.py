@@ -28,6 +28,17 @@ class Options(LoopOptions):
     value_embeddings: Annotated[int, at_least(0)] = 0
     """Tables of values, looked up by token: 1 for every layer, 2 for every second one, and so on,
     the last one included; 0 for none."""
+    key_offset_heads: Annotated[int, at_least(0)] = 0
+    """Heads, in each layer, whose keys are those of the token before: small models learn sooner to
+    copy from the context."""
+    rotary_share: Annotated[float, between(0, 1)] = 1.0
+    """Share of a head's channels that are rotated by their position; 0.5 suits
+    --key_offset_heads."""
+    sampled_softmax_share: Annotated[float, between(0, 1)] = 0.0
+    """Share of the run, at its start, in which the softmax sums over the target and a sample of the
+    vocabulary: small models train faster. Only on a CPU in float32 or bfloat16; elsewhere 0."""
+    sampled_softmax_size: Annotated[int, at_least(1)] = 320
+    """Tokens that are in each sample; the n-th of the vocabulary with probability size / n."""
     num_iterations: Annotated[int, at_least(1, besides=-1)] = -1
     """Optimizer steps; -1 means by --target_flops or --tokens_per_parameter."""
     target_flops: Annotated[float, at_least(1, besides=-1)] = -1.0
@@ -65,6 +76,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 from nanochat.training import run_summary, scaling_laws
 from nanochat.training.config import Plan
+from nanochat.training.sampled_softmax import SampledSoftmax
 from nanochat.training.schedule import Schedule
 from scripts.training import Setup, defining_settings, train
 
@@ -96,6 +108,8 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
         rope_base=options.rope_base,
         window_pattern=options.window_pattern,
         value_embeddings=options.value_embeddings,
+        key_offset_heads=options.key_offset_heads,
+        rotary_share=options.rotary_share,
     )
     with torch.device("meta"):  # no memory before the summary of the run has been logged
         model = GPT(config, compute_dtype=runtime.compute_dtype)
@@ -109,8 +123,15 @@ def start(name: str, options: Options, runtime: Runtime) -> Setup:
         tokenizer=tokenizer.content_hash,
         # Not -1: a run keeps its batch size even if the law for it changes.
         total_batch_size=run_length(options, model)[0],
+        sampled_softmax_share=sampled_share(options, runtime),
     )
     return Setup(name, options, runtime, tag, source, settings, lambda: (model, tokenizer))
+
+
+def sampled_share(options: Options, runtime: Runtime) -> float:
+    """The share of steps with a sampled softmax: none where its gain has not been measured."""
+    is_measured = runtime.device.type == "cpu" and runtime.compute_dtype != torch.float16
+    return options.sampled_softmax_share if is_measured else 0.0
 
 
 def run_length(options: Options, model: GPT) -> tuple[int, int]:
@@ -147,8 +168,16 @@ def make_plan(options: Options, setup: Setup) -> Plan:
     summary = text_rows(setup.source, documents, tokenizer, num_tokens)
     if setup.source in dataset.HUB_SOURCES:
         summary = [*run_summary.of_text(num_tokens), *summary]
+    share, sampled_softmax = sampled_share(options, setup.runtime), None
+    if share:
+        sampled_softmax = SampledSoftmax(
+            tokenizer.get_vocab_size(), options.sampled_softmax_size, round(share * num_steps),
+            options.seed,
+        )  # fmt: skip
+        summary = [*summary, ("softmax", str(sampled_softmax))]
     return setup.plan(
         model, tokenizer, rows=rows, schedule=schedule, batches=batches,
+        sampled_softmax=sampled_softmax,
         usual_rows=scaling_laws.RECIPE_BATCH_TOKENS / options.max_seq_len,
         summary=summary,
     )  # fmt: skip

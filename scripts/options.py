@@ -25,7 +25,7 @@ class LoopOptions:
     memory. Does not change results."""
     recipe: Literal["classic", "modern"] = "classic"
     """Settings, to which the options default: classic is nanochat's of late 2025; modern pretrains
-    with --value_embeddings=2 as well."""
+    with --value_embeddings=2 --sampled_softmax_share=0.85 as well."""
     matrix_lr: Annotated[float, at_least(0, besides=-1)] = -1.0
     """Learning rate of the matrices (Muon). Here and for the next two -1 means the recipe's (0.02,
     0.3, 0.004) times the square root of the batch size by the default one, but at least half."""

@@ -23,6 +23,7 @@ from nanochat.runtime import all_reduce_sum
 from nanochat.training import rollout, trainer
 from nanochat.training.param_groups import build_optimizers
 from nanochat.training.rollout import Scored
+from nanochat.training.sampled_softmax import SampledSoftmax
 from nanochat.training.schedule import Schedule
 from tests.ranks import run_in_ranks
 from tests.small_model import small_tokenizer
@@ -95,10 +96,16 @@ def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) ->
     model.init_weights(0)
     optimizers = build_optimizers(model, weight_decay=0.1)
     schedule, norms = Schedule(NUM_STEPS, warmup_steps=2), []
+    # The softmax of pretraining is a sampled one at first.
+    num_sampled = NUM_STEPS // 2 if stage == "base" else 0
+    sampled = SampledSoftmax(vocab_size, 20, num_sampled, seed=0)
     for step, batch in zip(range(NUM_STEPS), batches(stage, rank, world_size), strict=True):
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         batch = replace(batch, weights=weights.double())
-        trainer.accumulate_gradients(model, batch, micro_batch, torch.device("cpu"))
+        trainer.accumulate_gradients(
+            model, batch, micro_batch, torch.device("cpu"),
+            softmax_factors=sampled.factors(step + 1),
+        )  # fmt: skip
         square = sum(float(optimizer.reduce_gradients()) for optimizer in optimizers)
         norms.append(all_reduce_sum([square])[0] ** 0.5)
         trainer.update(optimizers, schedule, step, norms[-1])

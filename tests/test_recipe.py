@@ -67,6 +67,7 @@ def test_a_dry_run_prints_the_published_numbers(
 def test_options_default_to_the_recipe_and_override_it() -> None:
     options = base_train.with_recipe(parse(base_train.Options, ["--recipe=modern"]))
     assert (options.value_embeddings, options.matrix_lr) == (2, -1)  # -1: the recipe's rate
+    assert options.sampled_softmax_share == 0.85
     given = ["--recipe=modern", "--value_embeddings=0", "--matrix_lr=0.5"]
     options = base_train.with_recipe(parse(base_train.Options, given))
     assert (options.value_embeddings, options.matrix_lr) == (0, 0.5)
@@ -86,6 +87,7 @@ def test_a_dry_run_of_the_modern_recipe_has_value_embeddings(
     assert "value embeddings 838,860,800" in printed  # 10 tables of 65,536 x 1,280
     # The horizon is that of the classic recipe, not longer by 20 tokens for each value.
     assert "11,219,763,200 tokens, 20.00 per parameter (of all but value embeddings)" in printed
+    assert "over about 2,286 of 65,536 tokens in the first 18,190 steps" in printed
 
 
 def test_the_later_stages_have_the_published_settings() -> None:

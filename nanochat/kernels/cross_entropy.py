@@ -47,16 +47,36 @@ def capped_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float)
 
 
 def weighted_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float, compiles: bool = False
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float,
+    compiles: bool = False, softmax_factors: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """sum(weights * capped_cross_entropy(...)); weights: (N,) float32, without gradient.
 
     compiles: elsewhere than on a CPU, compile what is done between the products.
+    softmax_factors: (V,) float32, of a sampled softmax: how often each token counts in the sum of
+    exponentials, 0 for those left out. A row's own target counts once. Needs a cap of at most 40.
     """
+    if softmax_factors is not None:
+        return _sampled_cross_entropy(x, weight, targets, weights, cap, softmax_factors)
     if x.device.type != "cpu" or x.dtype == torch.float16:
         summed: Tensor = _FusedCrossEntropy.apply(x, weight, targets, weights, cap, compiles)
         return summed
     total: Tensor = _WeightedCrossEntropy.apply(x, weight, targets, weights, cap)
+    return total
+
+
+def _sampled_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float, factors: Tensor
+) -> Tensor:
+    """The loss over the U tokens that have a factor or are the target of any row."""
+    assert cap <= MAX_CAP, "the largest exponential may have no factor"
+    found = targets.clamp(min=0)
+    is_used = (factors > 0).index_fill_(0, found, True)
+    tokens = is_used.nonzero().squeeze(1)
+    columns = torch.where(targets < 0, targets, (is_used.cumsum(0) - 1)[found])
+    # In the backward pass, autograd puts the gradient of these rows among zeros.
+    rows = weight.index_select(0, tokens)
+    total: Tensor = _WeightedCrossEntropy.apply(x, rows, columns, weights, cap, factors[tokens])
     return total
 
 
@@ -77,8 +97,9 @@ def plain_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, cap: float) 
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, cap: float,
+        factors: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         matrix = weight.to(x.dtype)
         weights = weights.masked_fill(targets < 0, 0.0)[:, None]
         columns = targets.clamp(min=0)[:, None]  # a masked target has weight 0: any column will do
@@ -88,7 +109,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             logits = _sigmoid_logits(x[rows], matrix, cap)
             scales = logits.new_empty(logits.size(0), 1)
             for part in split_for_cache(logits, columns[rows], weights[rows], scales):
-                total += _loss_and_gradient(*part, cap=cap)
+                total += _loss_and_gradient(*part, cap=cap, factors=factors)
             # `logits` holds d loss / d z / scales now. Scaling x and grad_x instead of it touches
             # C channels per row and not V logits.
             grad_logits, scales = logits.to(x.dtype), scales.to(x.dtype)
@@ -98,9 +119,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * upstream[0].to(grad_x.dtype), grad_weight * upstream[0], None, None, None
+        scaled = grad_x * upstream[0].to(grad_x.dtype), grad_weight * upstream[0]
+        return *scaled, None, None, None, None
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -197,19 +219,22 @@ def _sigmoid_logits(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
 
 
 def _loss_and_gradient(
-    s: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float
-) -> Tensor:
+    s: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float,
+    factors: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The weighted loss of some rows; s becomes d loss / d z / scales and scales is filled.
 
     s: (rows, V) by `_sigmoid_logits`; columns, weights, scales: (rows, 1). The capped logit is
     cap * (2 s - 1), so d loss / d z = weight * (softmax - one_hot) * (1 - tanh^2) with
     1 - tanh^2 = 4 s (1 - s). All factors of a whole row (4, weight, 1 / sum of exponentials) go
-    into scales.
+    into scales. factors: (V,) of the exponentials of all but the row's target.
     """
     # Any shift of the logits gives the same softmax. Half, tanh = 0, saves the pass for the max.
     shift = s.new_full((), 0.5) if cap <= MAX_CAP else s.amax(dim=1, keepdim=True)
     target_logits = (s.gather(1, columns) - shift) * (2 * cap)
     exponentials = torch.add(shift * (-2 * cap), s, alpha=2 * cap).exp_()
+    if factors is not None:
+        exponentials.mul_(factors).scatter_(1, columns, target_logits.exp())
     sums = exponentials.sum(dim=1, keepdim=True)
     # exponentials - sums * one_hot = sums * (softmax - one_hot)
     if torch.compiler.is_compiling():  # a `where` is fused, a scatter is not

@@ -10,6 +10,7 @@ from nanochat.data.chat_batches import Conversations
 from nanochat.data.packing import Texts
 from nanochat.gpt import GPT
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.training.sampled_softmax import SampledSoftmax
 from nanochat.training.schedule import Schedule
 
 COLUMNS = {"base": "BASE", "mid": "MID", "sft": "SFT", "rl": "RL"}
@@ -53,6 +54,7 @@ class Plan:
     summary: Sequence[tuple[str, str]] = ()  # more rows of the table before the first step
     scores: Callable[[], dict[str, float]] = dict  # more metrics of each evaluation; collective
     prefetch: bool = True  # prepare the next batch during a step
+    sampled_softmax: SampledSoftmax | None = None
     has_fixed_shape: bool = True  # every batch is rows x context; else compiling does not pay
 
     def rank_rows(self, world_size: int) -> int:

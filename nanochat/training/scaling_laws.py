@@ -10,8 +10,8 @@ Recipe = Literal["classic", "modern"]
 # pretraining defaults to. classic: nanochat of late 2025. modern: what won since, dev/LOG.md.
 RATES = {"matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
 RECIPES: dict[Recipe, dict[str, float]] = {
-    "classic": {**RATES, "value_embeddings": 0},
-    "modern": {**RATES, "value_embeddings": 2},
+    "classic": {**RATES, "value_embeddings": 0, "sampled_softmax_share": 0.0},
+    "modern": {**RATES, "value_embeddings": 2, "sampled_softmax_share": 0.85},
 }
 # The recipe's batch size, and the budget from which on it is used: 20 tokens per parameter of
 # depth 6 at vocabulary 65,536. Smaller batches follow by "Power Lines", arXiv 2505.13738.

@@ -213,6 +213,7 @@ def _train(
                         start, context, device_batch_size=device_batch_size, every=hooks,
                         prefetch=plan.prefetch, skip_steps=skip_steps,
                         joined_length=autotune.joined_length(plan, runtime),
+                        sampled_softmax=plan.sampled_softmax,
                     )  # fmt: skip
                     _require_saved(saver.complete(state))
                 return state

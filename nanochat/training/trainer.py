@@ -28,6 +28,7 @@ from nanochat.runtime import Runtime, all_reduce_sum, gc_and_trim_disabled
 from nanochat.training import rank_watchdog
 from nanochat.training.async_checkpoint import CheckpointSaver, TrainState
 from nanochat.training.micro_batch import micro_batches, used_lengths
+from nanochat.training.sampled_softmax import SampledSoftmax
 from nanochat.training.schedule import Schedule
 from nanochat.training.stop_requests import STOP_SIGNALS, StopRequests
 
@@ -73,6 +74,7 @@ def train(
     schedule: Schedule, start: TrainState, context: RunContext, *,
     device_batch_size: int, every: Sequence[Every] = (), prefetch: bool = True,
     skip_steps: Collection[int] = (), joined_length: int = 0,
+    sampled_softmax: SampledSoftmax | None = None,
 ) -> TrainState:  # fmt: skip
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
@@ -97,7 +99,8 @@ def train(
                 loss = torch.tensor(math.nan if batch.has_signal else 0.0)
                 stats = _step_stats(model, batch, loss, [], context)
             else:
-                stats = gradients.of(batch, state.step + 1)
+                factors = sampled_softmax.factors(state.step + 1) if sampled_softmax else None
+                stats = gradients.of(batch, state.step + 1, factors)
                 _require_finite(stats, state.step + 1, saver)
                 update(optimizers, schedule, state.step, stats.gradient_norm)
             model.zero_grad(set_to_none=True)
@@ -130,23 +133,27 @@ def train(
 def accumulate_gradients(
     model: nn.Module, batch: Batch, device_batch_size: int, device: torch.device,
     *, joined_length: int = 0, scale: float = 1.0, reduction: OverlappedReduction | None = None,
-    threads: Executor | None = None,
+    threads: Executor | None = None, softmax_factors: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """This rank's sum(weights * nll) / norm; adds its gradient, times scale, to `.grad`.
 
     joined_length: see `micro_batches`. scale: so that small gradients are no zeros in float16.
     reduction: begins to average the gradients during the last backward pass. threads: two, for the
-    halves of a batch that is at most two passes.
+    halves of a batch that is at most two passes. softmax_factors: see `weighted_cross_entropy`.
     """
     if threads is not None and 2 <= batch.inputs.size(0) <= 2 * device_batch_size:
         halves = [batch.rows(slice(first, None, 2)) for first in (0, 1)]  # similar lengths
         half = partial(
             accumulate_gradients, model, device_batch_size=device_batch_size, device=device,
-            joined_length=joined_length, scale=scale,
+            joined_length=joined_length, scale=scale, softmax_factors=softmax_factors,
         )  # fmt: skip
         # The sum of two gradients is the same in either order, of more it would not be.
         first, second = threads.map(half, halves)
         return first + second
+    if softmax_factors is not None:
+        softmax_factors = softmax_factors.to(device)
+        # Each sample has another size, for which a compiled model would be compiled again.
+        model = getattr(model, "_orig_mod", model)
     total = torch.zeros((), device=device, dtype=torch.float32)
     passes = micro_batches(batch, device_batch_size, joined_length, device)
     upcoming = next(passes, None)
@@ -154,6 +161,8 @@ def accumulate_gradients(
         (inputs, targets, named), upcoming = upcoming, next(passes, None)
         # The weights are scaled, not the loss, which computes its gradient in the forward pass.
         named["weights"] = named["weights"] / (batch.norm / scale)
+        if softmax_factors is not None:
+            named["softmax_factors"] = softmax_factors
         if reduction is not None:
             reduction.expect_last(upcoming is None)
         loss = model(inputs, targets, **named)
@@ -187,7 +196,7 @@ class _Gradients:
         if self.reduction is not None:
             self.reduction.close()
 
-    def of(self, batch: Batch, step: int) -> "_StepStats":
+    def of(self, batch: Batch, step: int, softmax_factors: Tensor | None) -> "_StepStats":
         """Average this step's gradients for the optimizers; every rank gets the same stats.
 
         In float16 a gradient that overflows is computed again at half the scale.
@@ -195,7 +204,7 @@ class _Gradients:
         if self.is_scaled and step - self.scale_since > SCALE_STEPS:
             self.scale, self.scale_since = self.scale * 2, step
         while True:
-            loss = self._within_memory(batch)
+            loss = self._within_memory(batch, softmax_factors)
             scaled = (self.scale,) if self.is_scaled else ()
             squared_norms = [optimizer.reduce_gradients(*scaled) for optimizer in self.optimizers]
             stats = _step_stats(self.model, batch, loss, squared_norms, self.context)
@@ -205,7 +214,7 @@ class _Gradients:
             logger.info("step %d overflows: loss scale %g, computed again", step, self.scale)
             self.model.zero_grad(set_to_none=True)
 
-    def _within_memory(self, batch: Batch) -> Tensor:
+    def _within_memory(self, batch: Batch, softmax_factors: Tensor | None) -> Tensor:
         """Halves the rows of a pass until the step fits into memory, for all later steps, too."""
         device = self.context.runtime.device
         named: dict[str, Any] = {"joined_length": self.joined_length} if self.joined_length else {}
@@ -215,6 +224,8 @@ class _Gradients:
             named["reduction"] = self.reduction
         if self.threads is not None:
             named["threads"] = self.threads
+        if softmax_factors is not None:
+            named["softmax_factors"] = softmax_factors
         while True:
             try:
                 return accumulate_gradients(self.model, batch, self.rows, device, **named)
