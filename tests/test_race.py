@@ -28,6 +28,12 @@ def test_a_curve_is_over_the_seconds_of_steps_by_either_clock() -> None:
     assert race.curve(LINES, "cpu") == [(3.0, 3.0), (7.0, 2.0)]
 
 
+def test_a_step_is_timed_by_the_share_of_each_phase_without_warm_up_and_slow_ones() -> None:
+    sampled, full = [9.0] * race.WARMUP_STEPS + [1.0] * 14, [2.0] * 3
+    sampled[8] = 50.0
+    assert race.mean_step([*sampled, *full]) == pytest.approx((17 * 1.0 + 3 * 2.0) / 20)
+
+
 def test_the_summary_compares_with_the_first_setting() -> None:
     curves = {
         "old": [[(5.0, 3.0), (10.0, 2.0)], [(5.0, 3.0), (10.0, 2.2)]],
@@ -63,7 +69,7 @@ def test_a_race_trains_each_setting_and_seed_once_and_is_resumed(
 
     monkeypatch.setattr(race, "train", train)
     monkeypatch.setattr(race, "CALIBRATION_STEPS", 4)
-    monkeypatch.setattr("statistics.median", lambda _: 0.25)  # of a step: the race has four
+    monkeypatch.setattr(race, "mean_step", lambda _: 0.25)  # the race has four steps
     out = tmp_path / "found.json"
     command = [
         "--setting=low: --matrix_lr=0.001", "--setting=high: --matrix_lr=0.02", "--seeds=1",

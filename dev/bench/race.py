@@ -31,7 +31,7 @@ from nanochat import paths  # nothing that imports torch, which takes memory fro
 from nanochat.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-CALIBRATION_STEPS = 12
+CALIBRATION_STEPS = 20  # of which the full softmax after a sampled one has its share of 15 %
 WARMUP_STEPS = 3  # that are not timed: allocations, kernel selection
 BITS = "bits per byte, text"  # in metrics.jsonl
 AGAIN = " again"  # ends the name of the first setting's second entry
@@ -90,14 +90,21 @@ def curve(lines: Sequence[Line], clock: str) -> Curve:
     return [(float(seconds[step - 1]), bits) for step, bits in sorted(evaluations.items())]
 
 
+def mean_step(seconds: Sequence[float]) -> float:
+    """The mean without warm-up and single slow steps; phases of other cost have their share."""
+    steady = [seconds[WARMUP_STEPS]] * WARMUP_STEPS + [*seconds[WARMUP_STEPS:]]
+    windows = (steady[max(0, i - 1) : i + 2] for i in range(len(steady)))
+    return statistics.mean(map(statistics.median, windows))
+
+
 def num_steps(setting: Setting, seconds: float, clock: str) -> int:
-    """The steps that fill the seconds, by the median of a short run's.
+    """The steps that fill the seconds, by those of a short run.
 
     The run is found again by a race that resumes, which therefore gets the same number.
     """
     short = [*setting.options, f"--num_iterations={CALIBRATION_STEPS}", "--eval_every=0"]
     lines = finished_run([*short, "--eval_tokens=1"], setting.tag("calibration"))
-    return max(1, round(seconds / statistics.median(step_seconds(lines, clock)[WARMUP_STEPS:])))
+    return max(1, round(seconds / mean_step(step_seconds(lines, clock))))
 
 
 def run_race(settings: Sequence[Setting], options: argparse.Namespace) -> dict[str, list[Curve]]:
