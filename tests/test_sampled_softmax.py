@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -15,7 +16,7 @@ from nanochat.kernels import cpu_matmul
 from nanochat.kernels.cross_entropy import weighted_cross_entropy
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import SPECIAL_TOKENS
-from nanochat.training import trainer
+from nanochat.training import autotune, trainer
 from nanochat.training.sampled_softmax import SampledSoftmax
 from scripts import base_train
 from tests import test_trainer
@@ -155,6 +156,16 @@ def test_a_compiled_model_runs_as_it_is_while_samples_differ_in_size() -> None:
         compiled, test_trainer.batch(0), 3, torch.device("cpu"), softmax_factors=factors
     )
     assert len(model.seen) == 2 and model.table.weight.grad is not None
+
+
+def test_such_a_run_is_compiled_only_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    plan: Any = SimpleNamespace(
+        compile="auto", has_fixed_shape=True, sampled_softmax=SAMPLED, model=RecordingModel()
+    )
+    runtime = Runtime(torch.device("cpu"), 0, 1, torch.bfloat16)
+    with caplog.at_level("INFO"):
+        assert autotune.compiled(plan, 1.0, runtime) is plan.model
+    assert "eager, not compiled: only the last steps" in caplog.text
 
 
 @pytest.mark.parametrize(

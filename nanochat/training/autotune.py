@@ -107,6 +107,8 @@ def compiled(plan: Plan, peak_tokens_per_second: float, runtime: Runtime) -> nn.
         reason = "the rows of this stage vary in length"  # each length would be compiled again
     elif plan.compile == "auto" and runtime.device.type == "mps":
         reason = "not on this device"
+    elif plan.compile == "auto" and plan.sampled_softmax is not None:
+        reason = "only the last steps, with the full softmax, would gain"
     elif plan.compile == "auto" and _is_short(plan, peak_tokens_per_second, runtime):
         reason = "the run is too short to make up for the time of compiling"
     else:
