@@ -100,7 +100,7 @@ case "$NANOCHAT_TIER" in
         if grep -qsE "avx512_bf16|amx_bf16" /proc/cpuinfo; then export NANOCHAT_DTYPE="${NANOCHAT_DTYPE:-bfloat16}"; fi
         DATA_OPTIONS=(--source=primer -n 4)
         # Names of the world are tokens; of words that are copied or spelled, the parts are.
-        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=1536 --fold_all_caps --add_prefix_space)
+        TOKENIZER_OPTIONS=(--max_chars=20000000 --vocab_size=2048 --fold_all_caps --add_prefix_space)
         RATES=(--matrix_lr=0.010 --embedding_lr=0.12 --unembedding_lr=0.006)
         BASE_OPTIONS=(--depth="${DEPTH:-3}" --head_dim=64 --max_seq_len=256 --rope_base=100
             --value_embeddings=1 --key_offset_heads=1 --rotary_share=0.5 --total_batch_size=2048

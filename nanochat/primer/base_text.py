@@ -245,7 +245,7 @@ def _words(rng: Random, split: Split) -> list[str]:
 def _letters(rng: Random, split: Split) -> str:
     wordings = (
         "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
-        "'{w}' is {s}.", "'{w}' is {s}.",  # twice: quoted as in the calculator's 'word'.count('w')
+        "The letters of {w} are {s}.",
         "To write {w}, write {s}.",
     )  # fmt: skip
     lines = [rng.choice(wordings).format(w=word, s="-".join(word)) for word in _words(rng, split)]

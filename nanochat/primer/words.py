@@ -88,7 +88,8 @@ def _count(rng: Random, split: Split, unseen: bool) -> Question:
         answer=f"The letter {letter} occurs {number} time{'s' * (number != 1)} in {word}.",
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",
-        expression=f"'{word}'.count('{letter}')",
+        # With a space before it the word is the same tokens as in the question.
+        expression=f"' {word}'.count('{letter}')",
         kind="number",
         unseen_wording=unseen,
         exact=(word, letter, f"{letter}s"),
