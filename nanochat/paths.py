@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -100,7 +99,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: a rename is atomic only within a file system. Not of tempfile, whose
         # files are private: the umask decides who may read this one.
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
         try:
             with temporary.open("xb") as file:
                 yield file
