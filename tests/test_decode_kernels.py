@@ -11,7 +11,7 @@ ROTATE = {
     "tokens": "*i64", "gates": "*fp32", "x_stride": "i32",
 }  # fmt: skip
 SHAPE = {"H": 10, "K": 10, "HALF": 64, "SIZE": 64}
-GATED = {"NUM_GATES": 12, "GATES_SIZE": 16}
+GATED = {"NUM_GATES": 12, "GATES_SIZE": 16, "LATER_HEADS": 0}
 RELU = {"x": "*bf16", "y": "*bf16", "count": "i32"}
 
 
@@ -22,8 +22,12 @@ RELU = {"x": "*bf16", "y": "*bf16", "count": "i32"}
     ("name", "types", "constants"),
     [
         ("_rotate_norm_store", ROTATE, SHAPE | GATED),
-        ("_rotate_norm_store", ROTATE, SHAPE | {"NUM_GATES": 0, "GATES_SIZE": 0}),
-        ("_rotate_norm_store", ROTATE, GATED | {"H": 4, "K": 2, "HALF": 12, "SIZE": 16}),
+        ("_rotate_norm_store", ROTATE, SHAPE | {"NUM_GATES": 0, "GATES_SIZE": 0, "LATER_HEADS": 0}),
+        (
+            "_rotate_norm_store",
+            ROTATE,
+            GATED | {"H": 4, "K": 2, "HALF": 12, "SIZE": 16, "LATER_HEADS": 1},
+        ),
         ("_relu_squared", RELU, {"SIZE": 1024}),
     ],
 )
