@@ -139,6 +139,11 @@ def test_no_kernel_is_claimed_where_it_does_not_exist(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     assert can_join(gpu, torch.bfloat16, 128) and can_join(gpu, torch.float16, 64)
     assert not can_join(gpu, torch.float32, 128) and not can_join(gpu, torch.bfloat16, 12)
+    assert can_join(gpu, torch.bfloat16, 192) and not can_join(gpu, torch.bfloat16, 200)
+    for capability in [(8, 0), (9, 0), (10, 0)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, own=capability: own)
+        assert can_join(gpu, torch.bfloat16, 256) and not can_join(gpu, torch.bfloat16, 264)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     assert not can_join(torch.device("mps"), torch.float16, 64)
     assert can_join(CPU, torch.float32, 12)
     monkeypatch.setattr(torch.version, "hip", "7.2")

@@ -41,8 +41,11 @@ def can_join(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
         return True
     if device.type != "cuda" or torch.version.hip is not None:
         return False
-    fits = head_dim % 8 == 0 and head_dim <= 256 and dtype in (torch.bfloat16, torch.float16)
-    return fits and torch.cuda.get_device_capability(device) >= (8, 0)
+    capability = torch.cuda.get_device_capability(device)
+    # Gradients of wider heads need the shared memory of a data center's card.
+    widest = 256 if capability[1] == 0 and capability[0] < 12 else 192
+    fits = head_dim % 8 == 0 and head_dim <= widest and dtype in (torch.bfloat16, torch.float16)
+    return fits and capability >= (8, 0)
 
 
 def attend_within(
