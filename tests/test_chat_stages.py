@@ -67,18 +67,21 @@ def test_every_stage_is_evaluated_and_in_the_report(on_ranks: dict[int, Path], r
         assert section["seconds"] >= logged[-2]["train_seconds"]
 
 
+def assert_equal_weights(uninterrupted: Path, resumed: Path, stage: str) -> None:
+    expected, found = (weights(folder, stage, "chat") for folder in (uninterrupted, resumed))
+    assert all(torch.equal(expected[name], found[name]) for name in expected), stage
+
+
 @pytest.mark.parametrize("stage", CHAT_STAGES)
 def test_a_killed_stage_resumes_to_the_same_weights(
     on_ranks: dict[int, Path], tmp_path: Path, stage: str
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(on_ranks[1], base)
-    expected = weights(base, stage, "chat")
     line = f"{CHAT_STAGES[stage]} --save_every=1"
     assert processes.start(base, f"{line} --fresh", before=processes.die_when_saved).wait() == [-9]
     assert "resuming from step" in processes.run(base, line)
-    resumed = weights(base, stage, "chat")
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert_equal_weights(on_ranks[1], base, stage)
 
 
 @pytest.mark.slow
@@ -104,8 +107,7 @@ def test_a_pipeline_killed_in_every_command_ends_with_the_same_weights(
         output = processes.run(tmp_path, line, ranks)
         assert ("resuming from step" in output) == (function == "checkpoint_manager.save"), line
     for stage in STAGES:
-        expected, found = (weights(base, stage, "chat") for base in (on_ranks[2], tmp_path))
-        assert all(torch.equal(expected[name], found[name]) for name in expected), stage
+        assert_equal_weights(on_ranks[2], tmp_path, stage)
 
 
 @pytest.mark.slow
@@ -120,8 +122,7 @@ def test_a_stage_that_is_killed_and_restarted_by_torchrun_ends_with_the_same_wei
     done = processes.torchrun(base, f"{STAGES[stage]} --save_every=1 --fresh", kill)
     assert done.returncode == 0, done.stdout[-3000:]
     assert done.stdout.count("moved the earlier run") == done.stdout.count("resuming from") == 1
-    expected, found = (weights(folder, stage, "chat") for folder in (on_ranks[2], base))
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_equal_weights(on_ranks[2], base, stage)
 
 
 def test_finetuning_accepts_more_ranks_than_rows(on_ranks: dict[int, Path], tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ _COLUMNS = (
 # letters after them. With letters alone nothing is learned in 250 steps.
 _NAMES = tuple(f" {name}" for name in world.CHILDREN)
 # The whole alphabet: among four letters a guess is right too often to be unlearned.
-_LETTERS = tuple(f"={letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_LETTERS = tuple(f"={letter}" for letter in world.LETTERS.upper())
 _FIND = ("Find {x}.", "And {x}?", "Where is {x}?", "What stands beside {x}?")
 
 

@@ -76,14 +76,14 @@ _KEYS = (
     *[lambda rng, split: open_name(rng, split)[0]] * 2, open_word,
     lambda rng, split: rng.choice(rng.choice((_PEOPLE, _TOWNS, _ANIMALS, world.COLOURS))),
 )  # fmt: skip
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def lookups(rng: Random, split: Split) -> str:
     """Words with a letter each, and what stands beside which: "Mia=K Tom=B. Tom? Tom=B."."""
     keys = list(dict.fromkeys(rng.choice(_KEYS)(rng, split) for _ in range(rng.randint(3, 5))))
     rows = [
-        f"{key}={letter}" for key, letter in zip(keys, rng.sample(_LETTERS, len(keys)), strict=True)
+        f"{key}={letter}"
+        for key, letter in zip(keys, rng.sample(world.LETTERS.upper(), len(keys)), strict=True)
     ]
     asked = [rng.randrange(len(keys)) for _ in range(rng.randint(4, 7))]
     return " ".join([*rows[:-1], f"{rows[-1]}.", *(f"{keys[i]}? {rows[i]}." for i in asked)])
