@@ -1,6 +1,8 @@
 """Loss curves fitted to runs: a curve that is known is found again."""
 
 import json
+import os
+import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -65,3 +67,29 @@ def test_runs_are_read_and_described(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["fit"]["deviation"] < 0.01 and found["chosen"]["tokens per parameter"] > 0
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [({"HORIZONS": "4 12"}, "--tokens_per_parameter"), ({"FLOPS": "1e9 3e9"}, "--target_flops")],
+)
+def test_each_depth_is_trained_with_each_horizon_and_then_fitted(
+    tmp_path: Path, given: dict[str, str], option: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    script = Path(miniseries.__file__).parents[1] / "miniseries.sh"
+    output = subprocess.run(
+        ["bash", str(script), "--head_dim=64"], check=True, capture_output=True, text=True,
+        env={**os.environ, **given, "PYTHON": str(python), "DEPTHS": "1 2", "OUT": "x.json"},
+    ).stdout  # fmt: skip
+    *runs, fit = (line.split() for line in output.splitlines())
+    horizons = next(iter(given.values())).split()
+    expected = [(f"--depth={d}", f"{option}={h}") for d, h in product([1, 2], horizons)]
+    assert [(run[2], run[3]) for run in runs] == expected
+    assert all(
+        run[:2] == ["-m", "scripts.base_train"] and run[-1] == "--head_dim=64" for run in runs
+    )
+    tags = [run[4].removeprefix("--model_tag=") for run in runs]
+    assert fit == ["-m", "dev.bench.miniseries", *tags, "--out", "x.json"] and len({*tags}) == 4
