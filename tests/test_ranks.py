@@ -90,8 +90,10 @@ def batches(stage: str, rank: int, world_size: int) -> Iterator[Batch]:
 def trained(stage: str, micro_batch: int, rank: int = 0, world_size: int = 1) -> Weights:
     """The weights after ten steps on this rank's share, and the gradient norm of each step."""
     vocab_size = small_tokenizer().get_vocab_size()
-    shape = {"n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 32, "value_embeddings": 2}
-    config = GPTConfig(sequence_len=CONTEXT, vocab_size=vocab_size, **shape)
+    config = GPTConfig(
+        sequence_len=CONTEXT, vocab_size=vocab_size, n_layer=3, n_head=2, n_kv_head=1, n_embd=32,
+        value_embeddings=2, key_offset_heads=1, rotary_share=0.5, window_pattern="S",
+    )  # fmt: skip
     model = GPT(config, torch.float64).double()
     model.init_weights(0)
     optimizers = build_optimizers(model, weight_decay=0.1)

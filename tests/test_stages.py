@@ -187,19 +187,25 @@ def test_a_run_that_was_killed_frees_its_lock(trained: Path) -> None:
     assert list((trained / "base_checkpoints" / "lock").glob(".*.part")) == []
 
 
-def test_a_model_with_windows_is_trained_killed_evaluated_and_prompted(trained: Path) -> None:
-    line = f"{BASE} --depth=2 --window_pattern=SL --sampled_softmax_share=0.6"  # 7 of 12 steps
-    output = processes.run(trained, f"{line} --model_tag=windows")
+SWITCHES = (
+    "--window_pattern=SL --value_embeddings=2 --key_offset_heads=1 --rotary_share=0.5"
+    " --sampled_softmax_share=0.6"  # 7 of 12 steps
+)
+
+
+def test_a_model_with_all_switches_is_trained_killed_evaluated_and_prompted(trained: Path) -> None:
+    line = f"{BASE} --depth=2 {SWITCHES}"
+    output = processes.run(trained, f"{line} --model_tag=switches")
     assert "SL: 1 of 2 layers see 128 tokens" in output
-    line = f"{line} --model_tag=killed_windows"
+    line = f"{line} --model_tag=killed_switches"
     assert processes.start(trained, line, before=processes.die_when_saved).wait() == [-9]
     assert "resuming from step" in processes.run(trained, line)
-    expected, resumed = (weights(trained, "base", tag) for tag in ("windows", "killed_windows"))
+    expected, resumed = (weights(trained, "base", tag) for tag in ("switches", "killed_switches"))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    output = processes.run(trained, "scripts.base_loss --model_tag=windows --eval_tokens=2048")
+    output = processes.run(trained, "scripts.base_loss --model_tag=switches --eval_tokens=2048")
     assert "bits per byte" in output
     question = "Where is the fox? " * 18  # longer than a window
-    line = f"scripts.chat_cli -i base --model_tag=windows --max_tokens=8 -p '{question}'"
+    line = f"scripts.chat_cli -i base --model_tag=switches --max_tokens=8 -p '{question}'"
     processes.run(trained, line)
 
 
