@@ -174,7 +174,10 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 
 def plot(curves: dict[str, list[Curve]], path: Path, clock: str) -> None:
-    """A PNG: the mean of each setting over seconds, with the range of its seeds."""
+    """A PNG: the mean of each setting over seconds, with the range of its seeds.
+
+    Dotted is the end of the first one, and the share of its time at which others get there.
+    """
     from matplotlib.figure import Figure  # takes half a second, and a killed race has no plot
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -182,15 +185,26 @@ def plot(curves: dict[str, list[Curve]], path: Path, clock: str) -> None:
     for name, of_seeds in curves.items():
         seconds, bits = zip(*mean_curve(of_seeds), strict=True)
         ranges = [[one[i][1] for one in of_seeds] for i in range(len(seconds))]
-        (line,) = axes.plot(seconds, bits, label=name, linestyle="--" if AGAIN in name else "-")
+        label, style = f"{name}: {bits[-1]:.3f}", "--" if AGAIN in name else "-"
+        (line,) = axes.plot(seconds, bits, label=label, linestyle=style, marker=".")
         axes.fill_between(
             seconds, list(map(min, ranges)), list(map(max, ranges)), alpha=0.2,
             color=line.get_color(), linewidth=0,
         )  # fmt: skip
+    (end, level), *_ = (mean_curve(of_seeds)[-1] for of_seeds in curves.values())
+    axes.axhline(level, color="gray", linestyle=":")
+    for name, of_seeds in list(curves.items())[1:]:
+        reached = None if AGAIN in name else seconds_to(mean_curve(of_seeds), level)
+        if reached is not None:
+            axes.plot(reached, level, "o", color="gray")
+            text = f"{name}: {reached / end:.0%} of the time"
+            axes.annotate(
+                text, (reached, level), (-8, -8), textcoords="offset points", ha="right", va="top"
+            )
     axes.set_xlabel(f"{'processor' if clock == 'cpu' else 'wall-clock'} seconds of training")
     axes.set_ylabel("validation bits per byte")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(title=f"mean of {len(next(iter(curves.values())))} seeds at the end")
     figure.savefig(path, dpi=120)
 
 
