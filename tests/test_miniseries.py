@@ -66,7 +66,11 @@ def test_runs_are_read_and_described(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = json.loads(out.read_text())
     assert found["fit"]["deviation"] < 0.01 and found["chosen"]["tokens per parameter"] > 0
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert len(capsys.readouterr().out.splitlines()) == 10
+    sizes, chosen = [run["parameters"] for run in found["runs"]], found["chosen"]
+    is_outside = not min(sizes) <= chosen["parameters"] <= max(sizes)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and ("outside the sizes trained" in last) == is_outside
+    assert chosen["is extrapolated"] == is_outside
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     curve = fit(points)
     flops = math.exp(float(np.mean([math.log(point.flops) for point in points])))
     parameters, tokens = curve.best(flops)
-    ratio = tokens / parameters
-    chosen = {"flops": flops, "tokens per parameter": ratio}
+    sizes = [point.parameters for point in points]
+    chosen = {
+        "flops": flops, "parameters": parameters, "tokens per parameter": tokens / parameters,
+        "is extrapolated": not min(sizes) <= parameters <= max(sizes),
+    }  # fmt: skip
     found = {"runs": [asdict(p) for p in points], "fit": asdict(curve), "chosen": chosen}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -172,8 +175,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"bits per byte = {curve.E:.3f} + {curve.A:.3g} / N^{curve.alpha:.2f}"
         f" + {curve.B:.3g} / D^{curve.beta:.2f}, deviation {curve.deviation:.4f}"
     )
+    where = ", outside the sizes trained" if chosen["is extrapolated"] else ""
     print(
-        f"at {flops:.3g} FLOPs best: {tokens / parameters:.2f} tokens per parameter that multiplies"
+        f"at {flops:.3g} FLOPs best: {parameters:.3g} parameters that multiply{where},"
+        f" and {tokens / parameters:.2f} tokens for each"
     )
 
 
