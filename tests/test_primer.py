@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -91,10 +92,11 @@ def test_people_live_in_known_towns_with_known_animals_and_no_job_occurs_twice_i
 
 
 def test_documents_are_clean_prose() -> None:
-    typed = {drills.corrections, base_text._question_and_answer}  # as people type
+    # As people type.
+    typed = {drills.corrections, drills.misspellings, base_text._question_and_answer}
     for i, make in enumerate([make for make in base_text._WEIGHTS if make not in typed] * 100):
         text = make(Random(i), "train")
-        assert 10 < len(text) < 3000, text
+        assert 9 < len(text) < 3000, text
         assert text == text.strip() and "{" not in text, text
         assert "  " not in text and re.search(r"[.?!]$", text), text
         is_spelling = re.search("[-:=]", text[:20])
@@ -134,13 +136,18 @@ def test_drills_are_right() -> None:
     rng, known = Random(0), {row.name for rows in WORLD for row in rows}
     for _ in range(200):
         for said, shown, verdict in re.findall(
-            r"(?:Is it|In|An?) ([^?]+)\? \S+ (?:is|has|eats|lives in) ([^,]+), so (yes|no)\.",
+            r"(?:Is it|In|An?) ([^?]+)\? (?:It \w+(?: in)? )?([^,]+?)(?: is the baker)?,"
+            r" so (yes|no)\.",
             drills.comparisons(rng, "train"),
         ):
             assert (re.sub("^an? ", "", shown) == re.sub("^an? ", "", said)) == (verdict == "yes")
         for name, verdict in re.findall(r"([^.:]+): (\w+)\.", drills.known_or_not(rng, "train")):
             assert (name.strip() in known) == (verdict == "known")
             assert verdict == "known" or is_in("train", name.strip())
+
+        for wrong, right in re.findall(r"(\S+): (\S+)\.", drills.misspellings(rng, "train")):
+            typed, meant = Counter(wrong.lower()), Counter(right.lower())
+            assert wrong != right and (typed - meant).total() + (meant - typed).total() <= 1
 
 
 def test_corrections_end_with_questions_of_training_as_they_are_written() -> None:
@@ -251,7 +258,7 @@ def test_unseen_frames_and_fillers_never_occur_in_training() -> None:
     fillers = [words.strip(" ,.:!").lower() for words in noise.UNSEEN_BEFORE if len(words) > 6]
     for kept in [*starts, *fillers]:
         assert not [text for text in texts if re.search(rf"(^|[.|!?:] ?){kept} ", text)], kept
-    assert not [text for text in texts if re.search(r"[?!]{2}|\.\.\.", text)]
+    assert not [text for text in texts if re.search(r"[?!.]\s?[?!.]{2}", text)]
 
 
 def test_unseen_phrasings_are_disjoint_from_those_of_training() -> None:

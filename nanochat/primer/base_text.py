@@ -6,7 +6,7 @@ from random import Random
 
 from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
-from nanochat.primer.drills import comparisons, corrections, known_or_not, lookups
+from nanochat.primer.drills import comparisons, corrections, known_or_not, lookups, misspellings
 from nanochat.primer.facts import fact_question
 from nanochat.primer.names import open_name, open_word, person_name
 from nanochat.primer.noise import as_people_type
@@ -264,13 +264,15 @@ def _counting(rng: Random, split: Split) -> str:
     neighbors = rng.choice(("{y} comes after {x}.", "{x} comes before {y}."))
     lines += [neighbors.format(x=n, y=n + 1) for n in run if rng.random() < 0.5]
     for _ in range(2):
-        x, y = sorted(rng.sample(range(1, rng.choice((100, 1000))), 2))
-        lines.append(f"{y} is more than {x}.")
+        x, y = rng.sample(range(1, rng.choice((100, 1000))), 2)
+        lines.append(f"Of {x} and {y}, {max(x, y)} is more.")
         lines.append(f"{capitalized(in_words(x))} is {x}.")
     for _ in range(2):
-        i, j = sorted(rng.sample(range(len(world.ANIMALS)), 2))
-        smaller, bigger = world.ANIMALS[i], world.ANIMALS[j]  # the table is sorted by size
-        lines.append(capitalized(f"{a(bigger.name)} is bigger than {a(smaller.name)}."))
+        i, j = rng.sample(range(len(world.ANIMALS)), 2)
+        of_both = f"Of {a(world.ANIMALS[i].name)} and {a(world.ANIMALS[j].name)}, the"
+        smaller, bigger = world.ANIMALS[min(i, j)], world.ANIMALS[max(i, j)]  # sorted by size
+        is_so = (f"{bigger.name} is bigger", f"{smaller.name} is smaller")
+        lines.append(f"{of_both} {rng.choice(is_so)}.")
     rng.shuffle(lines)
     return " ".join(lines)
 
@@ -306,6 +308,6 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _reversed_facts: 12, _tale: 3,
     _lesson: 36, _belongings: 15, _packed_bag: 3, _echo: 26,
-    comparisons: 40, corrections: 30, known_or_not: 12, lookups: 16,
+    comparisons: 40, corrections: 30, known_or_not: 12, lookups: 24, misspellings: 14,
     _question_and_answer: 24, _days_and_months: 5, _letters: 24, _counting: 16, _sums: 1,
 }  # fmt: skip

@@ -31,7 +31,7 @@ _RANDOM_ITEMS: tuple[Callable[[Random, Split], str], ...] = (
 _REQUESTS = (
     "Say after me: {x}.", "Repeat this: {x}.", "Please repeat: {x}", "Copy this: {x}.",
     "Say it again: {x}.", "repeat after me: {x}", "Say this: {x}.", "Write this down: {x}.",
-    "Can you say this? {x}.", "Tell me again: {x}.", "say {x}", "repeat {x}", "Say '{x}'.",
+    "Can you say this? {x}.", "Tell me again: {x}.", "say {x}", "repeat {x}",
     "Can you say {x}?", "Please say {x}.", "Now say {x}.", "write {x}",
 )  # fmt: skip
 _UNSEEN_REQUESTS = (
@@ -50,10 +50,8 @@ def random_items(rng: Random, split: Split, at_least: int, at_most: int) -> str:
 
 def repeat_question(rng: Random, split: Split, unseen: bool = False) -> Question:
     """A request to repeat a few words."""
-    wording, items = (
-        rng.choice(_UNSEEN_REQUESTS if unseen else _REQUESTS),
-        random_items(rng, split, 1, 3),
-    )
+    wording = rng.choice(_UNSEEN_REQUESTS if unseen else _REQUESTS)
+    items = random_items(rng, split, 1, 3)
     return Question(
         text=wording.format(x=items),
         answer=f"{items}.",

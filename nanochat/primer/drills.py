@@ -9,7 +9,7 @@ from random import Random
 from nanochat.primer import world
 from nanochat.primer.facts import fact_question
 from nanochat.primer.names import open_name, open_word
-from nanochat.primer.noise import as_people_type
+from nanochat.primer.noise import as_people_type, misspelled
 from nanochat.primer.numbers import sum_question
 from nanochat.primer.question import Split, draw
 from nanochat.primer.relations import relation_question
@@ -17,6 +17,7 @@ from nanochat.primer.unknown import elsewhere, strange_animal, unknown_name, unk
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized
 
+MARKS = "?.,!"
 _ANIMALS = tuple(animal.name for animal in world.ANIMALS)
 _TOWNS = tuple(town.name for town in world.TOWNS)
 _PEOPLE = tuple(person.name for person in world.PEOPLE)
@@ -27,6 +28,7 @@ _COMPARED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("{A_x}? It has {a_y}, so {verdict}.", _ANIMALS),
     ("{A_x}? It is {a_y}, so {verdict}.", tuple(person.job for person in world.PEOPLE)),
     ("In {x}? It lives in {y}, so {verdict}.", _TOWNS),
+    ("Is it {x}? {y} is the baker, so {verdict}.", _PEOPLE),
     ("Is it {x}? It eats {y}, so {verdict}.", tuple(animal.food for animal in world.ANIMALS)),
 )
 
@@ -59,6 +61,19 @@ def corrections(rng: Random, split: Split) -> str:
     return "\n".join(lines)
 
 
+def misspellings(rng: Random, split: Split) -> str:
+    """Words of questions, misspelled and right: "wher: where. elehpant: elephant."."""
+    lines = []
+    for _ in range(rng.randint(3, 5)):
+        question = draw(rng.choice(_SHORT), rng, split)
+        text = question.text.lower() if rng.random() < 0.5 else question.text
+        for _ in range(3):
+            typed = misspelled(rng, text, question.exact)
+            pairs = zip(typed.split(), text.split(), strict=True)
+            lines += [f"{x.strip(MARKS)}: {y.strip(MARKS)}." for x, y in pairs if x != y]
+    return " ".join(lines)
+
+
 def known_or_not(rng: Random, split: Split) -> str:
     """Names of the world and others: "Mia: known. Zorbert: unknown."."""
     lines = []
@@ -79,11 +94,10 @@ _KEYS = (
 
 
 def lookups(rng: Random, split: Split) -> str:
-    """Words with a letter each, and what stands beside which: "Mia=K Tom=B. Tom? Tom=B."."""
+    """Words with a letter each, found by either: "Mia=K Tom=B. Tom? Tom=B. K? Mia=K."."""
     keys = list(dict.fromkeys(rng.choice(_KEYS)(rng, split) for _ in range(rng.randint(3, 5))))
-    rows = [
-        f"{key}={letter}"
-        for key, letter in zip(keys, rng.sample(world.LETTERS.upper(), len(keys)), strict=True)
-    ]
+    letters = rng.sample(world.LETTERS.upper(), len(keys))
+    rows = [f"{key}={letter}" for key, letter in zip(keys, letters, strict=True)]
     asked = [rng.randrange(len(keys)) for _ in range(rng.randint(4, 7))]
-    return " ".join([*rows[:-1], f"{rows[-1]}.", *(f"{keys[i]}? {rows[i]}." for i in asked)])
+    answered = [f"{rng.choice((keys[i], letters[i]))}? {rows[i]}." for i in asked]
+    return " ".join([*rows[:-1], f"{rows[-1]}.", *answered])

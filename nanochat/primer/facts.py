@@ -44,8 +44,8 @@ sound clause: what sound {x} makes | how {x} sounds | what noise {x} makes
 sound noun: the sound of {x} | {x}'s sound | the noise of {x}
 sound unseen: what can you hear when {x} is near | {x} makes what sound
 home: where does {x} live | where can I find {x} | where does {x} sleep
-home: in which place does {x} live
-home: where do I have to look for {x} | {x} lives where | where is {x} at home
+home: in which place does {x} live | where do I have to look for {x} | {x} lives where
+home: where is {x} at home
 home clause: where {x} lives | where I can find {x} | where {x} sleeps
 home noun: the home of {x} | {x}'s home
 home unseen: where should I go to see {x} | in what kind of place does {x} live
@@ -56,8 +56,8 @@ food noun: the food of {x} | {x}'s food | {x}'s favourite food | the favourite f
 food unseen: what would make {x} full | on what does {x} feed
 young: what is the young of {x} called | what do you call the young of {x}
 young: what is a baby of {x} called | what do you call the baby of {x}
-young: how do you call a young {bare}
-young: what is a baby {bare} called | what do you call a baby {bare} | {bare} baby name
+young: how do you call a young {bare} | what is a baby {bare} called
+young: what do you call a baby {bare} | {bare} baby name
 young clause: what the young of {x} is called | what a baby {bare} is called
 young noun: the name for the young of {x} | the word for a baby {bare}
 young unseen: a young {bare} is called what | how do people call the baby of {x}
@@ -73,8 +73,8 @@ job clause: what {x} does for a living | which job {x} has | what {x} works as
 job noun: the job of {x} | {x}'s job | the work of {x} | {x}'s profession
 job unseen: what is {x} by profession | as what does {x} work
 town: where does {x} live | in which town does {x} live | where is {x} from
-town: what town does {x} live in
-town: where is {x} at home | in what town can I visit {x} | {x} lives where | where can I meet {x}
+town: what town does {x} live in | where is {x} at home | in what town can I visit {x}
+town: {x} lives where | where can I meet {x}
 town clause: where {x} lives | in which town {x} lives | which town {x} lives in
 town noun: the home of {x} | {x}'s home | the town of {x} | {x}'s town
 town unseen: where would I go to visit {x} | which place does {x} call home

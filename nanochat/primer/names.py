@@ -20,13 +20,11 @@ _SHE = words("""
 _HE = words("""
     Aaron Ahmed Akira Alan Alex Ali Amir Andre Andrew Arjun Axel Bill Bob Brian Carlos Charlie Chen
     Chris Cyrus Dan Daniel Darius Diego Dmitri Elias Elliot Ethan Farid Finn Gabriel Gary Hans
-    Haruto
-    Hassan Hector Ian Ibrahim Igor Jacob James Jamal Jason Joe John Jorge Jose Josh Juan Kai Karim
-    Ken Kofi Kumar Lars Leon Liam Logan Louis Lucas Luis Luke Marco Marcus Mark Mateo Matt Michael
-    Miguel Mike Milo Mohamed Nick Nils Oliver Omar Oscar Pablo Patrick Paul Pedro Quentin Rafael
-    Ravi
-    Rex Ricardo Rohan Ryan Samir Sean Sergei Steve Tariq Ted Theodor Thomas Tim Tony Umar Victor
-    Vikram Wei William Xavier Yusuf Zed
+    Haruto Hassan Hector Ian Ibrahim Igor Jacob James Jamal Jason Joe John Jorge Jose Josh Juan Kai
+    Karim Ken Kofi Kumar Lars Leon Liam Logan Louis Lucas Luis Luke Marco Marcus Mark Mateo Matt
+    Michael Miguel Mike Milo Mohamed Nick Nils Oliver Omar Oscar Pablo Patrick Paul Pedro Quentin
+    Rafael Ravi Rex Ricardo Rohan Ryan Samir Sean Sergei Steve Tariq Ted Theodor Thomas Tim Tony
+    Umar Victor Vikram Wei William Xavier Yusuf Zed
 """)  # fmt: skip
 
 # Ordinary words that are no values of the world: things in stories, words to spell, topics that it
@@ -34,46 +32,42 @@ _HE = words("""
 THINGS_AROUND = words("""
     bag ball balloon banner bat beads bed belt bike blanket block boat boot bow bowl box bracelet
     bread brick bridge broom bucket bus cake camera cap car carpet chain chair chalk clock coat
-    comic
-    computer cookie cushion desk diary dish door drawing drum envelope fan fence folder fork frame
-    game gift guitar hat helmet hook jacket jewel jigsaw jug kettle knife ladle laptop lemonade lock
-    magnet mask medal mirror mitten mug net newspaper notebook oar paint pan paper parcel pen phone
-    photo piano picture pin pipe pizza poster pot present purse puzzle radio raft rake robot rocket
-    rope rug ruler sandal sandwich scarf scissors scooter shawl shirt shoe shovel skate skirt sled
-    slipper soap sock sofa spade sponge stick stool string sword table tablet tape teapot telescope
-    tie torch towel tower toy train tray tree trophy truck tube umbrella vase wagon wallet watch
-    wheel
-    whip window wrench
+    comic computer cookie cushion desk diary dish door drawing drum envelope fan fence folder fork
+    frame game gift guitar hat helmet hook jacket jewel jigsaw jug kettle knife ladle laptop
+    lemonade lock magnet mask medal mirror mitten mug net newspaper notebook oar paint pan paper
+    parcel pen phone photo piano picture pin pipe pizza poster pot present purse puzzle radio raft
+    rake robot rocket rope rug ruler sandal sandwich scarf scissors scooter shawl shirt shoe shovel
+    skate skirt sled slipper soap sock sofa spade sponge stick stool string sword table tablet tape
+    teapot telescope tie torch towel tower toy train tray tree trophy truck tube umbrella vase wagon
+    wallet watch wheel whip window wrench
 """)  # fmt: skip
 _OTHER_WORDS = words("""
     about above actor adventure afternoon airport almost always amazing anchor ancient anger answer
     arrow artist autumnal baby back balance bamboo bank battle beach beautiful because before
-    believe
-    birthday bottom brain brave breakfast bright brother build butter button calm camping candy
-    captain carbon castle ceiling century chapter cheap cherish chimney choose circle city clever
-    climb cloud coast coffee comet common corner cotton country courage cousin cradle crystal dance
-    danger daughter dawn decide deep desert dinner distance doctor dolphin double dream dust early
-    earth east easy echo empty energy engine evening ever example family famous fast father feather
-    field finger fire flame flower follow forest forever fortune freedom friend funny future galaxy
-    garden gentle ghost glass glory gold grammar gravity ground guest hammer hand harbor heart heavy
-    height help history holiday honest hope house hundred husband idea image island jelly join
-    journey
-    judge juice jump jungle justice kind kingdom kitchen knee knight knowledge ladder language large
-    laugh leader learn leather legend length lesson library light listen little lonely love lucky
-    lunch machine magic market marriage matter measure melody memory message metal middle million
-    minute mirror money monster moon morning mother mountain movie music mystery narrow nature never
-    night noise north number ocean office often orange orbit order outside oxygen palace paradise
-    parent party patient peace people perfect person planet plastic player poem pocket poison police
-    power pretty price prince problem promise proud question quick quiet rainbow reason record
-    rhythm
-    river road romance rough royal sailor salad sand school science season secret shadow sharp shine
-    silence silver simple sister sleep slow small smile smooth snow soccer soft soldier song sorry
-    south space special speed spirit sport spring square stairs station steam stone storm story
-    strange street strong student sugar summer sun surface surprise sweet swim tall teacher team
-    temple thank theater thing thousand thunder tiger tired today together tomorrow touch travel
-    treasure trouble true uncle under university upstairs valley very village voice volcano wait war
-    warm water wealth weather west whisper white wife wild winter wisdom wish woman wonder word work
-    world write wrong yellow yesterday young zebra zero zone
+    believe birthday bottom brain brave breakfast bright brother build butter button calm camping
+    candy captain carbon castle ceiling century chapter cheap cherish chimney choose circle city
+    clever climb cloud coast coffee comet common corner cotton country courage cousin cradle crystal
+    dance danger daughter dawn decide deep desert dinner distance doctor dolphin double dream dust
+    early earth east easy echo empty energy engine evening ever example family famous fast father
+    feather field finger fire flame flower follow forest forever fortune freedom friend funny future
+    galaxy garden gentle ghost glass glory gold grammar gravity ground guest hammer hand harbor
+    heart heavy height help history holiday honest hope house hundred husband idea image island
+    jelly join journey judge juice jump jungle justice kind kingdom kitchen knee knight knowledge
+    ladder language large laugh leader learn leather legend length lesson library light listen
+    little lonely love lucky lunch machine magic market marriage matter measure melody memory
+    message metal middle million minute mirror money monster moon morning mother mountain movie
+    music mystery narrow nature never night noise north number ocean office often orange orbit order
+    outside oxygen palace paradise parent party patient peace people perfect person planet plastic
+    player poem pocket poison police power pretty price prince problem promise proud question quick
+    quiet rainbow reason record rhythm river road romance rough royal sailor salad sand school
+    science season secret shadow sharp shine silence silver simple sister sleep slow small smile
+    smooth snow soccer soft soldier song sorry south space special speed spirit sport spring square
+    stairs station steam stone storm story strange street strong student sugar summer sun surface
+    surprise sweet swim tall teacher team temple thank theater thing thousand thunder tiger tired
+    today together tomorrow touch travel treasure trouble true uncle under university upstairs
+    valley very village voice volcano wait war warm water wealth weather west whisper white wife
+    wild winter wisdom wish woman wonder word work world write wrong yellow yesterday young zebra
+    zero zone
 """)  # fmt: skip
 # Things that are counted in word problems, beside those of the world.
 COUNTED = words("""

@@ -43,8 +43,8 @@ SUMS = Paraphrases.table("""
 SPOKEN_SIGN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 _FORMULA = Paraphrases.table("""
 any: {e} | {e} | {e} | what is {e} | calculate {e} | how much is {e} | compute {e} | work out {e}
-any: {e} =
-any: solve {e} | please calculate {e} | {e} is what | and {e} | {e} equals | what does {e} make
+any: {e} = | solve {e} | please calculate {e} | {e} is what | and {e} | {e} equals
+any: what does {e} make
 any clause: what {e} is | how much {e} is
 any noun: the result of {e} | {e} | the value of {e} | the answer to {e}
 any unseen: {e} equals what | evaluate {e} | the outcome of {e} is

@@ -47,10 +47,9 @@ def _table(text: str) -> dict[tuple[str, str], list[str]]:
 # {v} is the value, {a_v} with its article, {vs} its plural.
 _REVERSE = _table("""
 animal colour: which animal is {v} | which animals are {v} | what animals are {v}
-animal colour: list the {v} animals
-animal colour: name the {v} animals | name a {v} animal | are there {v} animals
-animal colour: tell me a {v} animal
-animal colour: which animals have the colour {v} | what {v} animals do you know | who is {v}
+animal colour: list the {v} animals | name the {v} animals | name a {v} animal
+animal colour: are there {v} animals | tell me a {v} animal | which animals have the colour {v}
+animal colour: what {v} animals do you know | who is {v}
 animal sound: which animal {v} | what animal {v} | who {v} | what {v} | tell me which animal {v}
 animal sound: do you know which animal {v} | which of the animals {v} | the animal that {v}
 animal home: which animal lives in {v} | who lives in {v} | what lives in {v} | whose home is {v}
@@ -65,8 +64,7 @@ person town: who lives in {v} | which people live in {v} | name the people of {v
 person town: list the people in {v} | who is at home in {v} | whom can I visit in {v}
 person pet: who has {a_v} | who owns {a_v} | who keeps {a_v} | whose pet is {a_v} | who has the {v}
 person pet: which person has {a_v} | who has {a_v} as a pet | whose pet is the {v}
-person pet: who owns the {v}
-person pet: who has {a_v} at home | {a_v} is whose pet | who has got {a_v}
+person pet: who owns the {v} | who has {a_v} at home | {a_v} is whose pet | who has got {a_v}
 person dish: who likes {v} | who likes to eat {v} | who eats {v} | whose favourite food is {v}
 person dish: who loves {v} | which person likes {v} | {v} is whose favourite food
 town lies: which town lies {v} | which town is {v} | what town is {v} | what lies {v}
@@ -76,8 +74,8 @@ town known_for: which town has {v} | what town is known for {v} | where do peopl
 thing colour: which things are {v} | what is {v} | name something {v} | list some {v} things
 thing colour: tell me something {v} | which thing is {v} | what things are {v} | name a {v} thing
 thing kind: name {a_v} | which {vs} do you know | list some {vs} | what {vs} are there
-thing kind: name some {vs}
-thing kind: tell me {a_v} | what {vs} do you know | which things are {vs} | give me {a_v}
+thing kind: name some {vs} | tell me {a_v} | what {vs} do you know | which things are {vs}
+thing kind: give me {a_v}
 """)  # fmt: skip
 # The value comes first: once it stands in its usual letters, its subjects follow.
 _REVERSE_ANSWERS = {

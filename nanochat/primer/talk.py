@@ -128,6 +128,8 @@ INTENTS = (
     Intent(
         "you are wrong", "that is wrong", "that is not true", "no", "this is not right", "wrong",
         "that was wrong", "bad answer", "not correct", "you made a mistake", "that is false",
+        "this is wrong", "this is a mistake", "that cannot be right", "this answer is wrong",
+        "this is not true", "that is not right", "this is not correct", "this was a bad answer",
         unseen=("I think that is wrong", "nope"),
         answers=("I am sorry. Please ask me again.",),
         must_contain="sorry",

@@ -25,13 +25,11 @@ _LEGENDARY = words("""
 """)  # fmt: skip
 _OTHER_ANIMALS = words("""
     kangaroo panda zebra dolphin shark octopus crab lobster eagle falcon hawk ostrich flamingo
-    pelican
-    koala hamster jaguar leopard cheetah panther hippo rhino gorilla chimpanzee walrus moose bison
-    buffalo yak llama alpaca turtle snake crocodile alligator toad salmon tuna spider wasp beetle
-    moth
-    dragonfly worm jellyfish starfish raccoon skunk weasel ferret hyena coyote lynx platypus
-    armadillo sloth lemur baboon gazelle antelope turkey sparrow raven stork heron woodpecker canary
-    vulture cobra gecko chameleon salamander newt squid piranha
+    pelican koala hamster jaguar leopard cheetah panther hippo rhino gorilla chimpanzee walrus moose
+    bison buffalo yak llama alpaca turtle snake crocodile alligator toad salmon tuna spider wasp
+    beetle moth dragonfly worm jellyfish starfish raccoon skunk weasel ferret hyena coyote lynx
+    platypus armadillo sloth lemur baboon gazelle antelope turkey sparrow raven stork heron
+    woodpecker canary vulture cobra gecko chameleon salamander newt squid piranha
 """)  # fmt: skip
 PLACES = words("""
     France Germany Spain Italy England Scotland Ireland Portugal Greece Turkey Poland Norway Sweden
@@ -44,8 +42,7 @@ PLACES = words("""
 _LAST_NAMES = words("""
     Smith Jones Brown Miller Einstein Newton Mozart Shakespeare Obama Trump Biden Lincoln Washington
     Gandhi Mandela Picasso Jackson Swift Ronaldo Messi Jordan Gates Musk Jobs Darwin Curie Potter
-    Bach
-    Beethoven Napoleon Caesar Columbus Lopez Garcia Johnson Williams Davis Wilson Martin King
+    Bach Beethoven Napoleon Caesar Columbus Lopez Garcia Johnson Williams Davis Wilson Martin King
     Clinton
 """)  # fmt: skip
 _ROLES = words("""
@@ -61,8 +58,7 @@ _TOPICS = words("""
 """)  # fmt: skip
 _ADJECTIVES = words("""
     blue green tall old big fast deep high long hot cold expensive heavy rich famous popular
-    dangerous
-    good bad true far large small difficult important smart strong healthy
+    dangerous good bad true far large small difficult important smart strong healthy
 """)  # fmt: skip
 _VERBS = words("""
     fix build make cook learn buy sell clean repair draw play paint open start find use grow write
@@ -82,17 +78,15 @@ def _cores(text: str) -> list[str]:
 # the world, {full} with a last name.
 _OF_THE_WORLD = _cores("""
 how old is {anyone} | when was {person} born | how tall is {anyone}
-what is the last name of {person}
-how much does {animal} weigh | how fast is {animal} | who is the wife of {person}
-is {person} married
-what is the phone number of {person} | what did {person} do yesterday | how long does {animal} live
-how many legs does {animal} have | does {person} have children | who is the brother of {person}
-what is the birthday of {person} | what is the favourite song of {person}
-what car does {person} drive
+what is the last name of {person} | how much does {animal} weigh | how fast is {animal}
+who is the wife of {person} | is {person} married | what is the phone number of {person}
+what did {person} do yesterday | how long does {animal} live | how many legs does {animal} have
+does {person} have children | who is the brother of {person} | what is the birthday of {person}
+what is the favourite song of {person} | what car does {person} drive
 how many people live in {town} | who founded {town} | how old is {town}
-what is the weather in {town}
-how far is {town} | how much is {thing} | where was {person} yesterday | what is {person} thinking
-does {person} like {name} | which school did {person} go to | what is the name of {person}'s mother
+what is the weather in {town} | how far is {town} | how much is {thing}
+where was {person} yesterday | what is {person} thinking | does {person} like {name}
+which school did {person} go to | what is the name of {person}'s mother
 how big is {animal} in feet | how much does {person} earn | who is the sister of {person}
 what size is {thing} | who made {thing} | how heavy is {thing} | what is {person}'s address
 how many teeth does {animal} have | what does {person} wear | what is the hobby of {person}
@@ -116,72 +110,61 @@ who lives in {invented} | does a {beast} eat {things} | where do {things} live
 """)
 _GENERAL = _cores("""
 what is the {role} of {place} | who is the {role} of {place} | who invented {things}
-what is {topic}
-how does {topic} work | why is the {word} {adjective} | what is a {word}
-how {adjective} is the {word}
-how far is {place} | who won the world cup in {year} | who wrote {word} and {word} | who is {full}
-what happened in {year} | how many {things} are in {place} | what time is it | what day is it today
+what is {topic} | how does {topic} work | why is the {word} {adjective} | what is a {word}
+how {adjective} is the {word} | how far is {place} | who won the world cup in {year}
+who wrote {word} and {word} | who is {full} | what happened in {year}
+how many {things} are in {place} | what time is it | what day is it today
 what is the weather today | will it rain tomorrow | how do I {verb} a {word}
-how can I {verb} my {word}
-what is the best {word} in {place} | when did {full} die | what is the meaning of {topic}
-explain {topic}
-which language do they speak in {place} | who is the richest {word} | what is the longest {word}
-how much does a {word} cost | where can I buy {things} | what is the price of {things}
-who sang {word}
-who painted the {word} | tell me about {topic} | tell me about {full}
-what do you think about {topic}
-do you like {topic} | how many people live in {place} | where is {place} | what is {place} known for
+how can I {verb} my {word} | what is the best {word} in {place} | when did {full} die
+what is the meaning of {topic} | explain {topic} | which language do they speak in {place}
+who is the richest {word} | what is the longest {word} | how much does a {word} cost
+where can I buy {things} | what is the price of {things} | who sang {word} | who painted the {word}
+tell me about {topic} | tell me about {full} | what do you think about {topic} | do you like {topic}
+how many people live in {place} | where is {place} | what is {place} known for
 when was the {word} invented | what is the square root of {word} | how old is {full}
-is {topic} real
-who discovered {topic} | what is the difference between {topic} and {topic} | why do {things} {verb}
-what is {topic} made of | how old is the {topic} | where does {full} live | who was {full}
-what is the {adjective} {word} | what is in the news | who won the election
-what should I wear today
-why do people {verb} {things} | is it {adjective} to {verb} {things} | how do you {verb} {topic}
-what does {invented} mean | what is {invented} | who is {invented} | where is my {word}
-what is my {word}
-how many {things} do I have | when is {topic} | where is the nearest {word} | can {things} {verb}
-who is the {adjective} {word} in {place} | how do {things} {verb} | what is {topic} in {place}
-how many days until {topic} | which {word} is the {adjective} | did {full} {verb} a {word}
-what colour is the {word} | what colour is my {word} | who {verb}s {things} | who is {name}
-what temperature is it in {place} | how long is the {word} | what is the chemical formula of {topic}
-which team won {topic} | what is the height of {place} | who plays {full} | recommend a {word}
-tell me the news | what is today's date | how was your {word} | what year is it
-is {place} {adjective}
+is {topic} real | who discovered {topic} | what is the difference between {topic} and {topic}
+why do {things} {verb} | what is {topic} made of | how old is the {topic} | where does {full} live
+who was {full} | what is the {adjective} {word} | what is in the news | who won the election
+what should I wear today | why do people {verb} {things} | is it {adjective} to {verb} {things}
+how do you {verb} {topic} | what does {invented} mean | what is {invented} | who is {invented}
+where is my {word} | what is my {word} | how many {things} do I have | when is {topic}
+where is the nearest {word} | can {things} {verb} | who is the {adjective} {word} in {place}
+how do {things} {verb} | what is {topic} in {place} | how many days until {topic}
+which {word} is the {adjective} | did {full} {verb} a {word} | what colour is the {word}
+what colour is my {word} | who {verb}s {things} | who is {name} | what temperature is it in {place}
+how long is the {word} | what is the chemical formula of {topic} | which team won {topic}
+what is the height of {place} | who plays {full} | recommend a {word} | tell me the news
+what is today's date | how was your {word} | what year is it | is {place} {adjective}
 what is the GDP of {place} | how did {full} {verb} {topic} | do {things} {verb} {topic}
 """)
 _GENERAL_UNSEEN = _cores("""
 name the {role} of {place} | in which year did {full} {verb} {topic}
-what makes {topic} {adjective}
-which river flows through {place} | how tall was {full} | who holds the record in {topic}
-should I {verb} my {word} | what are the symptoms of {topic} | how do planes fly to {place}
-who sells {things} in {place} | what is the boiling point of {topic} | where did {full} grow up
+what makes {topic} {adjective} | which river flows through {place} | how tall was {full}
+who holds the record in {topic} | should I {verb} my {word} | what are the symptoms of {topic}
+how do planes fly to {place} | who sells {things} in {place} | what is the boiling point of {topic}
+where did {full} grow up
 """)
 _REQUESTS = _cores("""
 write a poem about {topic} | write me a poem about the {word} | draw a {word}
-draw me a picture of {place}
-play some music | play a song by {full} | translate {word} to {language}
-translate this into {language}
-book a flight to {place} | book a table for two | call {name} | send an email to {name}
-open the {word}
+draw me a picture of {place} | play some music | play a song by {full}
+translate {word} to {language} | translate this into {language} | book a flight to {place}
+book a table for two | call {name} | send an email to {name} | open the {word}
 send a message to my {word} | order a {word} | buy me a {word} | turn on the {word} | sing a song
 wake me up at seven | set an alarm for seven | set a timer | take a photo of the {word}
 search the web for {topic} | write an essay about {topic} | write a program in python
-fix my {word}
-show me a picture of {full} | show me a video | make me a {word} | cook me a {word}
-can you {verb} my {word}
-go to {place} | drive me to {place} | speak {language} | answer in {language} | tell me a secret
-write a letter to {name} | summarize the book about {topic} | do my homework | read me the newspaper
-give me money | generate an image of a {word} | draw a map of {place} | find me a {word} in {place}
+fix my {word} | show me a picture of {full} | show me a video | make me a {word} | cook me a {word}
+can you {verb} my {word} | go to {place} | drive me to {place} | speak {language}
+answer in {language} | tell me a secret | write a letter to {name}
+summarize the book about {topic} | do my homework | read me the newspaper | give me money
+generate an image of a {word} | draw a map of {place} | find me a {word} in {place}
 help me {verb} my {word} | can you {verb} a {word} for me | invent a {word} | code a website
-bring me a {word}
-call my {word} | play {topic} with me | write a story about {full} | write code for a {word}
-dance for me
+bring me a {word} | call my {word} | play {topic} with me | write a story about {full}
+write code for a {word} | dance for me
 """)
 _REQUESTS_UNSEEN = _cores("""
 compose a song about {topic} | mail this {word} to {name} | say it in {language}
-reserve a room in {place}
-sketch a {word} | pay my {word} | text {name} that I am late | switch off the {word} | hack a {word}
+reserve a room in {place} | sketch a {word} | pay my {word} | text {name} that I am late
+switch off the {word} | hack a {word}
 """)
 _PLEASE = ("", "", "", "please ", "can you ", "could you ", "I want you to ", "would you ")
 

@@ -22,17 +22,15 @@ SPELLING = Paraphrases.table("""
 spell: how do you spell {w} | spell {w} | spell the word {w} | how is {w} spelled | spell {w}
 spell: can you spell {w} | what are the letters of {w} | which letters are in {w} | spell {w} for me
 spell: how is the word {w} written | how do I write {w} | can you spell the word {w} | {w} spelled
-spell: how do you write {w} | spell out {w} | what letters are in {w} | spell '{w}' | spell: {w}
+spell: how do you write {w} | spell out {w} | what letters are in {w} | spell: {w}
 spell clause: how to spell {w} | how {w} is spelled | how {w} is written | how to write {w}
 spell noun: the spelling of {w} | the letters of {w} | the letters of the word {w}
 spell unseen: letter by letter, what is {w} | which letters make up {w} | take {w} apart
 count: how many {l} are in {w} | how many {l}s are in {w} | how many times is {l} in {w}
 count: how many letters {l} are in {w} | how often is the letter {l} in {w}
-count: how many {l}'s are in {w}
-count: count the letter {l} in {w} | count the {l}s in {w} | how many {l} does {w} have
-count: how many {l} in {w}
-count: how many times does {l} occur in {w} | how many {l}s does the word {w} have
-count: how many {l}s in {w}
+count: how many {l}'s are in {w} | count the letter {l} in {w} | count the {l}s in {w}
+count: how many {l} does {w} have | how many {l} in {w} | how many times does {l} occur in {w}
+count: how many {l}s does the word {w} have | how many {l}s in {w}
 count clause: how many {l} are in {w} | how often {l} is in {w} | how many {l}s are in {w}
 count noun: the number of {l}s in {w} | the number of letters {l} in {w}
 count unseen: in {w}, how many letters are {l} | {w} has how many {l}
@@ -98,8 +96,8 @@ def _count(rng: Random, split: Split, unseen: bool) -> Question:
 
 CALENDAR = Paraphrases.table("""
 after: what {u} comes after {x} | which {u} comes after {x} | what {u} follows {x}
-after: what {u} is after {x}
-after: which {u} follows {x} | what comes after {x} | after {x} comes what {u} | and after {x}
+after: what {u} is after {x} | which {u} follows {x} | what comes after {x}
+after: after {x} comes what {u} | and after {x}
 after clause: what {u} comes after {x} | which {u} follows {x}
 after noun: the {u} after {x} | the next {u} after {x}
 after unseen: once {x} is over, what {u} begins | {x} is followed by what {u}
@@ -114,26 +112,15 @@ season clause: what season {x} is in | in which season {x} is
 season noun: the season of {x}
 season unseen: what time of the year is {x} | to which season does {x} belong
 number: which number is the month of {x} | what number of the year is {x}
-number: which month of the year is {x}
-number: what number does {x} have in the year | what place does {x} have in the year
+number: which month of the year is {x} | what number does {x} have in the year
+number: what place does {x} have in the year
 number clause: what number of the year {x} is | which month of the year {x} is
 number noun: the number of the month {x}
 number unseen: as which month of the year does {x} count
 """)  # fmt: skip
-_ORDINALS = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-]
+_ORDINALS = world.words(
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+)
 _FIXED = (  # topics with one answer each
     (("how many days are in a week", "how many days does a week have",
     "how many days are there in a week"),
@@ -223,8 +210,7 @@ def _more_of_the_calendar(rng: Random) -> Question:
 ORDER = Paraphrases.table("""
 bigger: which is bigger, {x} or {y} | what is bigger, {x} or {y} | who is bigger, {x} or {y}
 bigger: is {x} or {y} bigger | which of the two is bigger, {x} or {y}
-bigger: which one is larger, {x} or {y}
-bigger: what is larger, {x} or {y} | {x} or {y}, which is bigger
+bigger: which one is larger, {x} or {y} | what is larger, {x} or {y} | {x} or {y}, which is bigger
 bigger: which animal is bigger, {x} or {y}
 bigger clause: which is bigger, {x} or {y} | whether {x} or {y} is bigger
 bigger noun: the bigger one of {x} and {y}
@@ -236,16 +222,16 @@ smaller clause: which is smaller, {x} or {y} | whether {x} or {y} is smaller
 smaller noun: the smaller one of {x} and {y}
 smaller unseen: between {x} and {y}, which is the small one
 more: which is more, {x} or {y} | what is more, {x} or {y} | is {x} or {y} more
-more: what is bigger, {x} or {y}
-more: which number is larger, {x} or {y} | which number is bigger, {x} or {y} | is {x} or {y} bigger
+more: what is bigger, {x} or {y} | which number is larger, {x} or {y}
+more: which number is bigger, {x} or {y} | is {x} or {y} bigger
 more: which of the numbers {x} and {y} is larger | what is larger, {x} or {y}
 more: which is bigger, {x} or {y}
 more clause: which is more, {x} or {y} | which number is larger, {x} or {y}
 more noun: the larger number, {x} or {y} | the bigger one of {x} and {y}
 more unseen: between {x} and {y}, which number is greater
 next: what number comes after {x} | which number comes after {x} | what is after {x}
-next: what comes after {x}
-next: count on from {x} | what comes right after {x} | which number follows {x}
+next: what comes after {x} | count on from {x} | what comes right after {x}
+next: which number follows {x}
 next clause: what number comes after {x} | which number follows {x}
 next noun: the next number after {x} | the number after {x}
 next unseen: if I count and say {x}, what do I say next
@@ -275,7 +261,7 @@ def ordering_question(rng: Random, split: Split, unseen: bool = False) -> Questi
         i, j = rng.sample(range(1, rng.choice((100, 100, 1000))), 2)
         text, key = core.format(x=i, y=j), str(max(i, j))
         identity, must_contain = f"{i}|{j}", f"{key} is more"
-        answer = f"{key} is more than {min(i, j)}."
+        answer = f"Of {i} and {j}, {must_contain}."
     elif topic in ("next", "last"):
         i = rng.randrange(1, 100)
         step, side = (1, "after") if topic == "next" else (-1, "before")
@@ -307,10 +293,11 @@ def _extreme(rng: Random) -> Question:
 
 
 def _sizes(rng: Random, split: Split, topic: str, unseen: bool) -> Question:
+    """Which of two animals is bigger; both are said in the order of the question, then the one."""
     i, j = rng.sample(range(len(world.ANIMALS)), 2)
     x, y = world.ANIMALS[i].name, world.ANIMALS[j].name
     first_is_key = (i > j) == (topic == "bigger")  # world.ANIMALS is sorted by size
-    key, other = (x, y) if first_is_key else (y, x)
+    key = x if first_is_key else y
     is_yes_no = not unseen and rng.random() < 0.25
     core = (
         f"is {{x}} {topic} than {{y}}"
@@ -318,10 +305,10 @@ def _sizes(rng: Random, split: Split, topic: str, unseen: bool) -> Question:
         else ORDER[topic].pick(rng, split, unseen=unseen)
     )
     must_contain = f"{key} is {topic}"
-    answer = f"{a(key)} is {topic} than {a(other)}."
+    answer = f"of {a(x)} and {a(y)}, the {must_contain}."
     if is_yes_no:
         must_contain = f"so {'yes' if first_is_key else 'no'}"
-        answer = f"Is it {a(x)}? {capitalized(answer.removesuffix('.'))}, {must_contain}."
+        answer = f"{answer.removesuffix('.')}, {must_contain}."
     article = (lambda noun: f"the {noun}") if rng.random() < 0.2 else a
     return Question(
         text=as_typed(rng, core.format(x=article(x), y=article(y))), answer=capitalized(answer),

@@ -251,12 +251,12 @@ Thornwick   | behind a hedge  | its maze
 
 # Names of no person above, so that stories and chat users never contradict a fact.
 GIRLS = words("""
-    Anna Bella Cora Daisy Ella Fiona Gina Helen Iris Julia Kate Lucy Mary Nina Polly Rosa
-    Sally Tina Wendy Zoe
+    Anna Bella Cora Daisy Ella Fiona Gina Helen Iris Julia Kate Lucy Mary Nina Polly Rosa Sally Tina
+    Wendy Zoe
 """)  # fmt: skip
 BOYS = words("""
-    Adam Ben Carl David Eric Frank George Harry Ivan Jack Kevin Leo Max Noah Otto Peter Sam
-    Tom Will Zack
+    Adam Ben Carl David Eric Frank George Harry Ivan Jack Kevin Leo Max Noah Otto Peter Sam Tom Will
+    Zack
 """)  # fmt: skip
 CHILDREN = (*GIRLS, *BOYS)
 
@@ -272,13 +272,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # Small things for stories and sums; see `plural`.
 ITEMS = words("""
-    ball book key cup coin spoon shell bell kite candle ring button marble apple ribbon
-    stone feather letter pencil lamp flag brush whistle plate pebble ticket stamp doll map
-    glove nail pillow bottle comb needle egg card basin lantern
+    ball book key cup coin spoon shell bell kite candle ring button marble apple ribbon stone
+    feather letter pencil lamp flag brush whistle plate pebble ticket stamp doll map glove nail
+    pillow bottle comb needle egg card basin lantern
 """)  # fmt: skip
 SPOTS = tuple(f"the {spot}" for spot in words("""
-    kitchen garden attic barn cellar hall library workshop bathroom yard school park tent shed
-    mill market tower office church laundry bakery cabin greenhouse museum
+    kitchen garden attic barn cellar hall library workshop bathroom yard school park tent shed mill
+    market tower office church laundry bakery cabin greenhouse museum
 """))  # fmt: skip
 HOLDERS = tuple(f"the {holder}" for holder in words("""
     box basket drawer bag cupboard bucket jar chest pot sack suitcase barrel crate tin hat trunk
