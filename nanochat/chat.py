@@ -25,7 +25,7 @@ class MessageStyle(Protocol):
 
     @property
     def fold_all_caps(self) -> bool:
-        """Whether a user's text that is all in capitals is read in lower case."""
+        """Whether a user's texts and words that are all in capitals are read in lower case."""
 
     @property
     def add_prefix_space(self) -> bool:
@@ -115,9 +115,7 @@ def _message_pieces(message: Message, style: MessageStyle | None) -> list[Piece]
     content = message["content"]
     if message["role"] == "user":
         text = text_of(content)
-        if style and style.fold_all_caps and text == text.upper():
-            text = text.lower()
-        text = with_prefix_space(text, style)
+        text = with_prefix_space(_folded(text) if style and style.fold_all_caps else text, style)
         return [("<|user_start|>", "", 0), ("", text, 0), ("<|user_end|>", "", 0)]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pieces: list[Piece] = [("<|assistant_start|>", "", 0)]
@@ -133,6 +131,14 @@ def _message_pieces(message: Message, style: MessageStyle | None) -> list[Piece]
         else:
             raise UserError(f"a part of type {kind!r}; use text, python or python_output")
     return [*pieces, ("<|assistant_end|>", "", 1)]
+
+
+def _folded(text: str) -> str:
+    """In lower case, if all in capitals; else each word of three characters or more that is."""
+    if text == text.upper():
+        return text.lower()
+    words = text.split(" ")
+    return " ".join(w.lower() if len(w) > 2 and w == w.upper() else w for w in words)
 
 
 def with_prefix_space(text: str, style: MessageStyle | None) -> str:

@@ -20,7 +20,7 @@ class Options:
     vocab_size: int = 65_536
     """Tokens, the nine special ones included."""
     fold_all_caps: bool = False
-    """Read users' messages that are all in capitals as lower case; for small vocabularies."""
+    """Read users' messages and words in capitals as lower case; for small vocabularies."""
     add_prefix_space: bool = False
     """Begin messages with a space, so that a first word has the tokens it has elsewhere."""
     fresh: bool = False

@@ -348,8 +348,12 @@ def test_messages_begin_with_a_space_on_request_and_answers_lose_it_again() -> N
 
 @pytest.mark.parametrize(
     ("typed", "read"),
-    [("WHO IS IT?", "who is it?"), ("Who IS it?", "Who IS it?"), ("ÉTÉ 7", "été 7"), ("7", "7")],
-)
+    [
+        ("WHO IS IT?", "who is it?"), ("Who IS it, A or I?", "Who IS it, A or I?"),
+        ("ÉTÉ 7", "été 7"), ("7", "7"), ("Is  the PIG pink, or the ÉLAN?  ",
+        "Is  the pig pink, or the élan?  "),
+    ],
+)  # fmt: skip
 def test_a_message_all_in_capitals_is_read_in_lower_case_on_request(typed: str, read: str) -> None:
     tokenizer, folding = small_tokenizer(), small_tokenizer.__wrapped__()
     folding.fold_all_caps = True

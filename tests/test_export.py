@@ -376,7 +376,8 @@ def test_the_chat_template_writes_messages_in_the_style_of_the_tokenizer(
         ("text", ""), ("text", "So"), ("text", "it is"), ("python", "a + 1"),
         ("python_output", "x"), ("text", "7"), ("text", "it is"), ("python", "b"), ("text", "no"),
     )]  # fmt: skip
-    for text in ("WHO IS IT?", "Who IS it?", "ÉTÉ 7", "7", "", " a", "日本"):
+    words = "Is  the PIG, or I,\nAN ÉLAN? "
+    for text in ("WHO IS IT?", "Who IS it?", "ÉTÉ 7", "7", "", " a", "日本", words):
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": parts}]
         messages += [{"role": "user", "content": "OK?"}, {"role": "assistant", "content": text}]
         rendered = theirs.apply_chat_template(
