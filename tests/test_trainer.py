@@ -20,7 +20,7 @@ from nanochat.runtime import Runtime
 from nanochat.training import micro_batch, trainer
 from nanochat.training.async_checkpoint import TrainState
 from nanochat.training.schedule import Schedule
-from nanochat.training.stop_requests import stop_requests
+from nanochat.training.stop_requests import STOP_SIGNALS, stop_requests
 from nanochat.training.trainer import Every, RunContext
 
 VOCAB, ROWS, TIME = 11, 6, 5
@@ -254,7 +254,7 @@ def test_garbage_collection_is_off_within_the_loop(tmp_path: Path) -> None:
     assert seen == [False] * 2 and gc.isenabled()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_and_exits_after_the_step(tmp_path: Path, number: int) -> None:
     saver = RecordingSaver()
 
@@ -265,6 +265,17 @@ def test_a_signal_saves_and_exits_after_the_step(tmp_path: Path, number: int) ->
     with pytest.raises(SystemExit) as caught:
         run(tmp_path, (batch(step) for step in range(8)), every=[Every(1, kick)], saver=saver)
     assert caught.value.code == 128 + number and saver.steps == [4]
+
+
+def test_a_run_under_nohup_survives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as requests:
+            signal.raise_signal(signal.SIGHUP)
+            assert requests.name is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_prefetched_batches_are_the_same_and_their_errors_are_raised(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequests:
@@ -46,9 +46,11 @@ class StopRequests:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Handle SIGTERM, SIGINT and SIGUSR1 as `StopRequests` says, inside."""
+    """Handle STOP_SIGNALS as `StopRequests` says, inside; SIGHUP unless `nohup` has ignored it."""
     requests = StopRequests()
-    before = {number: signal.signal(number, requests.handle) for number in STOP_SIGNALS}
+    survives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and survives)]
+    before = {number: signal.signal(number, requests.handle) for number in numbers}
     try:
         yield requests
     finally:

@@ -78,8 +78,8 @@ def train(
 ) -> TrainState:  # fmt: skip
     """Run the steps start.step ... schedule.num_steps; returns the last state.
 
-    The functions of `every` are called in order. SIGTERM, SIGINT and SIGUSR1 save the state and end
-    the loop. `skip_steps`, and batches without a signal, update nothing. Raises NonFiniteError.
+    The functions of `every` are called in order. STOP_SIGNALS save the state and end the loop.
+    `skip_steps`, and batches without a signal, update nothing. Raises NonFiniteError.
     joined_length: see `micro_batches`.
     """
     state, runtime, saver, stop = start, context.runtime, context.saver, context.stop
