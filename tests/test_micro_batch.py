@@ -9,7 +9,13 @@ from torch import Tensor
 
 from nanochat.data.batch import Batch
 from nanochat.gpt import GPT
-from nanochat.kernels.documents import can_join, documents_of
+from nanochat.kernels.documents import (
+    CPU_SIZES,
+    _padded_length,
+    can_join,
+    documents_of,
+    places_of_targets,
+)
 from nanochat.runtime import init_runtime
 from nanochat.training.micro_batch import micro_batches
 from nanochat.training.trainer import accumulate_gradients, two_threads
@@ -112,13 +118,31 @@ def test_joined_rows_hold_each_used_token_once() -> None:
         rows_of_lengths(lengths, masked=False), 3, CONTEXT, CPU
     ):
         documents, (count, size) = named["documents"], inputs.shape
-        assert count == 1 and size <= 3 * CONTEXT and (targets >= 0).all()
+        assert count == 1 and size <= 3 * CONTEXT and size % CPU_SIZES == 0
         assert documents.starts[-1] == size and documents.positions.shape == inputs.shape
         assert int(documents.starts.diff().max()) <= documents.longest
         begins = documents.starts[:-1][documents.starts.diff() > 0]
         assert not documents.positions[0, begins].any()
-        seen += size
+        seen += int((targets >= 0).sum())
     assert seen == sum(lengths)
+
+
+def test_chosen_places_are_those_of_targets_and_others_up_to_a_multiple() -> None:
+    targets = torch.full((3, CONTEXT), -1)
+    assert places_of_targets(targets) is None
+    targets[1, 5:45] = 7
+    places = places_of_targets(targets)
+    assert places is not None and len(places) == 2 * CPU_SIZES == len(places.unique())
+    assert int((targets.flatten()[places] == 7).sum()) == 40
+    targets[:, :-1] = 7  # fewer others than are missing
+    places = places_of_targets(targets)
+    assert places is None or len(places) < targets.numel()
+
+
+def test_padded_lengths_are_few_and_at_most_half_longer() -> None:
+    found = [_padded_length(n) for n in range(1, 2049)]
+    assert all(n <= m and (m < 1.5 * n + 2 or m == 12) for n, m in enumerate(found, 1))
+    assert sorted(set(found))[:5] == [12, 16, 24, 32, 48] and len(set(found)) == 16
 
 
 def test_joined_rows_have_few_lengths_elsewhere_than_on_a_cpu() -> None:

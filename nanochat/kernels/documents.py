@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanochat.kernels.attention import attend_causally
 
-SIMILAR = 1.5  # ratio of the lengths of documents that are padded to the longest, on a CPU
+CPU_SIZES = 32  # sizes of products are multiples of it: oneDNN compiles code for each new size
 
 
 class Documents(NamedTuple):
@@ -69,15 +69,20 @@ def _attend_padded(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
 ) -> Tensor:
     """The same with documents in padded rows: only attention computes the padding."""
-    groups = _groups([n for n in documents.starts.diff().tolist() if n])
-    shapes = {heads: _padded_places(groups, heads, documents) for heads in {q.size(1), k.size(1)}}
+    lengths = [n for n in documents.starts.diff().tolist() if n]
+    longest = torch.tensor([_padded_length(n) for n in lengths])
+    groups = list(zip(*(x.tolist() for x in longest.unique(return_counts=True)), strict=True))
+    shapes = {
+        heads: _padded_places(torch.tensor(lengths), longest, heads, documents)
+        for heads in {q.size(1), k.size(1)}
+    }
     rows = []
     for x in (q, k, v):
-        sizes = [len(group) * x.size(1) * max(group) for group in groups]
+        sizes = [count * x.size(1) * length for length, count in groups]
         placed = _Placed.apply(x[0].transpose(0, 1).flatten(0, 1), shapes[x.size(1)], sum(sizes))
         rows.append([
-            part.view(len(group), x.size(1), max(group), x.size(3))
-            for group, part in zip(groups, placed.split(sizes), strict=True)
+            part.view(count, x.size(1), length, x.size(3))
+            for (length, count), part in zip(groups, placed.split(sizes), strict=True)
         ])  # fmt: skip
     found = [
         attend_causally(queries, keys, values, window).flatten(0, 2)
@@ -87,35 +92,35 @@ def _attend_padded(
     return y.view(-1, *q.shape[1::2]).transpose(0, 1)[None]
 
 
-def _groups(lengths: list[int]) -> list[list[int]]:
-    """Neighbors of similar lengths: the loader sorts the rows of a step."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and max(length, *groups[-1]) <= SIMILAR * min(length, *groups[-1]):
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
+def _padded_length(length: int) -> int:
+    """The next of 12, 16, 24, 32, 48, 64, ...: few, so that sizes of products recur."""
+    power = max(16, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if length <= power * 3 // 4 else power
 
 
-def _padded_places(groups: list[list[int]], num_heads: int, documents: Documents) -> Tensor:
+def _padded_places(
+    lengths: Tensor, longest: Tensor, num_heads: int, documents: Documents
+) -> Tensor:
     """(N * H,) of each token and head among the rows (documents, H, longest) of all groups."""
-    lengths = torch.tensor([n for group in groups for n in group])
-    longest = torch.tensor([max(group) for group in groups for _ in group])
-    starts = longest.cumsum(0) - longest  # of each document, for one head
+    order = longest.argsort(stable=True)
+    starts = torch.empty_like(longest)  # of each document, for one head
+    starts[order] = longest[order].cumsum(0) - longest[order]
     starts, longest = (x.repeat_interleave(lengths)[:, None] for x in (starts, longest))
     heads = torch.arange(num_heads)
     return (starts * num_heads + heads * longest + documents.positions[0, :, None]).flatten()
 
 
 def places_of_targets(targets: Tensor) -> Tensor | None:
-    """(M,) of (B * T) where something is predicted; None for all of them.
+    """(M,) of (B * T) where something is predicted, and a few more; None for all of them.
 
     On other devices it is None: they would wait for M, and the compiler makes code for each M.
     """
     if targets.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    places = (targets.flatten() >= 0).nonzero().squeeze(1)
+    has_target = targets.flatten() >= 0
+    places = has_target.nonzero().squeeze(1)
+    others = (~has_target).nonzero().squeeze(1)[: -len(places) % CPU_SIZES]
+    places = torch.cat([places, others])
     return places if 0 < len(places) < targets.numel() else None
 
 

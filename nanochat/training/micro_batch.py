@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.data.batch import Batch
-from nanochat.kernels.documents import documents_of
+from nanochat.kernels.documents import CPU_SIZES, documents_of
 
 WIDTH_STEP = 8  # tensor cores want multiples of 8, and the padding stays small
 JOINED_SIZES = 16  # lengths of joined rows on a GPU: with few of them memory can be used again
@@ -45,10 +45,10 @@ def _padded(batch: Batch, num_rows: int) -> Iterator[Any]:
 def _joined(batch: Batch, num_rows: int, length: int, num_sizes: int) -> Iterator[Any]:
     """Rows up to their last target, end to end in one row of at most num_rows * length tokens.
 
-    Padded to one of `num_sizes` lengths; 0: as few as possible.
+    Padded to one of `num_sizes` lengths; 0: to a multiple of CPU_SIZES.
     """
     capacity = num_rows * max(length, batch.inputs.size(1))
-    step = -(-capacity // num_sizes) if num_sizes else 1
+    step = -(-capacity // num_sizes) if num_sizes else CPU_SIZES
     lengths = used_lengths(batch.targets)
     totals, first = lengths.cumsum(0), 0
     while first < len(lengths):
