@@ -103,18 +103,17 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(x.dtype)
         weights = weights.masked_fill(targets < 0, 0.0)[:, None]
         columns = targets.clamp(min=0)[:, None]  # a masked target has weight 0: any column will do
-        total = weight.new_zeros(())
+        total, log_factors = weight.new_zeros(()), None if factors is None else factors.log()
         grad_x, grad_weight = torch.empty_like(x), zeros_for_sums(weight, x.dtype)
         for rows in _groups(x, weight):
-            logits = _sigmoid_logits(x[rows], matrix, cap)
-            scales = logits.new_empty(logits.size(0), 1)
-            for part in split_for_cache(logits, columns[rows], weights[rows], scales):
-                total += _loss_and_gradient(*part, cap=cap, factors=factors)
+            logits = _logits_or_sigmoids(x[rows], matrix, cap)
+            for part in split_for_cache(logits, columns[rows], weights[rows]):
+                total += _loss_and_gradient(*part, cap=cap, log_factors=log_factors)
             # `logits` holds d loss / d z / scales now. Scaling x and grad_x instead of it touches
             # C channels per row and not V logits.
-            grad_logits, scales = logits.to(x.dtype), scales.to(x.dtype)
-            grad_x[rows] = product(grad_logits, matrix.T).mul_(scales)
-            add_sum_of_products(grad_weight, grad_logits, x[rows] * scales)
+            scales = 4 * weights[rows]
+            grad_x[rows] = product(logits, matrix.T).mul_(scales)
+            add_sum_of_products(grad_weight, logits, (x[rows] * scales).to(x.dtype))
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 
@@ -208,40 +207,43 @@ def _groups(x: Tensor, weight: Tensor) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, x.size(0), size))
 
 
-def _sigmoid_logits(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
-    """s = sigmoid(2 z / cap) float32 of the logits z = x @ matrix.T.
+def _logits_or_sigmoids(x: Tensor, matrix: Tensor, cap: float) -> Tensor:
+    """The logits z = x @ matrix.T in bfloat16, else s = sigmoid(2 z / cap).
 
     tanh(z / cap) = 2 s - 1, and oneDNN fuses a sigmoid into the product but no scaled tanh.
     """
-    if x.dtype == torch.bfloat16:  # rounding z again after the scaling would lose precision
-        return F.linear(x, matrix).float().mul_(2 / cap).sigmoid_()
+    if x.dtype == torch.bfloat16:  # s would lose precision, and in float32 leave the caches
+        return F.linear(x, matrix)
     return product(x * (2 / cap), matrix, "sigmoid")
 
 
 def _loss_and_gradient(
-    s: Tensor, columns: Tensor, weights: Tensor, scales: Tensor, *, cap: float,
-    factors: Tensor | None = None,
+    logits: Tensor, columns: Tensor, weights: Tensor, *, cap: float,
+    log_factors: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The weighted loss of some rows; s becomes d loss / d z / scales and scales is filled.
+    """The weighted loss of some rows; logits becomes d loss / d z / (4 weights).
 
-    s: (rows, V) by `_sigmoid_logits`; columns, weights, scales: (rows, 1). The capped logit is
+    logits: (rows, V) by `_logits_or_sigmoids`; columns, weights: (rows, 1). The capped logit is
     cap * (2 s - 1), so d loss / d z = weight * (softmax - one_hot) * (1 - tanh^2) with
-    1 - tanh^2 = 4 s (1 - s). All factors of a whole row (4, weight, 1 / sum of exponentials) go
-    into scales. factors: (V,) of the exponentials of all but the row's target.
+    1 - tanh^2 = 4 s (1 - s). log_factors: (V,) of the exponentials of all but the row's target.
     """
-    # Any shift of the logits gives the same softmax. Half, tanh = 0, saves the pass for the max.
-    shift = s.new_full((), 0.5) if cap <= MAX_CAP else s.amax(dim=1, keepdim=True)
-    target_logits = (s.gather(1, columns) - shift) * (2 * cap)
-    exponentials = torch.add(shift * (-2 * cap), s, alpha=2 * cap).exp_()
-    if factors is not None:
-        exponentials.mul_(factors).scatter_(1, columns, target_logits.exp())
-    sums = exponentials.sum(dim=1, keepdim=True)
-    # exponentials - sums * one_hot = sums * (softmax - one_hot)
+    is_rounded = logits.dtype == torch.bfloat16
+    s = logits.float().mul_(2 / cap).sigmoid_() if is_rounded else logits
+    scores = s * (2 * cap)  # the softmax needs no constant
+    target_scores = scores.gather(1, columns)
+    if log_factors is not None:
+        scores.add_(log_factors).scatter_(1, columns, target_scores)
+    softmax = scores.softmax(dim=1)  # takes less time than exp alone, of which it has a faster one
+    probabilities = softmax.gather(1, columns)
+    losses = -probabilities.log()
+    if cap > MAX_CAP:  # where a probability may be 0
+        losses = scores.logsumexp(dim=1, keepdim=True) - target_scores
     if torch.compiler.is_compiling():  # a `where` is fused, a scatter is not
         vocabulary = torch.arange(s.size(1), device=s.device)
-        exponentials = torch.where(vocabulary == columns, exponentials - sums, exponentials)
+        softmax = torch.where(vocabulary == columns, softmax - 1, softmax)
     else:
-        exponentials.scatter_(1, columns, exponentials.gather(1, columns) - sums)
-    torch.addcmul(s, s, s, value=-1, out=s).mul_(exponentials)
-    torch.div(4 * weights, sums, out=scales)
-    return ((sums.log() - target_logits) * weights).sum()
+        softmax.scatter_(1, columns, probabilities - 1)
+    torch.addcmul(s, s, s, value=-1, out=s).mul_(softmax)
+    if is_rounded:
+        logits.copy_(s)
+    return (losses * weights).sum()
