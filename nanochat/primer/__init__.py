@@ -150,7 +150,10 @@ def _with_names_as_typed(turns: list[Question]) -> list[Question]:
     answered = []
     for turn in turns:
         asked += f" {turn.text}"
-        answered.append(replace(turn, answer=in_their_letters(turn.answer, asked, names)))
+        answer, expression = (
+            in_their_letters(text, asked, names) for text in (turn.answer, turn.expression)
+        )
+        answered.append(replace(turn, answer=answer, expression=expression))
     return answered
 
 

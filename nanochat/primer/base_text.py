@@ -8,7 +8,7 @@ from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
 from nanochat.primer.drills import comparisons, corrections, known_or_not, lookups, misspellings
 from nanochat.primer.facts import fact_question
-from nanochat.primer.names import open_name, open_word, person_name
+from nanochat.primer.names import open_name, person_name
 from nanochat.primer.noise import as_people_type
 from nanochat.primer.numbers import in_words, sum_question
 from nanochat.primer.problems import word_problem
@@ -17,7 +17,12 @@ from nanochat.primer.reading import reading_question, reading_series, story
 from nanochat.primer.relations import relation_question, reversed_fact
 from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
-from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
+from nanochat.primer.words import (
+    calendar_question,
+    ordering_question,
+    spelled_word,
+    spelling_question,
+)
 from nanochat.primer.world import a, capitalized, columns, plural
 
 NOISY_SHARE = 0.5  # of the questions in base text
@@ -233,22 +238,13 @@ def _days_and_months(rng: Random, split: Split) -> str:
     return f"{capitalized(', '.join(run))}. " + " ".join(lines)
 
 
-def _words(rng: Random, split: Split) -> list[str]:
-    """Words of the world, of other lists and of none, to be spelled."""
-    makers: tuple[Callable[[], str], ...] = (
-        lambda: rng.choice(WORDS), lambda: rng.choice(WORDS), lambda: open_word(rng, split),
-        lambda: open_name(rng, split)[0].lower(),
-    )  # fmt: skip
-    return [rng.choice(makers)() for _ in range(rng.randint(3, 6))]
-
-
 def _letters(rng: Random, split: Split) -> str:
     wordings = (
         "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
-        "The letters of {w} are {s}.",
-        "To write {w}, write {s}.",
+        "The letters of {w} are {s}.", "To write {w}, write {s}.",
     )  # fmt: skip
-    lines = [rng.choice(wordings).format(w=word, s="-".join(word)) for word in _words(rng, split)]
+    words = [spelled_word(rng, split) for _ in range(rng.randint(3, 6))]
+    lines = [rng.choice(wordings).format(w=shown, s="-".join(word)) for word, shown in words]
     if rng.random() < 0.3:
         start = rng.randrange(20)
         run = world.LETTERS[start : start + rng.randint(3, 7)]
@@ -308,6 +304,6 @@ def _small_sum(rng: Random, split: Split) -> tuple[int, int]:
 _WEIGHTS: dict[Callable[[Random, Split], str], float] = {
     _portrait: 8, _nature: 8, _still_life: 4, _journey: 3, _reversed_facts: 12, _tale: 3,
     _lesson: 36, _belongings: 15, _packed_bag: 3, _echo: 26,
-    comparisons: 40, corrections: 30, known_or_not: 12, lookups: 24, misspellings: 14,
+    comparisons: 40, corrections: 30, known_or_not: 12, lookups: 16, misspellings: 14,
     _question_and_answer: 24, _days_and_months: 5, _letters: 24, _counting: 16, _sums: 1,
 }  # fmt: skip

@@ -4,6 +4,7 @@ In a conversation one word of twenty depends on a comparison, and is not learned
 drill it is one of five, and right after a few hundred steps (dev/LOG.md).
 """
 
+import re
 from random import Random
 
 from nanochat.primer import world
@@ -17,7 +18,6 @@ from nanochat.primer.unknown import elsewhere, strange_animal, unknown_name, unk
 from nanochat.primer.words import calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized
 
-MARKS = "?.,!"
 _ANIMALS = tuple(animal.name for animal in world.ANIMALS)
 _TOWNS = tuple(town.name for town in world.TOWNS)
 _PEOPLE = tuple(person.name for person in world.PEOPLE)
@@ -69,8 +69,8 @@ def misspellings(rng: Random, split: Split) -> str:
         text = question.text.lower() if rng.random() < 0.5 else question.text
         for _ in range(3):
             typed = misspelled(rng, text, question.exact)
-            pairs = zip(typed.split(), text.split(), strict=True)
-            lines += [f"{x.strip(MARKS)}: {y.strip(MARKS)}." for x, y in pairs if x != y]
+            pairs = zip(re.split(r"[^\w']+", typed), re.split(r"[^\w']+", text), strict=True)
+            lines += [f"{wrong}: {right}." for wrong, right in pairs if wrong != right]
     return " ".join(lines)
 
 
@@ -94,10 +94,11 @@ _KEYS = (
 
 
 def lookups(rng: Random, split: Split) -> str:
-    """Words with a letter each, found by either: "Mia=K Tom=B. Tom? Tom=B. K? Mia=K."."""
+    """Words with a letter each, and what stands beside which: "Mia=K Tom=B. Tom? Tom=B."."""
     keys = list(dict.fromkeys(rng.choice(_KEYS)(rng, split) for _ in range(rng.randint(3, 5))))
-    letters = rng.sample(world.LETTERS.upper(), len(keys))
-    rows = [f"{key}={letter}" for key, letter in zip(keys, letters, strict=True)]
+    rows = [
+        f"{key}={letter}"
+        for key, letter in zip(keys, rng.sample(world.LETTERS.upper(), len(keys)), strict=True)
+    ]
     asked = [rng.randrange(len(keys)) for _ in range(rng.randint(4, 7))]
-    answered = [f"{rng.choice((keys[i], letters[i]))}? {rows[i]}." for i in asked]
-    return " ".join([*rows[:-1], f"{rows[-1]}.", *answered])
+    return " ".join([*rows[:-1], f"{rows[-1]}.", *(f"{keys[i]}? {rows[i]}." for i in asked)])
