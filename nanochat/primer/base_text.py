@@ -8,7 +8,7 @@ from nanochat.primer import world
 from nanochat.primer.copying import list_series, random_items
 from nanochat.primer.drills import comparisons, corrections, known_or_not, lookups, misspellings
 from nanochat.primer.facts import fact_question
-from nanochat.primer.names import open_name, person_name
+from nanochat.primer.names import open_name, open_word, person_name
 from nanochat.primer.noise import as_people_type
 from nanochat.primer.numbers import in_words, sum_question
 from nanochat.primer.problems import word_problem
@@ -17,12 +17,7 @@ from nanochat.primer.reading import reading_question, reading_series, story
 from nanochat.primer.relations import relation_question, reversed_fact
 from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
-from nanochat.primer.words import (
-    calendar_question,
-    ordering_question,
-    spelled_word,
-    spelling_question,
-)
+from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
 from nanochat.primer.world import a, capitalized, columns, plural
 
 NOISY_SHARE = 0.5  # of the questions in base text
@@ -238,13 +233,22 @@ def _days_and_months(rng: Random, split: Split) -> str:
     return f"{capitalized(', '.join(run))}. " + " ".join(lines)
 
 
+def _words(rng: Random, split: Split) -> list[str]:
+    """Words of the world, of other lists and of none, to be spelled."""
+    makers: tuple[Callable[[], str], ...] = (
+        lambda: rng.choice(WORDS), lambda: rng.choice(WORDS), lambda: open_word(rng, split),
+        lambda: open_name(rng, split)[0].lower(),
+    )  # fmt: skip
+    return [rng.choice(makers)() for _ in range(rng.randint(3, 6))]
+
+
 def _letters(rng: Random, split: Split) -> str:
     wordings = (
         "The word {w} is spelled {s}.", "{s} makes {w}.", "{w}: {s}.",
-        "The letters of {w} are {s}.", "To write {w}, write {s}.",
+        "The letters of {w} are {s}.",
+        "To write {w}, write {s}.",
     )  # fmt: skip
-    words = [spelled_word(rng, split) for _ in range(rng.randint(3, 6))]
-    lines = [rng.choice(wordings).format(w=shown, s="-".join(word)) for word, shown in words]
+    lines = [rng.choice(wordings).format(w=word, s="-".join(word)) for word in _words(rng, split)]
     if rng.random() < 0.3:
         start = rng.randrange(20)
         run = world.LETTERS[start : start + rng.randint(3, 7)]

@@ -37,18 +37,20 @@ count unseen: in {w}, how many letters are {l} | {w} has how many {l}
 """)  # fmt: skip
 
 
-def spelled_word(rng: Random, split: Split) -> tuple[str, str]:
-    """A word or a name in lower case and as it is typed; most are of no list of the world."""
+def _spelled_word(rng: Random, split: Split) -> str:
+    """A word or a name in lower case, most of them of no list of the world."""
     kind = rng.random()
     if kind < 0.3:
-        word = rng.choice(WORDS)
-    elif kind < 0.4:
-        word = rng.choice(_NAMES)
-    else:
-        word = names.open_name(rng, split)[0] if kind < 0.55 else names.open_word(rng, split)
-    is_name = 0.3 <= kind < 0.55
-    shown = capitalized(word) if rng.random() < (0.5 if is_name else 0.1) else word.lower()
-    return word.lower(), shown
+        return rng.choice(WORDS)
+    if kind < 0.4:
+        return rng.choice(_NAMES)
+    if kind < 0.55:
+        return names.open_name(rng, split)[0].lower()
+    return names.open_word(rng, split)
+
+
+def _shown(rng: Random, word: str) -> str:
+    return capitalized(word) if rng.random() < 0.1 else word
 
 
 def spelling_question(rng: Random, split: Split, unseen: bool = False) -> Question:
@@ -57,7 +59,7 @@ def spelling_question(rng: Random, split: Split, unseen: bool = False) -> Questi
 
 
 def _spell(rng: Random, split: Split, unseen: bool) -> Question:
-    word, shown = spelled_word(rng, split)
+    word = _spelled_word(rng, split)
     core = SPELLING["spell"].pick(rng, split, unseen=unseen)
     if not unseen and rng.random() < 0.08:
         core = rng.choice(
@@ -65,31 +67,30 @@ def _spell(rng: Random, split: Split, unseen: bool) -> Question:
         )
     letters = "-".join(word)  # the hyphens keep each letter a token of its own
     return Question(
-        text=as_typed(rng, core.format(w=shown)),
-        answer=f"The word {shown} is spelled {letters}.",
+        text=as_typed(rng, core.format(w=_shown(rng, word))),
+        answer=f"The word {word} is spelled {letters}.",
         key=letters,
         identity=f"spell|{word}|{core}",
         unseen_wording=unseen,
-        exact=(shown,),
+        exact=(word,),
     )
 
 
 def _count(rng: Random, split: Split, unseen: bool) -> Question:
-    word, shown = spelled_word(rng, split)
+    word = _spelled_word(rng, split)
     letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(world.LETTERS)  # or none
     core = SPELLING["count"].pick(rng, split, unseen=unseen)
     number = word.count(letter)
-    counted = shown if letter != word[0] else word  # a capital is not counted
     return Question(
-        text=as_typed(rng, core.format(l=letter, w=shown)),
-        answer=f"The letter {letter} occurs {number} time{'s' * (number != 1)} in {counted}.",
+        text=as_typed(rng, core.format(l=letter, w=_shown(rng, word))),
+        answer=f"The letter {letter} occurs {number} time{'s' * (number != 1)} in {word}.",
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",
         # With a space before it the word is the same tokens as in the question.
-        expression=f"' {counted}'.count('{letter}')",
+        expression=f"' {word}'.count('{letter}')",
         kind="number",
         unseen_wording=unseen,
-        exact=(shown, letter, f"{letter}s"),
+        exact=(word, letter, f"{letter}s"),
     )
 
 
