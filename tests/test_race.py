@@ -24,8 +24,13 @@ LINES = [
 
 def test_a_curve_is_over_the_seconds_of_steps_by_either_clock() -> None:
     assert race.step_seconds(LINES, "wall") == [5.0, 1.0, 3.0]
-    assert race.curve(LINES, "wall") == [(6.0, 3.0), (9.0, 2.0)]
-    assert race.curve(LINES, "cpu") == [(3.0, 3.0), (7.0, 2.0)]
+    assert race.common_curves([LINES], "wall") == [[(6.0, 3.0), (9.0, 2.0)]]
+    assert race.common_curves([LINES], "cpu") == [[(3.0, 3.0), (7.0, 2.0)]]
+
+
+def test_an_evaluation_that_one_seed_lacks_is_left_out() -> None:
+    stopped = [line for line in LINES if line != {"step": 2, race.BITS: 3.0}]
+    assert race.common_curves([LINES, stopped], "cpu") == [[(7.0, 2.0)]] * 2
 
 
 def test_a_step_is_timed_by_the_share_of_each_phase_without_warm_up_and_slow_ones() -> None:

@@ -83,11 +83,18 @@ def step_seconds(lines: Sequence[Line], clock: str) -> list[float]:
     return [total - before for total, before in zip(totals, [0.0, *totals], strict=False)]
 
 
-def curve(lines: Sequence[Line], clock: str) -> Curve:
-    """Bits per byte over seconds of training, one point per evaluation."""
-    seconds = np.cumsum(step_seconds(lines, clock))
-    evaluations = {int(line["step"]): line[BITS] for line in lines if BITS in line}
-    return [(float(seconds[step - 1]), bits) for step, bits in sorted(evaluations.items())]
+def common_curves(runs: Sequence[Sequence[Line]], clock: str) -> list[Curve]:
+    """A curve for each run, of the steps after which all of them were evaluated.
+
+    A run that was stopped in an evaluation resumes without it.
+    """
+    found = [{int(line["step"]): line[BITS] for line in lines if BITS in line} for lines in runs]
+    steps = sorted(set(found[0]).intersection(*found))
+    seconds = [np.cumsum(step_seconds(lines, clock)) for lines in runs]
+    return [
+        [(float(after[step - 1]), bits[step]) for step in steps]
+        for after, bits in zip(seconds, found, strict=True)
+    ]
 
 
 def mean_step(seconds: Sequence[float]) -> float:
@@ -113,7 +120,7 @@ def run_race(settings: Sequence[Setting], options: argparse.Namespace) -> dict[s
     entries = [(s.name, s, 0) for s in settings]
     if not options.no_again:
         entries.append((settings[0].name + AGAIN, settings[0], options.seeds))
-    curves: dict[str, list[Curve]] = {name: [] for name, _, _ in entries}
+    runs: dict[str, list[list[Line]]] = {name: [] for name, _, _ in entries}
     for seed in range(options.seeds):
         for name, setting, first_seed in entries:
             count = steps[setting.name]
@@ -122,9 +129,9 @@ def run_race(settings: Sequence[Setting], options: argparse.Namespace) -> dict[s
                 f"--eval_every={-(-count // options.points)}",
                 f"--eval_tokens={options.eval_tokens}",
             ]  # fmt: skip
-            lines = finished_run(arguments, setting.tag(options.seconds, first_seed + seed))
-            curves[name].append(curve(lines, options.clock))
-    return curves
+            tag = setting.tag(options.seconds, first_seed + seed)
+            runs[name].append(finished_run(arguments, tag))
+    return {name: common_curves(of_seeds, options.clock) for name, of_seeds in runs.items()}
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
