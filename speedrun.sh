@@ -5,7 +5,7 @@
 #
 # Sets up .venv, detects the hardware and selects a tier:
 #
-#   cpu      no GPU: a small model of the built-in primer world, 11 to 13 minutes on two cores
+#   cpu      no GPU: a small model of the built-in primer world, 11 to 12 minutes on two cores
 #   gpu      one GPU of 8 GB or more: fineweb-edu, the depth that is pretrained in HOURS (8) on it
 #   node     several GPUs: the reference run, depth 20 on fineweb-edu, about four hours on 8 x H100
 #   smoke    one minute: checks that every stage runs; the model is useless
