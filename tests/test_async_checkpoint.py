@@ -198,4 +198,4 @@ def test_signals_exit_with_128_plus_their_number() -> None:
         with pytest.raises(SystemExit) as left:
             StopRequests().handle(number, None)
         codes.append(left.value.code)
-    assert codes == [143, 130, 138]
+    assert codes == [143, 130, 138, 129]

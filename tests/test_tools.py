@@ -218,7 +218,8 @@ def test_columns_and_events_are_the_same_as_with_an_inline_tool() -> None:
     for tool in (InlineTool(shortened), ThreadedTool(shortened_later, SECONDS)):
         with calls_often(tool) as engine:
             columns.append(list(engine.generate(PROMPTS[3], 4, max_tokens=80)))
-            events.append(list(engine.stream_text(PROMPTS[3], 80, Sampling(1.0), seed=1)))
+            streams = (engine.stream_text(PROMPTS[3], 80, Sampling(1.0), seed=n) for n in range(9))
+            events.append([event for stream in streams for event in stream])
     assert columns[0] == columns[1] and events[0] == events[1]
     assert any(0 in mask for _, mask in columns[0])
     assert any(isinstance(event, ToolCall) and event.result for event in events[0])
