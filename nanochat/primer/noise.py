@@ -184,7 +184,7 @@ LOWER_SHARE = 0.5
 
 
 def misspelled(rng: Random, text: str, exact: Collection[str]) -> str:
-    """The text with one word misspelled in a way that training has."""
+    """The text with one word misspelled as in training; `neighboring_key` is kept for tests."""
     return rng.choice(_MISSPELLINGS)(rng, text, exact)
 
 
