@@ -261,7 +261,7 @@ def _counting(rng: Random, split: Split) -> str:
     start = rng.randint(1, 93)
     run = range(start, start + rng.randint(3, 7))
     lines = [", ".join(map(str, run)) + "."]
-    neighbors = rng.choice(("{y} comes after {x}.", "{x} comes before {y}."))
+    neighbors = rng.choice(("After {x} comes {y}.", "Before {y} comes {x}."))
     lines += [neighbors.format(x=n, y=n + 1) for n in run if rng.random() < 0.5]
     for _ in range(2):
         x, y = rng.sample(range(1, rng.choice((100, 1000))), 2)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from nanochat.primer import world
-from nanochat.primer.names import THINGS_AROUND, invented_name, invented_word, is_in, two_people
+from nanochat.primer.names import invented_name, is_in, open_thing, two_people
 from nanochat.primer.question import Split
 from nanochat.primer.world import a, capitalized, plural, words
 
@@ -294,11 +294,7 @@ _EVENTS: tuple[Callable[[Random, _Cast], tuple[str, list[StoryQuestion]]], ...] 
 def _item(rng: Random, split: Split) -> str:
     if rng.random() < 0.4:
         return rng.choice(world.ITEMS)
-    while not is_in(
-        split, item := rng.choice(THINGS_AROUND) if rng.random() < 0.9 else invented_word(rng)
-    ):
-        pass
-    return item
+    return open_thing(rng, split)
 
 
 def event_story(rng: Random, split: Split) -> tuple[str, *tuple[StoryQuestion, ...]]:

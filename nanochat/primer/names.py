@@ -4,6 +4,7 @@ Users bring names of their own. One in ten names and words is held out by its ha
 and spelling are tested on what training never contains.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 from nanochat.primer.question import Split, split_of
@@ -91,6 +92,12 @@ def invented_word(rng: Random) -> str:
     return start + rng.choice(_CODAS)
 
 
+def _blend(rng: Random, parts: Sequence[str]) -> str:
+    """The start of one word and the end of another, such as "kitbow"."""
+    first, second = rng.sample(parts, 2)
+    return first[: rng.randint(1, len(first) - 1)] + second[rng.randint(1, len(second) - 1) :]
+
+
 def invented_name(rng: Random) -> str:
     """A first name such as "Shoubela"."""
     start = "".join(
@@ -112,8 +119,13 @@ def is_open_name(word: str) -> bool:
 def open_name(rng: Random, split: Split) -> tuple[str, str]:
     """A first name, as people have, or an invented one, and its pronoun."""
     while True:
-        is_real, is_girl = rng.random() < 0.5, rng.random() < 0.5
-        name = rng.choice(_SHE if is_girl else _HE) if is_real else invented_name(rng)
+        kind, is_girl = rng.random(), rng.random() < 0.5
+        if kind < 0.5:
+            name = rng.choice(_SHE if is_girl else _HE)
+        elif kind < 0.75 and split == "train":
+            name = _blend(rng, _TRAINING_NAMES)
+        else:
+            name = invented_name(rng)
         if is_in(split, name):
             return name, "she" if is_girl else "he"
 
@@ -127,9 +139,25 @@ def person_name(rng: Random, split: Split) -> tuple[str, str]:
 
 
 def open_word(rng: Random, split: Split) -> str:
-    """A common word, or an invented one."""
+    """A common word, or one of no list."""
+    return _open(rng, split, COMMON_WORDS, 0.4)
+
+
+def open_thing(rng: Random, split: Split) -> str:
+    """A thing of a story that is not one of the world's."""
+    # With fewer of no list, "robots" of a story become "robins": things are known, not copied.
+    return _open(rng, split, THINGS_AROUND, 0.9 if split == "test" else 0.6)
+
+
+def _open(rng: Random, split: Split, common: Sequence[str], share: float) -> str:
+    """One of `common`, by its share, or else one of no list."""
     while True:
-        word = rng.choice(COMMON_WORDS) if rng.random() < 0.4 else invented_word(rng)
+        if rng.random() < share:
+            word = rng.choice(common)
+        elif rng.random() < 0.35 and split == "train":
+            word = _blend(rng, _TRAINING_WORDS)
+        else:
+            word = invented_word(rng)
         if is_in(split, word):
             return word
 
@@ -143,5 +171,9 @@ def two_people(rng: Random, split: Split) -> tuple[tuple[str, str, str], tuple[s
     return (name, she, _POSSESSIVE[she]), (friend, he, _POSSESSIVE[he])
 
 
+# Parts of English words, in places where only their letters tell what they are: without them a held
+# out "Jason" is copied as "J season" because no other word of training ends in "ason".
+_TRAINING_NAMES = tuple(name for name in (*_SHE, *_HE) if is_in("train", name))
+_TRAINING_WORDS = tuple(word for word in COMMON_WORDS if is_in("train", word))
 _NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(p.name for p in PEOPLE), *(t.name for t in TOWNS)}
 _POSSESSIVE = {"he": "his", "she": "her"}

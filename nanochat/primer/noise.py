@@ -67,6 +67,23 @@ def doubled_letter(rng: Random, text: str, exact: Collection[str]) -> str:
     return _misspell(rng, text, exact, double)
 
 
+# None of them is its neighbor on the keyboard, which is kept for tests.
+_CONFUSED_VOWELS = {"a": "eo", "e": "ai", "i": "ea", "o": "au", "u": "oa"}
+
+
+def confused_vowel(rng: Random, text: str, exact: Collection[str]) -> str:
+    """A vowel in place of another one: "whare"; its first letter stays."""
+
+    def confuse(word: str) -> str:
+        places = [i for i in range(1, len(word)) if word[i].lower() in _CONFUSED_VOWELS]
+        if not places:
+            return word
+        i = rng.choice(places)
+        return word[:i] + rng.choice(_CONFUSED_VOWELS[word[i].lower()]) + word[i + 1 :]
+
+    return _misspell(rng, text, exact, confuse)
+
+
 # The key to the right; at the end of a row, the one to the left.
 _NEIGHBORS = {
     key: neighbor
@@ -169,13 +186,14 @@ def repeated_marks(rng: Random, text: str, exact: Collection[str]) -> str:
 NOISE: dict[str, Operator] = {
     "lower case": lower_case, "capitals": capitals, "no marks": no_marks,
     "swapped letters": swapped_letters, "missing letter": missing_letter,
-    "doubled letter": doubled_letter, "fillers": fillers, "contractions": contractions,
+    "doubled letter": doubled_letter, "confused vowel": confused_vowel, "fillers": fillers,
+    "contractions": contractions,
 }  # fmt: skip
 UNSEEN_NOISE: dict[str, Operator] = {
     "neighboring key": neighboring_key, "unseen fillers": unseen_fillers,
     "repeated marks": repeated_marks,
 }  # fmt: skip
-_MISSPELLINGS = (swapped_letters, missing_letter, doubled_letter)
+_MISSPELLINGS = (swapped_letters, missing_letter, doubled_letter, confused_vowel)
 
 # Of the questions of training, set by trial (dev/LOG.md). None is in capitals: the tokenizer of
 # this world folds them (--fold_all_caps).

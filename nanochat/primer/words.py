@@ -266,7 +266,8 @@ def ordering_question(rng: Random, split: Split, unseen: bool = False) -> Questi
         i = rng.randrange(1, 100)
         step, side = (1, "after") if topic == "next" else (-1, "before")
         text, key, identity = core.format(x=i), str(i + step), str(i)
-        must_contain, answer = f"{key} comes {side}", f"{key} comes {side} {i}."
+        must_contain = f"{side} {i} comes {key}"
+        answer = f"{must_contain}."
     else:
         i = rng.randrange(25)  # z has no successor
         identity, key = world.LETTERS[i], world.LETTERS[i + 1]

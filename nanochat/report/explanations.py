@@ -33,6 +33,7 @@ EXPLANATIONS = {
     "swapped letters": "Two letters of a word are exchanged.",
     "missing letter": "A letter of a word is missing.",
     "doubled letter": "A letter is typed twice.",
+    "confused vowel": "A vowel is wrong.",
     "fillers": "Greetings or courtesies around the question.",
     "contractions": "What's, u, pls.",
     "neighboring key": "A wrong key; never in training.",
