@@ -110,8 +110,8 @@ case "$NANOCHAT_TIER" in
         CORE_OPTIONS=()
         MID_OPTIONS=(--total_batch_size=2048 --num_conversations=10000 --warmdown_share=0.3
             "${RATES[@]}" --eval_every=0 --save_every=100)
-        SFT_OPTIONS=(--rows_per_step=32 --device_batch_size=16 --num_conversations=64000 --init_lr=1.0
-            "${RATES[@]}" --eval_every=0 --save_every=200)
+        SFT_OPTIONS=(--rows_per_step=64 --device_batch_size=16 --num_conversations=72000 --init_lr=1.0
+            "${RATES[@]}" --eval_every=0 --save_every=100)
         RL_OPTIONS=(--family=long_problems --num_iterations=60 --prompts_per_step=16 --num_samples=8
             --max_new_tokens=64 --device_batch_size=64 --init_lr=0.1 "${RATES[@]}" --eval_every=30
             --save_every=20)

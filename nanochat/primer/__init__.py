@@ -70,7 +70,7 @@ SHARES: dict[Stage, dict[str, float]] = {
     },
     "sft": {
         "facts": 8, "relations": 15, "unknown": 12, "reading": 16, "arithmetic": 10,
-        "word_problems": 2.5, "long_problems": 1.5, "repeat": 8, "lists": 2, "spelling": 23,
+        "word_problems": 2.5, "long_problems": 1.25, "repeat": 8, "lists": 2, "spelling": 23,
         "calendar": 4, "ordering": 13, "choice": 3, "talk": 2.5, "memory": 8,
     },
     "rl": {"long_problems": 1},  # needs an expression of its own making, which a reward can judge

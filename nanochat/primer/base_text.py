@@ -17,7 +17,13 @@ from nanochat.primer.reading import reading_question, reading_series, story
 from nanochat.primer.relations import relation_question, reversed_fact
 from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
-from nanochat.primer.words import WORDS, calendar_question, ordering_question, spelling_question
+from nanochat.primer.words import (
+    WORDS,
+    calendar_question,
+    compared,
+    ordering_question,
+    spelling_question,
+)
 from nanochat.primer.world import a, capitalized, columns, plural
 
 NOISY_SHARE = 0.5  # of the questions in base text
@@ -268,11 +274,9 @@ def _counting(rng: Random, split: Split) -> str:
         lines.append(f"Of {x} and {y}, {max(x, y)} is more.")
         lines.append(f"{capitalized(in_words(x))} is {x}.")
     for _ in range(2):
-        i, j = rng.sample(range(len(world.ANIMALS)), 2)
-        of_both = f"Of {a(world.ANIMALS[i].name)} and {a(world.ANIMALS[j].name)}, the"
-        smaller, bigger = world.ANIMALS[min(i, j)], world.ANIMALS[max(i, j)]  # sorted by size
-        is_so = (f"{bigger.name} is bigger", f"{smaller.name} is smaller")
-        lines.append(f"{of_both} {rng.choice(is_so)}.")
+        first, second = rng.sample(world.ANIMALS, 2)
+        said, _, smaller = compared(first.name, second.name)
+        lines.append(f"{said}{rng.choice(('', f' and the {smaller} is smaller'))}.")
     rng.shuffle(lines)
     return " ".join(lines)
 

@@ -293,12 +293,22 @@ def _extreme(rng: Random) -> Question:
     )  # fmt: skip
 
 
+def compared(x: str, y: str) -> tuple[str, str, str]:
+    """A sentence without its full stop on which of two animals is bigger; the bigger, the smaller.
+
+    Both are said before one of them, and always the bigger one: which is asked for would make two
+    decisions of a single word.
+    """
+    sizes = [animal.name for animal in world.ANIMALS]  # sorted by size
+    smaller, bigger = sorted((x, y), key=sizes.index)
+    return f"Of {a(x)} and {a(y)}, the {bigger} is bigger", bigger, smaller
+
+
 def _sizes(rng: Random, split: Split, topic: str, unseen: bool) -> Question:
-    """Which of two animals is bigger; both are said in the order of the question, then the one."""
-    i, j = rng.sample(range(len(world.ANIMALS)), 2)
-    x, y = world.ANIMALS[i].name, world.ANIMALS[j].name
-    first_is_key = (i > j) == (topic == "bigger")  # world.ANIMALS is sorted by size
-    key = x if first_is_key else y
+    """Which of two animals is bigger or smaller."""
+    x, y = (animal.name for animal in rng.sample(world.ANIMALS, 2))
+    said, bigger, smaller = compared(x, y)
+    key = bigger if topic == "bigger" else smaller
     is_yes_no = not unseen and rng.random() < 0.25
     core = (
         f"is {{x}} {topic} than {{y}}"
@@ -306,13 +316,12 @@ def _sizes(rng: Random, split: Split, topic: str, unseen: bool) -> Question:
         else ORDER[topic].pick(rng, split, unseen=unseen)
     )
     must_contain = f"{key} is {topic}"
-    answer = f"of {a(x)} and {a(y)}, the {must_contain}."
+    answer = said if topic == "bigger" else f"{said} and the {smaller} is smaller"
     if is_yes_no:
-        must_contain = f"so {'yes' if first_is_key else 'no'}"
-        answer = f"{answer.removesuffix('.')}, {must_contain}."
+        must_contain = f"so {'yes' if key == x else 'no'}"
+        answer = f"{answer}, {must_contain}"
     article = (lambda noun: f"the {noun}") if rng.random() < 0.2 else a
     return Question(
-        text=as_typed(rng, core.format(x=article(x), y=article(y))), answer=capitalized(answer),
-        key=key,
+        text=as_typed(rng, core.format(x=article(x), y=article(y))), answer=f"{answer}.", key=key,
         must_contain=must_contain, identity=f"order|{core}|{x}|{y}", unseen_wording=unseen,
     )  # fmt: skip
