@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from nanochat import calculator, primer
-from nanochat.primer import FAMILIES, PROBES, base_text, drills, noise, phrasing, unknown, world
+from nanochat.primer import (
+    FAMILIES,
+    PROBES,
+    base_text,
+    drills,
+    names,
+    noise,
+    phrasing,
+    unknown,
+    world,
+)
 from nanochat.primer.facts import FACTS, PARAPHRASES
 from nanochat.primer.names import is_in
 from nanochat.primer.numbers import in_words
@@ -78,8 +88,8 @@ def test_the_world_has_hundreds_of_things_people_and_places_with_unique_names() 
     people = [person.name for person in world.PEOPLE] + list(world.GIRLS) + list(world.BOYS)
     things = [t.name for t in world.THINGS] + list(world.ITEMS)
     animals = [animal.name for animal in world.ANIMALS]
-    for names in (places, people, things, animals):
-        assert len(set(names)) == len(names)
+    for rows in (places, people, things, animals):
+        assert len(set(rows)) == len(rows)
     assert len(places) + len(people) + len(things) + len(animals) > 300
     assert len(FACTS) > 700
 
@@ -270,7 +280,9 @@ def test_unseen_phrasings_are_disjoint_from_those_of_training() -> None:
 
 
 def test_names_of_the_probe_never_occur_in_training() -> None:
-    trained = {word for text in training_texts(1000) for word in re.findall(r"[a-z]{5,}", text)}
+    trained = {word for text in training_texts(1000) for word in re.findall(r"[a-z]+", text)}
+    lists = (*names.COMMON_WORDS, *names.FIRST_NAMES)
+    assert not [word for word in lists if is_in("test", word) and word.lower() in trained]
     probes = [primer.conversation(3, i, "test", "unseen names") for i in range(200)]
     words = {word for talk in probes for word in re.findall(r"[A-Z][a-z]{4,}", str(talk))}
     held_out = {word.lower() for word in words if not is_in("train", word)}

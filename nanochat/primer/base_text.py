@@ -18,7 +18,6 @@ from nanochat.primer.relations import relation_question, reversed_fact
 from nanochat.primer.talk import choice_series
 from nanochat.primer.unknown import unknown_question
 from nanochat.primer.words import (
-    WORDS,
     calendar_question,
     compared,
     ordering_question,
@@ -242,7 +241,7 @@ def _days_and_months(rng: Random, split: Split) -> str:
 def _words(rng: Random, split: Split) -> list[str]:
     """Words of the world, of other lists and of none, to be spelled."""
     makers: tuple[Callable[[], str], ...] = (
-        lambda: rng.choice(WORDS), lambda: rng.choice(WORDS), lambda: open_word(rng, split),
+        *[lambda: rng.choice(world.WORDS)] * 2, lambda: open_word(rng, split),
         lambda: open_name(rng, split)[0].lower(),
     )  # fmt: skip
     return [rng.choice(makers)() for _ in range(rng.randint(3, 6))]

@@ -10,13 +10,12 @@ from random import Random
 from nanochat.primer import world
 from nanochat.primer.names import open_name, open_word
 from nanochat.primer.question import Passage, Question, Split, draw_series
-from nanochat.primer.words import WORDS
 
 # Words that are in no list of the world are most of what is repeated: they are copied by letters.
 _RANDOM_ITEMS: tuple[Callable[[Random, Split], str], ...] = (
     lambda rng, split: str(rng.randint(0, 9999)),
     lambda rng, split: str(rng.randint(0, 99)),
-    lambda rng, split: rng.choice(WORDS),
+    lambda rng, split: rng.choice(world.WORDS),
     lambda rng, split: "-".join(rng.choices(world.LETTERS, k=rng.randint(2, 3))),
     lambda rng, split: rng.choice(world.PEOPLE).name,
     lambda rng, split: rng.choice(world.SPOTS),
@@ -65,7 +64,7 @@ def repeat_question(rng: Random, split: Split, unseen: bool = False) -> Question
 
 _COLUMNS = (
     *[world.COLOURS] * 3,  # of eight: colours are the values of most multiple-choice questions
-    WORDS,
+    world.WORDS,
     tuple(person.name for person in world.PEOPLE),
     tuple(dict.fromkeys(person.dish for person in world.PEOPLE)),
     tuple(animal.name for animal in world.ANIMALS),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from nanochat.primer.question import Split, split_of
-from nanochat.primer.world import BOYS, GIRLS, PEOPLE, TOWNS, words
+from nanochat.primer.world import BOYS, GIRLS, PEOPLE, TOWNS, WORDS, words
 
 _SHE = words("""
     Aisha Alice Amara Amy Ana Angela Anya Aria Ava Beth Camila Chloe Dana Diana Elena Elif Elsa
@@ -27,6 +27,7 @@ _HE = words("""
     Rafael Ravi Rex Ricardo Rohan Ryan Samir Sean Sergei Steve Tariq Ted Theodor Thomas Tim Tony
     Umar Victor Vikram Wei William Xavier Yusuf Zed
 """)  # fmt: skip
+FIRST_NAMES = (*_SHE, *_HE)
 
 # Ordinary words that are no values of the world: things in stories, words to spell, topics that it
 # does not know.
@@ -70,6 +71,11 @@ _OTHER_WORDS = words("""
     wild winter wisdom wish woman wonder word work world write wrong yellow yesterday young zebra
     zero zone
 """)  # fmt: skip
+# Of these words, those that the texts of the world use anyway, so that they cannot be held out.
+_IN_TEXTS = words("""
+    answer baby birthday box doctor east hand kitchen learn mother mountain night often paper robot
+    secret small square team thousand tomorrow tower
+""")
 # Things that are counted in word problems, beside those of the world.
 COUNTED = words("""
     cookie pen toy sticker card egg banana orange book coin balloon flower pencil cake car block
@@ -92,10 +98,11 @@ def invented_word(rng: Random) -> str:
     return start + rng.choice(_CODAS)
 
 
-def _blend(rng: Random, parts: Sequence[str]) -> str:
+def _blend(rng: Random) -> str:
     """The start of one word and the end of another, such as "kitbow"."""
-    first, second = rng.sample(parts, 2)
-    return first[: rng.randint(1, len(first) - 1)] + second[rng.randint(1, len(second) - 1) :]
+    first, second = rng.sample(_TO_BLEND, 2)
+    start, end = first[: rng.randint(1, len(first) - 1)], second[rng.randint(1, len(second) - 1) :]
+    return start.lower() + end
 
 
 def invented_name(rng: Random) -> str:
@@ -108,7 +115,8 @@ def invented_name(rng: Random) -> str:
 
 def is_in(split: Split, word: str) -> bool:
     """Whether a name or word may occur in a split: one in ten is held out."""
-    return split_of(f"word|{word}") == split
+    is_known = word.lower() in _IN_TEXTS
+    return ("train" if is_known else split_of(f"word|{word}")) == split
 
 
 def is_open_name(word: str) -> bool:
@@ -123,7 +131,7 @@ def open_name(rng: Random, split: Split) -> tuple[str, str]:
         if kind < 0.5:
             name = rng.choice(_SHE if is_girl else _HE)
         elif kind < 0.75 and split == "train":
-            name = _blend(rng, _TRAINING_NAMES)
+            name = _blend(rng).capitalize()
         else:
             name = invented_name(rng)
         if is_in(split, name):
@@ -155,7 +163,7 @@ def _open(rng: Random, split: Split, common: Sequence[str], share: float) -> str
         if rng.random() < share:
             word = rng.choice(common)
         elif rng.random() < 0.35 and split == "train":
-            word = _blend(rng, _TRAINING_WORDS)
+            word = _blend(rng)
         else:
             word = invented_word(rng)
         if is_in(split, word):
@@ -173,7 +181,6 @@ def two_people(rng: Random, split: Split) -> tuple[tuple[str, str, str], tuple[s
 
 # Parts of English words, in places where only their letters tell what they are: without them a held
 # out "Jason" is copied as "J season" because no other word of training ends in "ason".
-_TRAINING_NAMES = tuple(name for name in (*_SHE, *_HE) if is_in("train", name))
-_TRAINING_WORDS = tuple(word for word in COMMON_WORDS if is_in("train", word))
+_TO_BLEND = tuple(word for word in (*FIRST_NAMES, *COMMON_WORDS) if is_in("train", word)) + WORDS
 _NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(p.name for p in PEOPLE), *(t.name for t in TOWNS)}
 _POSSESSIVE = {"he": "his", "she": "her"}

@@ -7,15 +7,6 @@ from nanochat.primer.phrasing import Paraphrases, as_typed
 from nanochat.primer.question import Question, Split
 from nanochat.primer.world import a, capitalized
 
-_TERMS = {
-    *(word for animal in world.ANIMALS for word in (animal.name, animal.food)),
-    *(word for person in world.PEOPLE for word in (person.job, person.dish)),
-    *(thing.name for thing in world.THINGS),
-    *(name.lower() for name in (*world.DAYS, *world.MONTHS)),
-} | {*world.ITEMS, *world.COLOURS, *world.SEASONS, *world.WEATHERS}
-# Words of the world that can be spelled, in lower case; sorted, since sets have no stable order.
-WORDS = tuple(sorted(term for term in _TERMS if " " not in term))
-
 _NAMES = tuple(row.name.lower() for rows in (world.PEOPLE, world.TOWNS) for row in rows)
 
 SPELLING = Paraphrases.table("""
@@ -41,7 +32,7 @@ def _spelled_word(rng: Random, split: Split) -> str:
     """A word or a name in lower case, most of them of no list of the world."""
     kind = rng.random()
     if kind < 0.3:
-        return rng.choice(WORDS)
+        return rng.choice(world.WORDS)
     if kind < 0.4:
         return rng.choice(_NAMES)
     if kind < 0.55:
@@ -49,8 +40,9 @@ def _spelled_word(rng: Random, split: Split) -> str:
     return names.open_word(rng, split)
 
 
-def _shown(rng: Random, word: str) -> str:
-    return capitalized(word) if rng.random() < 0.1 else word
+def _shown(rng: Random, word: str, split: Split) -> str:
+    # More often in training: each name of the world is a token, spelled only in small letters.
+    return capitalized(word) if rng.random() < (0.1 if split == "test" else 0.25) else word
 
 
 def spelling_question(rng: Random, split: Split, unseen: bool = False) -> Question:
@@ -67,7 +59,7 @@ def _spell(rng: Random, split: Split, unseen: bool) -> Question:
         )
     letters = "-".join(word)  # the hyphens keep each letter a token of its own
     return Question(
-        text=as_typed(rng, core.format(w=_shown(rng, word))),
+        text=as_typed(rng, core.format(w=_shown(rng, word, split))),
         answer=f"The word {word} is spelled {letters}.",
         key=letters,
         identity=f"spell|{word}|{core}",
@@ -82,7 +74,7 @@ def _count(rng: Random, split: Split, unseen: bool) -> Question:
     core = SPELLING["count"].pick(rng, split, unseen=unseen)
     number = word.count(letter)
     return Question(
-        text=as_typed(rng, core.format(l=letter, w=_shown(rng, word))),
+        text=as_typed(rng, core.format(l=letter, w=_shown(rng, word, split))),
         answer=f"The letter {letter} occurs {number} time{'s' * (number != 1)} in {word}.",
         key=str(number),
         identity=f"count|{word}|{letter}|{core}",

@@ -325,3 +325,13 @@ def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeou":
         return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("sh", "ch", "x", "s")) else f"{noun}s"
+
+
+_TERMS = {
+    *(word for animal in ANIMALS for word in (animal.name, animal.food)),
+    *(word for person in PEOPLE for word in (person.job, person.dish)),
+    *(thing.name for thing in THINGS),
+    *(name.lower() for name in (*DAYS, *MONTHS)),
+} | {*ITEMS, *COLOURS, *SEASONS, *WEATHERS}
+# Words of the world that can be spelled, in lower case; sorted, since sets have no stable order.
+WORDS = tuple(sorted(term for term in _TERMS if " " not in term))
