@@ -322,6 +322,8 @@ def test_misspelling_changes_one_word_by_one_letter() -> None:
     assert noise.missing_letter(rng, "seal", ()) in ("sal", "sel", "sea")
     assert noise.doubled_letter(rng, "seal", ()) in ("sseal", "seeal", "seaal", "seall")
     assert noise.confused_vowel(rng, "seal", ()) in ("saal", "sial", "seel", "seol")
+    keys = noise._NEIGHBORS
+    assert not [vowel for vowel, others in noise._CONFUSED_VOWELS.items() if keys[vowel] in others]
     assert noise.swapped_letters(rng, "cat 12", ()) == "cat 12"  # too short to be recognized
 
 

@@ -101,8 +101,8 @@ def invented_word(rng: Random) -> str:
 def _blend(rng: Random) -> str:
     """The start of one word and the end of another, such as "kitbow"."""
     first, second = rng.sample(_TO_BLEND, 2)
-    start, end = first[: rng.randint(1, len(first) - 1)], second[rng.randint(1, len(second) - 1) :]
-    return start.lower() + end
+    start = first[: rng.randint(1, len(first) - 1)].lower()
+    return start + second[rng.randint(1, len(second) - 1) :]
 
 
 def invented_name(rng: Random) -> str:
@@ -114,9 +114,8 @@ def invented_name(rng: Random) -> str:
 
 
 def is_in(split: Split, word: str) -> bool:
-    """Whether a name or word may occur in a split: one in ten is held out."""
-    is_known = word.lower() in _IN_TEXTS
-    return ("train" if is_known else split_of(f"word|{word}")) == split
+    """Whether a name or word may occur in a split: one in ten of those in no text is held out."""
+    return split == ("train" if word.lower() in _IN_TEXTS else split_of(f"word|{word}"))
 
 
 def is_open_name(word: str) -> bool:

@@ -286,10 +286,10 @@ def _extreme(rng: Random) -> Question:
 
 
 def compared(x: str, y: str) -> tuple[str, str, str]:
-    """A sentence without its full stop on which of two animals is bigger; the bigger, the smaller.
+    """A sentence on which of two animals is bigger, without its full stop; the bigger, the smaller.
 
-    Both are said before one of them, and always the bigger one: which is asked for would make two
-    decisions of a single word.
+    It says both before one of them, and always the bigger one. If it said the one that is asked
+    for, bigger or smaller, a single word would take two decisions.
     """
     sizes = [animal.name for animal in world.ANIMALS]  # sorted by size
     smaller, bigger = sorted((x, y), key=sizes.index)
