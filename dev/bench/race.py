@@ -211,7 +211,7 @@ def plot(curves: dict[str, list[Curve]], path: Path, clock: str) -> None:
     axes.set_xlabel(f"{'processor' if clock == 'cpu' else 'wall-clock'} seconds of training")
     axes.set_ylabel("validation bits per byte")
     axes.grid(alpha=0.3)
-    axes.legend(title=f"mean of {len(next(iter(curves.values())))} seeds at the end")
+    axes.legend(title=f"at the end, seeds: {len(next(iter(curves.values())))}")
     figure.savefig(path, dpi=120)
 
 

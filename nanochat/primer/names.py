@@ -114,7 +114,7 @@ def invented_name(rng: Random) -> str:
 
 
 def is_in(split: Split, word: str) -> bool:
-    """Whether a name or word may occur in a split: one in ten of those in no text is held out."""
+    """Whether a word may occur in a split: of those that no text uses, one in ten is held out."""
     return split == ("train" if word.lower() in _IN_TEXTS else split_of(f"word|{word}"))
 
 
@@ -152,7 +152,7 @@ def open_word(rng: Random, split: Split) -> str:
 
 def open_thing(rng: Random, split: Split) -> str:
     """A thing of a story that is not one of the world's."""
-    # With fewer of no list, "robots" of a story become "robins": things are known, not copied.
+    # With fewer that are in no list, the list is memorized: "robots" of a story become "robins".
     return _open(rng, split, THINGS_AROUND, 0.9 if split == "test" else 0.6)
 
 
@@ -178,8 +178,8 @@ def two_people(rng: Random, split: Split) -> tuple[tuple[str, str, str], tuple[s
     return (name, she, _POSSESSIVE[she]), (friend, he, _POSSESSIVE[he])
 
 
-# Parts of English words, in places where only their letters tell what they are: without them a held
-# out "Jason" is copied as "J season" because no other word of training ends in "ason".
+# Blends have parts of English words in new places, where they can only be copied: without them a
+# held-out "Jason" becomes "J season", because no other word of training ends in "ason".
 _TO_BLEND = tuple(word for word in (*FIRST_NAMES, *COMMON_WORDS) if is_in("train", word)) + WORDS
 _NAMES_OF_THE_WORLD = {*BOYS, *GIRLS, *(p.name for p in PEOPLE), *(t.name for t in TOWNS)}
 _POSSESSIVE = {"he": "his", "she": "her"}

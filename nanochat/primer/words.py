@@ -41,7 +41,7 @@ def _spelled_word(rng: Random, split: Split) -> str:
 
 
 def _shown(rng: Random, word: str, split: Split) -> str:
-    # More often in training: each name of the world is a token, spelled only in small letters.
+    # More often in training: names of the world are tokens, and the answers are in lower case.
     return capitalized(word) if rng.random() < (0.1 if split == "test" else 0.25) else word
 
 
